@@ -1,0 +1,288 @@
+"""Configuration: one typed model a stage, profiles in `configs/*.yaml`, overrides as `a.b=c`.
+
+A profile is a YAML file with the sections below; what it leaves out has the default given here. `load` returns the
+whole configuration; each stage takes only the sections that it reads, so that a cached stage is run again only when
+something it depends on has changed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rest_core.errors import UserError, nearest
+
+T = TypeVar("T", bound=BaseModel)
+
+EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
+EMBEDDED_DATA = "embedded:bfcl-executable"
+
+
+class Section(BaseModel):
+    """A section of the configuration: unknown keys are refused, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    source: str = Field(EMBEDDED_MODEL, description="embedded:NAME, a hub id, a folder, or an s3:// URI")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="compute type; master weights are always float32")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the checkpoint")
+    init: Literal["pretrained", "random"] = Field("pretrained", description="'random' keeps the architecture and draws new weights (tests)")
+
+
+class DataSource(Section):
+    location: str = Field(description="embedded:NAME, a hub id, a path, a glob, or an s3:// URI")
+    format: Literal["auto", "toolrl-sft", "toolrl-rl", "toolace", "xlam", "jsonl", "bfcl-executable"] = Field(
+        "auto", description="the reader; 'auto' looks at the file"
+    )
+    use: tuple[Literal["sft", "rl"], ...] = Field(("sft", "rl"), description="which stages train on it")
+    limit: int | None = Field(None, ge=1, description="take at most this many records")
+
+
+class DataConfig(Section):
+    sources: tuple[DataSource, ...] = Field((DataSource(location=EMBEDDED_DATA),), min_length=1)
+    prompt_style: Literal["toolrl", "compact"] = Field(
+        "toolrl", description="format instructions for sources that bring none of their own, and for BFCL"
+    )
+    on_invalid: Literal["drop", "stop"] = Field("drop", description="what happens to a record that does not validate")
+    near_duplicate_threshold: float = Field(0.9, gt=0, le=1, description="Jaccard similarity from which two records count as one; 1 = exact only")
+    overlap_threshold: float = Field(0.9, gt=0, le=1, description="the same, against the evaluation questions")
+    max_prompt_tokens: int = Field(2048, ge=16)
+    max_response_tokens: int = Field(2048, ge=8, description="limit for the reference response")
+    validation_fraction: float = Field(0.05, ge=0, lt=1)
+    seed: int = 0
+
+
+class LoraConfig(Section):
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class SftConfig(Section):
+    enabled: bool = Field(True, description="false = cold start: the model goes to RL as it is")
+    epochs: float = Field(2.0, gt=0)
+    max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")
+    batch_size: int = Field(8, ge=1, description="samples an optimizer step and process")
+    micro_batch_size: int = Field(4, ge=1, description="samples a forward pass")
+    learning_rate: float = Field(1e-5, gt=0)
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    lora: LoraConfig | None = None
+    seed: int = 0
+
+
+class PaperWeights(Section):
+    """Scheme `paper`. The bounds and slopes are not published: these are ours (docs/method.md says how chosen)."""
+
+    scheme: Literal["paper"] = "paper"
+    w_min: float = Field(1.0, gt=0)
+    w_max: float = Field(4.0, gt=0)
+    alpha_format: float = Field(2.0, ge=0, description="how much FORMAT loses over the whole training")
+    alpha_arguments: float = Field(1.0, ge=0, description="how much ARGUMENTS gains")
+    alpha_think: float = Field(1.0, ge=0, description="how much THINK gains")
+    floor: float = Field(0.5, gt=0, description="weight of RESPONSE and OTHER, above 0 so that malformed output is trained")
+    curriculum: bool = Field(True, description="false = entropy weights only")
+
+
+class OfficialWeights(Section):
+    scheme: Literal["official"] = "official"
+
+
+class UniformWeights(Section):
+    scheme: Literal["uniform"] = "uniform"
+
+
+class MaskOnlyWeights(Section):
+    scheme: Literal["mask_only"] = "mask_only"
+
+
+class NameBoostWeights(Section):
+    scheme: Literal["name_boost"] = "name_boost"
+    boost: float = Field(2.0, gt=0)
+
+
+class HighEntropyWeights(Section):
+    scheme: Literal["high_entropy"] = "high_entropy"
+    top_share: float = Field(0.2, gt=0, le=1)
+
+
+class FrequencyWeights(Section):
+    scheme: Literal["frequency"] = "frequency"
+    w_min: float = Field(0.5, gt=0)
+    w_max: float = Field(4.0, gt=0)
+
+
+WeightsConfig = (
+    PaperWeights | OfficialWeights | UniformWeights | MaskOnlyWeights | NameBoostWeights | HighEntropyWeights | FrequencyWeights
+)
+
+
+class LossConfig(Section):
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0)
+    dual_clip: float | None = Field(3.0, gt=1, description="lower bound c for negative advantages; null = off")
+    aggregation: Literal["sequence_mean", "token_mean"] = Field(
+        "sequence_mean", description="sequence_mean = the paper's objective; token_mean = the authors' code"
+    )
+    kl_coefficient: float = Field(0.0, ge=0, description="penalty towards the reference policy (k3 estimator)")
+    entropy_coefficient: float = Field(0.0, ge=0)
+
+
+class RlConfig(Section):
+    enabled: bool = True
+    steps: int = Field(105, ge=1, description="rollout rounds")
+    prompts_per_step: int = Field(512, ge=1)
+    group_size: int = Field(4, ge=2, description="responses a prompt (G)")
+    mini_batch_prompts: int | None = Field(None, ge=1, description="prompts an optimizer update; null = one update a rollout")
+    micro_batch_tokens: int = Field(16384, ge=64, description="padded tokens a forward pass and process")
+    rollout_batch_tokens: int = Field(65536, ge=64, description="padded tokens that are generated together")
+    max_response_tokens: int = Field(2048, ge=8)
+    temperature: float = Field(1.0, gt=0, description="sampling temperature; the loss is exact at 1.0 only, others are refused")
+    learning_rate: float = Field(1e-6, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    reward: Literal["toolrl", "rest", "strict"] = "rest"
+    advantage_std: bool = Field(True, description="divide advantages by the group's standard deviation")
+    weights: WeightsConfig = Field(PaperWeights(), discriminator="scheme")
+    entropy_momentum: float = Field(0.9, ge=0, lt=1, description="decay of the running per-region entropies")
+    loss: LossConfig = LossConfig()
+    lora: LoraConfig | None = None
+    gradient_checkpointing: bool = False
+    max_loss: float = Field(1e4, gt=0, description="a larger absolute loss stops the training")
+    checkpoint_every: int = Field(10, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    table_every: int = Field(10, ge=1, description="steps between tables of completions")
+    reward_probe_prompts: int = Field(32, ge=0, description="training prompts on which reward is measured before and after; 0 = off")
+    seed: int = 0
+
+
+class GenerationConfig(Section):
+    max_response_tokens: int = Field(1024, ge=8)
+    max_prompt_tokens: int = Field(8192, ge=16, description="a longer prompt is counted as failed, not cut")
+    batch_tokens: int = Field(65536, ge=64, description="padded tokens that are generated together")
+
+
+class BfclConfig(Section):
+    enabled: bool = True
+    categories: tuple[str, ...] = Field(("non_live", "live"), description="categories, or the groups non_live and live")
+    limit_per_category: int | None = Field(None, ge=1, description="a seeded subset; the summary names it")
+    generation: GenerationConfig = GenerationConfig()
+    seed: int = 0
+
+
+class ApiBankConfig(Section):
+    enabled: bool = True
+    location: str | None = Field(None, description="folder or s3:// URI of ToolRL's processed files; null = download once")
+    limit_per_level: int | None = Field(None, ge=1)
+    generation: GenerationConfig = GenerationConfig()
+    seed: int = 0
+
+
+class RegistryConfig(Section):
+    enabled: bool = True
+    name: str = Field("rest-tool-use", description="name of the registered model")
+    metric: str = Field("bfcl/overall", description="the metric that promotion compares")
+    destination: str | None = Field(None, description="folder or s3:// URI for the checkpoint; null = the run's artifacts")
+
+
+class TrackingConfig(Section):
+    uri: str | None = Field(None, description="MLflow server; null = MLFLOW_TRACKING_URI, else SQLite in mlruns/")
+    experiment: str = "rest"
+
+
+class Config(Section):
+    profile: str = "quickstart"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    sft: SftConfig = SftConfig()
+    rl: RlConfig = RlConfig()
+    bfcl: BfclConfig = BfclConfig()
+    api_bank: ApiBankConfig = ApiBankConfig()
+    registry: RegistryConfig = RegistryConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+def profile_folder() -> Path:
+    """Where the profiles lie: inside the package when installed, beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+
+
+def profiles() -> list[str]:
+    """Names of the profiles that come with the project."""
+    return sorted(path.stem for path in profile_folder().glob("*.yaml"))
+
+
+def load(profile: str, overrides: tuple[str, ...] = ()) -> Config:
+    """The configuration of a profile (a name, or the path of a YAML file) with `a.b=value` overrides applied.
+
+    Values of overrides are read as YAML: `rl.steps=5`, `rl.lora={r: 8}`, `sft.enabled=false`.
+    """
+    path = Path(profile) if profile.endswith((".yaml", ".yml")) else profile_folder() / f"{profile}.yaml"
+    if not path.is_file():
+        raise UserError(f"unknown profile {profile!r}{nearest(profile, profiles())} (known: {', '.join(profiles())})")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a profile is a mapping of sections, not {type(values).__name__}")
+    values["profile"] = path.stem
+    for override in overrides:
+        _apply(values, override)
+    return validate(Config, values, where=f"profile {path.stem}")
+
+
+def validate(model: type[T], values: Any, where: str) -> T:
+    """`values` as a `model`; a wrong key or value is a `UserError` that names it and the nearest known key."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{where}: unknown key {name!r}{nearest(str(first['loc'][-1]), _known_keys(model, first['loc'][:-1]))}") from None
+        raise UserError(f"{where}: {name or 'configuration'}: {first['msg'].lower()} (got {first['input']!r:.80})") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise UserError(f"--set {override!r}: write it as section.key=value")
+    *sections, last = name.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {override!r}: {section!r} has no keys below it")
+        values = inner
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override!r}: the value is not valid YAML") from None
+
+
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Keys of the section that a validation error's location points into; tagged unions add their tag to it."""
+    models: list[type[BaseModel]] = [model]
+    for part in location:
+        below: list[type[BaseModel]] = []
+        for candidate in models:
+            field = candidate.model_fields.get(str(part))
+            if field is not None:
+                below += _models_in(field.annotation)
+        models = below or models
+    return [key for candidate in models for key in candidate.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]

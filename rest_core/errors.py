@@ -1,0 +1,22 @@
+"""Errors that a user can cause and can mend.
+
+A `UserError` is told in one line (what was wrong, where, what to do) and ends the process with
+exit code 2. Everything else is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """Something in the input, the configuration or the surroundings that the user can mend."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint that names the known word closest to `word`: `; did you mean 'x'?`, or the empty string."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""

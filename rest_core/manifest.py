@@ -1,0 +1,87 @@
+"""`manifest.json`: what made a folder, so that lineage is read and not guessed.
+
+Every folder that travels between stages carries one: the stage, its configuration, the hashes of its inputs and
+files, the git commit, the versions of the packages that matter, and counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from rest_core.errors import UserError
+
+FILE_NAME = "manifest.json"
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "kfp", "mlflow", "bfcl-eval")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_folder(folder: Path) -> str:
+    """Hex SHA-256 over the sorted relative paths and file hashes below `folder`, the manifest itself left out."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs: REST_GIT_COMMIT (an image's build argument), else git's own word."""
+    if baked := os.environ.get("REST_GIT_COMMIT"):
+        return baked
+    top = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        ["git", "-C", str(top), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide a result, those that are installed."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def write(folder: Path, *, stage: str, config: dict[str, Any], inputs: dict[str, Any], counts: dict[str, Any]) -> dict[str, Any]:
+    """Hash the files of `folder` and write its manifest last and atomically; returns the manifest."""
+    manifest = {
+        "stage": stage,
+        "config": config,
+        "inputs": inputs,
+        "counts": counts,
+        "sha256": sha256_folder(folder),
+        "git_commit": git_commit(),
+        "packages": package_versions(),
+    }
+    aside = folder / (FILE_NAME + ".tmp")
+    aside.write_text(json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    aside.replace(folder / FILE_NAME)
+    return manifest
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder that a stage made."""
+    path = folder / FILE_NAME
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no {FILE_NAME}; give a folder that a stage of this pipeline made") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); run the stage that made the folder again") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: not a JSON object; run the stage that made the folder again")
+    return loaded
