@@ -32,6 +32,9 @@ class ModelConfig(Section):
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="compute type; master weights are always float32")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the checkpoint")
+    prompt_style: Literal["toolrl", "compact"] = Field(
+        "toolrl", description="format instructions for data that brings none of its own, and for BFCL"
+    )
     init: Literal["pretrained", "random"] = Field("pretrained", description="'random' keeps the architecture and draws new weights (tests)")
 
 
@@ -46,9 +49,6 @@ class DataSource(Section):
 
 class DataConfig(Section):
     sources: tuple[DataSource, ...] = Field((DataSource(location=EMBEDDED_DATA),), min_length=1)
-    prompt_style: Literal["toolrl", "compact"] = Field(
-        "toolrl", description="format instructions for sources that bring none of their own, and for BFCL"
-    )
     on_invalid: Literal["drop", "stop"] = Field("drop", description="what happens to a record that does not validate")
     near_duplicate_threshold: float = Field(0.9, gt=0, le=1, description="Jaccard similarity from which two records count as one; 1 = exact only")
     overlap_threshold: float = Field(0.9, gt=0, le=1, description="the same, against the evaluation questions")

@@ -1,0 +1,40 @@
+"""What every rollout engine offers: prompts in as ids, sampled ids with their log-probs out.
+
+An engine knows nothing of text, tags or rewards. The ids that it returns are the only truth: nothing downstream
+encodes text a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from rest_core.records import Rollout
+
+
+class Engine(Protocol):
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        samples: int = 1,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        batch_tokens: int = 65536,
+        generator: torch.Generator | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[list[Rollout]]:
+        """Sample `samples` responses to every prompt; the outer list has the order of `prompts`.
+
+        Args:
+            prompts: token ids, one sequence a prompt, none empty.
+            samples: responses a prompt (G).
+            max_new_tokens: length limit of a response, end-of-sequence token included.
+            temperature: 1.0 samples from the policy itself; 0.0 takes the most likely token.
+            batch_tokens: at most this many padded tokens (prompt + response) are in flight at once.
+            generator: source of all randomness; required when temperature > 0.
+            on_progress: called with the number of responses that have just been completed.
+        """
+        ...
