@@ -1,0 +1,125 @@
+"""Regions: which part of a response each sampled token belongs to.
+
+The weights of ResT go by region (paper, section on token-level reshaping; docs/method.md). Regions are found on the
+sampled ids: the ids' own bytes give the text, the one parser gives spans, and each token takes the region that covers
+most of its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rest_core.algorithm.token_bytes import token_bytes
+from rest_core.response import Kind, Response, parse
+
+
+class Region(IntEnum):
+    """The parts of a response, in the order in which ties between them are decided."""
+
+    NAME = 0  # the value of a call's "name", without quotes
+    ARGUMENTS = 1  # the JSON value of "parameters"/"arguments", braces included
+    FORMAT = 2  # the tags of closed blocks
+    THINK = 3  # inside a closed think block
+    RESPONSE = 4  # inside a closed response block
+    OTHER = 5  # JSON scaffolding, white space between blocks, end of sequence, anything malformed or unclosed
+
+
+_CONTENT = {Kind.THINK: Region.THINK, Kind.RESPONSE: Region.RESPONSE, Kind.TOOL_CALL: Region.OTHER}
+
+
+def decode_response(ids: Sequence[int], tokenizer: Any) -> str:
+    """The text that sampled ids spell, without the end-of-sequence token; what is no UTF-8 becomes U+FFFD."""
+    text, _ = token_bytes(tokenizer).text(ids)
+    return text.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
+
+
+def token_regions(ids: Sequence[int] | Tensor, tokenizer: Any) -> Tensor:
+    """Region of every sampled token.
+
+    Args:
+        ids: (T,) the sampled ids, end-of-sequence token included.
+        tokenizer: the tokenizer of the model that sampled them.
+
+    Returns:
+        (T,) int64 codes of `Region`.
+    """
+    return read_response(ids, tokenizer)[1]
+
+
+def read_response(ids: Sequence[int] | Tensor, tokenizer: Any) -> tuple[Response, Tensor]:
+    """The parsed response of sampled ids and its token regions (T,): one parse serves reward and weights."""
+    sampled = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    text, token_ends = token_bytes(tokenizer).text(sampled)
+    response = parse(text)
+    spans, codes = _region_spans(response)
+    bounds = np.asarray(spans, dtype=np.int64).reshape(-1)  # (2S,) characters, ascending
+    if not text.isascii():
+        bounds = _byte_offsets(text)[bounds]
+    return response, torch.from_numpy(_majority(bounds, codes, token_ends))
+
+
+def _region_spans(response: Response) -> tuple[list[tuple[int, int]], list[int]]:
+    """Disjoint character spans of every region but the OTHER between them, in ascending order, and their codes."""
+    spans: list[tuple[int, int]] = []
+    codes: list[int] = []
+
+    def add(start: int, end: int, region: Region) -> None:
+        if end > start:
+            spans.append((start, end))
+            codes.append(region)
+
+    calls = iter(response.call_spans)
+    call = next(calls, None)
+    for block in response.blocks:
+        add(block.open_tag.start, block.open_tag.end, Region.FORMAT)
+        if block.kind is Kind.TOOL_CALL:
+            while call is not None and call.whole.end <= block.content.end:
+                inside = [(call.name, Region.NAME), (call.arguments, Region.ARGUMENTS)]
+                for span, region in sorted(inside, key=lambda item: item[0].start):
+                    add(span.start, span.end, region)
+                call = next(calls, None)
+        else:
+            add(block.content.start, block.content.end, _CONTENT[block.kind])
+        add(block.close_tag.start, block.close_tag.end, Region.FORMAT)
+    return spans, codes
+
+
+def _byte_offsets(text: str) -> np.ndarray:
+    """Offset in bytes (UTF-8, surrogateescape) of every character, and the total: (len(text) + 1,)."""
+    points = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
+    widths = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    widths[(points >= 0xDC80) & (points <= 0xDCFF)] = 1  # one escaped byte each
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(widths)])
+
+
+def _majority(bounds: np.ndarray, codes: Sequence[int], token_ends: np.ndarray) -> np.ndarray:
+    """Region that covers most bytes of each token; ties go to the smaller code, tokens without bytes to OTHER.
+
+    Args:
+        bounds: (2S,) starts and ends of disjoint spans in bytes, ascending.
+        codes: (S,) region of each span; what no span covers is OTHER.
+        token_ends: (T,) end of each token in bytes; a token starts where the one before it ends.
+    """
+    count = len(token_ends)
+    token_starts = np.concatenate([np.zeros(1, dtype=np.int64), token_ends[:-1]]) if count else token_ends
+    covered = np.zeros((count, len(Region)), dtype=np.int64)  # (T, R) bytes
+    # Covered bytes before a position, region by region, are piecewise linear with knots at the region's spans.
+    for code in set(codes):
+        mine = np.flatnonzero(np.asarray(codes) == code)
+        starts, ends = bounds[2 * mine], bounds[2 * mine + 1]
+        knots = np.stack([starts, ends], axis=1).reshape(-1)
+        totals = np.cumsum(ends - starts)
+        heights = np.stack([totals - (ends - starts), totals], axis=1).reshape(-1)
+        covered[:, code] = np.interp(token_ends, knots, heights).astype(np.int64) - np.interp(
+            token_starts, knots, heights
+        ).astype(np.int64)
+    covered[:, Region.OTHER] = (token_ends - token_starts) - covered.sum(axis=1)
+    regions = covered.argmax(axis=1)  # the first of equals: the smaller code
+    regions[token_ends == token_starts] = Region.OTHER
+    return regions
