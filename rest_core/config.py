@@ -30,12 +30,16 @@ class Section(BaseModel):
 class ModelConfig(Section):
     source: str = Field(EMBEDDED_MODEL, description="embedded:NAME, a hub id, a folder, or an s3:// URI")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="compute type; master weights are always float32")
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="compute type; master weights are always float32"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the checkpoint")
     prompt_style: Literal["toolrl", "compact"] = Field(
         "toolrl", description="format instructions for data that brings none of its own, and for BFCL"
     )
-    init: Literal["pretrained", "random"] = Field("pretrained", description="'random' keeps the architecture and draws new weights (tests)")
+    init: Literal["pretrained", "random"] = Field(
+        "pretrained", description="'random' keeps the architecture and draws new weights (tests)"
+    )
 
 
 class DataSource(Section):
@@ -50,7 +54,9 @@ class DataSource(Section):
 class DataConfig(Section):
     sources: tuple[DataSource, ...] = Field((DataSource(location=EMBEDDED_DATA),), min_length=1)
     on_invalid: Literal["drop", "stop"] = Field("drop", description="what happens to a record that does not validate")
-    near_duplicate_threshold: float = Field(0.9, gt=0, le=1, description="Jaccard similarity from which two records count as one; 1 = exact only")
+    near_duplicate_threshold: float = Field(
+        0.9, gt=0, le=1, description="Jaccard similarity from which two records count as one; 1 = exact only"
+    )
     overlap_threshold: float = Field(0.9, gt=0, le=1, description="the same, against the evaluation questions")
     max_prompt_tokens: int = Field(2048, ge=16)
     max_response_tokens: int = Field(2048, ge=8, description="limit for the reference response")
@@ -87,7 +93,9 @@ class PaperWeights(Section):
     alpha_format: float = Field(2.0, ge=0, description="how much FORMAT loses over the whole training")
     alpha_arguments: float = Field(1.0, ge=0, description="how much ARGUMENTS gains")
     alpha_think: float = Field(1.0, ge=0, description="how much THINK gains")
-    floor: float = Field(0.5, gt=0, description="weight of RESPONSE and OTHER, above 0 so that malformed output is trained")
+    floor: float = Field(
+        0.5, gt=0, description="weight of RESPONSE and OTHER, above 0 so that malformed output is trained"
+    )
     curriculum: bool = Field(True, description="false = entropy weights only")
 
 
@@ -120,7 +128,13 @@ class FrequencyWeights(Section):
 
 
 WeightsConfig = (
-    PaperWeights | OfficialWeights | UniformWeights | MaskOnlyWeights | NameBoostWeights | HighEntropyWeights | FrequencyWeights
+    PaperWeights
+    | OfficialWeights
+    | UniformWeights
+    | MaskOnlyWeights
+    | NameBoostWeights
+    | HighEntropyWeights
+    | FrequencyWeights
 )
 
 
@@ -140,11 +154,15 @@ class RlConfig(Section):
     steps: int = Field(105, ge=1, description="rollout rounds")
     prompts_per_step: int = Field(512, ge=1)
     group_size: int = Field(4, ge=2, description="responses a prompt (G)")
-    mini_batch_prompts: int | None = Field(None, ge=1, description="prompts an optimizer update; null = one update a rollout")
+    mini_batch_prompts: int | None = Field(
+        None, ge=1, description="prompts an optimizer update; null = one update a rollout"
+    )
     micro_batch_tokens: int = Field(16384, ge=64, description="padded tokens a forward pass and process")
     rollout_batch_tokens: int = Field(65536, ge=64, description="padded tokens that are generated together")
     max_response_tokens: int = Field(2048, ge=8)
-    temperature: float = Field(1.0, gt=0, description="sampling temperature; the loss is exact at 1.0 only, others are refused")
+    temperature: float = Field(
+        1.0, gt=0, description="sampling temperature; the loss is exact at 1.0 only, others are refused"
+    )
     learning_rate: float = Field(1e-6, gt=0)
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -160,7 +178,9 @@ class RlConfig(Section):
     checkpoint_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     table_every: int = Field(10, ge=1, description="steps between tables of completions")
-    reward_probe_prompts: int = Field(32, ge=0, description="training prompts on which reward is measured before and after; 0 = off")
+    reward_probe_prompts: int = Field(
+        32, ge=0, description="training prompts on which reward is measured before and after; 0 = off"
+    )
     seed: int = 0
 
 
@@ -180,7 +200,9 @@ class BfclConfig(Section):
 
 class ApiBankConfig(Section):
     enabled: bool = True
-    location: str | None = Field(None, description="folder or s3:// URI of ToolRL's processed files; null = download once")
+    location: str | None = Field(
+        None, description="folder or s3:// URI of ToolRL's processed files; null = download once"
+    )
     limit_per_level: int | None = Field(None, ge=1)
     generation: GenerationConfig = GenerationConfig()
     seed: int = 0
@@ -190,7 +212,9 @@ class RegistryConfig(Section):
     enabled: bool = True
     name: str = Field("rest-tool-use", description="name of the registered model")
     metric: str = Field("bfcl/overall", description="the metric that promotion compares")
-    destination: str | None = Field(None, description="folder or s3:// URI for the checkpoint; null = the run's artifacts")
+    destination: str | None = Field(
+        None, description="folder or s3:// URI for the checkpoint; null = the run's artifacts"
+    )
 
 
 class TrackingConfig(Section):
@@ -249,8 +273,12 @@ def validate(model: type[T], values: Any, where: str) -> T:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UserError(f"{where}: unknown key {name!r}{nearest(str(first['loc'][-1]), _known_keys(model, first['loc'][:-1]))}") from None
-        raise UserError(f"{where}: {name or 'configuration'}: {first['msg'].lower()} (got {first['input']!r:.80})") from None
+            raise UserError(
+                f"{where}: unknown key {name!r}{nearest(str(first['loc'][-1]), _known_keys(model, first['loc'][:-1]))}"
+            ) from None
+        raise UserError(
+            f"{where}: {name or 'configuration'}: {first['msg'].lower()} (got {first['input']!r:.80})"
+        ) from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -39,9 +39,7 @@ def git_commit() -> str | None:
     if baked := os.environ.get("REST_GIT_COMMIT"):
         return baked
     top = Path(__file__).resolve().parent.parent
-    done = subprocess.run(
-        ["git", "-C", str(top), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["git", "-C", str(top), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
 
 
@@ -56,7 +54,9 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def write(folder: Path, *, stage: str, config: dict[str, Any], inputs: dict[str, Any], counts: dict[str, Any]) -> dict[str, Any]:
+def write(
+    folder: Path, *, stage: str, config: dict[str, Any], inputs: dict[str, Any], counts: dict[str, Any]
+) -> dict[str, Any]:
     """Hash the files of `folder` and write its manifest last and atomically; returns the manifest."""
     manifest = {
         "stage": stage,

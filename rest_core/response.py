@@ -114,7 +114,9 @@ def parse(text: str) -> Response:
             spans += [span for _, span in found]
             rejected += bad
     if rejected:
-        problems.append(f"{rejected} piece{'s' if rejected > 1 else ''} of a tool_call block that cannot be read as a call")
+        problems.append(
+            f"{rejected} piece(s) of a tool_call block that cannot be read as a call"
+        )
     return Response(
         text=text,
         calls=tuple(calls),
@@ -290,7 +292,7 @@ def _scan_object(body: str, start: int) -> tuple[int, list[_Member]]:
         match = _JSON_TOKEN.match(body, position)
         if match is None:
             raise _Malformed(_skip_space(body, position))
-        string, number, literal, mark = match.groups()
+        string, number, _literal, mark = match.groups()
         begin, position = match.start(match.lastindex or 0), match.end()
         if not stack and mark != "{":
             raise _Malformed(begin)

@@ -43,9 +43,7 @@ class TokenBytes:
             added[n].encode() if n in added else (spell(piece) if piece is not None else b"")
             for n, piece in enumerate(pieces)
         ]
-        self.end_ids = frozenset(
-            n for n in (tokenizer.eos_token_id, tokenizer.pad_token_id) if n is not None
-        )
+        self.end_ids = frozenset(n for n in (tokenizer.eos_token_id, tokenizer.pad_token_id) if n is not None)
 
     def text(self, ids: Sequence[int]) -> tuple[str, np.ndarray]:
         """Text of sampled ids, and where each token's bytes end.
@@ -89,8 +87,8 @@ def _speller(tokenizer: Any) -> Any:
 
         return sentencepiece
     raise UserError(
-        f"tokenizer {getattr(tokenizer, 'name_or_path', '')!r}: its decoder is neither byte-level BPE nor sentencepiece; "
-        "token regions need the bytes of each token, choose a model with such a tokenizer"
+        f"tokenizer {getattr(tokenizer, 'name_or_path', '')!r}: its decoder is neither byte-level BPE nor "
+        "sentencepiece; token regions need the bytes of each token, choose a model with such a tokenizer"
     )
 
 
