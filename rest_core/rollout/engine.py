@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import torch
-
 from rest_core.records import Rollout
 
 
@@ -23,7 +21,7 @@ class Engine(Protocol):
         max_new_tokens: int,
         temperature: float = 1.0,
         batch_tokens: int = 65536,
-        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Rollout]]:
         """Sample `samples` responses to every prompt; the outer list has the order of `prompts`.
@@ -34,7 +32,8 @@ class Engine(Protocol):
             max_new_tokens: length limit of a response, end-of-sequence token included.
             temperature: 1.0 samples from the policy itself; 0.0 takes the most likely token.
             batch_tokens: at most this many padded tokens (prompt + response) are in flight at once.
-            generator: source of all randomness; required when temperature > 0.
+            seeds: one a prompt, the source of all randomness in its responses; required when temperature > 0. So
+                what is sampled depends neither on batches nor on which process does it.
             on_progress: called with the number of responses that have just been completed.
         """
         ...

@@ -1,0 +1,79 @@
+"""ResT as one object: what a trainer asks it is rewards and weights, what it tells it is entropies.
+
+The trainer executes per-token weights and losses and knows no tag; everything about tool calls is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rest_core.algorithm.advantages import group_advantages
+from rest_core.algorithm.entropy import RunningRegionEntropy, region_sums
+from rest_core.algorithm.regions import Region, read_response
+from rest_core.algorithm.rewards import Reward, tool_reward
+from rest_core.algorithm.weights import relative_frequency, token_weights
+from rest_core.config import RlConfig
+from rest_core.response import Response, parse
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is known of one sampled response."""
+
+    response: Response
+    reward: Reward
+    regions: Tensor  # (T,) codes of Region
+
+
+class ResT:
+    """The algorithm's settings and its only state, the running region entropies."""
+
+    def __init__(self, config: RlConfig, tokenizer: Any) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.entropy = RunningRegionEntropy(config.entropy_momentum)
+
+    def judge(self, ids: Sequence[int], reference: str | Response, step: int) -> Judgement:
+        """Parse sampled ids once; reward and regions both come from that parse."""
+        response, regions = read_response(ids, self.tokenizer)
+        wanted = parse(reference) if isinstance(reference, str) else reference
+        return Judgement(response, tool_reward(response, wanted, scheme=self.config.reward, step=step), regions)
+
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """(P, G) total rewards → (P, G) advantages."""
+        return group_advantages(rewards, divide_by_std=self.config.advantage_std)
+
+    def weights(self, ids: Tensor, regions: Tensor, mask: Tensor, entropies: Tensor, step: int) -> Tensor:
+        """Weights (B, T) of a whole rollout, all arguments (B, T).
+
+        `entropies` are those of the policy that sampled. They stand in for the running means in the first step, when
+        no training forward has been seen, and rank the tokens of the scheme `high_entropy`.
+        """
+        if self.entropy.empty:
+            self.observe(*region_sums(entropies, regions, mask))
+        return token_weights(
+            regions,
+            mask,
+            scheme=self.config.weights,
+            step=step,
+            total_steps=self.config.steps,
+            region_entropy=self.entropy.mean,
+            token_entropy=entropies,
+            token_frequency=relative_frequency(ids, mask),
+        )
+
+    def observe(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """Take in one step's entropy sums and counts by region; returns the step's means (len(Region),)."""
+        return self.entropy.update(sums, counts)
+
+    def state(self) -> dict[str, Any]:
+        return {"region_entropy": {r.name: float(self.entropy.mean[r]) for r in Region}}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        values = [float(state["region_entropy"][region.name]) for region in Region]
+        self.entropy.mean = torch.tensor(values, dtype=torch.float64)

