@@ -1,0 +1,1 @@
+"""What runs in which order: the pipeline, its compiler, and its local runner."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rest_core.errors import UserError, nearest
 
@@ -25,6 +25,16 @@ class Section(BaseModel):
     """A section of the configuration: unknown keys are refused, values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_null(cls, values: Any) -> Any:
+        """A KFP parameter holds no null; the word stands for it (`to_parameter`)."""
+        return {k: None if v == "null" else v for k, v in values.items()} if isinstance(values, dict) else values
+
+    def to_parameter(self) -> dict[str, Any]:
+        """The section as a KFP parameter: plain JSON types, every null as the word "null"; `validate` reads it back."""
+        return _without_null(self.model_dump(mode="json"))
 
 
 class ModelConfig(Section):
@@ -78,6 +88,7 @@ class SftConfig(Section):
     batch_size: int = Field(8, ge=1, description="samples an optimizer step and process")
     micro_batch_size: int = Field(4, ge=1, description="samples a forward pass")
     learning_rate: float = Field(1e-5, gt=0)
+    checkpoint_every: int | None = Field(None, ge=1, description="optimizer steps between checkpoints; null = none")
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     lora: LoraConfig | None = None
@@ -279,6 +290,14 @@ def validate(model: type[T], values: Any, where: str) -> T:
         raise UserError(
             f"{where}: {name or 'configuration'}: {first['msg'].lower()} (got {first['input']!r:.80})"
         ) from None
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_null(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_null(inner) for inner in value]
+    return "null" if value is None else value
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

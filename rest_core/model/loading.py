@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,24 @@ from rest_core.model import embedded
 REFERENCE_FILE = "policy.json"  # {"source": …}: a folder that stands for a model that lies elsewhere
 
 
-def cache_folder() -> Path:
-    """Where downloaded and unpacked models are kept: $XDG_CACHE_HOME/rest-pipelines, else ~/.cache/rest-pipelines."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rest-pipelines"
-
-
 def write_reference(out: Path, source: str) -> None:
     """Make `out` a policy folder that refers to `source`, for a stage that passes its model on untouched."""
     out.mkdir(parents=True, exist_ok=True)
     (out / REFERENCE_FILE).write_text(json.dumps({"source": source}) + "\n", encoding="utf-8")
+
+
+def is_reference(folder: Path) -> bool:
+    """Whether a policy folder only refers to a model that lies elsewhere."""
+    return (folder / REFERENCE_FILE).is_file()
+
+
+def pass_on(policy: str | Path, out: Path) -> None:
+    """Make `out` the same policy as `policy`: a copy of a folder or of its reference, else a reference."""
+    folder = Path(policy)
+    if folder.is_dir():
+        shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json", "metrics.json"))
+    else:
+        write_reference(out, str(policy))
 
 
 def resolve(source: str | Path) -> str:
@@ -37,9 +46,9 @@ def resolve(source: str | Path) -> str:
     """
     text = str(source)
     if text.startswith(embedded.PREFIX):
-        return str(embedded.checkpoint(text.removeprefix(embedded.PREFIX), cache_folder()))
+        return str(embedded.checkpoint(text.removeprefix(embedded.PREFIX), storage.cache_folder()))
     if text.startswith("s3://"):
-        return resolve(storage.fetch(text, cache_folder() / "models"))
+        return resolve(storage.fetch(text, storage.cache_folder() / "models"))
     folder = Path(text)
     if (folder / REFERENCE_FILE).is_file():
         return resolve(_read_reference(folder / REFERENCE_FILE))
@@ -52,7 +61,9 @@ def resolve(source: str | Path) -> str:
     if folder.suffix == ".gguf":
         raise UserError(f"{folder}: {_PACKED}")
     if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
-        raise UserError(f"model {text!r} is not there; give a hub id (owner/name), a folder, an s3:// URI or embedded:NAME")
+        raise UserError(
+            f"model {text!r} is not there; give a hub id (owner/name), a folder, an s3:// URI or embedded:NAME"
+        )
     return text
 
 
@@ -110,7 +121,9 @@ def _require_trainable(model: Any, source: str | Path) -> None:
     if getattr(model.config, "quantization_config", None) is not None or any(
         not parameter.is_floating_point() for parameter in model.parameters()
     ):
-        raise UserError(f"model {source}: its weights are quantised and cannot be trained; give a full-precision checkpoint")
+        raise UserError(
+            f"model {source}: its weights are quantised and cannot be trained; give a full-precision checkpoint"
+        )
 
 
 def with_lora(model: Any, lora: LoraConfig) -> Any:

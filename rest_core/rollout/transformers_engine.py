@@ -36,9 +36,7 @@ class TransformersEngine:
         self._pad = pad_id
 
     @classmethod
-    def copy_of(
-        cls, master: Any, *, dtype: torch.dtype, stop_ids: frozenset[int], pad_id: int
-    ) -> TransformersEngine:
+    def copy_of(cls, master: Any, *, dtype: torch.dtype, stop_ids: frozenset[int], pad_id: int) -> TransformersEngine:
         """An engine on a copy of `master` in `dtype`; the master itself is never cast."""
         return cls(copy.deepcopy(master).to(dtype), stop_ids=stop_ids, pad_id=pad_id)
 

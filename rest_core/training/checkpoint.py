@@ -76,9 +76,7 @@ class Checkpoints:
             log.warning("%s is passed over: %s", path, problem)
         return None
 
-    def restore(
-        self, path: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer
-    ) -> dict[str, Any]:
+    def restore(self, path: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Copy a checkpoint into live parameters and optimizer; returns its state."""
         stored = load_file(path / _MODEL)
         if stored.keys() != parameters.keys():

@@ -41,7 +41,7 @@ class UpdateStatistics:
     maxima: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     tokens: int = 0
     loss: float = 0.0
-    updates: int = 0
+    grad_norms: list[float] = field(default_factory=list)  # one an optimizer update, before clipping
     entropy_sums: Tensor = field(default_factory=lambda: torch.zeros(len(Region), dtype=torch.float64))
     entropy_counts: Tensor = field(default_factory=lambda: torch.zeros(len(Region), dtype=torch.float64))
 
@@ -53,9 +53,25 @@ class UpdateStatistics:
             else:
                 self.sums[name] += value * tokens
 
+    def merge(self, others: Sequence[UpdateStatistics]) -> None:
+        """Take in the statistics of other processes; their optimizer updates are the same as ours."""
+        for other in others:
+            self.tokens += other.tokens
+            self.loss += other.loss
+            self.entropy_sums += other.entropy_sums
+            self.entropy_counts += other.entropy_counts
+            for name, value in other.sums.items():
+                self.sums[name] += value
+            for name, value in other.maxima.items():
+                self.maxima[name] = max(self.maxima[name], value)
+
     def metrics(self) -> dict[str, float]:
+        """Means over trained tokens, maxima, and what belongs to the step as a whole."""
         means = {name: value / max(1, self.tokens) for name, value in self.sums.items()}
-        return means | dict(self.maxima)
+        whole = {"loss": self.loss / max(1, len(self.grad_norms)), "updates": float(len(self.grad_norms))}
+        if self.grad_norms:
+            whole["grad_norm"] = sum(self.grad_norms) / len(self.grad_norms)
+        return means | dict(self.maxima) | whole
 
 
 class PolicyUpdate:
@@ -122,8 +138,7 @@ class PolicyUpdate:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.version += 1
-        statistics.updates += 1
-        statistics.sums["grad_norm_total"] += float(norm)
+        statistics.grad_norms.append(float(norm))
 
     def _backward(
         self,
@@ -187,9 +202,7 @@ class PolicyUpdate:
     def _log_probs(self, policy: Any, experience: Experience) -> Tensor:
         """(B, T) log-probs of all rollouts under `policy`, before the first of several updates."""
         out = torch.zeros(experience.mask.shape)
-        for rows in micro_batches(
-            experience.rollouts, range(len(experience.rollouts)), self.config.micro_batch_tokens
-        ):
+        for rows in micro_batches(experience.rollouts, range(len(experience.rollouts)), self.config.micro_batch_tokens):
             batch = make_batch([experience.rollouts[n] for n in rows], self.pad_id).to(self.accelerator.device)
             with self.accelerator.autocast():
                 logp, _ = policy(batch)
@@ -205,8 +218,8 @@ class PolicyUpdate:
     def _reduce(self, value: Tensor, how: str) -> Tensor:
         if self.accelerator.num_processes == 1:
             return value
-        gathered = self.accelerator.gather(value.to(self.accelerator.device)[None]).cpu()
-        return gathered.sum(dim=0) if how == "sum" else gathered.max(dim=0).values
+        gathered: Tensor = self.accelerator.gather(value.to(self.accelerator.device)[None]).cpu()
+        return gathered.sum(dim=0) if how == "sum" else gathered.amax(dim=0)
 
     def _trained(self) -> list[Tensor]:
         return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]

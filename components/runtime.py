@@ -1,0 +1,103 @@
+"""What every component does around its stage: typed configuration in, figures and cost of the stage out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kfp import dsl
+
+from rest_core import config, logs, manifest
+from rest_core.errors import UserError
+from rest_core.stages import StageResult
+
+RUN_ID_VARIABLE = "KFP_RUN_ID"  # set from the pod's label by the pipeline (pipelines/rest_pipeline.py)
+
+
+def run_stage(
+    stage: Callable[..., StageResult],
+    *,
+    sections: Mapping[str, dict[str, Any]],
+    pipeline_run: str,
+    folders: Mapping[str, dsl.Artifact] | None = None,
+    out: dsl.Artifact,
+    metrics: dsl.Metrics,
+) -> None:
+    """Call a function of `rest_core.stages` and log what came back.
+
+    Args:
+        stage: the stage function.
+        sections: sections of the configuration by their name in `rest_core.config.Config`.
+        pipeline_run: key of the pipeline run; empty = the KFP run that this pod belongs to.
+        folders: input artifacts, each a folder that an earlier stage made.
+        out: the artifact whose folder the stage fills; its metadata becomes the manifest's lineage.
+        metrics: receives the stage's figures, and its cost as `stage/seconds` and `stage/peak_rss_mib`, also when it
+            fails; the same figures are written as JSON to the artifact's file, without which KFP never caches the task.
+
+    Raises:
+        UserError: a wrong configuration or input; the task fails with its one line.
+    """
+    started = time.monotonic()
+    figures: dict[str, float] = {}
+    try:
+        with _terminal_for_progress():
+            result = stage(
+                **{name: _section(name, values) for name, values in sections.items()},
+                **{name: Path(artifact.path) for name, artifact in (folders or {}).items()},
+                pipeline_run=pipeline_run or _kfp_run_id(),
+                out=Path(out.path),
+            )
+        figures.update(result.metrics)
+        made = manifest.read(Path(out.path))
+        lineage = {"sha256": made["sha256"], "git_commit": made["git_commit"], "skipped": result.skipped}
+        out.metadata.update({key: value for key, value in lineage.items() if value is not None})
+    finally:
+        figures["stage/seconds"] = round(time.monotonic() - started, 3)
+        figures["stage/peak_rss_mib"] = _peak_rss_mib()
+        finite = {
+            name: value for name, value in figures.items() if math.isfinite(value)
+        }  # KFP's metadata takes no other
+        for name, value in finite.items():
+            metrics.log_metric(name, value)
+        Path(metrics.path).write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
+
+
+def _section(name: str, values: dict[str, Any]) -> config.Section:
+    model = config.Config.model_fields[name].annotation
+    assert isinstance(model, type) and issubclass(model, config.Section)
+    return config.validate(model, values, where=name)
+
+
+def _kfp_run_id() -> str:
+    run_id = os.environ.get(RUN_ID_VARIABLE)
+    if not run_id:
+        raise UserError(f"pipeline_run is empty and {RUN_ID_VARIABLE} is not set: give the pipeline a pipeline_run")
+    return run_id
+
+
+@contextlib.contextmanager
+def _terminal_for_progress() -> Iterator[None]:
+    """Log to stdout, which KFP collects; draw progress bars on a terminal that was handed down as stdin.
+
+    kfp.local pipes a component's stdout and stderr, so bars on either would be silent there; stdin it passes on, and
+    `pipelines.local` puts its own terminal there. In a container stdin is no terminal and nothing is drawn.
+    """
+    with contextlib.ExitStack() as stack:
+        if os.isatty(0):
+            terminal = stack.enter_context(os.fdopen(os.dup(0), "w", encoding="utf-8", buffering=1))
+            stack.enter_context(contextlib.redirect_stderr(terminal))
+        logs.configure(sys.stdout)
+        yield
+
+
+def _peak_rss_mib() -> float:
+    """Largest resident memory in MiB of this process, or of a child where one was larger (Linux counts in KiB)."""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024

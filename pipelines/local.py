@@ -1,0 +1,163 @@
+"""Runs the pipeline on this machine with kfp's own local runner, in one folder a run.
+
+<folder>/log.txt        everything that kfp and the stages say
+<folder>/artifacts/     kfp's pipeline root: <pipeline>-<time>/<stage>/<artifact>
+<folder>/summary.json   what `rest run` shows at the end
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import psutil
+from kfp import local
+from rich.console import Console
+
+from pipelines.monitor import Monitor, StageRun, family
+from pipelines.rest_pipeline import STAGES, build
+from pipelines.summary import RunStatus, Summary, duration, summarize
+from rest_core.config import Config
+from rest_core.errors import UserError
+from rest_core.stages import ERROR_FILE
+from rest_core.tracking.runs import new_pipeline_run
+
+LOG_FILE = "log.txt"
+SUMMARY_FILE = "summary.json"
+_LOG_TAIL_LINES = 15
+_SECONDS_TO_END = 10
+
+
+class StageFailed(Exception):
+    """A stage ended by a defect, not by its input; the message holds the end of its log."""
+
+
+def run_local(config: Config, *, folder: Path, console: Console) -> Summary:
+    """Run all stages in `folder`; progress bars go to the terminal that stderr is, where it is one.
+
+    Args:
+        config: the whole configuration.
+        folder: must not exist or be empty.
+        console: gets a line at the start and at the end of each stage.
+
+    Raises:
+        UserError: the folder is in use, or a stage refused its input (in its own words).
+        StageFailed: a stage failed otherwise.
+    """
+    folder = folder.absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: already holds something; give another --output")
+    _refuse_python3(str(folder), config.model_dump_json())
+    root = folder / "artifacts"
+    root.mkdir(parents=True)
+    run = new_pipeline_run(config.profile, config.rl.weights.scheme)
+    monitor = Monitor(root, on_start=partial(_tell_start, console), on_done=partial(_tell_done, console))
+    started = time.monotonic()
+    status: RunStatus = "interrupted"
+    failure: RuntimeError | None = None
+    try:
+        with _children_end_with_us(), _terminal_as_stdin(), _stdout_to(folder / LOG_FILE), monitor:
+            local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
+            build(config)(pipeline_run=run)
+        status = "succeeded"
+    except RuntimeError as error:  # what kfp.local raises when a task has failed
+        status, failure = "failed", error
+    finally:
+        summary = summarize(config, folder, monitor, run=run, status=status, seconds=time.monotonic() - started)
+        (folder / SUMMARY_FILE).write_text(json.dumps(summary.to_json(), indent=2) + "\n", encoding="utf-8")
+    if failure is not None:
+        _explain(folder, monitor, failure)
+    return summary
+
+
+def _explain(folder: Path, monitor: Monitor, failure: RuntimeError) -> NoReturn:
+    """Raise what went wrong, in the words of the stage where it has left any."""
+    for stage in monitor.stages.values():
+        for path in stage.folder.glob(f"*/{ERROR_FILE}"):
+            raise UserError(f"{stage.name}: {json.loads(path.read_text(encoding='utf-8'))['message']}")
+    log = folder / LOG_FILE
+    tail = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-_LOG_TAIL_LINES:]
+    raise StageFailed("\n".join([*tail, f"the whole log: {log}"])) from failure
+
+
+def _tell_start(console: Console, stage: StageRun, number: int) -> None:
+    console.print(f"[bold]▶ {stage.name}[/] ({number} of {len(STAGES)})")
+
+
+def _tell_done(console: Console, stage: StageRun) -> None:
+    console.print(f"[green]✓[/] {stage.name}  {duration(stage.seconds)}, {stage.peak_rss_mib / 1024:.1f} GiB")
+
+
+def _refuse_python3(*texts: str) -> None:
+    """kfp.local puts the interpreter's path in place of every "python3" among a task's arguments, paths included."""
+    for text in texts:
+        found = text.find("python3")
+        if found >= 0:
+            part = text[max(0, found - 30) : found + 30]
+            raise UserError(f"'python3' in a path or a value breaks kfp's local runner: …{part}…; rename it")
+
+
+@contextlib.contextmanager
+def _stdout_to(path: Path) -> Iterator[None]:
+    """kfp.local logs and relays its tasks' output to sys.stdout: keep that in a file."""
+    with (
+        path.open("w", encoding="utf-8", buffering=1) as log,
+        contextlib.redirect_stdout(log),
+        warnings.catch_warnings(),
+    ):
+        # It doubts every image without "python" in its name, though the subprocess runner uses no image.
+        warnings.filterwarnings("ignore", message=".*custom or non-Python base image", category=RuntimeWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _terminal_as_stdin() -> Iterator[None]:
+    """Hand stderr's terminal to the stages as their stdin, the one stream that kfp.local leaves alone; else nothing.
+
+    `components.runtime` draws progress bars there.
+    """
+    kept, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(2 if sys.stderr.isatty() else nothing, 0)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 0)
+        os.close(nothing)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def _children_end_with_us() -> Iterator[None]:
+    """When the block is left, by SIGINT or SIGTERM too, end the processes that were started in it."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        _end_children()  # at once: kfp.local would wait for its task before it lets an exception pass
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        _end_children()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_children() -> None:
+    _, *children = family()
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    _, alive = psutil.wait_procs(children, timeout=_SECONDS_TO_END)
+    for child in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()

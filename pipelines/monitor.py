@@ -1,0 +1,100 @@
+"""Watches a local pipeline run from beside it: which stage runs, for how long, in how much memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_INTERVAL_SECONDS = 0.25
+
+
+@dataclass
+class StageRun:
+    """One stage of a run. `seconds` counts from the end of the stage before, so that they add up to the run's time."""
+
+    name: str
+    folder: Path  # the task's folder, with a folder or file for each output artifact
+    done: bool = False
+    seconds: float = 0.0
+    peak_rss_mib: float = 0.0  # this process and everything below it, sampled
+
+
+class Monitor:
+    """Follows the stages of a run by the folders that kfp.local makes: `<root>/<pipeline>-<time>/<task>/`.
+
+    kfp.local tells its progress to a log for people only; a task's folder appears when its component starts, and
+    `executor_output.json` in it when the component has succeeded. Tasks run one after another. A `with` block is
+    watched from a thread, which calls `on_start` (with the stage and its
+    number, from 1) and `on_done`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        on_start: Callable[[StageRun, int], None] | None = None,
+        on_done: Callable[[StageRun], None] | None = None,
+    ) -> None:
+        self.stages: dict[str, StageRun] = {}
+        self.peak_rss_mib = 0.0
+        self._root = root
+        self._on_start, self._on_done = on_start, on_done
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Monitor:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._thread.join()
+        self._follow()  # what has happened since the thread's last look
+
+    def _watch(self) -> None:
+        while not self._left.wait(_INTERVAL_SECONDS):
+            self._sample_memory()
+            self._follow()
+
+    def _follow(self) -> None:
+        for folder in sorted(self._root.glob("*/*/"), key=lambda path: path.stat().st_ctime):
+            if folder.name not in self.stages:
+                self.stages[folder.name] = StageRun(folder.name, folder)
+                if self._on_start is not None:
+                    self._on_start(self.stages[folder.name], len(self.stages))
+            stage = self.stages[folder.name]
+            if stage.done:
+                continue
+            now = time.monotonic()
+            stage.seconds = now - self._since
+            if (folder / "executor_output.json").is_file():
+                stage.done, self._since = True, now
+                if self._on_done is not None:
+                    self._on_done(stage)
+
+    def _sample_memory(self) -> None:
+        rss = sum(_rss(process) for process in family()) / 2**20
+        self.peak_rss_mib = max(self.peak_rss_mib, rss)
+        for stage in self.stages.values():
+            if not stage.done:
+                stage.peak_rss_mib = max(stage.peak_rss_mib, rss)
+
+
+def family() -> Iterator[psutil.Process]:
+    """This process and everything that it has started."""
+    me = psutil.Process()
+    yield me
+    yield from me.children(recursive=True)
+
+
+def _rss(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.NoSuchProcess:  # ended since it was listed
+        return 0

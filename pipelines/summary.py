@@ -1,0 +1,204 @@
+"""The end of a local run: what each stage did, measured and cost, as JSON and for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.monitor import Monitor, StageRun
+from pipelines.rest_pipeline import STAGES
+from rest_core import manifest
+from rest_core.config import Config
+from rest_core.tracking import spool, store
+
+RunStatus = Literal["succeeded", "failed", "interrupted"]
+StageStatus = Literal["done", "off", "skipped", "failed", "interrupted", "not run"]
+
+_SECTIONS = {
+    "sft-warmup": "sft",
+    "rest-rl": "rl",
+    "evaluate-bfcl": "bfcl",
+    "evaluate-api-bank": "api_bank",
+    "register": "registry",
+}
+_MARKS = {
+    "done": "[green]✓[/]",
+    "off": "-",
+    "skipped": "[yellow]![/]",
+    "failed": "[red]✗[/]",
+    "interrupted": "[red]✗[/]",
+    "not run": "",
+}
+
+# The figures of the table: (label, metric, format), those that a stage has.
+_FIGURES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
+    "prepare-data": (
+        ("read", "data/read", ",.0f"),
+        ("dropped", "data/dropped", ",.0f"),
+        ("for sft", "data/sft", ",.0f"),
+        ("for rl", "data/rl", ",.0f"),
+    ),
+    "sft-warmup": (
+        ("loss before", "sft/validation_loss_before", ".3f"),
+        ("after", "sft/validation_loss_after", ".3f"),
+    ),
+    "rest-rl": (
+        ("reward before", "reward/before", "+.3f"),
+        ("after", "reward/after", "+.3f"),
+        ("tokens/s", "rl/tokens_per_second", ".0f"),
+    ),
+    "evaluate-bfcl": (
+        ("overall", "bfcl/overall", ".1%"),
+        ("non-live", "bfcl/non_live", ".1%"),
+        ("live", "bfcl/live", ".1%"),
+    ),
+    "evaluate-api-bank": (
+        ("soft", "api_bank/overall_soft", ".1%"),
+        ("strict", "api_bank/overall_strict", ".1%"),
+    ),
+    "register": (("version", "registry/version", ".0f"),),
+}
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    name: str
+    status: StageStatus
+    note: str | None = None  # why it is off or was skipped
+    seconds: float = 0.0
+    peak_rss_mib: float = 0.0
+    metrics: Mapping[str, float] | None = None
+    folder: str | None = None
+    mlflow: str | None = None  # link to its run
+
+
+@dataclass(frozen=True)
+class Summary:
+    run: str  # the pipeline run's name in MLflow
+    profile: str
+    status: RunStatus
+    seconds: float
+    peak_rss_mib: float  # of the runner and all its processes together, at the worst moment
+    stages: tuple[StageSummary, ...]
+    folder: str
+    mlflow: str  # where to look
+    unsent: int  # tracking records that MLflow has not got
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as plain JSON types."""
+        return asdict(self)
+
+
+def summarize(
+    config: Config, folder: Path, monitor: Monitor, *, run: str, status: RunStatus, seconds: float
+) -> Summary:
+    """Gather what the stages of a run have left in its folder."""
+    uri = store.resolve_uri(config.tracking)
+    spools = [path.parent for path in sorted(folder.rglob(spool.JOURNAL))]
+    parents = [ids for one in spools for ids in spool.State.read(one).sections.values()]
+    return Summary(
+        run=run,
+        profile=config.profile,
+        status=status,
+        seconds=seconds,
+        peak_rss_mib=monitor.peak_rss_mib,
+        stages=tuple(_stage_summary(name, config, monitor.stages.get(name), status, uri) for name in STAGES),
+        folder=str(folder),
+        mlflow=store.where_to_look(uri, parents[0].experiment, parents[0].pipeline)
+        if parents
+        else store.where_to_look(uri),
+        unsent=sum(1 for one in spools for _ in spool.read_records(one, spool.State.read(one).position)),
+    )
+
+
+def _stage_summary(name: str, config: Config, run: StageRun | None, outcome: RunStatus, uri: str) -> StageSummary:
+    if run is None:
+        return StageSummary(name, "not run")
+    status: StageStatus = "done" if run.done else "interrupted" if outcome == "interrupted" else "failed"
+    note = None
+    for made in run.folder.glob(f"*/{manifest.FILE_NAME}"):
+        note = manifest.read(made.parent)["counts"].get("skipped")
+    if note is not None:
+        enabled = name not in _SECTIONS or getattr(config, _SECTIONS[name]).enabled
+        status = "skipped" if enabled else "off"
+    figures = run.folder / "metrics"
+    sections = [ids for one in run.folder.glob("*.tracking") for ids in spool.State.read(one).sections.values()]
+    runs = [ids for ids in sections if ids.run != ids.pipeline]
+    return StageSummary(
+        name,
+        status,
+        note,
+        run.seconds,
+        run.peak_rss_mib,
+        json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else None,
+        str(run.folder),
+        store.where_to_look(uri, runs[0].experiment, runs[0].run) if runs else None,
+    )
+
+
+def show(summary: Summary, console: Console) -> None:
+    """Print the table of stages, the cost, the reward line, what was skipped, and where to look."""
+    table = Table(box=box.SIMPLE_HEAD, title=escape(summary.run), title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("stage", no_wrap=True)
+    table.add_column("time", no_wrap=True, justify="right")
+    table.add_column("main figures")
+    table.add_column("MLflow", no_wrap=True)
+    for stage in summary.stages:
+        time = duration(stage.seconds) if stage.seconds else ""
+        table.add_row(_MARKS[stage.status], stage.name, time, figures(stage), _run_link(stage.mlflow))
+    console.print(table)
+    tell = partial(console.print, soft_wrap=True)
+    tell(f"{summary.status} after {duration(summary.seconds)}, at most {summary.peak_rss_mib / 1024:.1f} GiB of memory")
+    tell(reward_line(summary))
+    for stage in summary.stages:
+        if stage.status == "skipped":
+            tell(f"[bold yellow]SKIPPED {stage.name}:[/] {escape(stage.note or '')}")
+    tell(f"MLflow: {summary.mlflow}")
+    tell(f"Files:  {escape(summary.folder)}")
+    if summary.unsent:
+        tell(f"[bold yellow]MLflow has not got {summary.unsent} records:[/] rest sync {escape(summary.folder)}")
+
+
+def figures(stage: StageSummary) -> str:
+    """The main figures of a stage in one line; why there are none for a stage that is off or was skipped."""
+    if stage.status in ("off", "skipped"):
+        return f"{stage.status}, see below" if stage.status == "skipped" else "off"
+    metrics = {name: value for name, value in (stage.metrics or {}).items() if not name.startswith("stage/")}
+    main = [f"{label} {format(metrics[name], form)}" for label, name, form in _FIGURES[stage.name] if name in metrics]
+    return ", ".join(main or [f"{name} {value:.3g}" for name, value in islice(metrics.items(), 3)])
+
+
+def reward_line(summary: Summary) -> str:
+    """Whether the reward rose on the training prompts, with the numbers."""
+    metrics = next(stage.metrics or {} for stage in summary.stages if stage.name == "rest-rl")
+    if "reward/before" not in metrics or "reward/after" not in metrics:
+        return "Reward before and after training: not measured"
+    before, after = metrics["reward/before"], metrics["reward/after"]
+    verdict = "[green]above[/]" if after > before else "[bold yellow]NOT above[/]"
+    change = f"{before:+.3f} before, {after:+.3f} after, {after - before:+.3f}"
+    return f"Reward on the training prompts: {change}: {verdict} the reward before"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `42 s`, `3 min 05 s`."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02} s"
+
+
+def _run_link(link: str | None) -> str:
+    """The start of the run's id, linked to its page where the terminal can."""
+    if link is None:
+        return ""
+    run_id, page = link.rsplit("/", 1)[-1][:8], link[link.index("http") :]
+    return f"[link={page}]{run_id}[/link]"

@@ -1,0 +1,64 @@
+"""Options that several commands share, and the configuration that they amount to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from rest_core.config import Config, load
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def configured(command: Command) -> Command:
+    """Give a command `--profile` and `--set`; it passes both to `configuration`."""
+    for option in (
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="A.B=VALUE",
+            help="Replace one value of the profile; the value is read as YAML. May be given again.",
+        ),
+        click.option(
+            "--profile",
+            default="quickstart",
+            show_default=True,
+            metavar="NAME|FILE",
+            help="A profile's name, or a YAML file of the same shape.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+data_option = click.option(
+    "--data",
+    metavar="PATH",
+    help="Train on this instead: a file, folder, glob, hub id or s3:// URI; its format is recognised.",
+)
+api_bank_option = click.option(
+    "--api-bank", metavar="PATH", help="ToolRL's processed API-Bank files: a folder or an s3:// URI."
+)
+
+
+def configuration(
+    profile: str, overrides: tuple[str, ...], *, data: str | None = None, api_bank: str | None = None
+) -> Config:
+    """The profile with `--set`, `--data` and `--api-bank` applied."""
+    config = load(profile, overrides)
+    if data is not None:
+        source = type(config.data.sources[0])(location=_absolute(data))
+        config = config.model_copy(update={"data": config.data.model_copy(update={"sources": (source,)})})
+    if api_bank is not None:
+        section = config.api_bank.model_copy(update={"location": _absolute(api_bank), "enabled": True})
+        config = config.model_copy(update={"api_bank": section})
+    return config
+
+
+def _absolute(location: str) -> str:
+    """A path that exists here, from the root, so that its meaning does not hang on a working folder."""
+    return str(Path(location).resolve()) if Path(location).exists() else location

@@ -1,0 +1,120 @@
+"""`rest run | compile | profiles`: the whole pipeline."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from rest_core.cli.options import api_bank_option, configuration, configured, data_option
+from rest_core.config import load, profiles
+
+
+@click.command()
+@configured
+@data_option
+@api_bank_option
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Folder of the run, new or empty; default: runs/PROFILE-DATE-TIME.",
+)
+def run(profile: str, overrides: tuple[str, ...], data: str | None, api_bank: str | None, output: Path | None) -> None:
+    """Run the whole pipeline on this machine.
+
+    The stages run under kfp's own local runner, one after another.
+
+    \b
+    Examples:
+      rest run
+      rest run --profile smollm2-135m --data my_calls.jsonl
+      rest run --api-bank data/api-bank --set rl.steps=4 --set sft.enabled=false
+    """
+    config = configuration(profile, overrides, data=data, api_bank=api_bank)
+    from rich.console import Console
+
+    from pipelines.local import StageFailed, run_local
+    from pipelines.summary import show
+
+    console = Console(file=sys.stdout, highlight=False)  # bound now: the runner sends sys.stdout to its log
+    folder = output or Path("runs") / f"{config.profile}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        summary = run_local(config, folder=folder, console=console)
+    except StageFailed as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)
+    show(summary, console)
+
+
+@click.command("compile")
+@configured
+@data_option
+@api_bank_option
+@click.option(
+    "--image", metavar="IMAGE", help="Container image of the components; default: the image that `make` names."
+)
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="GPUs of each training and evaluation stage.",
+)
+@click.option("--gpu-type", default="nvidia.com/gpu", show_default=True, help="Kubernetes resource name of the GPUs.")
+@click.option("--cpu", metavar="N", help="CPU cores of each training and evaluation stage, such as 8.")
+@click.option("--memory", metavar="SIZE", help="Memory of each training and evaluation stage, such as 64Gi.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE",
+    help="YAML file to write.",
+)
+def compile_(
+    profile: str,
+    overrides: tuple[str, ...],
+    data: str | None,
+    api_bank: str | None,
+    image: str | None,
+    gpus: int,
+    gpu_type: str,
+    cpu: str | None,
+    memory: str | None,
+    output: Path,
+) -> None:
+    """Write the pipeline as YAML for a cluster.
+
+    The profile becomes the default of the pipeline's parameters, one parameter a section; a run may replace each.
+
+    \b
+    Examples:
+      rest compile --profile qwen3-1.7b --gpus 8 --memory 512Gi --image registry.example/rest:1 -o rest.yaml
+    """
+    config = configuration(profile, overrides, data=data, api_bank=api_bank)
+    from components.images import BASE_IMAGE
+    from pipelines.rest_pipeline import Resources, build, compile_to
+
+    resources = Resources(gpus=gpus, gpu_type=gpu_type, cpu=cpu, memory=memory)
+    compile_to(output, build(config, image=image or BASE_IMAGE, resources=resources))
+    click.echo(f"wrote {output}")
+
+
+@click.command("profiles")
+def profiles_() -> None:
+    """List the profiles that come with the project.
+
+    \b
+    Examples:
+      rest profiles
+    """
+    for name in profiles():
+        config = load(name)
+        rounds = f"{config.rl.steps} RL steps of {config.rl.prompts_per_step} prompts × {config.rl.group_size}"
+        click.echo(f"{name:16} {config.model.source}, {rounds}")
+
+
+COMMANDS = (run, compile_, profiles_)

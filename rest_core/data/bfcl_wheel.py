@@ -1,0 +1,39 @@
+"""BFCL's question files inside the installed `bfcl-eval` package, found without importing it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rest_core.data.fields import Rejected
+from rest_core.data.files import json_lines
+from rest_core.errors import UserError
+
+PREFIX = "BFCL_v4_"
+_ID_LIST = "format_sensitivity"  # names questions of other categories and has none of its own
+
+
+def data_folder() -> Path:
+    """The folder `bfcl_eval/data`; a `UserError` where the package is not installed."""
+    spec = importlib.util.find_spec("bfcl_eval")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        if (folder := Path(place) / "data").is_dir():
+            return folder
+    raise UserError("the package bfcl-eval is not installed; install it with: pip install --no-deps bfcl-eval")
+
+
+def categories() -> list[str]:
+    """Names of the question files at the top of `data`, scored and others, sorted."""
+    names = {path.stem.removeprefix(PREFIX) for path in data_folder().glob(f"{PREFIX}*.json")}
+    return sorted(names - {_ID_LIST})
+
+
+def questions(category: str, folder: str = ".") -> Iterator[dict[str, Any]]:
+    """The entries of a category's file below `data/folder`, e.g. ("exec_simple", "unused_datasets/question")."""
+    path = data_folder() / folder / f"{PREFIX}{category}.json"
+    for record in json_lines(path):
+        if isinstance(record, Rejected):
+            raise UserError(f"{record}; install bfcl-eval again")
+        yield record.fields

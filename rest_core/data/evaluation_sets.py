@@ -1,0 +1,56 @@
+"""The questions of the evaluation sets, for the check that no training sample repeats one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rest_core.data import bfcl_wheel, files
+from rest_core.data.fields import Rejected
+from rest_core.data.prompts import user_turns
+from rest_core.errors import UserError
+from rest_core.records import Message
+
+_API_BANK_LEVELS = (1, 2, 3)
+# The sentence that ends every API-Bank prompt; it is no part of the question.
+_API_BANK_REQUEST = "Based on our conversation above, please only make one tool call to solve my need."
+
+
+def evaluation_questions(api_bank: Path | None = None) -> dict[str, list[str]]:
+    """What the user says in every evaluation item, all turns together, by set ("bfcl/simple_python", "api-bank/1").
+
+    Args:
+        api_bank: folder of ToolRL's processed API-Bank files; None leaves API-Bank out.
+
+    Raises:
+        UserError: bfcl-eval is not installed, or the folder lacks a level or holds something else.
+    """
+    sets = _bfcl()
+    if api_bank is not None:
+        for level in _API_BANK_LEVELS:
+            sets[f"api-bank/{level}"] = _api_bank(api_bank / f"level-{level}-api_processed.json")
+    return sets
+
+
+def _bfcl() -> dict[str, list[str]]:
+    """The single-turn categories: the question files whose entries bring their functions along."""
+    return {
+        f"bfcl/{category}": [
+            " ".join(message["content"] for step in entry["question"] for message in step if message["role"] == "user")
+            for entry in entries
+        ]
+        for category in bfcl_wheel.categories()
+        if "function" in (entries := list(bfcl_wheel.questions(category)))[0]
+    }
+
+
+def _api_bank(path: Path) -> list[str]:
+    found = []
+    for record in files.records(path):
+        if isinstance(record, Rejected):
+            raise UserError(f"{record}; give ToolRL's processed API-Bank files")
+        user = record.fields.get("user")
+        if not isinstance(user, str):
+            raise UserError(f"{record.where}: field 'user' is no string; give ToolRL's processed API-Bank files")
+        turns = [turn for turn in user_turns([Message("user", user)]) if turn != _API_BANK_REQUEST]
+        found.append(" ".join(turns))
+    return found

@@ -1,0 +1,106 @@
+"""What every reader yields besides samples: rejected records, and the fields of a record, checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+MAX_DEPTH = 64  # of lists and objects in a record; published tool data stays below 20
+TOO_DEEP = "nested too deeply"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One entry of a data file: its fields, and where it stands, for messages and ids."""
+
+    fields: dict[str, Any]
+    where: str  # "data.jsonl: line 12"
+    name: str  # unique within the file's source: "data-12"
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A record, or one turn of it, that cannot become a sample.
+
+    `reason` is one of few phrases, so that rejections can be counted; `where` names file, record and field; `detail`
+    is what was found there.
+    """
+
+    reason: str
+    where: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+class Unreadable(Exception):
+    """A field of a record is missing or not of its type; carries what `Rejected` needs, the record's place aside."""
+
+    def __init__(self, reason: str, field: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.field, self.detail = reason, field, detail
+
+    def rejected(self, record: Record) -> Rejected:
+        return Rejected(self.reason, f"{record.where}: field {self.field!r}", self.detail)
+
+
+def too_deep(value: Any) -> bool:
+    """Whether lists and objects are nested beyond `MAX_DEPTH`; what passes may be walked by recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = (
+            entry.values() if isinstance(entry, dict) else entry for entry in level if isinstance(entry, dict | list)
+        )
+        level = [value for values in inner for value in values]
+        if not level:
+            return False
+    return True
+
+
+def text(value: Any, field: str) -> str:
+    """`value` as a non-blank string."""
+    if value is None:
+        raise Unreadable("field missing", field)
+    if not isinstance(value, str):
+        raise Unreadable("field of the wrong type", field, f"{type(value).__name__} instead of a string")
+    if not value.strip():
+        raise Unreadable("field empty", field)
+    return value
+
+
+def items(value: Any, field: str) -> list[Any]:
+    """`value` as a list; a string is read as a JSON array."""
+    found: list[Any] = _of_kind(list, "a list", value, field)
+    return found
+
+
+def mapping(value: Any, field: str) -> dict[str, Any]:
+    """`value` as an object; a string is read as a JSON object."""
+    found: dict[str, Any] = _of_kind(dict, "an object", value, field)
+    return found
+
+
+def _of_kind(kind: type, called: str, value: Any, field: str) -> Any:
+    if isinstance(value, str):
+        value = parse_json(value, field)
+    if value is None:
+        raise Unreadable("field missing", field)
+    if not isinstance(value, kind):
+        raise Unreadable("field of the wrong type", field, f"{type(value).__name__} instead of {called}")
+    return value
+
+
+def parse_json(value: str, field: str) -> Any:
+    try:
+        parsed = json.loads(value, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable("invalid JSON", field, str(error)) from None
+    if too_deep(parsed):
+        raise Unreadable(TOO_DEEP, field)
+    return parsed
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")

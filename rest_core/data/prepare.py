@@ -1,0 +1,271 @@
+"""From configured sources to a dataset folder: read, validate, drop repeats, measure, split, write."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from rest_core import manifest, storage
+from rest_core.config import DataConfig, DataSource
+from rest_core.data import sources, store
+from rest_core.data.dedupe import EvaluationOverlap, Traits, duplicates, traits
+from rest_core.data.fields import Rejected
+from rest_core.data.prompts import Style
+from rest_core.data.readers import Use
+from rest_core.data.sources import SourceFile
+from rest_core.data.split import validation_groups
+from rest_core.data.validate import problem
+from rest_core.errors import UserError
+from rest_core.model.chat import encode_prompts, encode_response
+from rest_core.records import Sample
+
+REPORT = "report.json"
+_PARTIAL = ".partial"  # inside the output folder, which may be a mount point that nothing can be renamed onto
+_USES: tuple[Use, ...] = ("sft", "rl")
+_BATCH = 256
+_EXAMPLES = 3  # rejections a reason that the report shows
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A valid sample on its way through the filters."""
+
+    sample: Sample
+    location: str
+    use: tuple[Use, ...]
+    traits: Traits
+    prompt_tokens: int = 0
+    reference_tokens: int = 0
+
+    def row(self) -> dict[str, Any]:
+        return store.to_row(self.sample, prompt_tokens=self.prompt_tokens, reference_tokens=self.reference_tokens)
+
+
+class _Drops:
+    """Counts of what was read and dropped, by source and reason, with examples for people."""
+
+    def __init__(self) -> None:
+        self.read: Counter[str] = Counter()
+        self.by_source: dict[str, Counter[str]] = defaultdict(Counter)
+        self.examples: dict[str, list[str]] = defaultdict(list)
+
+    def add(self, location: str, reason: str, example: str) -> None:
+        self.by_source[location][reason] += 1
+        if len(self.examples[reason]) < _EXAMPLES:
+            self.examples[reason].append(example)
+
+    def by_reason(self) -> Counter[str]:
+        return sum(self.by_source.values(), Counter())
+
+
+def prepare(
+    data: DataConfig,
+    *,
+    style: Style,
+    tokenizer: PreTrainedTokenizerBase,
+    evaluation_questions: Mapping[str, Sequence[str]],
+    out: Path,
+) -> dict[str, Any]:
+    """Write a dataset folder (`rest_core.data.store`) and `report.json` to `out`; returns the report.
+
+    A record is dropped, and counted under one reason, when it cannot be read or does not validate, repeats an
+    evaluation question, is too long, or repeats an earlier sample. Repeats are looked for among the samples of one
+    use: the same sample may serve both sft and rl, and then stands on the same side of the split in both.
+
+    Args:
+        data: sources, limits and thresholds.
+        style: prompt style of data that brings no prompt of its own.
+        tokenizer: measures lengths; needs a chat template.
+        evaluation_questions: by name of set, see `rest_core.data.evaluation_sets`.
+        out: folder to fill; what an earlier run left there is replaced once the new dataset is complete.
+
+    Returns:
+        {"sources": {location: {"read": n, "dropped": {reason: n}}}, "dropped": {reason: n}, "splits": {name: n},
+        "inputs": [{"location", "file", "format", "use", "sha256"}], "examples": {reason: [where and why]}}.
+
+    Raises:
+        UserError: a source cannot be read, a record is invalid while `data.on_invalid` is "stop", the tokenizer has
+            no usable chat template, nothing usable is left, or `out` cannot be written.
+    """
+    drops = _Drops()
+    located = [(source, sources.resolve(source)) for source in data.sources]
+    candidates = list(_valid(located, data, style, drops))
+    overlap = EvaluationOverlap(evaluation_questions, data.overlap_threshold)
+    candidates = list(_without_overlap(candidates, overlap, drops))
+    candidates = list(_within_length(candidates, data, tokenizer, drops))
+    candidates = list(_without_duplicates(candidates, data.near_duplicate_threshold, drops))
+    pools = {use: [candidate for candidate in candidates if use in candidate.use] for use in _USES}
+    splits = _split(pools, data)
+    for use in _USES:
+        wanted = any(use in file.use for _, files in located for file in files)
+        if wanted and not splits[use]:
+            raise _nothing_left(use, located, drops)
+    report = {
+        "sources": {
+            location: {"read": n, "dropped": dict(drops.by_source[location].most_common())}
+            for location, n in drops.read.items()
+        },
+        "dropped": dict(drops.by_reason().most_common()),
+        "splits": {name: len(members) for name, members in splits.items()},
+        "prompt_style": style,
+        "inputs": [_input(source, file) for source, files in located for file in files],
+        "examples": dict(drops.examples),
+    }
+    _write(splits, report, out)
+    log.info("prepared %s out of %d records", report["splits"], sum(drops.read.values()))
+    return report
+
+
+def _nothing_left(use: Use, located: Iterable[tuple[DataSource, Sequence[SourceFile]]], drops: _Drops) -> UserError:
+    names = ", ".join(source.location for source, _ in located)
+    top = drops.by_reason().most_common(3)
+    why = ", ".join(f"{reason}: {n}" for reason, n in top) or "all validate another use"
+    example = f"; for example {drops.examples[top[0][0]][0]}" if top else ""
+    return UserError(f"{names}: none of {sum(drops.read.values())} records is usable for {use} ({why}){example}")
+
+
+def _valid(
+    located: Iterable[tuple[DataSource, Sequence[SourceFile]]], data: DataConfig, style: Style, drops: _Drops
+) -> Iterator[_Candidate]:
+    seen: Counter[str] = Counter()
+    for source, files in located:
+        entries = _limited(files, source.limit, style)
+        for file, entry in tqdm(entries, desc=f"reading {source.location}", unit=" records", disable=None, leave=False):
+            drops.read[source.location] += 1
+            checked = entry if isinstance(entry, Rejected) else problem(entry, file.name) or entry
+            if isinstance(checked, Rejected):
+                if data.on_invalid == "stop":
+                    raise UserError(f"{checked}; mend the record, or set data.on_invalid=drop")
+                drops.add(source.location, checked.reason, str(checked))
+                continue
+            entry = checked
+            seen[entry.id] += 1
+            if seen[entry.id] > 1:  # files of one name in different folders
+                entry = replace(entry, id=f"{entry.id}~{seen[entry.id]}")
+            yield _Candidate(entry, source.location, file.use, traits(entry))
+
+
+def _limited(
+    files: Sequence[SourceFile], limit: int | None, style: Style
+) -> Iterator[tuple[SourceFile, Sample | Rejected]]:
+    """The entries of a source's files; `limit` holds for each format, so that in a folder none uses up the others'."""
+    for format in dict.fromkeys(file.format for file in files):
+        same = (file for file in files if file.format == format)
+        yield from islice(((file, entry) for file in same for entry in file.read(style)), limit)
+
+
+def _without_overlap(
+    candidates: Iterable[_Candidate], overlap: EvaluationOverlap, drops: _Drops
+) -> Iterator[_Candidate]:
+    for candidate in candidates:
+        name = overlap.find(candidate.traits)
+        if name is None:
+            yield candidate
+        else:
+            drops.add(candidate.location, f"overlaps {name}", candidate.sample.id)
+
+
+def _within_length(
+    candidates: Sequence[_Candidate], data: DataConfig, tokenizer: PreTrainedTokenizerBase, drops: _Drops
+) -> Iterator[_Candidate]:
+    for start in tqdm(range(0, len(candidates), _BATCH), desc="measuring lengths", disable=None, leave=False):
+        batch = candidates[start : start + _BATCH]
+        prompts = _prompt_lengths(batch, tokenizer)
+        references = [len(encode_response(tokenizer, candidate.sample.reference)) for candidate in batch]
+        for candidate, prompt, reference in zip(batch, prompts, references, strict=True):
+            if prompt > data.max_prompt_tokens:
+                reason, length, limit = "prompt too long", prompt, data.max_prompt_tokens
+            elif reference > data.max_response_tokens:
+                reason, length, limit = "reference too long", reference, data.max_response_tokens
+            else:
+                yield replace(candidate, prompt_tokens=prompt, reference_tokens=reference)
+                continue
+            drops.add(candidate.location, reason, f"{candidate.sample.id}: {length} tokens, the limit is {limit}")
+
+
+def _prompt_lengths(batch: Sequence[_Candidate], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    try:
+        return [len(ids) for ids in encode_prompts(tokenizer, [candidate.sample.prompt for candidate in batch])]
+    except (ValueError, jinja2.TemplateError) as error:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the chat template refuses {batch[0].sample.id}, or one of the {len(batch) - 1} "
+            f"after it ({' '.join(str(error).split())}); use a model whose template knows system, user, assistant and "
+            "tool messages"
+        ) from error
+
+
+def _without_duplicates(candidates: Sequence[_Candidate], threshold: float, drops: _Drops) -> Iterator[_Candidate]:
+    """Candidates without the uses in which they repeat an earlier one; those that lose every use are dropped."""
+    lost: dict[int, dict[Use, str]] = defaultdict(dict)
+    found: dict[tuple[int, ...], dict[int, str]] = {}  # both uses mostly have the same members
+    for use in _USES:
+        members = tuple(place for place, candidate in enumerate(candidates) if use in candidate.use)
+        if members not in found:
+            found[members] = duplicates([candidates[place].traits for place in members], threshold)
+        for position, reason in found[members].items():
+            lost[members[position]][use] = reason
+    for place, candidate in enumerate(candidates):
+        left = tuple(use for use in candidate.use if use not in lost[place])
+        if left == candidate.use:
+            yield candidate
+            continue
+        reason = next(iter(lost[place].values()))
+        if left:
+            reason = f"{reason}, kept for {' and '.join(left)}"
+            yield replace(candidate, use=left)
+        drops.add(candidate.location, reason, candidate.sample.id)
+
+
+def _split(pools: Mapping[Use, Sequence[_Candidate]], data: DataConfig) -> dict[str, list[_Candidate]]:
+    """Training and validation for each use. The steps of one dialogue stay together, in both uses."""
+    held_out: set[str] = set()
+    for pool in pools.values():
+        openings = [candidate.traits.opening for candidate in pool]
+        held_out |= validation_groups(openings, data.validation_fraction, data.seed)
+    splits: dict[str, list[_Candidate]] = {}
+    for use, pool in pools.items():
+        splits[use] = [candidate for candidate in pool if candidate.traits.opening not in held_out]
+        splits[f"{use}_validation"] = [candidate for candidate in pool if candidate.traits.opening in held_out]
+    return splits
+
+
+def _input(source: DataSource, file: SourceFile) -> dict[str, Any]:
+    return {
+        "location": source.location,
+        "file": file.name if file.path is None else file.path.name,
+        "format": file.format,
+        "use": list(file.use),
+        "sha256": None if file.path is None else manifest.sha256_file(file.path),
+    }
+
+
+def _write(splits: Mapping[str, Sequence[_Candidate]], report: Mapping[str, Any], out: Path) -> None:
+    """Write beside the final names, inside `out`, then move; what marks the dataset as whole moves last."""
+    aside = out / _PARTIAL
+    with storage.disk_errors(out):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            store.save({name: [candidate.row() for candidate in members] for name, members in splits.items()}, aside)
+            (aside / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            (out / store.DESCRIPTION).unlink(missing_ok=True)
+            for path in sorted(aside.iterdir(), key=lambda path: path.name == store.DESCRIPTION):
+                target = out / path.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                path.replace(target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)

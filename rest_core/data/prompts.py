@@ -1,0 +1,180 @@
+"""From tools and a dialogue to the chat that the model sees: one template a style.
+
+`toolrl` is ToolRL's own prompt (arXiv 2504.13958; dataset/rlla_4k): the tools and the format in the system message,
+the whole dialogue as one user message. `compact` says the same in a fraction of the tokens and leaves the dialogue in
+chat turns; it is for models that are small or slow. Scores depend on the prompt, so `template_text` is published with
+every number.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from rest_core.data.fields import Unreadable, too_deep
+from rest_core.data.tools import same_name
+from rest_core.records import Message, Tool
+
+Style = Literal["toolrl", "compact"]
+
+# The thoughts that ToolRL gives to references without thoughts of their own.
+THINK_CALL = "I should use the appropriate tool with proper parameters to respond to the user's need."
+THINK_RESPOND = "I should directly respond to the user's need."
+
+_TOOLS = "{tools}"  # where a template lists the tools
+_TOOLRL_SYSTEM = """\
+You are a helpful multi-turn dialogue assistant capable of leveraging tool calls to solve user tasks and provide \
+structured chat responses.
+
+**Available Tools**
+In your response, you can use the following tools:
+{tools}
+
+**Steps for Each Turn**
+1. **Think:** Recall relevant context and analyze the current user goal.
+2. **Decide on Tool Usage:** If a tool is needed, specify the tool and its parameters.
+3. **Respond Appropriately:** If a response is needed, generate one while maintaining consistency across user queries.
+
+**Output Format**
+```plaintext
+<think> Your thoughts and reasoning </think>
+<tool_call>
+{"name": "Tool name", "parameters": {"Parameter name": "Parameter content", "... ...": "... ..."}}
+{"name": "... ...", "parameters": {"... ...": "... ...", "... ...": "... ..."}}
+...
+</tool_call>
+<response> AI's final response </response>
+```
+
+**Important Notes**
+1. You must always include the `<think>` field to outline your reasoning. Provide at least one of `<tool_call>` or \
+`<response>`. Decide whether to use `<tool_call>` (possibly multiple times), `<response>`, or both.
+2. You can invoke multiple tool calls simultaneously in the `<tool_call>` fields. Each tool call should be a JSON \
+object with a "name" field and an "parameters" field containing a dictionary of parameters. If no parameters are \
+needed, leave the "parameters" field an empty dictionary.
+3. Refer to the previous dialogue records in the history, including the user's queries, previous `<tool_call>`, \
+`<response>`, and any tool feedback noted as `<obs>` (if exists)."""
+_TOOLRL_HISTORY = "**Dialogue Records History**"
+
+_COMPACT_SYSTEM = """\
+Answer with <think> short reason </think> and then either tool calls, one JSON object a line:
+<tool_call>
+{"name": "tool", "parameters": {"key": "value"}}
+</tool_call>
+or, when no tool fits, <response> text </response>
+Tools:
+{tools}"""
+
+_SYSTEMS: dict[Style, str] = {"toolrl": _TOOLRL_SYSTEM, "compact": _COMPACT_SYSTEM}
+
+_LISTED = re.compile(r"following tools:\n(.*?)\n\n\*\*Steps for Each Turn\*\*", re.DOTALL)
+_LISTED_HEAD = re.compile(r"\d+\. (?:Name: (?P<name>.*)\nDescription: ?|(?P<short>[^:\n]+): ?)")
+_LISTED_PARAMETERS = "\nParameters: "
+_USER_TURN = re.compile(r"<user>(.*?)</user>", re.DOTALL)
+
+
+def render(style: Style, tools: Sequence[Tool], history: Sequence[Message]) -> tuple[Message, ...]:
+    """The chat that asks for the next turn of `history`, format instructions included.
+
+    Args:
+        style: "toolrl" or "compact".
+        tools: what the model may call, in the order in which it is listed.
+        history: the dialogue so far: user turns, assistant turns in the project's response format, tool results.
+            System messages of the data's own are appended to the instructions.
+    """
+    system = _SYSTEMS[style].replace(_TOOLS, _tool_lines(style, tools))
+    extra = [message.content for message in history if message.role == "system"]
+    turns = [message for message in history if message.role != "system"]
+    head = Message("system", "\n\n".join([system, *extra]))
+    return (head, *turns) if style == "compact" else (head, Message("user", _toolrl_history(turns)))
+
+
+def template_text(style: Style) -> str:
+    """The style's template with `{tools}` in the place of the tools, for people to read beside a score."""
+    if style == "compact":
+        return _COMPACT_SYSTEM
+    return f"{_TOOLRL_SYSTEM}\n\n{_TOOLRL_HISTORY}\n<user> … </user>\n\n<tool_call> … </tool_call>\n<obs> … </obs>"
+
+
+def listed_tools(system: str) -> tuple[Tool, ...]:
+    """The tools that a system message in ToolRL's style lists, as ToolRL and its API-Bank files write them.
+
+    Properties are kept as they stand there, ToolRL's own names of types included ("str, optional"), so that `render`
+    gives the text back. What is required is not said there.
+
+    Raises:
+        Unreadable: the message has no such list, or an entry cannot be read.
+    """
+    match = _LISTED.search(system)
+    if match is None:
+        raise Unreadable("tools missing", "system", "no list of tools in ToolRL's format")
+    tools = []
+    # Every entry ends with its line of parameters; a description may hold lines that look like an entry's first.
+    rest = match[1]
+    while rest.strip():
+        head = _LISTED_HEAD.match(rest)
+        description, found, tail = rest[head.end() if head else 0 :].partition(_LISTED_PARAMETERS)
+        if head is None or not found:
+            raise Unreadable("tool list cannot be read", "system", rest[:60])
+        parameters, _, rest = tail.partition("\n")
+        properties = _properties(parameters)
+        schema = {"type": "object", "properties": properties, "required": []}
+        tools.append(Tool(same_name(head["name"] or head["short"]), description, schema))
+    return tuple(tools)
+
+
+def user_turns(prompt: Sequence[Message]) -> list[str]:
+    """What the user says in a prompt of either style, turn by turn."""
+    turns: list[str] = []
+    for message in prompt:
+        if message.role == "user":
+            turns += [turn.strip() for turn in _USER_TURN.findall(message.content)] or [message.content.strip()]
+    return turns
+
+
+def _tool_lines(style: Style, tools: Sequence[Tool]) -> str:
+    if style == "toolrl":
+        return "\n".join(
+            f"{number}. Name: {tool.name}\nDescription: {tool.description}\n"
+            f"Parameters: {json.dumps(tool.parameters['properties'])}"
+            for number, tool in enumerate(tools, start=1)
+        )
+    return "\n".join(_compact_line(tool) for tool in tools)
+
+
+def _compact_line(tool: Tool) -> str:
+    """One line of JSON; what is optional is named, because that is the shorter list."""
+    line: dict[str, Any] = {"name": tool.name, "description": tool.description}
+    line["parameters"] = tool.parameters["properties"]
+    optional = [name for name in tool.parameters["properties"] if name not in tool.parameters.get("required", ())]
+    if optional:
+        line["optional"] = optional
+    return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+
+
+def _toolrl_history(turns: Sequence[Message]) -> str:
+    text = f"{_TOOLRL_HISTORY}\n"
+    for index, message in enumerate(turns):
+        if message.role == "tool":
+            text += f"{'' if index == 0 else chr(10)}<obs> {message.content} </obs>"
+            continue
+        said = f"<user> {message.content} </user>" if message.role == "user" else message.content
+        text += f"{'' if index == 0 else chr(10) * 2}{said}"
+    return text
+
+
+def _properties(text: str) -> dict[str, Any]:
+    """A line of parameters: JSON in ToolRL's files, a Python dict in API-Bank's."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            value = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            raise Unreadable("tool list cannot be read", "system", f"{text[:60]!r}: {error}") from None
+    if not isinstance(value, dict) or too_deep(value):
+        raise Unreadable("tool list cannot be read", "system", f"parameters {text[:60]!r}")
+    return value

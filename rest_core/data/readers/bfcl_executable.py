@@ -1,0 +1,53 @@
+"""BFCL's executable questions, retired from scoring, out of the installed bfcl-eval package.
+
+Question files hold {id, question: [[{role, content}]], function: [BFCL function schemas]}; the answers beside them
+{id, ground_truth: ["f(n=20, p=1/6)", …]}. No scored category contains these questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rest_core.data import bfcl_wheel
+from rest_core.data.dialogues import assistant_turn, single_steps
+from rest_core.data.fields import Record, Rejected, Unreadable, items, mapping, text
+from rest_core.data.prompts import Style
+from rest_core.data.python_calls import NotCalls, read_calls
+from rest_core.data.tools import read_tools
+from rest_core.records import Message, Sample
+
+NAME = "bfcl-executable"
+KEYS = frozenset({"question", "function", "ground_truth"})
+CATEGORIES = ("exec_simple", "exec_multiple", "exec_parallel", "exec_parallel_multiple")
+
+
+def records() -> Iterator[Record]:
+    """Questions and answers joined by their ids."""
+    for category in CATEGORIES:
+        answers = {
+            answer["id"]: answer["ground_truth"]
+            for answer in bfcl_wheel.questions(category, "unused_datasets/possible_answer")
+        }
+        for question in bfcl_wheel.questions(category, "unused_datasets/question"):
+            name = question["id"]
+            yield Record({**question, "ground_truth": answers.get(name)}, f"bfcl-eval: record {name}", name)
+
+
+def samples(record: Record, style: Style) -> Iterator[Sample | Rejected]:
+    """One sample a question; all of its calls are the reference, in the order of the answer."""
+    tools = read_tools(record.fields.get("function"), "function")
+    turns = [
+        Message("user", text(mapping(message, "question").get("content"), "question.content"))
+        for step in items(record.fields.get("question"), "question")
+        for message in items(step, "question")
+    ]
+    calls = []
+    for place, call in enumerate(items(record.fields.get("ground_truth"), "ground_truth")):
+        try:
+            calls += read_calls(f"[{text(call, 'ground_truth')}]", tools)
+        except NotCalls as error:
+            raise Unreadable("call cannot be read", f"ground_truth[{place}]", str(error)) from None
+    if not calls:
+        raise Unreadable("no call and no response", "ground_truth")
+    turns.append(assistant_turn(calls, None))
+    yield from single_steps(turns, tools, style=style, source=NAME, name=record.name)

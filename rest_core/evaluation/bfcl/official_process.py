@@ -1,0 +1,128 @@
+"""bfcl-eval's own data and checkers, in a process of their own; `official.py` starts it and talks to it.
+
+A script, not a module to import: it reads one JSON request on standard input and writes one JSON reply on standard
+output. It uses nothing but the standard library and bfcl-eval. A separate process, because
+
+- bfcl-eval's checkers import the registry of every vendor's client, which is replaced below, and a replacement in
+  `sys.modules` must not reach a program that uses a full bfcl-eval;
+- bfcl-eval makes folders beside itself when it is imported, unless BFCL_PROJECT_ROOT names another place: an
+  installation is read-only in a container;
+- the checkers apply regular expressions that take exponential time on some strings ("[[1],[1],… without an end for a
+  JavaScript array), and the strings are model output: a timer can stop them in a main thread only.
+
+Requests: {"load": [category, …]} or {"check": {category: [{"id": …, "calls": [{name: arguments}, …]}, …]}}.
+"""
+
+import json
+import signal
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+CHECK_SECONDS = 2.0  # for one entry; an honest one takes less than a millisecond
+
+
+class _AnyModel(dict[str, Any]):
+    """MODEL_CONFIG_MAPPING as far as the checkers read it: a model that may use dots in function names."""
+
+    def __missing__(self, name: str) -> Any:
+        return types.SimpleNamespace(underscore_to_dot=False)
+
+
+def _replace_vendor_clients() -> None:
+    module = types.ModuleType("bfcl_eval.constants.model_config")
+    module.MODEL_CONFIG_MAPPING = _AnyModel()  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+
+
+_replace_vendor_clients()
+
+from bfcl_eval import utils  # noqa: E402
+from bfcl_eval.constants.enums import Language  # noqa: E402
+from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker  # noqa: E402
+
+Verdict = dict[str, Any]
+Check = Callable[[list[dict[str, Any]], dict[str, Any], Any], Verdict]
+
+
+def _language(category: str) -> Language:
+    if utils.is_java(category):
+        return Language.JAVA
+    return Language.JAVASCRIPT if utils.is_js(category) else Language.PYTHON
+
+
+def _ast(category: str) -> Check:
+    """Rule of `eval_runner._evaluate_single_ast_entry`; calls are decoded already, so no decoder can fail."""
+    language = _language(category)
+
+    def check(calls: list[dict[str, Any]], entry: dict[str, Any], answer: Any) -> Verdict:
+        verdict: Verdict = ast_checker(entry["function"], calls, answer["ground_truth"], language, category, "any")
+        return verdict
+
+    return check
+
+
+def _relevance(category: str) -> Check:
+    """Rule of `eval_runner._evaluate_single_relevance_entry`: is there a call, where one is wanted or not?"""
+    wanted = "irrelevance" not in category
+
+    def check(calls: list[dict[str, Any]], entry: dict[str, Any], answer: Any) -> Verdict:
+        called = not utils.is_empty_output(calls)
+        if called == wanted:
+            return {"valid": True}
+        if wanted:
+            return {"valid": False, "error": ["no call was made"], "error_type": "relevance_error:decoder_failed"}
+        return {"valid": False, "error": ["a call was made"], "error_type": "irrelevance_error:decoder_success"}
+
+    return check
+
+
+def _check_category(category: str, outputs: list[dict[str, Any]]) -> list[Verdict]:
+    entries = utils.load_dataset_entry(category, include_prereq=False, include_language_specific_hint=False)
+    if utils.is_relevance_or_irrelevance(category):
+        check, answers = _relevance(category), [None] * len(entries)
+    else:
+        # Answers belong to questions by position; bfcl-eval says that some of their ids differ.
+        check, answers = _ast(category), utils.load_ground_truth_entry(category)
+    pairs = {entry["id"]: (entry, answer) for entry, answer in zip(entries, answers, strict=True)}
+    return [_check_within_limit(check, output["calls"], *pairs[output["id"]]) for output in outputs]
+
+
+def _check_within_limit(check: Check, calls: list[dict[str, Any]], entry: dict[str, Any], answer: Any) -> Verdict:
+    """The verdict; an exception in the checker, or its taking too long, is a wrong answer and says so."""
+    expired = False
+
+    def stop(signum: int, frame: Any) -> None:
+        nonlocal expired
+        expired = True
+        raise TimeoutError(f"the official checker took more than {CHECK_SECONDS:g} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    # The timer goes on ringing: the checker has a bare `except`, behind which it may hang again.
+    signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS, 0.2)
+    try:
+        verdict = check(calls, entry, answer)
+    except Exception as error:
+        return {"valid": False, "error": [f"{error}"], "error_type": f"checker_error:{type(error).__name__}"}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    if expired:
+        return {
+            "valid": False,
+            "error": [f"the official checker took more than {CHECK_SECONDS:g} s"],
+            "error_type": "checker_error:TimeoutError",
+        }
+    return verdict
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    if "load" in request:
+        return {category: utils.load_dataset_entry(category, include_prereq=False) for category in request["load"]}
+    return {category: _check_category(category, outputs) for category, outputs in request["check"].items()}
+
+
+if __name__ == "__main__":
+    reply = sys.stdout
+    sys.stdout = sys.stderr  # bfcl-eval prints
+    json.dump(_answer(json.load(sys.stdin)), reply, default=str)

@@ -1,0 +1,448 @@
+"""One function a stage: typed configuration and input folders in, an output folder and figures out.
+
+The same function runs from the command line, under kfp.local, in a container and on a cluster. Each fills `out`,
+writes `metrics.json` and, last of all, `manifest.json`; an error that the user can mend is also left as `error.json`.
+A stage that is switched off passes its input on, or says in its manifest that it was skipped and why.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+from tqdm import tqdm
+
+from rest_core import manifest, storage
+from rest_core.config import (
+    ApiBankConfig,
+    BfclConfig,
+    DataConfig,
+    ModelConfig,
+    RegistryConfig,
+    RlConfig,
+    SftConfig,
+    TrackingConfig,
+)
+from rest_core.errors import EXIT_USER_ERROR, UserError
+from rest_core.tracking.runs import StageRun, finish_pipeline, stage_run
+
+if TYPE_CHECKING:
+    from rest_core.evaluation.report import Report
+    from rest_core.rollout.transformers_engine import TransformersEngine
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+ERROR_FILE = "error.json"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage hands to whoever called it, next to its folder."""
+
+    metrics: dict[str, float]
+    skipped: str | None = None  # why the stage did nothing
+
+
+@dataclass
+class _Stage:
+    """A stage that runs: its folder and MLflow run, and what its manifest will say."""
+
+    name: str
+    out: Path
+    run: StageRun
+    sections: Mapping[str, BaseModel]
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+    def finish(self, metrics: dict[str, float], **counts: Any) -> StageResult:
+        """Write metrics and manifest, record the main figures."""
+        self.run.summary(metrics)
+        (self.out / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        config = {name: section.model_dump(mode="json") for name, section in self.sections.items()}
+        manifest.write(self.out, stage=self.name, config=config, inputs=self.inputs, counts={**counts, **metrics})
+        return StageResult(metrics, counts.get("skipped"))
+
+    def skip(self, reason: str) -> StageResult:
+        log.warning("%s is skipped: %s", self.name, reason)
+        self.run.tags({"rest.skipped": reason})
+        return self.finish({}, skipped=reason)
+
+    def add_input(self, name: str, folder: Path | str) -> str:
+        """Note an input folder's hash in the manifest; returns the hash, or the source of a model by reference."""
+        path = Path(folder)
+        digest = str(manifest.read(path)["sha256"]) if (path / manifest.FILE_NAME).is_file() else str(folder)
+        self.inputs[name] = digest
+        return digest
+
+
+@contextmanager
+def _stage(
+    name: str, out: Path, tracking: TrackingConfig, pipeline_run: str, **sections: BaseModel
+) -> Iterator[_Stage]:
+    """Everything around a stage: its folder, its MLflow run, and its errors told in one line."""
+    try:
+        with storage.disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+            for stale in (ERROR_FILE, METRICS_FILE, manifest.FILE_NAME):
+                (out / stale).unlink(missing_ok=True)
+        spool = out.with_name(f"{out.name}.tracking")
+        with stage_run(tracking, stage=name, pipeline_run=pipeline_run, spool=spool, parameters=sections) as run:
+            yield _Stage(name, out, run, sections)
+    except UserError as error:
+        _leave_error(name, out, error)
+        raise
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        full = UserError(f"{error.filename or out}: no space left on the disk; free some and start the stage again")
+        _leave_error(name, out, full)
+        raise full from error
+
+
+def _leave_error(name: str, out: Path, error: UserError) -> None:
+    report = {"stage": name, "message": str(error), "exit_code": EXIT_USER_ERROR}
+    try:
+        (out / ERROR_FILE).write_text(json.dumps(report) + "\n", encoding="utf-8")
+    except OSError as problem:  # the folder may be what is wrong; the error itself is raised in any case
+        log.warning("%s cannot be written: %s", out / ERROR_FILE, problem)
+
+
+def prepare_data(
+    *,
+    model: ModelConfig,
+    data: DataConfig,
+    api_bank: ApiBankConfig,
+    tracking: TrackingConfig,
+    pipeline_run: str,
+    out: Path,
+) -> StageResult:
+    """Read, validate, deduplicate, measure and split the training data."""
+    from rest_core.data.evaluation_sets import evaluation_questions
+    from rest_core.data.prepare import prepare
+    from rest_core.data.prompts import template_text
+    from rest_core.model.loading import load_tokenizer
+
+    with _stage("prepare-data", out, tracking, pipeline_run, model=model, data=data, api_bank=api_bank) as stage:
+        tokenizer = load_tokenizer(model.source, model)
+        folder, reason = _api_bank_folder(api_bank)
+        if folder is None:
+            log.warning("the overlap with API-Bank is not checked: %s", reason)
+        report = prepare(
+            data,
+            style=model.prompt_style,
+            tokenizer=tokenizer,
+            evaluation_questions=evaluation_questions(folder),
+            out=out,
+        )
+        (out / "prompt_template.txt").write_text(template_text(model.prompt_style) + "\n", encoding="utf-8")
+        stage.inputs["sources"] = report["inputs"]
+        for name in ("report.json", "prompt_template.txt"):
+            stage.run.artifact(out / name)
+        dropped = [{"reason": reason, "records": count} for reason, count in report["dropped"].items()]
+        if dropped:
+            stage.run.table(dropped, "dropped")
+        metrics = {f"data/{name}": float(count) for name, count in report["splits"].items()}
+        metrics["data/read"] = float(sum(source["read"] for source in report["sources"].values()))
+        metrics["data/dropped"] = float(sum(report["dropped"].values()))
+        result = stage.finish(metrics, overlap_with_api_bank=reason or "checked")
+        stage.run.dataset(
+            "prepared",
+            source=", ".join(source.location for source in data.sources),
+            digest_sha256=manifest.read(out)["sha256"],
+            rows=sum(report["splits"].values()),
+            context="training",
+        )
+        return result
+
+
+def sft_warmup(
+    *, model: ModelConfig, sft: SftConfig, tracking: TrackingConfig, pipeline_run: str, dataset: Path, out: Path
+) -> StageResult:
+    """Supervised warm-up; the model is passed on by reference where `sft.enabled` is false."""
+    from rest_core.data.store import load_split, to_sample
+    from rest_core.model.loading import load_model, load_tokenizer, write_reference
+
+    with _stage("sft-warmup", out, tracking, pipeline_run, model=model, sft=sft) as stage:
+        digest = stage.add_input("dataset", dataset)
+        if not sft.enabled:
+            write_reference(out, _absolute(model.source))
+            return stage.skip("switched off (sft.enabled=false): cold start")
+        from rest_core.training import sft as training
+
+        samples = [to_sample(row) for row in load_split(dataset, "sft")]
+        validation = [to_sample(row) for row in load_split(dataset, "sft_validation")]
+        stage.run.dataset("sft", source=str(dataset), digest_sha256=digest, rows=len(samples), context="training")
+        tokenizer = load_tokenizer(model.source, model)
+        trained, metrics = training.train(
+            load_model(model.source, model),
+            tokenizer,
+            samples,
+            validation,
+            sft,
+            model,
+            folder=out / "checkpoints",
+            on_metrics=stage.run.metrics,
+        )
+        _save(trained, tokenizer, model, out)
+        return stage.finish(metrics)
+
+
+def rest_rl(
+    *,
+    model: ModelConfig,
+    rl: RlConfig,
+    tracking: TrackingConfig,
+    pipeline_run: str,
+    dataset: Path,
+    policy: Path | str,
+    out: Path,
+) -> StageResult:
+    """ResT training; the policy is passed on where `rl.enabled` is false."""
+    from rest_core.data.store import load_split, to_sample
+    from rest_core.model.chat import encode_prompt
+    from rest_core.model.loading import load_model, load_tokenizer, pass_on
+    from rest_core.response import parse
+
+    with _stage("rest-rl", out, tracking, pipeline_run, model=model, rl=rl) as stage:
+        digest = stage.add_input("dataset", dataset)
+        origin = stage.add_input("policy", policy)
+        if not rl.enabled:
+            pass_on(policy, out)
+            return stage.skip("switched off (rl.enabled=false)")
+        from rest_core.training.plots import training_figure
+        from rest_core.training.rl import Observer, RlTrainer, Task
+
+        tokenizer = load_tokenizer(policy, model)
+        samples = [to_sample(row) for row in load_split(dataset, "rl")]
+        tasks = [Task(s.id, encode_prompt(tokenizer, s.prompt), parse(s.reference)) for s in samples]
+        stage.run.dataset("rl", source=str(dataset), digest_sha256=digest, rows=len(tasks), context="training")
+        history: list[dict[str, float]] = []
+
+        def observe(metrics: dict[str, float], step: int) -> None:
+            history.append({"step": float(step), **metrics})
+            stage.run.metrics(metrics, step)
+
+        master = load_model(policy, model)
+        trainer = RlTrainer(
+            master,
+            tokenizer,
+            tasks,
+            rl,
+            model,
+            folder=out / "checkpoints",
+            fingerprint=f"{digest}/{origin}",
+            observer=Observer(observe, stage.run.table),
+        )
+        metrics = trainer.train()
+        if history:
+            stage.run.figure(training_figure(history), "training")
+            metrics |= {f"rl/last/{name}": history[-1][name] for name in ("reward/total", "response/truncated_share")}
+        _save(trainer.model, tokenizer, model, out)
+        return stage.finish(metrics)
+
+
+def evaluate_bfcl(
+    *, model: ModelConfig, bfcl: BfclConfig, tracking: TrackingConfig, pipeline_run: str, policy: Path | str, out: Path
+) -> StageResult:
+    """BFCL's single-turn categories with the official checkers."""
+    with _stage("evaluate-bfcl", out, tracking, pipeline_run, model=model, bfcl=bfcl) as stage:
+        stage.add_input("policy", policy)
+        if not bfcl.enabled:
+            return stage.skip("switched off (bfcl.enabled=false)")
+        from rest_core.evaluation.bfcl import run as benchmark
+
+        engine, tokenizer = _evaluation_engine(policy, model)
+        with _progress("evaluate-bfcl") as on_progress:
+            report = benchmark.evaluate(
+                engine,
+                tokenizer,
+                bfcl,
+                style=model.prompt_style,
+                model_name=_model_name(policy, model),
+                out=out,
+                on_progress=on_progress,
+            )
+        return _finish_evaluation(stage, report, "bfcl")
+
+
+def evaluate_api_bank(
+    *,
+    model: ModelConfig,
+    api_bank: ApiBankConfig,
+    tracking: TrackingConfig,
+    pipeline_run: str,
+    policy: Path | str,
+    out: Path,
+) -> StageResult:
+    """API-Bank, levels 1 to 3; skipped, loudly, where its files can neither be found nor downloaded."""
+    with _stage("evaluate-api-bank", out, tracking, pipeline_run, model=model, api_bank=api_bank) as stage:
+        stage.add_input("policy", policy)
+        folder, reason = _api_bank_folder(api_bank)
+        if folder is None:
+            return stage.skip(reason or "")
+        from rest_core.evaluation import api_bank as benchmark
+
+        engine, tokenizer = _evaluation_engine(policy, model)
+        with _progress("evaluate-api-bank") as on_progress:
+            report = benchmark.evaluate(
+                engine,
+                tokenizer,
+                api_bank,
+                folder=folder,
+                out=out,
+                model_name=_model_name(policy, model),
+                on_progress=on_progress,
+            )
+        return _finish_evaluation(stage, report, "api_bank")
+
+
+def register(
+    *,
+    registry: RegistryConfig,
+    tracking: TrackingConfig,
+    pipeline_run: str,
+    dataset: Path,
+    policy: Path | str,
+    bfcl: Path,
+    api_bank: Path,
+    out: Path,
+) -> StageResult:
+    """Register the trained model as `challenger`, and close the pipeline's run."""
+    from rest_core.model.loading import is_reference
+    from rest_core.tracking import registry as models
+    from rest_core.tracking.store import connect
+
+    evaluations = {"bfcl": bfcl, "api_bank": api_bank}
+    with _stage("register", out, tracking, pipeline_run, registry=registry) as stage:
+        for name, folder in {"dataset": dataset, "policy": policy, **evaluations}.items():
+            stage.add_input(name, folder)
+        checkpoint = Path(policy)
+        if not registry.enabled:
+            result = stage.skip("switched off (registry.enabled=false)")
+        elif not checkpoint.is_dir() or is_reference(checkpoint):
+            result = stage.skip("nothing was trained: the policy is the base model")
+        else:
+            facts = _facts(pipeline_run, dataset, checkpoint, evaluations)
+            client = connect(tracking)
+            if not stage.run.wait(timeout=60) or stage.run.run_id is None:
+                raise UserError("MLflow has not taken the stage's run within 60 s; start the stage again")
+            made = models.register_model(client, registry, checkpoint=checkpoint, run_id=stage.run.run_id, facts=facts)
+            stage.run.tags({"rest.registered": f"{made.name} version {made.version}"})
+            record = {"name": made.name, "version": made.version, "source": made.source, "location": made.location}
+            (out / "registered.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            result = stage.finish({"registry/version": float(made.version)}, registered=record)
+    finish_pipeline(tracking, pipeline_run=pipeline_run, spool=out.with_name(f"{out.name}.finish.tracking"))
+    return result
+
+
+def _facts(pipeline_run: str, dataset: Path, policy: Path, evaluations: Mapping[str, Path]) -> Any:
+    """What the registry and the model card say of a model, read from the folders' manifests."""
+    from rest_core.tracking.card import DataFact, ModelFacts
+
+    data, trained = manifest.read(dataset), manifest.read(policy)
+    metrics: dict[str, float] = {}
+    measured: dict[str, str] = {}
+    for name, folder in evaluations.items():
+        made = manifest.read(folder)
+        if "skipped" in made["counts"]:
+            continue
+        metrics |= json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+        measured[name] = str(made["counts"]["measured_on"])
+    sources = ", ".join(source["location"] for source in data["config"]["data"]["sources"])
+    rows = int(data["counts"].get("data/rl", 0) + data["counts"].get("data/sft", 0))
+    return ModelFacts(
+        base_model=trained["config"]["model"]["source"],
+        pipeline_run=pipeline_run,
+        metrics=metrics,
+        evaluations=measured,
+        data=(DataFact("prepared", sources, data["sha256"], rows),),
+        config=trained["config"],
+        git_commit=trained["git_commit"],
+        limits=(
+            "Evaluated on single-turn tool calls only.",
+            f"Prompted in the style {trained['config']['model']['prompt_style']!r}; other prompts give other results.",
+        ),
+    )
+
+
+def _api_bank_folder(api_bank: ApiBankConfig) -> tuple[Path | None, str | None]:
+    """The folder of API-Bank's files, or None and why there is none."""
+    from rest_core.data import published
+
+    if not api_bank.enabled:
+        return None, "switched off (api_bank.enabled=false)"
+    if api_bank.location is not None and not api_bank.location.startswith(published.PREFIX):
+        return storage.fetch(api_bank.location, storage.cache_folder()), None
+    try:
+        return published.fetch(api_bank.location or f"{published.PREFIX}api-bank"), None
+    except published.Unreachable as error:
+        return None, str(error)
+
+
+def _evaluation_engine(policy: Path | str, model: ModelConfig) -> tuple[TransformersEngine, Any]:
+    import torch
+
+    from rest_core.model.loading import load_model, load_tokenizer, stop_ids
+    from rest_core.rollout.transformers_engine import TransformersEngine
+
+    tokenizer = load_tokenizer(policy, model)
+    loaded = load_model(policy, model, dtype=getattr(torch, model.dtype))
+    if torch.cuda.is_available():
+        loaded.to("cuda")
+    return TransformersEngine(loaded, stop_ids=stop_ids(loaded, tokenizer), pad_id=tokenizer.pad_token_id), tokenizer
+
+
+def _finish_evaluation(stage: _Stage, report: Report, name: str) -> StageResult:
+    out = stage.out
+    for file in ("report.md", "report.json", "accuracy.png"):
+        stage.run.artifact(out / file)
+    stage.run.table(report.rows, "answers")
+    ids = hashlib.sha256("\n".join(str(row["id"]) for row in report.rows).encode()).hexdigest()
+    measured_on = f"{len(report.rows)} items {ids[:12]}, prompt style {stage.sections['model'].prompt_style}"  # type: ignore[attr-defined]
+    stage.run.dataset(name, source=report.title, digest_sha256=ids, rows=len(report.rows), context="evaluation")
+    return stage.finish(report.metrics, measured_on=measured_on)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar behind a callback (done, total); quiet where there is no terminal."""
+    with tqdm(desc=what, unit="response", disable=None) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+def _save(trained: Any, tokenizer: Any, model: ModelConfig, out: Path) -> None:
+    """The flat checkpoint; what was needed to resume goes once it is whole."""
+    import torch
+
+    from rest_core.model.loading import save_policy
+
+    save_policy(trained, tokenizer, out, dtype=getattr(torch, model.dtype))
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def _model_name(policy: Path | str, model: ModelConfig) -> str:
+    """What reports call the model: its source, and the stage that trained it."""
+    folder = Path(policy)
+    source = model.source.removeprefix("embedded:").rstrip("/").rsplit("/", 1)[-1]
+    if not (folder / manifest.FILE_NAME).is_file():
+        return source
+    return f"{source}-{manifest.read(folder)['stage']}"
+
+
+def _absolute(source: str) -> str:
+    """A relative folder as an absolute one, so that a reference to it holds from anywhere."""
+    return str(Path(source).absolute()) if Path(source).is_dir() else source

@@ -1,0 +1,214 @@
+"""Files and folders by path or s3:// URI.
+
+S3 goes through boto3, which reads the standard environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL …) by
+itself. What is downloaded is kept under a name made of the objects' ETags: it is fetched once, and never stale.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import glob
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
+
+from rest_core.errors import UserError
+from rest_core.manifest import FILE_NAME as MANIFEST
+
+S3 = "s3://"
+_WILDCARDS = "*?["
+_DENIED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+_MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `rest-pipelines` below XDG_CACHE_HOME, or below ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rest-pipelines"
+
+
+def is_s3(location: str) -> bool:
+    return location.startswith(S3)
+
+
+def fetch(location: str, cache: Path) -> Path:
+    """The local path of a file or folder: a path as it is, an s3:// object or prefix downloaded below `cache`.
+
+    Raises:
+        UserError: it does not exist, access is denied, the endpoint is away, or the disk is full.
+    """
+    if not is_s3(location):
+        path = Path(location).expanduser()
+        if not path.exists():
+            raise UserError(f"{location}: no such file or folder; check the path")
+        return path
+    bucket, key = _split(location)
+    with _s3_errors(location), disk_errors(cache):
+        client = _client()
+        objects = [found for found in _list(client, bucket, key) if not key or found.key == key]
+        is_file = bool(key) and bool(objects)
+        if not is_file:
+            prefix = f"{key.rstrip('/')}/" if key else ""
+            objects = [found for found in _list(client, bucket, prefix) if not found.key.endswith("/")]
+        if not objects:
+            raise UserError(f"{location}: no such object or prefix; check bucket and key")
+        state = hashlib.sha256("\n".join([bucket, *(f"{o.key} {o.etag}" for o in objects)]).encode()).hexdigest()
+        target = cache / "s3" / state[:32] / Path(key.rstrip("/") or bucket).name
+        if target.exists():
+            return target
+        with written_aside(target) as aside:
+            for found in objects:
+                inner = "" if is_file else found.key[len(prefix) :]
+                file = _inside(aside, inner, location)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                client.download_file(bucket, found.key, str(file))
+    return target
+
+
+def expand(location: str) -> list[str]:
+    """Every location that a glob, or an s3:// prefix or glob, stands for, sorted; any other location alone.
+
+    Raises:
+        UserError: nothing matches, or S3 refuses.
+    """
+    if not is_s3(location):
+        if not any(mark in location for mark in _WILDCARDS) or Path(location).exists():
+            return [location]
+        # pathlib cannot glob an absolute pattern.
+        found = sorted(glob.glob(str(Path(location).expanduser()), recursive=True))  # noqa: PTH207
+        if not found:
+            raise UserError(f"{location}: no file matches this pattern")
+        return found
+    bucket, key = _split(location)
+    with _s3_errors(location):
+        if any(mark in key for mark in _WILDCARDS):
+            literal = key[: min(key.index(mark) for mark in _WILDCARDS if mark in key)]
+            keys = [o.key for o in _list(_client(), bucket, literal) if fnmatch.fnmatchcase(o.key, key)]
+        else:
+            keys = [o.key for o in _list(_client(), bucket, key) if not key or o.key == key]
+            if not key or not keys:
+                keys = [o.key for o in _list(_client(), bucket, f"{key.rstrip('/')}/" if key else "")]
+    keys = sorted(key for key in keys if not key.endswith("/"))
+    if not keys:
+        raise UserError(f"{location}: no object matches; check bucket and key")
+    return [f"{S3}{bucket}/{key}" for key in keys]
+
+
+def upload_folder(folder: Path, uri: str) -> str:
+    """Copy the files of `folder` to a path or s3:// prefix; returns the location written, without a trailing slash.
+
+    The manifest goes last, so that a destination with a manifest is complete.
+
+    Raises:
+        UserError: `folder` does not exist, a local destination exists, access is denied, or the disk is full.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; nothing to upload")
+    uri = uri.rstrip("/")
+    if not is_s3(uri):
+        target = Path(uri).expanduser()
+        if target.exists():
+            raise UserError(f"{uri}: exists already; give a new destination")
+        with disk_errors(target), written_aside(target) as aside:
+            shutil.copytree(folder, aside)
+        return uri
+    bucket, prefix = _split(uri)
+    files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: (p.name == MANIFEST, p))
+    with _s3_errors(uri):
+        client = _client()
+        for path in files:
+            key = "/".join(part for part in (prefix, path.relative_to(folder).as_posix()) if part)
+            client.upload_file(str(path), bucket, key)
+    return uri
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write a file or folder to; it takes `target`'s name when the block succeeds.
+
+    A block that fails leaves nothing behind. Where another process has written `target` meanwhile, that one stays.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+    aside = workspace / target.name
+    try:
+        yield aside
+        try:
+            aside.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk and a refused write below `path` into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{path}: the disk is full; free some space and run again (nothing was kept)") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"{error.filename or path}: no permission to write; choose another folder") from error
+        raise
+
+
+@dataclass(frozen=True)
+class _Object:
+    key: str
+    etag: str
+
+
+def _client() -> Any:
+    return boto3.client("s3")
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri[len(S3) :].partition("/")
+    if not bucket:
+        raise UserError(f"{uri}: names no bucket; write s3://bucket/key")
+    return bucket, key
+
+
+def _list(client: Any, bucket: str, prefix: str) -> list[_Object]:
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return [_Object(found["Key"], found["ETag"]) for page in pages for found in page.get("Contents", ())]
+
+
+def _inside(folder: Path, name: str, location: str) -> Path:
+    """`folder/name`; an object key must not lead out of the folder."""
+    path = folder / name if name else folder
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise UserError(f"{location}: the object key {name!r} leads out of the prefix; rename the object")
+    return path
+
+
+@contextmanager
+def _s3_errors(location: str) -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in _MISSING:
+            raise UserError(f"{location}: no such bucket or object ({code})") from error
+        if code in _DENIED:
+            raise UserError(
+                f"{location}: access denied ({code}); check the AWS_* credentials and the policy"
+            ) from error
+        raise UserError(f"{location}: S3 refused: {' '.join(str(error).split())}") from error
+    except (BotoCoreError, Boto3Error) as error:
+        raise UserError(
+            f"{location}: S3 failed: {' '.join(str(error).split())}; check the AWS_* environment"
+        ) from error

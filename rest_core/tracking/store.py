@@ -1,0 +1,150 @@
+"""Where MLflow keeps its records: the address, a client for it, and what must never be written there."""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from rest_core.config import TrackingConfig
+from rest_core.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SQLITE = "sqlite:///"
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens it as training, not as GenAI
+_SERVERS = ("http", "https")
+_SCHEMES = ("databricks", "databricks-uc", "file", "http", "https", "mssql", "mysql", "postgresql", "sqlite")
+_USER_INFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
+_SIGNATURE = re.compile(r"([?&](?:[\w-]*(?:signature|token|credential|secret|key|sig))=)[^&\s'\"]+", re.IGNORECASE)
+_SECRET_KEY = re.compile(r"password|secret|credential|api_?key|access_?key|auth_?token|hf_?token|bearer", re.IGNORECASE)
+
+
+def resolve_uri(tracking: TrackingConfig) -> str:
+    """The tracking URI: configured, else MLFLOW_TRACKING_URI, else SQLite in `mlruns/` of the current folder.
+
+    Raises `UserError` for a scheme that MLflow does not know and for a local folder that cannot be made.
+    """
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{Path.cwd() / 'mlruns' / 'mlflow.db'}"
+    scheme = urlsplit(uri).scheme.split("+")[0]
+    if scheme not in _SCHEMES:
+        raise UserError(
+            f"tracking.uri {redact(uri)!r}: unknown scheme {scheme!r}{nearest(scheme, _SCHEMES)}; "
+            "write it as http://HOST:PORT or sqlite:////absolute/path/mlflow.db"
+        )
+    if (database := sqlite_file(uri)) is not None:
+        try:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"tracking.uri {uri!r}: {database.parent} cannot be made: {error.strerror}") from None
+    return uri
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of an SQLite URI; None for every other store."""
+    return Path(uri.removeprefix(_SQLITE)).absolute() if uri.startswith(_SQLITE) else None
+
+
+def is_server(uri: str) -> bool:
+    """Whether the store is an MLflow server (and not a database or folder that this process opens itself)."""
+    return urlsplit(uri).scheme in _SERVERS
+
+
+def open_client(uri: str) -> MlflowClient:
+    """An MLflow client on `uri` for both runs and models; MLflow's global settings stay as they are."""
+    from mlflow import MlflowClient  # takes more than a second; nobody else in a stage's process needs it
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def connect(tracking: TrackingConfig) -> MlflowClient:
+    """A client for work that needs an answer now (registering, promoting).
+
+    A server is asked for a sign of life first: MLflow's own retries would keep the user waiting for minutes. Raises
+    `UserError` when there is none.
+    """
+    uri = resolve_uri(tracking)
+    if is_server(uri) and (problem := unreachable(uri)):
+        raise UserError(f"MLflow at {redact(uri)} does not answer ({problem}); start it, or set tracking.uri")
+    return open_client(uri)
+
+
+def unreachable(uri: str, timeout: float = 5.0) -> str | None:
+    """Why a server does not answer within `timeout` seconds; None when it does, whatever it says."""
+    request = urllib.request.Request(f"{without_credentials(uri).rstrip('/')}/health")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout):
+            return None
+    except urllib.error.HTTPError as error:
+        return f"HTTP {error.code}" if error.code >= 500 else None
+    except (urllib.error.URLError, OSError) as error:
+        return str(getattr(error, "reason", error))
+
+
+def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """The id of the experiment `name`, which is made when it is not there yet.
+
+    On SQLite its artifacts go beside the database; every other store has its own place for them.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        database = sqlite_file(uri)
+        location = (database.parent / "artifacts").as_uri() if database else None
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another stage was faster
+                raise
+            found = client.get_experiment_by_name(name)
+            assert found is not None
+    return str(found.experiment_id)
+
+
+def without_credentials(uri: str) -> str:
+    """`uri` without user name and password."""
+    return _USER_INFO.sub("", uri)
+
+
+def with_credentials(uri: str) -> str:
+    """`uri` as recorded, with the credentials of MLFLOW_TRACKING_URI where that is the same address."""
+    known = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return known if known and without_credentials(known) == uri else uri
+
+
+def redact(text: str) -> str:
+    """`text` with credentials in URLs (user info, signed queries) replaced by `***`."""
+    return _SIGNATURE.sub(r"\1***", _USER_INFO.sub("***@", text))
+
+
+def redacted(value: Any, key: str = "") -> Any:
+    """A copy of a JSON-like value in which URLs carry no credentials and values of secret keys are `***`."""
+    if isinstance(value, dict):
+        return {str(name): redacted(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redacted(inner, key) for inner in value]
+    if isinstance(value, str):
+        return "***" if value and _SECRET_KEY.search(key) else redact(value)
+    return value
+
+
+def local_path(uri: str) -> Path | None:
+    """The folder or file of a local path or file URI; None for a remote one."""
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return None if "://" in uri or parts.scheme in ("runs", "models", "mlflow-artifacts") else Path(uri)
+
+
+def where_to_look(uri: str, experiment_id: str | None = None, run_id: str | None = None) -> str:
+    """A link to a run on a server; for a local store, the command that starts the UI."""
+    page = f"/#/experiments/{experiment_id}/runs/{run_id}" if experiment_id and run_id else ""
+    if is_server(uri):
+        return f"{without_credentials(uri).rstrip('/')}{page}"
+    return f"make ui, then http://127.0.0.1:5000{page}"

@@ -1,0 +1,381 @@
+"""The RL loop: rollouts → rewards → weights → update, step by step, resumable at every checkpoint.
+
+All randomness of a step is derived from the seed and the step's number (`rest_core.seeds`), so that a training which
+is taken up again continues exactly as it would have gone on.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm import tqdm
+
+from rest_core.algorithm.advantages import zero_variance
+from rest_core.algorithm.entropy import region_sums
+from rest_core.algorithm.regions import Region
+from rest_core.algorithm.rest import Judgement, ResT
+from rest_core.config import ModelConfig, RlConfig
+from rest_core.errors import UserError
+from rest_core.memory import peak_memory_gib
+from rest_core.model.batch import pad_rows
+from rest_core.model.loading import stop_ids, with_lora
+from rest_core.model.logprobs import Policy
+from rest_core.records import Rollout
+from rest_core.response import Response
+from rest_core.rollout.transformers_engine import TransformersEngine
+from rest_core.seeds import derive
+from rest_core.training.checkpoint import Checkpoints
+from rest_core.training.update import Experience, PolicyUpdate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training prompt as ids, with its parsed reference."""
+
+    id: str
+    prompt_ids: list[int]
+    reference: Response
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Where the trainer reports to: scalars of a step, and tables of completions."""
+
+    metrics: Callable[[dict[str, float], int], None]
+    table: Callable[[list[dict[str, Any]], str], None]
+
+
+class RlTrainer:
+    """Trains `model` (float32, in place) on `tasks`.
+
+    Args:
+        model: causal language model in float32, the master weights.
+        tasks: the training prompts, in a fixed order.
+        folder: where checkpoints go.
+        fingerprint: what else decides the result (hash of the data, the model's source …).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        tasks: Sequence[Task],
+        config: RlConfig,
+        model_config: ModelConfig,
+        *,
+        folder: Path,
+        fingerprint: str,
+        observer: Observer,
+    ) -> None:
+        _check(config, len(tasks))
+        self.config, self.tokenizer, self.tasks, self.observer = config, tokenizer, tasks, observer
+        half = model_config.dtype == "bfloat16"
+        self.accelerator = Accelerator(mixed_precision="bf16" if half else "no")
+        torch.manual_seed(derive(config.seed, "init"))
+        reference = None
+        if config.loss.kl_coefficient:
+            reference = Policy(copy.deepcopy(model).requires_grad_(False).eval()).to(self.accelerator.device)
+        if config.lora is not None:
+            model = with_lora(model, config.lora)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.to(self.accelerator.device).train()
+        self.model = model
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.engine = TransformersEngine.copy_of(
+            model,
+            dtype=torch.bfloat16 if half else torch.float32,
+            stop_ids=stop_ids(model, tokenizer),
+            pad_id=tokenizer.pad_token_id,
+        )
+        policy, self.optimizer = self.accelerator.prepare(Policy(model), optimizer)
+        self.update = PolicyUpdate(
+            policy, self.optimizer, self.accelerator, config, pad_id=tokenizer.pad_token_id, reference=reference
+        )
+        self.algorithm = ResT(config, tokenizer)
+        described = json.dumps(
+            [fingerprint, model_config.model_dump(), config.model_dump(exclude={"keep_checkpoints", "table_every"})],
+            sort_keys=True,
+        )
+        self.checkpoints = Checkpoints(
+            folder, fingerprint=hashlib.sha256(described.encode()).hexdigest(), keep=config.keep_checkpoints
+        )
+        self._last: Path | None = None
+
+    def train(self) -> dict[str, float]:
+        """Run all steps that are left; returns reward before and after, and totals."""
+        start, before = self._resume()
+        if self._last is None:
+            before = self.probe()
+            self._save(0, before)
+        main = self.accelerator.is_main_process
+        totals = {"tokens": 0.0, "seconds": 0.0}
+        with tqdm(
+            total=self.config.steps, initial=start, desc="rest-rl", unit="step", disable=None if main else True
+        ) as bar:
+            for step in range(start + 1, self.config.steps + 1):
+                metrics = self._train_step(step)
+                totals["tokens"] += metrics["tokens/generated"]
+                totals["seconds"] += metrics["seconds/step"]
+                if main:
+                    self.observer.metrics(metrics, step)
+                bar.set_postfix(reward=f"{metrics['reward/total']:.2f}", len=f"{metrics['response/tokens']:.0f}")
+                bar.update()
+                if step % self.config.checkpoint_every == 0 or step == self.config.steps:
+                    self._save(step, before)
+        after = self.probe()
+        result = {"rl/steps": float(self.config.steps), "rl/updates": float(self.update.version)}
+        if before is not None and after is not None:
+            result |= {"reward/before": before, "reward/after": after}
+        if totals["seconds"]:
+            result["rl/tokens_per_second"] = totals["tokens"] / totals["seconds"]
+        return result
+
+    def probe(self) -> float | None:
+        """Mean reward of sampled responses to the first training prompts, on the ranges of the last step.
+
+        The same prompts, the same random numbers and the same reward before and after, so that the two can be
+        compared.
+        """
+        count = min(self.config.reward_probe_prompts, len(self.tasks))
+        if not count:
+            return None
+        mine = list(range(count))[self.accelerator.process_index :: self.accelerator.num_processes]
+        rollouts = self._rollouts(
+            [self.tasks[n] for n in mine], [derive(self.config.seed, "probe", n) for n in mine], "reward probe"
+        )
+        rewards = [
+            self.algorithm.judge(rollout.response_ids, self.tasks[n].reference, self.config.steps).reward.total
+            for n, group in zip(mine, rollouts, strict=True)
+            for rollout in group
+        ]
+        gathered = self._gather(rewards)
+        return sum(gathered) / len(gathered)
+
+    def _train_step(self, step: int) -> dict[str, float]:
+        seconds: dict[str, float] = {}
+        torch.manual_seed(derive(self.config.seed, "update", step))  # dropout, where a model or adapter has any
+        positions = self._positions(step)
+        tasks = [self.tasks[n] for n in positions]
+        seeds = [derive(self.config.seed, "rollout", step, place) for place in self._places()]
+        with _timed(seconds, "seconds/rollout"):
+            groups = self._rollouts(tasks, seeds, f"step {step}: rollout")
+        with _timed(seconds, "seconds/reward"):
+            judged = [
+                [self.algorithm.judge(rollout.response_ids, task.reference, step) for rollout in group]
+                for task, group in zip(tasks, groups, strict=True)
+            ]
+            rewards = torch.tensor([[judgement.reward.total for judgement in group] for group in judged])  # (P, G)
+            if not bool(rewards.isfinite().all()):
+                raise UserError(f"step {step}: a reward is not a finite number; {self._last_good()}")
+            experience = self._experience(groups, judged, self.algorithm.advantages(rewards), step)
+        with _timed(seconds, "seconds/update"):
+            statistics = self.update.run(experience, self._last_good())
+            self.engine.synchronise(self.model, self.update.version)
+        if self.accelerator.num_processes > 1:
+            everyone = gather_object([statistics])
+            statistics.merge([other for n, other in enumerate(everyone) if n != self.accelerator.process_index])
+        step_entropy = self.algorithm.observe(statistics.entropy_sums, statistics.entropy_counts)
+        if self.accelerator.is_main_process and (step % self.config.table_every == 0 or step == 1):
+            self.observer.table(_completions(tasks, groups, judged, step), f"completions_step_{step:06d}")
+        return self._metrics(groups, judged, rewards, experience, step_entropy, seconds) | statistics.metrics()
+
+    def _experience(
+        self, groups: list[list[Rollout]], judged: list[list[Judgement]], advantages: Tensor, step: int
+    ) -> Experience:
+        """The step's rollouts with their weights; weights are made here once, before any split."""
+        rollouts = [rollout for group in groups for rollout in group]
+        width = max(len(rollout.response_ids) for rollout in rollouts)
+        mask = pad_rows([[1] * len(rollout.response_ids) for rollout in rollouts], width, torch.bool)
+        regions = pad_rows(
+            [judgement.regions for group in judged for judgement in group], width, torch.int64, Region.OTHER
+        )
+        ids = pad_rows([rollout.response_ids for rollout in rollouts], width, torch.int64)
+        entropies = pad_rows([rollout.entropies or [] for rollout in rollouts], width, torch.float32)
+        return Experience(
+            rollouts=rollouts,
+            advantages=advantages.reshape(-1).float(),
+            regions=regions,
+            mask=mask,
+            weights=self.algorithm.weights(ids, regions, mask, entropies, step),
+        )
+
+    def _rollouts(self, tasks: Sequence[Task], seeds: Sequence[int], what: str) -> list[list[Rollout]]:
+        config = self.config
+        main = self.accelerator.is_main_process
+        with tqdm(
+            total=len(tasks) * config.group_size,
+            desc=what,
+            unit="response",
+            leave=False,
+            disable=None if main else True,
+        ) as bar:
+            return self.engine.generate(
+                [task.prompt_ids for task in tasks],
+                samples=config.group_size,
+                max_new_tokens=config.max_response_tokens,
+                temperature=config.temperature,
+                batch_tokens=config.rollout_batch_tokens,
+                seeds=seeds,
+                on_progress=bar.update,
+            )
+
+    def _places(self) -> range:
+        """Places in the step's list of prompts that belong to this process."""
+        return range(self.accelerator.process_index, self.config.prompts_per_step, self.accelerator.num_processes)
+
+    def _positions(self, step: int) -> list[int]:
+        """Indices of this process's tasks of a step: the step's slice of an endless run through seeded permutations."""
+        first = (step - 1) * self.config.prompts_per_step
+        size = len(self.tasks)
+        orders: dict[int, list[int]] = {}
+        positions = []
+        for place in self._places():
+            epoch, index = divmod(first + place, size)
+            if epoch not in orders:
+                generator = torch.Generator().manual_seed(derive(self.config.seed, "order", epoch))
+                orders[epoch] = torch.randperm(size, generator=generator).tolist()
+            positions.append(orders[epoch][index])
+        return positions
+
+    def _metrics(
+        self,
+        groups: list[list[Rollout]],
+        judged: list[list[Judgement]],
+        rewards: Tensor,
+        experience: Experience,
+        step_entropy: Tensor,
+        seconds: dict[str, float],
+    ) -> dict[str, float]:
+        """Everything that is logged each step, over all processes."""
+        rollouts = experience.rollouts
+        local = {
+            "total": rewards.reshape(-1).tolist(),
+            "format": [judgement.reward.format for group in judged for judgement in group],
+            "correctness": [judgement.reward.correctness for group in judged for judgement in group],
+            "well_formed": [float(judgement.response.well_formed) for group in judged for judgement in group],
+            "tokens": [len(rollout.response_ids) for rollout in rollouts],
+            "truncated": [float(not rollout.finished) for rollout in rollouts],
+            "flat": zero_variance(rewards).float().tolist(),
+        }
+        everything = {name: self._gather(values) for name, values in local.items()}
+        mean = {name: sum(values) / len(values) for name, values in everything.items()}
+        generated = sum(everything["tokens"])
+        deviation = torch.tensor(everything["total"]).std().item() if len(everything["total"]) > 1 else 0.0
+        metrics = {
+            "reward/total": mean["total"],
+            "reward/std": deviation,
+            "reward/format": mean["format"],
+            "reward/correctness": mean["correctness"],
+            "reward/well_formed": mean["well_formed"],
+            "reward/zero_variance_share": mean["flat"],
+            "response/tokens": mean["tokens"],
+            "response/truncated_share": mean["truncated"],
+            "tokens/generated": float(generated),
+            "tokens_per_second/rollout": generated / max(1e-9, seconds["seconds/rollout"]),
+            "tokens_per_second/update": generated / max(1e-9, seconds["seconds/update"]),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "memory/peak_gib": peak_memory_gib(),
+            "seconds/step": sum(seconds.values()),
+        }
+        weight_sums, weight_counts = region_sums(experience.weights, experience.regions, experience.mask)
+        for region in Region:
+            name = region.name.lower()
+            if not math.isnan(float(step_entropy[region])):
+                metrics[f"entropy/{name}"] = float(step_entropy[region])
+            if weight_counts[region]:
+                metrics[f"weight/{name}"] = float(weight_sums[region] / weight_counts[region])
+                metrics[f"tokens/{name}"] = float(weight_counts[region])
+        return metrics | seconds
+
+    def _gather(self, values: list[Any]) -> list[Any]:
+        return gather_object(values) if self.accelerator.num_processes > 1 else values
+
+    def _named(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def _save(self, step: int, before: float | None) -> None:
+        if self.accelerator.is_main_process:
+            state = {
+                "version": self.update.version,
+                "reward_before": before,
+                "algorithm": self.algorithm.state(),
+            }
+            self._last = self.checkpoints.save(step, self._named(), self.optimizer, state)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> tuple[int, float | None]:
+        """Take up the newest checkpoint; returns its step and the reward before training, (0, None) without one."""
+        path = self._last = self.checkpoints.latest()
+        if path is None:
+            return 0, None
+        state = self.checkpoints.restore(path, self._named(), self.optimizer)
+        self.update.version = int(state["version"])
+        self.algorithm.load_state(state["algorithm"])
+        self.engine.synchronise(self.model, self.update.version)
+        log.info("going on after step %d (%s)", state["step"], path)
+        before = state["reward_before"]
+        return int(state["step"]), None if before is None else float(before)
+
+    def _last_good(self) -> str:
+        return f"the last good checkpoint is {self._last}" if self._last else "no checkpoint has been written yet"
+
+
+def _check(config: RlConfig, tasks: int) -> None:
+    """Settings that would change the objective without a word are refused."""
+    if config.temperature != 1.0:
+        raise UserError(
+            f"rl.temperature is {config.temperature}: training samples at 1.0, anything else biases the ratio"
+        )
+    if config.mini_batch_prompts is not None and config.prompts_per_step % config.mini_batch_prompts:
+        raise UserError(
+            f"rl.mini_batch_prompts ({config.mini_batch_prompts}) does not divide rl.prompts_per_step "
+            f"({config.prompts_per_step})"
+        )
+    if not tasks:
+        raise UserError("there are no training prompts: the dataset's split 'rl' is empty")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def _completions(
+    tasks: Sequence[Task], groups: list[list[Rollout]], judged: list[list[Judgement]], step: int
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "step": step,
+            "sample": task.id,
+            "response": judgement.response.text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
+            "reference": task.reference.text,
+            "reward": judgement.reward.total,
+            "format": judgement.reward.format,
+            "correctness": judgement.reward.correctness,
+            "tokens": len(rollout.response_ids),
+            "finished": rollout.finished,
+            "problems": "; ".join(judgement.response.problems),
+        }
+        for task, group, judgements in zip(tasks, groups, judged, strict=True)
+        for rollout, judgement in zip(group, judgements, strict=True)
+    ]

@@ -1,0 +1,151 @@
+"""Supervised warm-up by transformers' Trainer, with loss on the response only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm import tqdm
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from rest_core.config import ModelConfig, SftConfig
+from rest_core.errors import UserError
+from rest_core.model.chat import encode_prompt, encode_response
+from rest_core.model.loading import with_lora
+from rest_core.records import Sample
+
+IGNORED = -100  # label of positions without loss
+
+
+def encode(tokenizer: Any, samples: Sequence[Sample]) -> Dataset:
+    """Rows {input_ids, labels}: prompt and reference response; the prompt's labels are `IGNORED`."""
+    rows = []
+    for sample in samples:
+        prompt = encode_prompt(tokenizer, sample.prompt)
+        response = encode_response(tokenizer, sample.reference)
+        rows.append({"input_ids": prompt + response, "labels": [IGNORED] * len(prompt) + response})
+    return Dataset.from_list(rows)
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    samples: Sequence[Sample],
+    validation: Sequence[Sample],
+    config: SftConfig,
+    model_config: ModelConfig,
+    *,
+    folder: Path,
+    on_metrics: Callable[[dict[str, float], int], None],
+) -> tuple[Any, dict[str, float]]:
+    """Train `model` (float32) on the samples' reference responses.
+
+    Returns:
+        The trained model (with adapters where LoRA is configured), and its figures: samples, steps, final and mean
+        training loss, validation loss before and after where there is a validation split.
+    """
+    if not samples:
+        raise UserError("there are no samples for the warm-up: the dataset's split 'sft' is empty")
+    if config.lora is not None:
+        model = with_lora(model, config.lora)
+    rows = encode(tokenizer, samples)
+    held_out = encode(tokenizer, validation) if validation else None
+    accumulation = max(1, config.batch_size // config.micro_batch_size)
+    updates = math.ceil(len(rows) / (min(config.micro_batch_size, config.batch_size) * accumulation)) * config.epochs
+    steps = config.max_steps or max(1, math.ceil(updates))
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=min(config.micro_batch_size, config.batch_size),
+        per_device_eval_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=accumulation,
+        max_steps=steps,
+        learning_rate=config.learning_rate,
+        warmup_steps=round(config.warmup_ratio * steps),
+        weight_decay=config.weight_decay,
+        lr_scheduler_type="cosine",
+        bf16=model_config.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        seed=config.seed,
+        train_sampling_strategy="group_by_length",
+        logging_steps=1,
+        save_strategy="no" if config.checkpoint_every is None else "steps",
+        save_steps=config.checkpoint_every or 500,
+        save_total_limit=1,
+        report_to=[],
+        remove_unused_columns=False,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        data_collator=Collator(tokenizer.pad_token_id),
+        callbacks=[_Report(on_metrics)],
+    )
+    # Its own reports are printed whether there is a terminal or not; `_Report` takes their place.
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    figures = {"sft/samples": float(len(rows)), "sft/steps": float(steps)}
+    if held_out is not None:
+        figures["sft/validation_loss_before"] = trainer.evaluate()["eval_loss"]
+    leftover = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    output = trainer.train(resume_from_checkpoint=leftover)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if not losses or not math.isfinite(losses[-1]):
+        raise UserError("the warm-up's loss is not a finite number: lower sft.learning_rate")
+    figures |= {"sft/loss": float(losses[-1]), "sft/mean_loss": float(output.training_loss)}
+    if held_out is not None:
+        figures["sft/validation_loss_after"] = trainer.evaluate()["eval_loss"]
+    return trainer.accelerator.unwrap_model(trainer.model), figures
+
+
+class Collator:
+    """Pads rows {input_ids, labels} on the right to the longest of the batch."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        width = max(len(row["input_ids"]) for row in rows)
+        shape = (len(rows), width)
+        ids, labels = torch.full(shape, self.pad_id), torch.full(shape, IGNORED)
+        attention = torch.zeros(shape, dtype=torch.int64)
+        for index, row in enumerate(rows):
+            length = len(row["input_ids"])
+            ids[index, :length] = torch.tensor(row["input_ids"])
+            labels[index, :length] = torch.tensor(row["labels"])
+            attention[index, :length] = 1
+        return {"input_ids": ids, "labels": labels, "attention_mask": attention}
+
+
+class _Report(TrainerCallback):
+    """Draws a progress bar, hands the Trainer's logs of each step on, and stops at a loss that is not finite."""
+
+    def __init__(self, on_metrics: Callable[[dict[str, float], int], None]) -> None:
+        self.on_metrics = on_metrics
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        hidden = None if state.is_world_process_zero else True  # None: where there is a terminal
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="sft-warmup", unit="step", disable=hidden)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        values = {f"sft/{name}": float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        self.on_metrics(values, state.global_step)
+        loss = values.get("sft/loss")
+        if loss is not None and not math.isfinite(loss):
+            raise UserError(f"step {state.global_step}: the warm-up's loss is not finite: lower sft.learning_rate")
+        if self.bar is not None and loss is not None:
+            self.bar.set_postfix(loss=f"{loss:.3f}")
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()

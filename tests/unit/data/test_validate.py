@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rest_core.data.dialogues import assistant_turn
+from rest_core.data.prompts import render
+from rest_core.data.validate import problem
+from rest_core.records import Message, Sample, Tool, ToolCall
+
+TOOL = Tool("Get Month ", "", {"type": "object", "properties": {"city": {}}, "required": ["city"]})
+GOOD = Sample(
+    "own/3",
+    "own",
+    render("toolrl", [TOOL], [Message("user", "Hi")]),
+    (TOOL,),
+    assistant_turn([ToolCall("Get  Month", {"city": "Oslo"})], None).content,
+)
+
+
+def calling(name: str, **arguments: object) -> str:
+    return assistant_turn([ToolCall(name, arguments)], None).content
+
+
+def test_a_good_sample_has_no_problem_and_blanks_in_names_do_not_matter():
+    assert problem(GOOD, "f") is None
+    assert problem(replace(GOOD, reference=assistant_turn((), "Hello.").content), "f") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"prompt": (Message("system", "x"),)}, "question empty"),
+        ({"prompt": (Message("user", " "),)}, "question empty"),
+        ({"tools": ()}, "tools missing"),
+        ({"reference": ""}, "reference not well formed"),
+        ({"reference": "<think> x </think>"}, "reference not well formed"),
+        ({"reference": calling("Get Month", city=float("nan"))}, "reference not well formed"),
+        ({"reference": "<think> the <tool_call> tag </think>\n<response> x </response>"}, "reference not well formed"),
+        ({"reference": calling("GetMonth", city="Oslo")}, "tool does not exist"),
+        ({"reference": calling("Get Month", town="Oslo")}, "argument not declared by the tool"),
+        ({"reference": assistant_turn((), "\ud800").content}, "text is not valid Unicode"),
+    ],
+)
+def test_each_problem_is_named_with_file_record_and_field(change: dict[str, object], reason: str):
+    found = problem(replace(GOOD, **change), "data.jsonl")
+    assert found is not None and found.reason == reason
+    assert found.where.startswith("data.jsonl: own/3: field ")
+
+
+def test_a_tool_that_takes_further_arguments_may_get_them():
+    tool = replace(TOOL, parameters={**TOOL.parameters, "additionalProperties": True})
+    assert problem(replace(GOOD, tools=(tool,), reference=calling("Get Month", town="Oslo")), "f") is None

@@ -1,0 +1,61 @@
+import pytest
+
+from rest_core.errors import UserError
+from rest_core.evaluation.bfcl.categories import CATEGORIES, averages, select
+from rest_core.evaluation.report import Score
+
+
+def test_groups_and_categories_are_taken_once_in_bfcl_order():
+    assert [c.name for c in select(["live", "simple_java", "live_simple"])] == [
+        "simple_java",
+        "live_simple",
+        "live_multiple",
+        "live_parallel",
+        "live_parallel_multiple",
+        "live_irrelevance",
+        "live_relevance",
+    ]
+    assert [c.name for c in select(["non_live", "live"])] == list(CATEGORIES)
+
+
+def test_an_unknown_category_is_told_with_the_nearest():
+    with pytest.raises(UserError, match=r"unknown category 'simple_pyton'; did you mean 'simple_python'\?"):
+        select(["simple_pyton"])
+    with pytest.raises(UserError, match="no category is named"):
+        select([])
+
+
+def test_averages_against_worked_numbers():
+    scores = {
+        "simple_python": Score(4, 4),
+        "simple_java": Score(1, 2),
+        "simple_javascript": Score(0, 1),
+        "multiple": Score(1, 4),
+        "parallel": Score(3, 4),
+        "parallel_multiple": Score(1, 2),
+        "irrelevance": Score(1, 5),
+        "live_simple": Score(2, 10),
+        "live_multiple": Score(30, 50),
+        "live_parallel": Score(1, 2),
+        "live_parallel_multiple": Score(0, 3),
+        "live_irrelevance": Score(9, 10),
+        "live_relevance": Score(0, 1),
+    }
+    simple = (1 + 0.5 + 0) / 3
+    non_live = (simple + 0.25 + 0.75 + 0.5) / 4
+    live = 33 / 65
+    irrelevance = (0.2 + 0.9) / 2
+    assert averages(scores) == pytest.approx(
+        {
+            "simple": simple,
+            "non_live": non_live,
+            "live": live,
+            "irrelevance_detection": irrelevance,
+            "overall": (non_live + live + irrelevance) / 3,
+        }
+    )
+
+
+def test_an_average_with_a_part_missing_is_left_out():
+    scores = {name: Score(1, 1) for name in CATEGORIES if name != "simple_java"}
+    assert set(averages(scores)) == {"live", "irrelevance_detection"}

@@ -1,0 +1,54 @@
+import pytest
+
+from rest_core.config import GenerationConfig
+from rest_core.evaluation.generation import respond
+from rest_core.records import Message
+
+
+def chat(text: str) -> tuple[Message, ...]:
+    return (Message("system", "s"), Message("user", text))
+
+
+def test_answers_come_in_order_with_their_exact_text(scripted, tokenizer):
+    engine = scripted(lambda prompt, position: f"<response> answer {position} é☃ </response>")
+    answers = respond(engine, tokenizer, [chat("one"), chat("two")], GenerationConfig(batch_tokens=1234))
+    assert [a.text for a in answers] == [f"<response> answer {n} é☃ </response>" for n in (0, 1)]
+    assert engine.calls == [{"samples": 1, "max_new_tokens": 1024, "temperature": 0.0, "batch_tokens": 1234}]
+    assert answers[0].response_tokens == len(answers[0].text.encode()) + 1  # a byte a token, and the end
+    assert answers[0].finished and answers[0].skipped is None
+
+
+def test_the_chat_template_is_applied_once(scripted, tokenizer):
+    engine = scripted(lambda prompt, position: "")
+    answer = respond(engine, tokenizer, [chat("hello")], GenerationConfig())[0]
+    assert engine.prompts == ["<|system|>s<|end|><|user|>hello<|end|><|assistant|>"]
+    assert answer.prompt_tokens == len("<|system|>s<|user|>hello<|assistant|>") + 2
+
+
+def test_a_prompt_over_the_limit_is_skipped_not_cut(scripted, tokenizer):
+    engine = scripted(lambda prompt, position: prompt.split("<|user|>")[1][0])
+    seen = []
+    chats = [chat("a"), chat("b" * 500), chat("c"), chat("d" * 500)]
+    config = GenerationConfig(max_prompt_tokens=100)
+    answers = respond(engine, tokenizer, chats, config, lambda done, total: seen.append((done, total)))
+    assert [a.text for a in answers] == ["a", "", "c", ""]
+    length = answers[1].prompt_tokens
+    assert length > 500
+    assert answers[1].skipped == f"prompt of {length} tokens is over the limit of 100"
+    assert not answers[1].finished
+    assert all("b" * 100 not in prompt for prompt in engine.prompts)
+    assert seen == [(2, 4), (3, 4), (4, 4)]
+
+
+def test_nothing_is_generated_when_no_prompt_fits(scripted, tokenizer):
+    engine = scripted(lambda prompt, position: pytest.fail("asked"))
+    answers = respond(engine, tokenizer, [chat("x" * 500)], GenerationConfig(max_prompt_tokens=100))
+    assert answers[0].skipped is not None
+    assert engine.calls == []
+
+
+def test_a_response_cut_at_the_length_limit_says_so(scripted, tokenizer):
+    engine = scripted(lambda prompt, position: "0123456789")
+    answer = respond(engine, tokenizer, [chat("x")], GenerationConfig(max_response_tokens=8))[0]
+    assert answer.text == "01234567"
+    assert not answer.finished

@@ -1,0 +1,149 @@
+"""The command line: what it prints, what it refuses and how it ends. The stages themselves are tested elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from rest_core import cli
+from rest_core.cli.options import configuration
+from rest_core.errors import UserError
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """`rest …` in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["rest", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let `rest profiles` raise `error`."""
+
+    def callback() -> None:
+        raise error
+
+    monkeypatch.setattr(cli.cli.commands["profiles"], "callback", callback)
+
+
+def test_the_commands_of_the_project_are_there() -> None:
+    wanted = "run prepare sft train eval-bfcl eval-api-bank register promote compile score ui sync profiles"
+    assert set(cli.cli.commands) == set(wanted.split())
+
+
+@pytest.mark.parametrize("name", cli.cli.commands)
+def test_help_has_examples_that_the_command_accepts(name: str) -> None:
+    result = CliRunner().invoke(cli.cli, [name, "--help"])
+    assert result.exit_code == 0
+    examples = [line.strip() for line in result.output.splitlines() if line.strip().startswith(f"rest {name}")]
+    assert examples
+    options = {option for parameter in cli.cli.commands[name].params for option in parameter.opts}
+    for example in examples:
+        used = [word for word in example.split() if word.startswith("-") and word != "-"]
+        assert set(used) <= options, example
+
+
+def test_help_imports_none_of_the_heavy_packages() -> None:
+    heavy = "torch transformers datasets mlflow kfp matplotlib"
+    code = (
+        "import sys; from click.testing import CliRunner; from rest_core.cli import cli;"
+        "assert CliRunner().invoke(cli, ['--help']).exit_code == 0;"
+        f"print([name for name in '{heavy}'.split() if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--profile", "quickstar"], "did you mean 'quickstart'?"),
+        (["run", "--set", "rl.stepz=3"], "did you mean 'steps'?"),
+        (["run", "--set", "rl.steps"], "section.key=value"),
+        (["run", "--set", "rl.steps=many"], "rl.steps"),
+        (["trian"], "Did you mean 'train'?"),
+        (["train", "--datset", "x"], "--dataset"),
+        (["train", "--out", "x"], "rest train --help"),
+        (["score", "missing.txt", "missing.txt"], "missing.txt: No such file"),
+        (["compile", "-o", "x.yaml", "--gpus", "-1"], "--gpus"),
+    ],
+)
+def test_wrong_use_is_told_in_one_line(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_main(monkeypatch, *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("a.json, line 3: not JSON"), 2, "error: a.json, line 3: not JSON\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 2, "error: disk full at /data/x: free some space and run it again\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (click.Abort(), 130, "interrupted\n"),
+    ],
+)
+def test_how_a_command_ends(
+    error: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    raising(monkeypatch, error)
+    assert run_main(monkeypatch, "profiles") == code
+    err = capsys.readouterr().err
+    assert line in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(monkeypatch, ZeroDivisionError("defect"))
+    with pytest.raises(ZeroDivisionError):
+        run_main(monkeypatch, "profiles")
+    raising(monkeypatch, PermissionError(errno.EACCES, "Permission denied"))
+    with pytest.raises(PermissionError):
+        run_main(monkeypatch, "profiles")
+
+
+def test_data_replaces_the_sources_and_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    config = configuration("quickstart", (), data="mine.jsonl")
+    assert [source.location for source in config.data.sources] == [str(tmp_path / "mine.jsonl")]
+    assert config.data.sources[0].format == "auto"
+    uri = configuration("quickstart", (), data="s3://bucket/x.jsonl")
+    assert uri.data.sources[0].location == "s3://bucket/x.jsonl"
+
+
+def test_api_bank_names_the_files_and_switches_the_stage_on(tmp_path: Path) -> None:
+    config = configuration("quickstart", ("api_bank.enabled=false",), api_bank=str(tmp_path))
+    assert config.api_bank.enabled
+    assert config.api_bank.location == str(tmp_path)
+
+
+def test_profiles_lists_every_profile() -> None:
+    from rest_core.config import profiles
+
+    result = CliRunner().invoke(cli.cli, ["profiles"])
+    assert [line.split()[0] for line in result.output.splitlines()] == profiles()

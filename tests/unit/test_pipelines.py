@@ -1,0 +1,315 @@
+"""The pipeline's graph and YAML, the components' common code, and what surrounds a local run."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format, struct_pb2
+from kfp import dsl
+from kfp.pipeline_spec import pipeline_spec_pb2
+from rich.console import Console
+
+from components.evaluate_api_bank.component import evaluate_api_bank
+from components.evaluate_bfcl.component import evaluate_bfcl
+from components.prepare_data.component import prepare_data
+from components.register.component import register
+from components.rest_rl.component import rest_rl
+from components.runtime import RUN_ID_VARIABLE, run_stage
+from components.sft_warmup.component import sft_warmup
+from pipelines.local import StageFailed, run_local
+from pipelines.monitor import Monitor, StageRun
+from pipelines.rest_pipeline import CACHED_STAGES, GPU_STAGES, PARAMETERS, STAGES, Resources, build, compile_to
+from pipelines.summary import StageSummary, Summary, duration, figures, reward_line, show
+from rest_core import config, manifest, stages
+from rest_core.config import Config
+from rest_core.errors import UserError
+from rest_core.stages import StageResult
+
+TOP = Path(__file__).resolve().parents[2]
+COMPONENTS = (prepare_data, sft_warmup, rest_rl, evaluate_bfcl, evaluate_api_bank, register)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pipeline spec and platform spec, as a cluster gets them."""
+    path = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
+    resources = Resources(gpus=8, cpu="16", memory="64Gi")
+    compile_to(path, build(config.load("tiny"), image="registry.example/rest:1", resources=resources))
+    pipeline, platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    return pipeline, platform
+
+
+def test_the_yaml_is_a_pipeline_spec(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    spec = json_format.ParseDict(compiled[0], pipeline_spec_pb2.PipelineSpec())
+    assert set(spec.root.dag.tasks) == set(STAGES)
+    assert set(spec.root.input_definitions.parameters) == {*PARAMETERS, "pipeline_run"}
+
+
+def test_evaluations_run_side_by_side_after_the_training(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    tasks = compiled[0]["root"]["dag"]["tasks"]
+    before = {name: set(task.get("dependentTasks", ())) for name, task in tasks.items()}
+    assert before == {
+        "prepare-data": set(),
+        "sft-warmup": {"prepare-data"},
+        "rest-rl": {"prepare-data", "sft-warmup"},
+        "evaluate-bfcl": {"rest-rl"},
+        "evaluate-api-bank": {"rest-rl"},
+        "register": {"prepare-data", "rest-rl", "evaluate-bfcl", "evaluate-api-bank"},
+    }
+
+
+def test_caching_is_on_for_data_and_evaluation_only(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    tasks = compiled[0]["root"]["dag"]["tasks"]
+    cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache", False)}
+    assert cached == set(CACHED_STAGES)
+
+
+def test_executors_have_the_image_their_resources_and_install_nothing(
+    compiled: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    for label, executor in compiled[0]["deploymentSpec"]["executors"].items():
+        container = executor["container"]
+        assert container["image"] == "registry.example/rest:1"
+        assert "pip install" not in " ".join(container["command"])
+        if label.removeprefix("exec-") in GPU_STAGES:
+            assert container["resources"]["accelerator"]["resourceCount"] == "8"
+            assert container["resources"]["accelerator"]["resourceType"] == "nvidia.com/gpu"
+            assert container["resources"]["resourceCpuLimit"] == "16"
+            assert container["resources"]["resourceMemoryLimit"] == "64Gi"
+        else:
+            assert "resources" not in container
+
+
+def test_every_pod_knows_its_run_without_an_input(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    pipeline, platform = compiled
+    assert "{{$.pipeline_job_uuid}}" not in json.dumps(pipeline)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(executors) == set(pipeline["deploymentSpec"]["executors"])
+    for executor in executors.values():
+        assert executor["fieldPathAsEnv"] == [
+            {"name": RUN_ID_VARIABLE, "fieldPath": "metadata.labels['pipeline/runid']"}
+        ]
+
+
+def test_the_committed_yaml_is_what_make_compile_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from rest_core.cli import cli
+
+    makefile = (TOP / "Makefile").read_text(encoding="utf-8")
+    line = re.search(r"^COMPILE := (.*) --output (\S+)$", makefile, re.MULTILINE)
+    assert line is not None
+    result = CliRunner().invoke(cli, [*line[1].split(), "--output", str(tmp_path / "new.yaml")])
+    assert result.exit_code == 0, result.output
+    committed = (TOP / line[2]).read_text(encoding="utf-8")
+    assert (tmp_path / "new.yaml").read_text(encoding="utf-8") == committed, "stale: run `make compile`"
+
+
+@pytest.mark.parametrize("profile", config.profiles())
+def test_sections_survive_the_way_through_kfp(profile: str) -> None:
+    """KFP's parameters are protobuf structs: every number a double, and no null from the SDK."""
+    for name in PARAMETERS:
+        section = getattr(config.load(profile), name)
+        struct = struct_pb2.Struct()
+        struct.update(section.to_parameter())
+        assert config.validate(type(section), json_format.MessageToDict(struct), where=name) == section
+
+
+def test_an_explicit_null_is_no_default() -> None:
+    section = config.load("tiny", ("rl.loss.dual_clip=null",)).rl
+    assert section.loss.dual_clip is None
+    assert config.validate(config.RlConfig, section.to_parameter(), where="rl").loss.dual_clip is None
+
+
+@pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)
+def test_a_component_is_a_thin_wrapper_of_its_stage(component: Any) -> None:
+    source = Path(inspect.getfile(component.python_func)).read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 40
+    stage = getattr(stages, component.python_func.__name__)
+    outputs = set(component.component_spec.outputs)
+    wanted = set(inspect.signature(stage).parameters) - {"out"}
+    assert set(component.component_spec.inputs) == wanted
+    assert len(outputs - {"metrics"}) == 1
+
+
+def _artifacts(folder: Path) -> tuple[dsl.Artifact, dsl.Metrics]:
+    return dsl.Artifact(uri=str(folder / "out")), dsl.Metrics(uri=str(folder / "metrics"))
+
+
+def _stage(metrics: dict[str, float], seen: dict[str, Any]) -> Any:
+    def stage(*, out: Path, **arguments: Any) -> StageResult:
+        seen.update(arguments)
+        out.mkdir()
+        manifest.write(out, stage="test", config={}, inputs={}, counts={})
+        return StageResult(metrics)
+
+    return stage
+
+
+def test_run_stage_maps_sections_folders_and_figures(tmp_path: Path) -> None:
+    out, metrics = _artifacts(tmp_path)
+    seen: dict[str, Any] = {}
+    given = config.load("tiny").rl
+    run_stage(
+        _stage({"reward": 1.5, "broken": float("nan")}, seen),
+        sections={"rl": given.to_parameter()},
+        pipeline_run="my run",
+        folders={"dataset": dsl.Dataset(uri=str(tmp_path / "data"))},
+        out=out,
+        metrics=metrics,
+    )
+    assert seen == {"rl": given, "dataset": tmp_path / "data", "pipeline_run": "my run"}
+    assert metrics.metadata["reward"] == 1.5
+    assert "broken" not in metrics.metadata  # a NaN would make the executor's output unreadable
+    assert metrics.metadata["stage/peak_rss_mib"] > 10
+    assert json.loads(Path(metrics.path).read_text(encoding="utf-8")) == metrics.metadata
+    assert out.metadata["sha256"] == manifest.read(tmp_path / "out")["sha256"]
+
+
+def test_run_stage_takes_the_run_from_the_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, metrics = _artifacts(tmp_path)
+    monkeypatch.delenv(RUN_ID_VARIABLE, raising=False)
+    with pytest.raises(UserError, match="pipeline_run is empty"):
+        run_stage(_stage({}, {}), sections={}, pipeline_run="", out=out, metrics=metrics)
+    monkeypatch.setenv(RUN_ID_VARIABLE, "0f3c")
+    seen: dict[str, Any] = {}
+    run_stage(_stage({}, seen), sections={}, pipeline_run="", out=out, metrics=metrics)
+    assert seen["pipeline_run"] == "0f3c"
+
+
+def test_run_stage_refuses_a_wrong_section_and_logs_the_cost_all_the_same(tmp_path: Path) -> None:
+    out, metrics = _artifacts(tmp_path)
+    with pytest.raises(UserError, match=r"rl: unknown key 'stepz'; did you mean 'steps'\?"):
+        run_stage(_stage({}, {}), sections={"rl": {"stepz": 1}}, pipeline_run="x", out=out, metrics=metrics)
+    assert "stage/seconds" in json.loads(Path(metrics.path).read_text(encoding="utf-8"))
+
+
+def test_the_monitor_tells_each_start_and_end_once_and_times_add_up(tmp_path: Path) -> None:
+    events: list[str] = []
+    ballast = b""
+    with Monitor(
+        tmp_path,
+        on_start=lambda stage, number: events.append(f"start {number} {stage.name}"),
+        on_done=lambda stage: events.append(f"done {stage.name}"),
+    ) as monitor:
+        began = time.monotonic()
+        for name in ("one", "two"):
+            task = tmp_path / "pipeline-2026" / name
+            task.mkdir(parents=True)
+            ballast = bytes(64 * 2**20)
+            time.sleep(0.6)
+            if name == "one":
+                (task / "executor_output.json").touch()
+                time.sleep(0.6)
+        elapsed = time.monotonic() - began
+    assert events == ["start 1 one", "done one", "start 2 two"]
+    one, two = monitor.stages["one"], monitor.stages["two"]
+    assert (one.done, two.done) == (True, False)
+    assert one.seconds + two.seconds == pytest.approx(elapsed, abs=0.5)
+    assert 64 < two.peak_rss_mib <= monitor.peak_rss_mib
+    assert ballast
+
+
+def test_a_last_event_is_not_missed(tmp_path: Path) -> None:
+    with Monitor(tmp_path) as monitor:
+        task = tmp_path / "pipeline-2026" / "one"
+        task.mkdir(parents=True)
+        (task / "executor_output.json").touch()
+    assert monitor.stages["one"].done
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="already holds something"):
+        run_local(config.load("tiny"), folder=tmp_path, console=Console())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_kfp_local_would_rewrite_python3_in_paths(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="python3"):
+        run_local(config.load("tiny"), folder=tmp_path / "python3-runs", console=Console())
+    with pytest.raises(UserError, match="python3"):
+        run_local(config.load("tiny", ("model.source=/models/python3",)), folder=tmp_path / "run", console=Console())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_is_told_in_the_words_of_its_stage(tmp_path: Path) -> None:
+    from pipelines.local import LOG_FILE, _explain
+
+    failed = StageRun("prepare-data", tmp_path / "prepare-data")
+    (failed.folder / "dataset").mkdir(parents=True)
+    (tmp_path / LOG_FILE).write_text("\n".join(f"line {n}" for n in range(100)), encoding="utf-8")
+    monitor: Any = SimpleNamespace(stages={"prepare-data": failed})
+    with pytest.raises(StageFailed) as defect:
+        _explain(tmp_path, monitor, RuntimeError("kfp"))
+    assert "line 99" in str(defect.value)
+    assert "line 80\n" not in str(defect.value)
+    (failed.folder / "dataset" / "error.json").write_text(json.dumps({"message": "x.json, line 3: not JSON"}))
+    with pytest.raises(UserError, match=r"^prepare-data: x\.json, line 3: not JSON$"):
+        _explain(tmp_path, monitor, RuntimeError("kfp"))
+
+
+def _summary(*stage: StageSummary, **values: Any) -> Summary:
+    given = {one.name: one for one in stage}
+    every = tuple(given.get(name, StageSummary(name, "not run")) for name in STAGES)
+    settings: dict[str, Any] = {
+        "run": "r",
+        "profile": "p",
+        "status": "succeeded",
+        "seconds": 61.0,
+        "peak_rss_mib": 2048.0,
+        "folder": "/runs/r",
+        "mlflow": "make ui, then http://127.0.0.1:5000/#/experiments/1/runs/0123456789abcdef",
+        "unsent": 0,
+    }
+    return Summary(stages=every, **(settings | values))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"), [(-1.0, -0.5, "above"), (0.5, 0.5, "NOT above"), (0.5, 0.0, "NOT above")]
+)
+def test_the_reward_line_says_whether_it_rose(before: float, after: float, verdict: str) -> None:
+    trained = StageSummary("rest-rl", "done", metrics={"reward/before": before, "reward/after": after})
+    line = reward_line(_summary(trained))
+    assert f"{before:+.3f} before, {after:+.3f} after" in line
+    assert (f"]{verdict}[/]") in line
+
+
+def test_without_a_probe_the_reward_line_claims_nothing() -> None:
+    assert "not measured" in reward_line(_summary(StageSummary("rest-rl", "done", metrics={"rl/steps": 2.0})))
+
+
+def test_the_summary_is_loud_about_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    skipped = StageSummary("evaluate-api-bank", "skipped", note="no network and no [path]")
+    off = StageSummary("sft-warmup", "off", note="switched off (sft.enabled=false)")
+    show(_summary(skipped, off, unsent=7), Console(width=80))
+    out = capsys.readouterr().out
+    assert "SKIPPED evaluate-api-bank: no network and no [path]" in out
+    assert "MLflow has not got 7 records: rest sync /runs/r" in out
+    assert "SKIPPED sft-warmup" not in out
+    assert "1 min 01 s, at most 2.0 GiB" in out
+
+
+def test_figures_of_a_stage_without_its_usual_ones() -> None:
+    metrics = {"bfcl/simple_python": 0.25, "stage/seconds": 3.0}
+    assert figures(StageSummary("evaluate-bfcl", "done", metrics=metrics)) == "bfcl/simple_python 0.25"
+    assert figures(StageSummary("evaluate-bfcl", "done", metrics={"bfcl/overall": 0.5})) == "overall 50.0%"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (725, "12 min 05 s")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_config_parameters_are_all_sections() -> None:
+    assert set(PARAMETERS) == set(Config.model_fields) - {"profile"}

@@ -1,0 +1,166 @@
+"""Storage on the local disk and on moto's S3."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from moto import mock_aws
+
+from rest_core import storage
+from rest_core.errors import UserError
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="data")
+        for key, text in {
+            "set/a.jsonl": "A",
+            "set/deep/b.jsonl": "B",
+            "set2/c.jsonl": "C",
+            "set/notes.txt": "N",
+        }.items():
+            client.put_object(Bucket="data", Key=key, Body=text.encode())
+        yield client
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if ".partial" in path.name]
+
+
+def test_a_local_path_is_itself(tmp_path: Path):
+    (tmp_path / "x").write_text("x")
+    assert storage.fetch(str(tmp_path / "x"), tmp_path / "cache") == tmp_path / "x"
+    with pytest.raises(UserError, match="no such file or folder"):
+        storage.fetch(str(tmp_path / "y"), tmp_path / "cache")
+
+
+def test_object_and_prefix_are_downloaded(s3: Any, tmp_path: Path):
+    file = storage.fetch("s3://data/set/a.jsonl", tmp_path)
+    assert file.name == "a.jsonl" and file.read_text() == "A"
+    folder = storage.fetch("s3://data/set", tmp_path)
+    found = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert found == {"a.jsonl": "A", "deep/b.jsonl": "B", "notes.txt": "N"}  # and nothing of set2
+    assert storage.fetch("s3://data/set/", tmp_path) == folder
+    assert not leftovers(tmp_path)
+
+
+def test_a_changed_object_is_fetched_again_and_an_unchanged_one_is_not(s3: Any, tmp_path: Path):
+    first = storage.fetch("s3://data/set/a.jsonl", tmp_path)
+    first.write_text("marked")
+    assert storage.fetch("s3://data/set/a.jsonl", tmp_path).read_text() == "marked"
+    s3.put_object(Bucket="data", Key="set/a.jsonl", Body=b"new")
+    assert storage.fetch("s3://data/set/a.jsonl", tmp_path).read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("s3://data/set/a.jsonl", ["set/a.jsonl"]),
+        ("s3://data/set", ["set/a.jsonl", "set/deep/b.jsonl", "set/notes.txt"]),
+        ("s3://data/set*/*.jsonl", ["set/a.jsonl", "set/deep/b.jsonl", "set2/c.jsonl"]),
+        ("s3://data", ["set/a.jsonl", "set/deep/b.jsonl", "set/notes.txt", "set2/c.jsonl"]),
+    ],
+)
+def test_prefixes_and_globs_of_s3(s3: Any, location: str, expected: list[str]):
+    assert storage.expand(location) == [f"s3://data/{key}" for key in expected]
+
+
+def test_local_globs(tmp_path: Path):
+    for name in ("b.json", "a.json", "c.txt", "odd[1].json"):
+        (tmp_path / name).write_text("x")
+    assert storage.expand(f"{tmp_path}/?.json") == [f"{tmp_path}/a.json", f"{tmp_path}/b.json"]
+    assert storage.expand(f"{tmp_path}/odd[1].json") == [f"{tmp_path}/odd[1].json"]  # a file of that very name
+    assert storage.expand("plain.json") == ["plain.json"]
+    with pytest.raises(UserError, match="no file matches"):
+        storage.expand(f"{tmp_path}/*.parquet")
+
+
+@pytest.mark.parametrize("location", ["s3://data/gone", "s3://data/gone*", "s3://nobucket/x", "s3:///x"])
+def test_what_is_missing_is_named(s3: Any, tmp_path: Path, location: str):
+    for call in (lambda: storage.fetch(location, tmp_path), lambda: storage.expand(location)):
+        with pytest.raises(UserError) as caught:
+            call()
+        assert location in str(caught.value) and "\n" not in str(caught.value)
+    assert not leftovers(tmp_path)
+
+
+def test_denied_access_names_the_credentials(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def denied(self: Any, operation: str, arguments: Any) -> Any:
+        raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, operation)
+
+    monkeypatch.setattr("botocore.client.BaseClient._make_api_call", denied)
+    with pytest.raises(UserError, match=r"s3://data/set: access denied .*AWS_"):
+        storage.fetch("s3://data/set", tmp_path)
+
+
+def test_an_endpoint_that_is_away_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(UserError, match=r"s3://data/x: S3 failed: .*127\.0\.0\.1:9"):
+        storage.fetch("s3://data/x", tmp_path)
+
+
+def test_a_key_that_leads_out_of_the_prefix_is_refused(s3: Any, tmp_path: Path):
+    s3.put_object(Bucket="data", Key="evil/../../out.txt", Body=b"x")
+    with pytest.raises(UserError, match="leads out"):
+        storage.fetch("s3://data/evil", tmp_path / "cache")
+    assert not list(tmp_path.rglob("out.txt"))
+
+
+def test_upload_to_s3_writes_the_manifest_last(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "sub").mkdir()
+    for name in ("manifest.json", "weights", "sub/tokens", "a"):
+        (tmp_path / name).write_text(name)
+    order: list[str] = []
+    client = boto3.client("s3")
+    upload = client.upload_file
+    monkeypatch.setattr(client, "upload_file", lambda file, bucket, key: (order.append(key), upload(file, bucket, key)))
+    monkeypatch.setattr(storage, "_client", lambda: client)
+    assert storage.upload_folder(tmp_path, "s3://data/models/m1/") == "s3://data/models/m1"
+    assert order[-1] == "models/m1/manifest.json" and len(order) == 4
+    assert s3.get_object(Bucket="data", Key="models/m1/sub/tokens")["Body"].read() == b"sub/tokens"
+
+
+def test_upload_to_a_folder_never_overwrites(tmp_path: Path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "x").write_text("1")
+    target = tmp_path / "deep" / "target"
+    assert storage.upload_folder(source, str(target)) == str(target)
+    assert (target / "x").read_text() == "1"
+    with pytest.raises(UserError, match="exists already"):
+        storage.upload_folder(source, str(target))
+    with pytest.raises(UserError, match="nothing to upload"):
+        storage.upload_folder(tmp_path / "gone", str(tmp_path / "t"))
+
+
+@pytest.mark.parametrize(("code", "message"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission")])
+def test_a_full_or_forbidden_disk_leaves_nothing(tmp_path: Path, code: int, message: str):
+    with (
+        pytest.raises(UserError, match=message),
+        storage.disk_errors(tmp_path),
+        storage.written_aside(tmp_path / "file") as aside,
+    ):
+        aside.write_text("half")
+        raise OSError(code, "as the system says it")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_fault_is_not_hidden(tmp_path: Path):
+    with pytest.raises(IsADirectoryError), storage.disk_errors(tmp_path):
+        raise IsADirectoryError(errno.EISDIR, "x")
