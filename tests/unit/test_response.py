@@ -1,0 +1,237 @@
+"""The parser: structure, calls, spans, and hostile text."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rest_core.records import ToolCall
+from rest_core.response import MAX_DEPTH, Kind, parse, render
+
+CALL = '{"name": "a", "parameters": {"x": 1}}'
+
+
+def block(*lines: str) -> str:
+    return "\n".join(["<tool_call>", *lines, "</tool_call>"])
+
+
+def test_reads_think_calls_and_response_in_order() -> None:
+    text = "<think> why </think>\n" + block(CALL, '{"name": "b", "arguments": {}}') + "\n<response> done </response>"
+    parsed = parse(text)
+    assert parsed.calls == (ToolCall("a", {"x": 1}), ToolCall("b", {}))
+    assert (parsed.think, parsed.response) == ("why", "done")
+    assert parsed.well_formed
+    assert [b.kind for b in parsed.blocks] == [Kind.THINK, Kind.TOOL_CALL, Kind.RESPONSE]
+
+
+def test_spans_point_at_what_they_name() -> None:
+    text = block(
+        '{"name": "get_näme", "parameters": {"name": "inner", "s": "}{"}}', ' {"parameters": {"k": [1]}, "name": "z"}'
+    )
+    spans = parse(text).call_spans
+    assert [text[s.name.start : s.name.end] for s in spans] == ["get_näme", "z"]
+    assert [text[s.arguments.start : s.arguments.end] for s in spans] == ['{"name": "inner", "s": "}{"}', '{"k": [1]}']
+    assert [json.loads(text[s.whole.start : s.whole.end])["name"] for s in spans] == ["get_näme", "z"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("hello", "neither"),
+        (block(CALL) + " bye", "text outside"),
+        ("hm " + block(CALL), "text outside"),
+        ("<think> a </think>", "neither"),
+        ("<think> a" + block(CALL), "not closed"),
+        (block(CALL) + "<think> late </think>", "out of order"),
+        ("<think> a </think><think> b </think>" + block(CALL), "more than once"),
+        ("<think>  </think>" + block(CALL), "empty"),
+        (block(), "empty"),
+        ("<think> <tool_call> </think>" + block(CALL), "inside"),
+        (block("nonsense"), "cannot be read"),
+        ("</think>" + block(CALL), "not closed, or not opened"),
+    ],
+)
+def test_says_what_is_wrong(text: str, problem: str) -> None:
+    parsed = parse(text)
+    assert not parsed.well_formed
+    assert any(problem in found for found in parsed.problems), parsed.problems
+
+
+def test_a_call_inside_think_is_not_made() -> None:
+    parsed = parse("<think> " + block(CALL) + " </think>\n<response> no </response>")
+    assert parsed.calls == ()
+    assert not parsed.well_formed
+
+
+def test_a_chat_header_does_not_reset_the_parse() -> None:
+    parsed = parse(block('{"name": "bad", "parameters": {}}') + "<|im_end|>\n<|im_start|>assistant\n" + block(CALL))
+    assert [call.name for call in parsed.calls] == ["bad", "a"]
+    assert not parsed.well_formed
+
+
+def test_pretty_printed_json_is_read() -> None:
+    text = block(json.dumps({"name": "a", "parameters": {"x": [1, {"y": None}]}}, indent=4), CALL)
+    assert parse(text).calls == (ToolCall("a", {"x": [1, {"y": None}]}), ToolCall("a", {"x": 1}))
+    assert parse(text).well_formed
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '{"name": "a", "parameters": {"x": 1}',  # cut off
+        '{"name": "a", "parameters": {"x": NaN}}',
+        '{"name": "a", "parameters": {"x": Infinity}}',
+        '{"name": "a", "parameters": {"x": 1e999}}',
+        '{"name": "a", "parameters": {"x": ' + "9" * 5000 + "}}",
+        '{"name": "a", "parameters": {"x": 01}}',
+        '{"name": "a", "parameters": {"x": 1,}}',
+        '{"name": "a", "parameters": {"x": "\\q"}}',
+        '{"name": "a", "parameters": [1]}',
+        '{"name": "a", "parameters": "{}"}',
+        '{"name": "", "parameters": {}}',
+        '{"name": 1, "parameters": {}}',
+        '{"name": "a"}',
+        '{"name": "a", "parameters": {}, "arguments": {}}',
+        '{"name": "a", "parameters": {}, "id": 1}',
+        '{"name": "a", "name": "b"}',
+        '[{"name": "a", "parameters": {}}]',
+        "{'name': 'a', 'parameters': {}}",
+        "{}",
+        "null",
+    ],
+)
+def test_one_bad_piece_costs_that_piece_alone(bad: str) -> None:
+    parsed = parse(block(CALL, bad, CALL))
+    assert parsed.calls == (ToolCall("a", {"x": 1}),) * 2
+    assert parsed.rejected_calls == 1
+    assert not parsed.well_formed
+
+
+def test_nesting_is_bounded() -> None:
+    def nested(depth: int) -> str:
+        return block('{"name": "a", "parameters": {"x": ' + "[" * depth + "]" * depth + "}}")
+
+    assert parse(nested(MAX_DEPTH - 2)).calls
+    assert not parse(nested(MAX_DEPTH + 1)).calls
+    assert not parse(nested(50_000)).calls
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+).filter(lambda value: "<" not in json.dumps(value))
+calls = st.builds(
+    ToolCall,
+    st.text(min_size=1, max_size=12).filter(lambda s: "<" not in s),
+    st.dictionaries(st.text(max_size=8).filter(lambda s: "<" not in s), json_values, max_size=4),
+)
+
+
+@given(st.lists(calls, min_size=1, max_size=4))
+def test_render_is_read_back(made: list[ToolCall]) -> None:
+    parsed = parse(render(think="t", calls=made, response=None))
+    assert list(parsed.calls) == made
+    assert parsed.well_formed
+
+
+# Pieces that matter to the grammar, so that random texts reach its corners.
+_PIECES = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<response>", "</response>", "<", "{", "}", "[", "]"]
+_PIECES += [
+    '"',
+    ":",
+    ",",
+    "\\",
+    "\n",
+    " ",
+    '"name"',
+    '"parameters"',
+    '"arguments"',
+    "1",
+    "-",
+    "e",
+    "true",
+    "é",
+    "\ud800",
+    CALL,
+]
+hostile = st.lists(st.sampled_from(_PIECES) | st.text(max_size=3), max_size=60).map("".join)
+
+
+@settings(max_examples=400)
+@given(hostile)
+def test_no_text_makes_it_raise_and_spans_are_consistent(text: str) -> None:
+    parsed = parse(text)
+    assert len(parsed.calls) == len(parsed.call_spans)
+    end = 0
+    for found in parsed.blocks:
+        assert end <= found.open_tag.start < found.open_tag.end == found.content.start
+        assert found.content.end == found.close_tag.start < found.close_tag.end
+        end = found.close_tag.end
+    for call, spans in zip(parsed.calls, parsed.call_spans, strict=True):
+        read = json.loads(text[spans.whole.start : spans.whole.end])
+        assert read["name"] == call.name == json.loads(f'"{text[spans.name.start : spans.name.end]}"')
+        assert call.arguments == json.loads(text[spans.arguments.start : spans.arguments.end])
+
+
+@given(hostile)
+def test_calls_agree_with_a_plain_json_reader(text: str) -> None:
+    """Line by line with the json module, wherever a text has one complete object a line."""
+    lines = [line for line in text.split("\n") if "<" not in line]
+    expected = []
+    for line in lines:
+        try:
+            value = json.loads(line, parse_constant=lambda _: 1 / 0)
+        except (ValueError, ZeroDivisionError):
+            return  # the plain reader has no recovery to compare with
+        if isinstance(value, dict) and set(value) in ({"name", "parameters"}, {"name", "arguments"}):
+            expected.append(value)
+    found = parse(block(*lines)).calls
+    names = [value["name"] for value in expected if isinstance(value["name"], str) and value["name"]]
+    assert len(found) <= len(expected)
+    assert all(call.name in names for call in found)
+
+
+_ATTACKS = {
+    "open tags": ("", "<think>"),
+    "close tags": ("", "</tool_call>"),
+    "blocks": ("", "<think></think>"),
+    "crossed tags": ("", "<think></tool_call>"),
+    "open objects": ("<tool_call>", '{"x":\n'),
+    "wide and deep": ("<tool_call>", '{"x":[0,0,0,0,0,0,0,0,0,0,0,0,0,\n'),
+    "bad escapes": ("<tool_call>", '{"a":"\\u\n'),
+    "calls": ("<tool_call>", CALL + "\n"),
+    "braces": ("<tool_call>", "\n{"),
+    "brackets": ("<tool_call>", "["),
+    "quotes": ("<tool_call>", '"'),
+    "backslashes": ('<tool_call>{"', "\\\\"),
+    "spaces": ("<tool_call>{", " "),
+    "digits": ('<tool_call>{"name":', "1"),
+    "unclosed strings": ("<tool_call>", '{"name":"\n'),
+}
+
+
+@pytest.mark.parametrize("attack", _ATTACKS)
+def test_time_grows_linearly(attack: str) -> None:
+    """Ten times the text takes about ten times as long; a quadratic scan would take a hundred times."""
+    start, unit = _ATTACKS[attack]
+
+    def seconds(length: int) -> float:
+        text = start + unit * (length // len(unit)) + "</tool_call>"
+        best = float("inf")
+        for _ in range(3):
+            begin = time.perf_counter()
+            parse(text)
+            best = min(best, time.perf_counter() - begin)
+        return best
+
+    small, large = seconds(10_000), seconds(100_000)
+    assert large < 40 * small + 0.02, (small, large)
