@@ -99,7 +99,7 @@ def main() -> None:
             name: {"median": statistics.median(v[1:]), "min": min(v[1:]), "max": max(v[1:])}
             for name, v in parts.items()
         },
-        "machine": f"{platform.machine()}, {platform.processor() or 'CPU'}, one thread, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, one thread, Python {platform.python_version()}",
         "commit": git_commit(),
     }
     sys.stdout.write(json.dumps(report, indent=2) + "\n")

@@ -4,6 +4,7 @@ A stage that the configuration switches off still has its place: it passes its i
 that the graph is the same for every run.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from components.rest_rl.component import rest_rl
 from components.runtime import RUN_ID_VARIABLE
 from components.sft_warmup.component import sft_warmup
 from rest_core.config import Config
+from rest_core.errors import UserError
 
 # The stages in their order, by the names of their tasks.
 STAGES = ("prepare-data", "sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank", "register")
@@ -35,6 +37,12 @@ class Resources:
     gpu_type: str = "nvidia.com/gpu"
     cpu: str | None = None  # Kubernetes notation: "8", "500m"
     memory: str | None = None  # Kubernetes notation: "64Gi"
+
+    def __post_init__(self) -> None:
+        if self.cpu is not None and not re.fullmatch(r"\d*\.?\d+m?", self.cpu):
+            raise UserError(f"--cpu {self.cpu!r}: write it as 8, 0.5 or 500m")
+        if self.memory is not None and not re.fullmatch(r"\d+([KMGTPE]i?)?", self.memory):
+            raise UserError(f"--memory {self.memory!r}: write it as 64Gi or 64G")
 
 
 def build(config: Config, *, image: str = BASE_IMAGE, resources: Resources | None = None) -> GraphComponent:
@@ -90,8 +98,13 @@ def build(config: Config, *, image: str = BASE_IMAGE, resources: Resources | Non
 
 def compile_to(path: Path, pipeline: GraphComponent) -> None:
     """Write the pipeline's KFP YAML (pipeline spec and platform spec) to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(pipeline, package_path=str(path))
+    if path.suffix != ".yaml":
+        raise UserError(f"{path}: KFP reads pipelines from .yaml files; name it {path.with_suffix('.yaml').name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(pipeline, package_path=str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def _ask_for(task: dsl.PipelineTask, resources: Resources) -> None:

@@ -85,7 +85,6 @@ def ui(profile: str, overrides: tuple[str, ...], host: str, port: int) -> None:
     from rest_core.tracking import store
     from rest_core.tracking.ui import serve
 
-    click.echo(f"http://{host}:{port} (Ctrl-C ends it)")
     sys.exit(serve(store.resolve_uri(config.tracking), host=host, port=port))
 
 

@@ -50,7 +50,7 @@ def _stage_command(
         )
         for figure, value in sorted(result.metrics.items()):
             click.echo(f"{figure:40} {value:.6g}")
-        click.echo(f"{name}: done, see {out}")
+        click.echo(f"{name}: {f'skipped, {result.skipped}' if result.skipped else 'done'}; see {out}")
 
     run = click.option(
         "--run-name", metavar="NAME", help="Pipeline run in MLflow that the stage joins; default: the name of --out."

@@ -5,13 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
+from rest_core.errors import UserError
 from rest_core.records import Message
 
 
 def encode_prompt(tokenizer: Any, prompt: Sequence[Message]) -> list[int]:
-    """Ids of a chat up to where the assistant's turn begins."""
+    """Ids of a chat up to where the assistant's turn begins.
+
+    Raises:
+        UserError: the model's chat template refuses these messages.
+    """
     messages = [{"role": message.role, "content": message.content} for message in prompt]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)["input_ids"])
+    try:
+        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+    except TemplateError as error:
+        roles = ", ".join(message.role for message in prompt)
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path!r} refuses messages of the roles {roles}: {error}; "
+            "choose a model whose template takes them"
+        ) from None
+    return list(encoded["input_ids"])
 
 
 def encode_prompts(tokenizer: Any, prompts: Iterable[Sequence[Message]]) -> list[list[int]]:

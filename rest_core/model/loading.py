@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rest_core import storage
@@ -33,6 +35,7 @@ def pass_on(policy: str | Path, out: Path) -> None:
     """Make `out` the same policy as `policy`: a copy of a folder or of its reference, else a reference."""
     folder = Path(policy)
     if folder.is_dir():
+        (out / REFERENCE_FILE).unlink(missing_ok=True)  # of an earlier run into the same folder
         shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json", "metrics.json"))
     else:
         write_reference(out, str(policy))
@@ -110,11 +113,24 @@ def load_model(source: str | Path, config: ModelConfig, *, dtype: torch.dtype = 
                 architecture, dtype=dtype, trust_remote_code=config.trust_remote_code
             )
         else:
-            model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
-    except (OSError, ValueError) as error:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+            _require_whole(loading, source)
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model {source}: {_first_line(error)}") from None
     _require_trainable(model, source)
     return model
+
+
+def _require_whole(loading: dict[str, Any], source: str | Path) -> None:
+    """transformers fills what a checkpoint lacks with random numbers and goes on; here that is an error."""
+    for what, names in (
+        ("not in the checkpoint", loading["missing_keys"]),
+        ("of another shape than config.json says", [name for name, *_ in loading["mismatched_keys"]]),
+    ):
+        if names:
+            raise UserError(f"model {source}: {len(names)} weights are {what}, such as {min(names)}; get it again whole")
 
 
 def _require_trainable(model: Any, source: str | Path) -> None:
@@ -141,12 +157,17 @@ def save_policy(model: Any, tokenizer: Any, out: Path, *, dtype: torch.dtype) ->
     """Write a flat checkpoint that transformers and vLLM read: adapters merged, weights in `dtype`, safetensors."""
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
-    before = model.config.dtype
-    model.config.dtype = dtype
+    cast: dict[int, torch.Tensor] = {}  # by storage, so that tied weights stay one and are written once
+    state = {
+        name: cast.setdefault(tensor.data_ptr(), tensor.detach().to(dtype))
+        for name, tensor in model.state_dict().items()
+    }
     model.save_pretrained(out, state_dict=state)
-    model.config.dtype = before
+    described = copy.deepcopy(model.config)  # save_pretrained describes the model's own type
+    described.dtype = dtype
+    described.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    (out / REFERENCE_FILE).unlink(missing_ok=True)  # of an earlier run into the same folder
 
 
 def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:

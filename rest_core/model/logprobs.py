@@ -18,8 +18,8 @@ class Policy(nn.Module):
 
     A module of its own, so that wrappers for several processes (DDP, FSDP) see one forward a backward. The language
     head runs on sampled positions only, chunk by chunk, and is computed again in the backward pass. Models whose
-    logits are more than `lm_head(hidden)` (scaled or capped logits) are recognised by a comparison on one input and
-    take the plain path: all logits of the response positions from the model itself.
+    logits are more than `lm_head(hidden)` (scaled or capped logits) are recognised by a trial on one input and take
+    the plain path: all logits of the response positions from the model itself.
     """
 
     def __init__(self, model: Any) -> None:
@@ -83,15 +83,27 @@ def _decoder(model: Any) -> Any:
 
 @torch.no_grad()
 def _head_is_linear(model: Any) -> bool:
-    """Whether logits = lm_head(decoder's hidden states), tried on three tokens."""
+    """Whether logits = lm_head(decoder's hidden states), tried on three tokens.
+
+    For the trial the head gives a wide ramp instead of its own output: a cap is next to invisible on small logits.
+    """
     head = model.get_output_embeddings()
     if head is None:
         return False
+    seen: list[tuple[Tensor, Tensor]] = []  # what the head was given, and what it gave
+
+    def give_ramp(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        ramp = torch.linspace(-100, 100, output.numel(), device=output.device).to(output.dtype).view_as(output)
+        seen.append((inputs[0], ramp))
+        return ramp
+
     training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    ids = torch.arange(1, 4, device=device)[None]  # (1, 3)
-    whole = model(input_ids=ids, use_cache=False).logits.float()
-    parts = head(_decoder(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
+    ids = torch.arange(1, 4, device=next(model.parameters()).device)[None]  # (1, 3)
+    with head.register_forward_hook(give_ramp):
+        logits = model(input_ids=ids, use_cache=False).logits
+    hidden = _decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
     model.train(training)
-    return torch.allclose(whole, parts, rtol=1e-4, atol=1e-4)
+    if not seen or seen[0][0].shape != hidden.shape or seen[0][1].shape != logits.shape:
+        return False
+    return torch.allclose(seen[0][0], hidden, rtol=1e-4, atol=1e-4) and torch.allclose(seen[0][1], logits)

@@ -26,7 +26,7 @@ logger = logging.getLogger("rest_core.tracking.sender")  # the process runs this
 
 _INCOMPLETE = 3  # exit code: records are left
 _POLL_SECONDS = 0.5
-_MAX_BACK_OFF_SECONDS = 10.0
+_MAX_BACK_OFF_SECONDS = 5.0
 _BOUNDED = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _AWAY = "MLflow does not take records (%s); the work goes on, records are kept in %s and sent when it answers again"
 

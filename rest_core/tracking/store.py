@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens it as training, not as GenAI
+# MLflow's UI shows an experiment as GenAI work unless told otherwise: by this tag, in newer versions by the address.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+_TRAINING_VIEW = "?workflowType=machine_learning"
 _SERVERS = ("http", "https")
 _SCHEMES = ("databricks", "databricks-uc", "file", "http", "https", "mssql", "mysql", "postgresql", "sqlite")
 _USER_INFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
@@ -144,7 +146,7 @@ def local_path(uri: str) -> Path | None:
 
 def where_to_look(uri: str, experiment_id: str | None = None, run_id: str | None = None) -> str:
     """A link to a run on a server; for a local store, the command that starts the UI."""
-    page = f"/#/experiments/{experiment_id}/runs/{run_id}" if experiment_id and run_id else ""
+    page = f"/#/experiments/{experiment_id}/runs/{run_id}{_TRAINING_VIEW}" if experiment_id and run_id else ""
     if is_server(uri):
         return f"{without_credentials(uri).rstrip('/')}{page}"
     return f"make ui, then http://127.0.0.1:5000{page}"

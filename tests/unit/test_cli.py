@@ -98,7 +98,11 @@ def test_wrong_use_is_told_in_one_line(
     ("error", "code", "line"),
     [
         (UserError("a.json, line 3: not JSON"), 2, "error: a.json, line 3: not JSON\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 2, "error: disk full at /data/x: free some space and run it again\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/data/x"),
+            2,
+            "error: disk full at /data/x: free some space",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (click.Abort(), 130, "interrupted\n"),
     ],

@@ -109,8 +109,32 @@ def test_the_committed_yaml_is_what_make_compile_writes(tmp_path: Path, monkeypa
     assert line is not None
     result = CliRunner().invoke(cli, [*line[1].split(), "--output", str(tmp_path / "new.yaml")])
     assert result.exit_code == 0, result.output
-    committed = (TOP / line[2]).read_text(encoding="utf-8")
-    assert (tmp_path / "new.yaml").read_text(encoding="utf-8") == committed, "stale: run `make compile`"
+    new, committed = (
+        list(yaml.safe_load_all(path.read_text(encoding="utf-8"))) for path in (tmp_path / "new.yaml", TOP / line[2])
+    )
+    assert new == committed, "stale: run `make compile`"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cpu": "eight"}, "--cpu 'eight'"),
+        ({"memory": "64 GB"}, "--memory '64 GB'"),
+        ({"memory": "-1"}, "--memory '-1'"),
+    ],
+)
+def test_amounts_are_checked_before_anything_is_written(values: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Resources(**values)
+
+
+def test_yaml_goes_into_a_yaml_file_that_can_be_written(tmp_path: Path) -> None:
+    pipeline = build(config.load("tiny"))
+    with pytest.raises(UserError, match=r"\.yaml"):
+        compile_to(tmp_path / "pipeline.json", pipeline)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        compile_to(tmp_path / "file" / "pipeline.yaml", pipeline)
 
 
 @pytest.mark.parametrize("profile", config.profiles())

@@ -87,5 +87,5 @@ def test_nothing_is_lost_or_doubled_and_the_stage_never_waits(
             assert [one.path for one in client.list_artifacts(run_id, "tables")] == ["tables/rows.json"]
     assert slowest < 0.5
     away = [message for message in caplog.messages if "does not take records" in message]
-    back = [message for message in caplog.messages if "answers again" in message]
+    back = [message for message in caplog.messages if "MLflow answers again" in message]
     assert (len(away), len(back)) == (3, 2)  # one message a disappearance, one a return; at the end it is gone

@@ -76,5 +76,8 @@ def test_redacted_hides_values_of_secret_keys_at_any_depth() -> None:
 
 
 def test_where_to_look() -> None:
-    assert store.where_to_look("http://u:p@h:5/", "1", "r") == "http://h:5/#/experiments/1/runs/r"
+    assert (
+        store.where_to_look("http://u:p@h:5/", "1", "r")
+        == "http://h:5/#/experiments/1/runs/r?workflowType=machine_learning"
+    )
     assert store.where_to_look("sqlite:///x", "1", "r").startswith("make ui")

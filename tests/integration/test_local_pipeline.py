@@ -1,0 +1,137 @@
+"""The whole pipeline through kfp's own local runner on a random-weight model, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.rest_pipeline import STAGES
+
+pytestmark = pytest.mark.slow
+
+
+def _rest(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rest_core.cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _api_bank(folder: Path) -> Path:
+    """Two items a level, in the shape of ToolRL's files."""
+    folder.mkdir()
+    call = {"name": "GetWeather", "parameters": {"city": "Oslo"}}
+    for level in (1, 2, 3):
+        answer: Any = call if level == 2 else [call]
+        item = {"system": "Call tools.", "user": "Weather in Oslo?", "answer": answer}
+        (folder / f"level-{level}-api_processed.json").write_text(json.dumps([item, item]), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """A finished run: the folder that it was started in, its summary, and what it printed."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    api_bank = _api_bank(folder / "api-bank")
+    process = _rest(folder, "run", "--profile", "tiny", "--output", "runs/tiny", "--api-bank", str(api_bank))
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out + err
+    return folder, json.loads((folder / "runs/tiny/summary.json").read_text(encoding="utf-8")), out
+
+
+def test_every_stage_is_done_and_measured(run: tuple[Path, dict[str, Any], str]) -> None:
+    _, summary, out = run
+    assert summary["status"] == "succeeded"
+    assert [(stage["name"], stage["status"]) for stage in summary["stages"]] == [(name, "done") for name in STAGES]
+    metrics = {stage["name"]: stage["metrics"] for stage in summary["stages"]}
+    assert metrics["prepare-data"]["data/rl"] > 0
+    assert metrics["sft-warmup"]["sft/steps"] == 2
+    assert metrics["rest-rl"]["rl/steps"] == 2
+    assert metrics["evaluate-bfcl"]["bfcl/count/simple_python"] == 2
+    assert metrics["evaluate-api-bank"]["api_bank/count/overall"] == 6
+    assert metrics["register"]["registry/version"] == 1
+    assert sum(stage["seconds"] for stage in summary["stages"]) == pytest.approx(summary["seconds"], abs=5)
+    assert all(stage["peak_rss_mib"] > 100 for stage in summary["stages"])
+    for name in STAGES:
+        assert f"✓ {name}" in out
+    assert "Reward on the training prompts" in out
+
+
+def test_the_terminal_is_spared_the_runners_log(run: tuple[Path, dict[str, Any], str]) -> None:
+    folder, _, out = run
+    log = (folder / "runs/tiny/log.txt").read_text(encoding="utf-8")
+    assert "Streamed logs" in log
+    assert "Streamed logs" not in out
+    assert len(out.splitlines()) < 50
+
+
+def test_mlflow_has_a_parent_run_with_a_nested_run_for_each_stage(run: tuple[Path, dict[str, Any], str]) -> None:
+    from mlflow import MlflowClient
+
+    folder, summary, _ = run
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("rest")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [one for one in runs if "mlflow.parentRunId" not in one.data.tags]
+    assert [one.info.run_name for one in parents] == [summary["run"]]
+    nested = {one.info.run_name for one in runs if one.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id}
+    assert nested == set(STAGES)
+    assert {one.info.status for one in runs} == {"FINISHED"}
+    assert parents[0].info.run_id in summary["mlflow"]
+    assert summary["unsent"] == 0
+    assert str(client.get_model_version_by_alias("rest-tiny", "challenger").version) == "1"
+
+
+def test_a_wrong_record_ends_in_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    tool = {"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}}
+    record = {
+        "messages": [{"role": "user", "content": "call f"}],
+        "tools": [tool],
+        "target": {"calls": [{"name": "f", "arguments": {}}]},
+    }
+    (tmp_path / "calls.jsonl").write_text(json.dumps(record) + '\n{"messages": [\n', encoding="utf-8")
+    stop = ("--set", "data.on_invalid=stop")
+    process = _rest(tmp_path, "run", "--profile", "tiny", "--data", "calls.jsonl", *stop, "--output", "run")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert err.count("\n") == 1
+    assert err.startswith("error: prepare-data: ")
+    assert "calls.jsonl" in err
+    assert "line 2" in err
+    summary = json.loads((tmp_path / "run/summary.json").read_text(encoding="utf-8"))
+    assert summary["status"] == "failed"
+    assert [stage["status"] for stage in summary["stages"]] == ["failed", *["not run"] * 5]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_stages_too(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = _rest(tmp_path, "run", "--profile", "tiny", "--output", "run")
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "run").glob("artifacts/*/prepare-data")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+    summary = json.loads((tmp_path / "run/summary.json").read_text(encoding="utf-8"))
+    assert (summary["status"], summary["stages"][0]["status"]) == ("interrupted", "interrupted")

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import torch
+from moto import mock_aws
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from rest_core import storage
+from rest_core.config import LoraConfig, ModelConfig
+from rest_core.errors import UserError
+from rest_core.model import loading
+
+CONFIG = ModelConfig()
+
+
+@pytest.fixture
+def copied(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint that a test may damage."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copied"))
+
+
+def told(function: Any, *arguments: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_folder_and_a_hub_id_stand_for_themselves(tiny_checkpoint: Path) -> None:
+    assert loading.resolve(tiny_checkpoint) == str(tiny_checkpoint)
+    assert loading.resolve("owner/name") == "owner/name"
+
+
+def test_references_are_followed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    loading.write_reference(tmp_path / "one", str(tiny_checkpoint))
+    loading.write_reference(tmp_path / "two", str(tmp_path / "one"))
+    assert loading.is_reference(tmp_path / "two")
+    assert loading.resolve(tmp_path / "two") == str(tiny_checkpoint)
+    assert loading.load_tokenizer(tmp_path / "two", CONFIG).eos_token == "<|end|>"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '"x"'])
+def test_a_damaged_reference_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "policy.json").write_text(content)
+    assert told(loading.resolve, tmp_path).startswith(f"{tmp_path / 'policy.json'}: not a reference")
+
+
+def test_packed_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.Q4.gguf").write_bytes(b"GGUF")
+    assert "dequantize=True" in told(loading.resolve, tmp_path)
+    assert "dequantize=True" in told(loading.resolve, tmp_path / "model.Q4.gguf")
+    assert "dequantize=True" in told(loading.resolve, "owner/model.gguf")
+
+
+@pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "~/nowhere", "nowhere", "a/b/c"])
+def test_a_model_that_is_not_there(source: str) -> None:
+    assert f"model {source!r} is not there" in told(loading.resolve, source)
+
+
+def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
+    assert told(loading.resolve, tmp_path).startswith(f"{tmp_path}: no config.json")
+
+
+def test_an_unknown_embedded_model_gets_its_nearest_match() -> None:
+    assert "did you mean 'embedded:smollm2-135m-instruct'?" in told(loading.resolve, "embedded:smollm-135m")
+
+
+def test_a_checkpoint_on_s3_is_fetched(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        boto3.client("s3").create_bucket(Bucket="models")
+        storage.upload_folder(tiny_checkpoint, "s3://models/tiny")
+        folder = Path(loading.resolve("s3://models/tiny"))
+        assert "no such bucket or object" in told(loading.resolve, "s3://elsewhere/tiny")
+    assert folder.is_relative_to(tmp_path)
+    assert (folder / "model.safetensors").read_bytes() == (tiny_checkpoint / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_truncated_weights_are_one_line(copied: Path, share: float) -> None:
+    weights = copied / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: int(len(content) * share)])
+    assert told(loading.load_model, copied, CONFIG).startswith(f"model {copied}: ")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "problem"),
+    [
+        ("num_hidden_layers", 3, "9 weights are not in the checkpoint, such as model.layers.2."),
+        ("intermediate_size", 48, "6 weights are of another shape than config.json says"),
+        ("model_type", "t5", "T5Config"),
+        ("model_type", "no-such-thing", "no-such-thing"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_its_description(copied: Path, setting: str, value: Any, problem: str) -> None:
+    described = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**described, setting: value}))
+    assert problem in told(loading.load_model, copied, CONFIG)
+
+
+def test_a_checkpoint_without_weights_or_tokenizer(copied: Path) -> None:
+    (copied / "model.safetensors").unlink()
+    (copied / "tokenizer.json").write_text('{"vers')
+    assert told(loading.load_model, copied, CONFIG).startswith(f"model {copied}: ")
+    assert told(loading.load_tokenizer, copied, CONFIG).startswith(f"tokenizer of {copied}: ")
+
+
+def test_a_quantised_checkpoint_cannot_be_trained(tiny_model: Any) -> None:
+    tiny_model.config.quantization_config = {"quant_method": "x"}
+    assert "quantised" in told(loading._require_trainable, tiny_model, "owner/name")
+    del tiny_model.config.quantization_config
+    tiny_model.lm_head.weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
+    assert "quantised" in told(loading._require_trainable, tiny_model, "owner/name")
+
+
+@pytest.mark.parametrize(("attribute", "problem"), [("chat_template", "no chat template"), ("eos_token", "no end-of")])
+def test_a_tokenizer_must_speak_in_turns(tiny_tokenizer: Any, copied: Path, attribute: str, problem: str) -> None:
+    lacking = copy.deepcopy(tiny_tokenizer)
+    setattr(lacking, attribute, None)
+    shutil.rmtree(copied)
+    lacking.save_pretrained(copied)
+    (copied / "config.json").write_text('{"model_type": "llama"}')
+    assert problem in told(loading.load_tokenizer, copied, CONFIG)
+
+
+def test_the_end_pads_where_there_is_no_padding_token(tiny_tokenizer: Any, copied: Path) -> None:
+    lacking = copy.deepcopy(tiny_tokenizer)
+    lacking.pad_token = None
+    lacking.save_pretrained(copied)
+    assert loading.load_tokenizer(copied, CONFIG).pad_token == "<|end|>"
+
+
+def test_random_weights_keep_the_architecture(tiny_checkpoint: Path, tiny_model: Any) -> None:
+    drawn = loading.load_model(tiny_checkpoint, ModelConfig(init="random"))
+    shapes = {name: p.shape for name, p in drawn.named_parameters()}
+    assert shapes == {name: p.shape for name, p in tiny_model.named_parameters()}
+    assert not torch.equal(drawn.lm_head.weight, tiny_model.lm_head.weight)
+
+
+def test_a_model_is_loaded_in_float32_unless_asked(tiny_checkpoint: Path, tiny_model: Any) -> None:
+    loaded = loading.load_model(tiny_checkpoint, CONFIG)
+    assert all(torch.equal(p, q) for p, q in zip(loaded.parameters(), tiny_model.parameters(), strict=True))
+    half = loading.load_model(tiny_checkpoint, CONFIG, dtype=torch.bfloat16)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_saved_policy_is_flat_whole_and_described(
+    random_model: Any, tiny_tokenizer: Any, tmp_path: Path, tied: bool
+) -> None:
+    model = random_model(tie_word_embeddings=tied)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loading.save_policy(model, tiny_tokenizer, tmp_path, dtype=torch.bfloat16)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    with safe_open(tmp_path / "model.safetensors", "pt") as stored:
+        names = set(stored.keys())
+        assert {stored.get_tensor(name).dtype for name in names} == {torch.bfloat16}
+    assert ("lm_head.weight" in names) == (not tied)  # a tied weight is written once
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, before[name].bfloat16().float()), name
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert loading.load_tokenizer(tmp_path, CONFIG).chat_template == tiny_tokenizer.chat_template
+
+
+def test_adapters_are_merged_into_a_saved_policy(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    ids = torch.arange(1, 9)[None]
+    base = tiny_model(ids).logits.detach()
+    adapted = loading.with_lora(tiny_model, LoraConfig(r=2, target_modules=("q_proj", "down_proj"))).eval()
+    trainable = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert trainable and all("lora_" in name for name in trainable)
+    assert all("q_proj" in name or "down_proj" in name for name in trainable)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+        logits = adapted(ids).logits
+    assert not torch.allclose(logits, base, atol=1e-2)
+    loading.save_policy(adapted, tiny_tokenizer, tmp_path, dtype=torch.float32)
+    assert not list(tmp_path.glob("adapter*"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(merged(ids).logits, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_policy_replaces_the_reference_of_an_earlier_run(
+    tiny_model: Any, tiny_tokenizer: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    for name in ("saved", "passed"):
+        loading.write_reference(tmp_path / name, "owner/base")
+    loading.save_policy(tiny_model, tiny_tokenizer, tmp_path / "saved", dtype=torch.float32)
+    loading.pass_on(tiny_checkpoint, tmp_path / "passed")
+    for name in ("saved", "passed"):
+        assert loading.resolve(tmp_path / name) == str(tmp_path / name)
+
+
+def test_a_policy_is_passed_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "source"))
+    for name in ("manifest.json", "metrics.json"):
+        (source / name).write_text("{}")
+    loading.pass_on(source, tmp_path / "copied")
+    assert loading.resolve(tmp_path / "copied") == str(tmp_path / "copied")
+    assert not (tmp_path / "copied" / "manifest.json").exists()
+    assert not (tmp_path / "copied" / "metrics.json").exists()
+    loading.pass_on("owner/name", tmp_path / "referred")
+    loading.pass_on(tmp_path / "referred", tmp_path / "again")
+    assert loading.resolve(tmp_path / "again") == "owner/name"
+
+
+def test_what_ends_a_response(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    end = tiny_tokenizer.eos_token_id
+    for configured, wanted in ((None, {end}), (7, {7, end}), ([7, 8], {7, 8, end})):
+        tiny_model.generation_config.eos_token_id = configured
+        assert loading.stop_ids(tiny_model, tiny_tokenizer) == wanted
