@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from rest_core import manifest, storage
@@ -100,12 +101,18 @@ def _stage(
     except UserError as error:
         _leave_error(name, out, error)
         raise
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (OSError, SafetensorError) as error:
+        if not _disk_is_full(error):
             raise
-        full = UserError(f"{error.filename or out}: no space left on the disk; free some and start the stage again")
+        place = getattr(error, "filename", None) or out
+        full = UserError(f"{place}: no space left on the disk; free some and start the stage again")
         _leave_error(name, out, full)
         raise full from error
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """safetensors tells the system's error in its text only."""
+    return getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error)
 
 
 def _leave_error(name: str, out: Path, error: UserError) -> None:

@@ -42,9 +42,8 @@ def _stage_command(
         logs.configure(sys.stderr, level=logging.WARNING)
         result = getattr(stages, stage)(
             **{section: getattr(config, section) for section in sections},
-            **{
-                name: path if name == "policy" else Path(path) for name, path in given.items()
-            },  # a policy may be a hub id
+            # A policy may be a hub id or a URI, which are no paths.
+            **{folder: value if folder == "policy" else Path(value) for folder, value in given.items()},
             pipeline_run=run_name or out.absolute().name,
             out=out,
         )

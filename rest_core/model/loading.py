@@ -130,7 +130,7 @@ def _require_whole(loading: dict[str, Any], source: str | Path) -> None:
         ("of another shape than config.json says", [name for name, *_ in loading["mismatched_keys"]]),
     ):
         if names:
-            raise UserError(f"model {source}: {len(names)} weights are {what}, such as {min(names)}; get it again whole")
+            raise UserError(f"model {source}: {len(names)} weights are {what} (first: {min(names)}); get it again")
 
 
 def _require_trainable(model: Any, source: str | Path) -> None:

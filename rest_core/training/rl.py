@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,10 +83,10 @@ class RlTrainer:
         fingerprint: str,
         observer: Observer,
     ) -> None:
-        _check(config, len(tasks))
         self.config, self.tokenizer, self.tasks, self.observer = config, tokenizer, tasks, observer
         half = model_config.dtype == "bfloat16"
         self.accelerator = Accelerator(mixed_precision="bf16" if half else "no")
+        _check(config, len(tasks), self.accelerator.num_processes)
         torch.manual_seed(derive(config.seed, "init"))
         reference = None
         if config.loss.kl_coefficient:
@@ -149,7 +149,7 @@ class RlTrainer:
         return result
 
     def probe(self) -> float | None:
-        """Mean reward of sampled responses to the first training prompts, on the ranges of the last step.
+        """Mean reward of sampled responses to the prompts that are trained first, on the ranges of the last step.
 
         The same prompts, the same random numbers and the same reward before and after, so that the two can be
         compared.
@@ -157,13 +157,12 @@ class RlTrainer:
         count = min(self.config.reward_probe_prompts, len(self.tasks))
         if not count:
             return None
-        mine = list(range(count))[self.accelerator.process_index :: self.accelerator.num_processes]
-        rollouts = self._rollouts(
-            [self.tasks[n] for n in mine], [derive(self.config.seed, "probe", n) for n in mine], "reward probe"
-        )
+        mine = range(self.accelerator.process_index, count, self.accelerator.num_processes)
+        tasks = [self.tasks[n] for n in self._visited(mine)]
+        rollouts = self._rollouts(tasks, [derive(self.config.seed, "probe", n) for n in mine], "reward probe")
         rewards = [
-            self.algorithm.judge(rollout.response_ids, self.tasks[n].reference, self.config.steps).reward.total
-            for n, group in zip(mine, rollouts, strict=True)
+            self.algorithm.judge(rollout.response_ids, task.reference, self.config.steps).reward.total
+            for task, group in zip(tasks, rollouts, strict=True)
             for rollout in group
         ]
         gathered = self._gather(rewards)
@@ -242,18 +241,21 @@ class RlTrainer:
         return range(self.accelerator.process_index, self.config.prompts_per_step, self.accelerator.num_processes)
 
     def _positions(self, step: int) -> list[int]:
-        """Indices of this process's tasks of a step: the step's slice of an endless run through seeded permutations."""
+        """Indices of this process's tasks of a step."""
         first = (step - 1) * self.config.prompts_per_step
-        size = len(self.tasks)
+        return self._visited(first + place for place in self._places())
+
+    def _visited(self, numbers: Iterable[int]) -> list[int]:
+        """Indices of the tasks that are visited as number n, counted from 0: seeded permutations without end."""
         orders: dict[int, list[int]] = {}
-        positions = []
-        for place in self._places():
-            epoch, index = divmod(first + place, size)
+        visited = []
+        for number in numbers:
+            epoch, place = divmod(number, len(self.tasks))
             if epoch not in orders:
                 generator = torch.Generator().manual_seed(derive(self.config.seed, "order", epoch))
-                orders[epoch] = torch.randperm(size, generator=generator).tolist()
-            positions.append(orders[epoch][index])
-        return positions
+                orders[epoch] = torch.randperm(len(self.tasks), generator=generator).tolist()
+            visited.append(orders[epoch][place])
+        return visited
 
     def _metrics(
         self,
@@ -295,7 +297,10 @@ class RlTrainer:
             "memory/peak_gib": peak_memory_gib(),
             "seconds/step": sum(seconds.values()),
         }
-        weight_sums, weight_counts = region_sums(experience.weights, experience.regions, experience.mask)
+        weight_sums, weight_counts = (
+            torch.tensor(self._gather([values.tolist()])).sum(dim=0)
+            for values in region_sums(experience.weights, experience.regions, experience.mask)
+        )
         for region in Region:
             name = region.name.lower()
             if not math.isnan(float(step_entropy[region])):
@@ -338,8 +343,8 @@ class RlTrainer:
         return f"the last good checkpoint is {self._last}" if self._last else "no checkpoint has been written yet"
 
 
-def _check(config: RlConfig, tasks: int) -> None:
-    """Settings that would change the objective without a word are refused."""
+def _check(config: RlConfig, tasks: int, processes: int) -> None:
+    """Settings that would change the objective without a word, or leave a process waiting, are refused."""
     if config.temperature != 1.0:
         raise UserError(
             f"rl.temperature is {config.temperature}: training samples at 1.0, anything else biases the ratio"
@@ -349,6 +354,10 @@ def _check(config: RlConfig, tasks: int) -> None:
             f"rl.mini_batch_prompts ({config.mini_batch_prompts}) does not divide rl.prompts_per_step "
             f"({config.prompts_per_step})"
         )
+    for name in ("prompts_per_step", "mini_batch_prompts"):
+        prompts = getattr(config, name)
+        if prompts is not None and prompts % processes:
+            raise UserError(f"rl.{name} ({prompts}) must be a multiple of the number of processes ({processes})")
     if not tasks:
         raise UserError("there are no training prompts: the dataset's split 'rl' is empty")
 

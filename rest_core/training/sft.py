@@ -51,21 +51,24 @@ def train(
     """
     if not samples:
         raise UserError("there are no samples for the warm-up: the dataset's split 'sft' is empty")
+    if config.batch_size % min(config.micro_batch_size, config.batch_size):
+        raise UserError(
+            f"sft.micro_batch_size ({config.micro_batch_size}) does not divide sft.batch_size ({config.batch_size})"
+        )
     if config.lora is not None:
         model = with_lora(model, config.lora)
     rows = encode(tokenizer, samples)
     held_out = encode(tokenizer, validation) if validation else None
-    accumulation = max(1, config.batch_size // config.micro_batch_size)
-    updates = math.ceil(len(rows) / (min(config.micro_batch_size, config.batch_size) * accumulation)) * config.epochs
-    steps = config.max_steps or max(1, math.ceil(updates))
+    micro_batch_size = min(config.micro_batch_size, config.batch_size)
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=min(config.micro_batch_size, config.batch_size),
+        per_device_train_batch_size=micro_batch_size,
         per_device_eval_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=accumulation,
-        max_steps=steps,
+        gradient_accumulation_steps=config.batch_size // micro_batch_size,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
         learning_rate=config.learning_rate,
-        warmup_steps=round(config.warmup_ratio * steps),
+        warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
         weight_decay=config.weight_decay,
         lr_scheduler_type="cosine",
         bf16=model_config.dtype == "bfloat16",
@@ -73,6 +76,7 @@ def train(
         seed=config.seed,
         train_sampling_strategy="group_by_length",
         logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is not finite must be seen
         save_strategy="no" if config.checkpoint_every is None else "steps",
         save_steps=config.checkpoint_every or 500,
         save_total_limit=1,
@@ -90,7 +94,7 @@ def train(
     # Its own reports are printed whether there is a terminal or not; `_Report` takes their place.
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    figures = {"sft/samples": float(len(rows)), "sft/steps": float(steps)}
+    figures = {"sft/samples": float(len(rows))}
     if held_out is not None:
         figures["sft/validation_loss_before"] = trainer.evaluate()["eval_loss"]
     leftover = get_last_checkpoint(str(folder)) if folder.is_dir() else None
@@ -98,7 +102,11 @@ def train(
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not losses or not math.isfinite(losses[-1]):
         raise UserError("the warm-up's loss is not a finite number: lower sft.learning_rate")
-    figures |= {"sft/loss": float(losses[-1]), "sft/mean_loss": float(output.training_loss)}
+    figures |= {
+        "sft/steps": float(trainer.state.global_step),
+        "sft/loss": float(losses[-1]),
+        "sft/mean_loss": float(output.training_loss),
+    }
     if held_out is not None:
         figures["sft/validation_loss_after"] = trainer.evaluate()["eval_loss"]
     return trainer.accelerator.unwrap_model(trainer.model), figures

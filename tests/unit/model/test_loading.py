@@ -100,7 +100,7 @@ def test_truncated_weights_are_one_line(copied: Path, share: float) -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "problem"),
     [
-        ("num_hidden_layers", 3, "9 weights are not in the checkpoint, such as model.layers.2."),
+        ("num_hidden_layers", 3, "9 weights are not in the checkpoint (first: model.layers.2."),
         ("intermediate_size", 48, "6 weights are of another shape than config.json says"),
         ("model_type", "t5", "T5Config"),
         ("model_type", "no-such-thing", "no-such-thing"),
