@@ -100,12 +100,12 @@ class PaperWeights(Section):
 
     scheme: Literal["paper"] = "paper"
     w_min: float = Field(1.0, gt=0)
-    w_max: float = Field(4.0, gt=0)
-    alpha_format: float = Field(2.0, ge=0, description="how much FORMAT loses over the whole training")
-    alpha_arguments: float = Field(1.0, ge=0, description="how much ARGUMENTS gains")
-    alpha_think: float = Field(1.0, ge=0, description="how much THINK gains")
+    w_max: float = Field(8.0, gt=0)
+    alpha_format: float = Field(4.0, ge=0, description="how much FORMAT loses over the whole training")
+    alpha_arguments: float = Field(2.0, ge=0, description="how much ARGUMENTS gains")
+    alpha_think: float = Field(2.0, ge=0, description="how much THINK gains")
     floor: float = Field(
-        0.5, gt=0, description="weight of RESPONSE and OTHER, above 0 so that malformed output is trained"
+        1.0, gt=0, description="weight of RESPONSE and OTHER, above 0 so that malformed output is trained"
     )
     curriculum: bool = Field(True, description="false = entropy weights only")
 

@@ -114,9 +114,7 @@ def parse(text: str) -> Response:
             spans += [span for _, span in found]
             rejected += bad
     if rejected:
-        problems.append(
-            f"{rejected} piece(s) of a tool_call block that cannot be read as a call"
-        )
+        problems.append(f"{rejected} piece(s) of a tool_call block that cannot be read as a call")
     return Response(
         text=text,
         calls=tuple(calls),

@@ -38,21 +38,26 @@ def _stage_command(
         given = {folder: options.pop(folder) for folder in folders}
         config = configuration(profile, overrides, **options)
         from rest_core import logs, stages
+        from rest_core.tracking.runs import finish_pipeline, new_pipeline_run
 
         logs.configure(sys.stderr, level=logging.WARNING)
+        pipeline_run = run_name or new_pipeline_run(out.absolute().name)
         result = getattr(stages, stage)(
             **{section: getattr(config, section) for section in sections},
             # A policy may be a hub id or a URI, which are no paths.
             **{folder: value if folder == "policy" else Path(value) for folder, value in given.items()},
-            pipeline_run=run_name or out.absolute().name,
+            pipeline_run=pipeline_run,
             out=out,
         )
+        if run_name is None and stage != "register":  # which closes its run itself
+            spool = out.with_name(f"{out.name}.finish.tracking")
+            finish_pipeline(config.tracking, pipeline_run=pipeline_run, spool=spool)
         for figure, value in sorted(result.metrics.items()):
             click.echo(f"{figure:40} {value:.6g}")
         click.echo(f"{name}: {f'skipped, {result.skipped}' if result.skipped else 'done'}; see {out}")
 
     run = click.option(
-        "--run-name", metavar="NAME", help="Pipeline run in MLflow that the stage joins; default: the name of --out."
+        "--run-name", metavar="NAME", help="Pipeline run in MLflow that the stage joins; default: one of its own."
     )(run)
     run = click.option(
         "--out",

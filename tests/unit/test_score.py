@@ -78,7 +78,7 @@ def test_what_is_printed_can_be_read_without_colour(files: tuple[str, str]) -> N
     assert next(line.split() for line in lines if "toolrl" in line) == ["toolrl", "+1.000", "+1.800", "+2.800"]
     assert sum(line.startswith("  NAME ") and line.endswith("│get_weather│") for line in lines) == 2
     assert any("(end of sequence)" in line for line in lines)
-    assert "NAME 0.17 (assumed)" in result.stdout
+    assert "NAME 0.04 (assumed)" in result.stdout
 
 
 def test_malformed_output_is_shown_with_its_reasons_and_cannot_steer_the_terminal(tmp_path: Path, files: Any) -> None:
