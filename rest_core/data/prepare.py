@@ -187,13 +187,17 @@ def _within_length(
         references = [len(encode_response(tokenizer, candidate.sample.reference)) for candidate in batch]
         for candidate, prompt, reference in zip(batch, prompts, references, strict=True):
             if prompt > data.max_prompt_tokens:
-                reason, length, limit = "prompt too long", prompt, data.max_prompt_tokens
+                reason, length, name = "prompt too long", prompt, "max_prompt_tokens"
             elif reference > data.max_response_tokens:
-                reason, length, limit = "reference too long", reference, data.max_response_tokens
+                reason, length, name = "reference too long", reference, "max_response_tokens"
             else:
                 yield replace(candidate, prompt_tokens=prompt, reference_tokens=reference)
                 continue
-            drops.add(candidate.location, reason, f"{candidate.sample.id}: {length} tokens, the limit is {limit}")
+            drops.add(
+                candidate.location,
+                reason,
+                f"{candidate.sample.id}: {length} tokens, data.{name} is {getattr(data, name)}",
+            )
 
 
 def _prompt_lengths(batch: Sequence[_Candidate], tokenizer: PreTrainedTokenizerBase) -> list[int]:

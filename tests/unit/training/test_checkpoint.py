@@ -45,6 +45,7 @@ def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
         straight.step(number)
     straight.save(3, version=3, reward_before=None, algorithm={"region_entropy": {"NAME": 0.1, "OTHER": float("nan")}})
     other = Training(tmp_path)
+    other.model["unused"](torch.ones(1, 2)).sum().backward()
     other.step(99)  # moments and weights of its own, all to be replaced
     path = other.checkpoints.latest()
     assert path == tmp_path / "step-000003"

@@ -307,6 +307,21 @@ def test_every_task_is_trained_on_once_an_epoch(trainer: Trainer) -> None:
     assert Counter(seen) == dict.fromkeys(range(6), 4)
 
 
+def test_every_response_of_a_training_is_drawn_anew(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(settings(reward_probe_prompts=0), Log())
+    generate, seeds = made.engine.generate, []
+
+    def listen(*arguments: Any, **options: Any) -> Any:
+        seeds.extend(options["seeds"])
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(made.engine, "generate", listen)
+    made.train()
+    assert len(set(seeds)) == len(seeds) == 2 * 4
+    other = trainer(settings(seed=1), Log(), folder="other")
+    assert not set(seeds) & {rl.derive(other.config.seed, "rollout", 1, place) for place in range(4)}
+
+
 def test_the_probe_measures_the_same_thing_each_time(trainer: Trainer) -> None:
     made = trainer(settings(), Log())
     assert made.probe() == made.probe()
