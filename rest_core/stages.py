@@ -189,6 +189,8 @@ def sft_warmup(
         validation = [to_sample(row) for row in load_split(dataset, "sft_validation")]
         stage.run.dataset("sft", source=str(dataset), digest_sha256=digest, rows=len(samples), context="training")
         tokenizer = load_tokenizer(model.source, model)
+        # Leftovers of another attempt are taken up only where data, model and settings are the same.
+        described = "/".join([digest, model.model_dump_json(), sft.model_dump_json()])
         trained, metrics = training.train(
             load_model(model.source, model),
             tokenizer,
@@ -196,7 +198,7 @@ def sft_warmup(
             validation,
             sft,
             model,
-            folder=out / "checkpoints",
+            folder=out / "checkpoints" / hashlib.sha256(described.encode()).hexdigest()[:16],
             on_metrics=stage.run.metrics,
         )
         _save(trained, tokenizer, model, out)

@@ -5,6 +5,7 @@ The trainer executes per-token weights and losses and knows no tag; everything a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +73,11 @@ class ResT:
         return self.entropy.update(sums, counts)
 
     def state(self) -> dict[str, Any]:
-        return {"region_entropy": {r.name: float(self.entropy.mean[r]) for r in Region}}
+        """JSON values; null for a region that has not been seen."""
+        seen = {region: float(self.entropy.mean[region]) for region in Region}
+        return {"region_entropy": {region.name: None if math.isnan(h) else h for region, h in seen.items()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        values = [float(state["region_entropy"][region.name]) for region in Region]
+        stored = state["region_entropy"]
+        values = [math.nan if stored[region.name] is None else float(stored[region.name]) for region in Region]
         self.entropy.mean = torch.tensor(values, dtype=torch.float64)

@@ -43,6 +43,19 @@ from rest_core.training.update import Experience, PolicyUpdate
 
 log = logging.getLogger(__name__)
 
+# What a user changes to get a stopped training going again: a checkpoint is taken up all the same.
+_REMEDIES = {
+    "learning_rate",
+    "max_grad_norm",
+    "max_loss",
+    "micro_batch_tokens",
+    "rollout_batch_tokens",
+    "gradient_checkpointing",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "table_every",
+}
+
 
 @dataclass(frozen=True)
 class Task:
@@ -111,7 +124,7 @@ class RlTrainer:
         )
         self.algorithm = ResT(config, tokenizer)
         described = json.dumps(
-            [fingerprint, model_config.model_dump(), config.model_dump(exclude={"keep_checkpoints", "table_every"})],
+            [fingerprint, model_config.model_dump(), config.model_dump(exclude=_REMEDIES)],
             sort_keys=True,
         )
         self.checkpoints = Checkpoints(

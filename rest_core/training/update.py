@@ -202,11 +202,13 @@ class PolicyUpdate:
     def _log_probs(self, policy: Any, experience: Experience) -> Tensor:
         """(B, T) log-probs of all rollouts under `policy`, before the first of several updates."""
         out = torch.zeros(experience.mask.shape)
+        policy.eval()  # the sampling policy has no dropout
         for rows in micro_batches(experience.rollouts, range(len(experience.rollouts)), self.config.micro_batch_tokens):
             batch = make_batch([experience.rollouts[n] for n in rows], self.pad_id).to(self.accelerator.device)
             with self.accelerator.autocast():
                 logp, _ = policy(batch)
             out[rows, : logp.shape[1]] = logp.float().cpu()
+        policy.train()
         return out
 
     def _denominators(self, experience: Experience, rows: list[int]) -> Denominators:
