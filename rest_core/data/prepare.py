@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -183,7 +182,7 @@ def _within_length(
 ) -> Iterator[_Candidate]:
     for start in tqdm(range(0, len(candidates), _BATCH), desc="measuring lengths", disable=None, leave=False):
         batch = candidates[start : start + _BATCH]
-        prompts = _prompt_lengths(batch, tokenizer)
+        prompts = [len(ids) for ids in encode_prompts(tokenizer, [candidate.sample.prompt for candidate in batch])]
         references = [len(encode_response(tokenizer, candidate.sample.reference)) for candidate in batch]
         for candidate, prompt, reference in zip(batch, prompts, references, strict=True):
             if prompt > data.max_prompt_tokens:
@@ -198,17 +197,6 @@ def _within_length(
                 reason,
                 f"{candidate.sample.id}: {length} tokens, data.{name} is {getattr(data, name)}",
             )
-
-
-def _prompt_lengths(batch: Sequence[_Candidate], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    try:
-        return [len(ids) for ids in encode_prompts(tokenizer, [candidate.sample.prompt for candidate in batch])]
-    except (ValueError, jinja2.TemplateError) as error:
-        raise UserError(
-            f"{tokenizer.name_or_path}: the chat template refuses {batch[0].sample.id}, or one of the {len(batch) - 1} "
-            f"after it ({' '.join(str(error).split())}); use a model whose template knows system, user, assistant and "
-            "tool messages"
-        ) from error
 
 
 def _without_duplicates(candidates: Sequence[_Candidate], threshold: float, drops: _Drops) -> Iterator[_Candidate]:

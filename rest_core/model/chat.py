@@ -20,11 +20,11 @@ def encode_prompt(tokenizer: Any, prompt: Sequence[Message]) -> list[int]:
     messages = [{"role": message.role, "content": message.content} for message in prompt]
     try:
         encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
-    except TemplateError as error:
+    except (ValueError, TemplateError) as error:  # no template at all, or one that refuses
         roles = ", ".join(message.role for message in prompt)
         raise UserError(
-            f"the chat template of {tokenizer.name_or_path!r} refuses messages of the roles {roles}: {error}; "
-            "choose a model whose template takes them"
+            f"the chat template of {tokenizer.name_or_path!r} refuses messages of the roles {roles} "
+            f"({' '.join(str(error).split())}); choose a model whose template takes them"
         ) from None
     return list(encoded["input_ids"])
 
