@@ -212,7 +212,7 @@ def test_a_tokenizer_without_a_usable_chat_template_is_named(
     try:
         for template in (None, "{{ raise_exception('no system role') }}"):
             tokenizer.chat_template = template
-            with pytest.raises(UserError, match="the chat template of .* refuses messages of the roles system, user"):
+            with pytest.raises(UserError, match=r"the chat template of .* refuses messages of the roles system, user"):
                 run(path)
     finally:
         tokenizer.chat_template = kept
