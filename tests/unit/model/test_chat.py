@@ -30,5 +30,5 @@ def test_a_response_ends_with_the_end_and_begins_with_nothing(tiny_tokenizer: An
 def test_a_template_that_refuses_a_role_is_the_users_to_mend(tiny_tokenizer: Any) -> None:
     strict = copy.deepcopy(tiny_tokenizer)
     strict.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(UserError, match="roles system, user .System role not supported"):
+    with pytest.raises(UserError, match=r"roles system, user .System role not supported"):
         encode_prompt(strict, PROMPT)
