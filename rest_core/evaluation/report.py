@@ -120,7 +120,7 @@ class Report:
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("accuracy in percent; lines are 95 % intervals, averages are orange")
         subset = "" if self.subset is None else f"\nSUBSET: {self.subset}"
-        axes.set_title(f"{self.title}: {self.model}{subset}", fontsize=9)
+        figure.suptitle(f"{self.title}: {self.model}{subset}", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         with disk_errors(path), written_aside(path) as aside:
             figure.savefig(aside, dpi=120)
