@@ -45,7 +45,7 @@ def promote(
     """
     config = configuration(profile, overrides)
     from rest_core import logs
-    from rest_core.tracking import registry, store
+    from rest_core.tracking import lineage, registry, store
 
     logs.configure(sys.stderr, level=logging.WARNING, libraries=("mlflow",))
     client = store.connect(config.tracking)
@@ -55,16 +55,20 @@ def promote(
                 f"{promotion.at}  {promotion.describe()}" + (f"  ({promotion.reason})" if promotion.reason else "")
             )
         return
+    metric = metric or config.registry.metric
     promotion = registry.promote(
         client,
         config.registry.name,
         version=version,
-        metric=metric or config.registry.metric,
+        metric=metric,
         force=force,
         dry_run=dry_run,
         reason=reason,
     )
     click.echo(promotion.describe())
+    promoted = registry.get_version(client, config.registry.name, promotion.version)
+    for missing in lineage.missing_links(client, promoted, metric):
+        click.echo(f"lineage: {missing}", err=True)
 
 
 @click.command()
