@@ -3,6 +3,8 @@
 The same function runs from the command line, under kfp.local, in a container and on a cluster. Each fills `out`,
 writes `metrics.json` and, last of all, `manifest.json`; an error that the user can mend is also left as `error.json`.
 A stage that is switched off passes its input on, or says in its manifest that it was skipped and why.
+
+The training stages may run as several processes (`accelerate launch`): all train, the first alone writes and records.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from rest_core.config import (
     TrackingConfig,
 )
 from rest_core.errors import EXIT_USER_ERROR, UserError
+from rest_core.processes import is_main_process
 from rest_core.tracking.runs import StageRun, finish_pipeline, stage_run
 
 if TYPE_CHECKING:
@@ -60,12 +63,14 @@ class _Stage:
 
     name: str
     out: Path
-    run: StageRun
+    run: StageRun | _NoRun
     sections: Mapping[str, BaseModel]
     inputs: dict[str, Any] = field(default_factory=dict)
 
     def finish(self, metrics: dict[str, float], **counts: Any) -> StageResult:
         """Write metrics and manifest, record the main figures."""
+        if not is_main_process():
+            return StageResult(metrics, counts.get("skipped"))
         self.run.summary(metrics)
         (self.out / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         config = {name: section.model_dump(mode="json") for name, section in self.sections.items()}
@@ -85,11 +90,28 @@ class _Stage:
         return digest
 
 
+class _NoRun:
+    """The MLflow run of a process that is not the first: nothing is recorded twice."""
+
+    run_id: str | None = None
+
+    def _nothing(self, *_: object, **__: object) -> None:
+        return
+
+    metrics = summary = tags = table = figure = artifact = dataset = _nothing
+
+    def wait(self, timeout: float) -> bool:
+        return True
+
+
 @contextmanager
 def _stage(
     name: str, out: Path, tracking: TrackingConfig, pipeline_run: str, **sections: BaseModel
 ) -> Iterator[_Stage]:
     """Everything around a stage: its folder, its MLflow run, and its errors told in one line."""
+    if not is_main_process():
+        yield _Stage(name, out, _NoRun(), sections)
+        return
     try:
         with storage.disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -181,7 +203,8 @@ def sft_warmup(
     with _stage("sft-warmup", out, tracking, pipeline_run, model=model, sft=sft) as stage:
         digest = stage.add_input("dataset", dataset)
         if not sft.enabled:
-            write_reference(out, _absolute(model.source))
+            if is_main_process():
+                write_reference(out, _absolute(model.source))
             return stage.skip("switched off (sft.enabled=false): cold start")
         from rest_core.training import sft as training
 
@@ -225,7 +248,8 @@ def rest_rl(
         digest = stage.add_input("dataset", dataset)
         origin = stage.add_input("policy", policy)
         if not rl.enabled:
-            pass_on(policy, out)
+            if is_main_process():
+                pass_on(policy, out)
             return stage.skip("switched off (rl.enabled=false)")
         from rest_core.training.plots import training_figure
         from rest_core.training.rl import Observer, RlTrainer, Task
@@ -435,6 +459,8 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def _save(trained: Any, tokenizer: Any, model: ModelConfig, out: Path) -> None:
     """The flat checkpoint; what was needed to resume goes once it is whole."""
+    if not is_main_process():
+        return
     import torch
 
     from rest_core.model.loading import save_policy

@@ -38,6 +38,7 @@ def _stage_command(
         given = {folder: options.pop(folder) for folder in folders}
         config = configuration(profile, overrides, **options)
         from rest_core import logs, stages
+        from rest_core.processes import is_main_process
         from rest_core.tracking.runs import finish_pipeline, new_pipeline_run
 
         logs.configure(sys.stderr, level=logging.WARNING)
@@ -49,6 +50,8 @@ def _stage_command(
             pipeline_run=pipeline_run,
             out=out,
         )
+        if not is_main_process():
+            return
         if run_name is None and stage != "register":  # which closes its run itself
             spool = out.with_name(f"{out.name}.finish.tracking")
             finish_pipeline(config.tracking, pipeline_run=pipeline_run, spool=spool)

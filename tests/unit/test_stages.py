@@ -265,3 +265,12 @@ def test_a_training_that_stopped_goes_on(train: Run, tmp_path: Path, monkeypatch
         assert resumed.metrics[name] == straight.metrics[name]
     weights = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("straight", "rl")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_process_that_is_not_the_first_trains_and_writes_nothing(
+    warm_up: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert warm_up().metrics["sft/steps"] == 2
+    assert warm_up(SftConfig(enabled=False)).skipped is not None
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
