@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/lock.txt requirements/no-deps.txt
 # What `make compile` writes; tests/unit/test_pipelines.py reads this line to say when the committed file is stale.
-COMPILE := compile --profile qwen3-1.7b --gpus 8 --output pipelines/compiled/rest_pipeline.yaml
+COMPILE := compile --profile qwen3-1.7b --gpus 1 --output pipelines/compiled/rest_pipeline.yaml
 
 .PHONY: help setup run test lint ui compile lock clean
 

@@ -18,6 +18,7 @@ from kfp import dsl
 from rest_core import config, logs, manifest
 from rest_core.errors import UserError
 from rest_core.stages import StageResult
+from rest_core.tracking import store
 
 RUN_ID_VARIABLE = "KFP_RUN_ID"  # set from the pod's label by the pipeline (pipelines/rest_pipeline.py)
 
@@ -47,6 +48,8 @@ def run_stage(
     """
     started = time.monotonic()
     figures: dict[str, float] = {}
+    if os.environ.get(RUN_ID_VARIABLE) and "tracking" in sections:
+        _require_shared_store(config.validate(config.TrackingConfig, sections["tracking"], where="tracking"))
     try:
         with _terminal_for_progress():
             result = stage(
@@ -68,6 +71,16 @@ def run_stage(
         for name, value in finite.items():
             metrics.log_metric(name, value)
         Path(metrics.path).write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
+
+
+def _require_shared_store(tracking: config.TrackingConfig) -> None:
+    """On a cluster every stage is a pod of its own: a store on a pod's disk would be lost with it, the model too."""
+    uri = store.resolve_uri(tracking)
+    if store.is_local(uri):
+        raise UserError(
+            f"MLflow at {store.redact(uri)} would be on this pod's own disk: set tracking.uri, or MLFLOW_TRACKING_URI, "
+            "to an MLflow server"
+        )
 
 
 def _section(name: str, values: dict[str, Any]) -> config.Section:

@@ -109,6 +109,12 @@ class PaperWeights(Section):
     )
     curriculum: bool = Field(True, description="false = entropy weights only")
 
+    @model_validator(mode="after")
+    def _bounds(self) -> PaperWeights:
+        if self.w_min > self.w_max:
+            raise ValueError(f"w_min ({self.w_min}) is above w_max ({self.w_max})")
+        return self
+
 
 class OfficialWeights(Section):
     scheme: Literal["official"] = "official"
@@ -136,6 +142,12 @@ class FrequencyWeights(Section):
     scheme: Literal["frequency"] = "frequency"
     w_min: float = Field(0.5, gt=0)
     w_max: float = Field(4.0, gt=0)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> FrequencyWeights:
+        if self.w_min > self.w_max:
+            raise ValueError(f"w_min ({self.w_min}) is above w_max ({self.w_max})")
+        return self
 
 
 WeightsConfig = (

@@ -29,6 +29,7 @@ from rest_core.config import (
     ApiBankConfig,
     BfclConfig,
     DataConfig,
+    GenerationConfig,
     ModelConfig,
     RegistryConfig,
     RlConfig,
@@ -304,7 +305,7 @@ def evaluate_bfcl(
                 out=out,
                 on_progress=on_progress,
             )
-        return _finish_evaluation(stage, report, "bfcl")
+        return _finish_evaluation(stage, report, "bfcl", _settings(model, bfcl.generation))
 
 
 def evaluate_api_bank(
@@ -335,7 +336,7 @@ def evaluate_api_bank(
                 model_name=_model_name(policy, model),
                 on_progress=on_progress,
             )
-        return _finish_evaluation(stage, report, "api_bank")
+        return _finish_evaluation(stage, report, "api_bank", _settings(model, api_bank.generation))
 
 
 def register(
@@ -424,25 +425,34 @@ def _api_bank_folder(api_bank: ApiBankConfig) -> tuple[Path | None, str | None]:
 def _evaluation_engine(policy: Path | str, model: ModelConfig) -> tuple[TransformersEngine, Any]:
     import torch
 
-    from rest_core.model.loading import load_model, load_tokenizer, stop_ids
+    from rest_core.algorithm.token_bytes import stop_ids
+    from rest_core.model.loading import load_model, load_tokenizer
     from rest_core.rollout.transformers_engine import TransformersEngine
 
     tokenizer = load_tokenizer(policy, model)
     loaded = load_model(policy, model, dtype=getattr(torch, model.dtype))
     if torch.cuda.is_available():
         loaded.to("cuda")
-    return TransformersEngine(loaded, stop_ids=stop_ids(loaded, tokenizer), pad_id=tokenizer.pad_token_id), tokenizer
+    return TransformersEngine(loaded, stop_ids=stop_ids(tokenizer), pad_id=tokenizer.pad_token_id), tokenizer
 
 
-def _finish_evaluation(stage: _Stage, report: Report, name: str) -> StageResult:
+def _finish_evaluation(stage: _Stage, report: Report, name: str, settings: str) -> StageResult:
     out = stage.out
     for file in ("report.md", "report.json", "accuracy.png"):
         stage.run.artifact(out / file)
     stage.run.table(report.rows, "answers")
     ids = hashlib.sha256("\n".join(str(row["id"]) for row in report.rows).encode()).hexdigest()
-    measured_on = f"{len(report.rows)} items {ids[:12]}, prompt style {stage.sections['model'].prompt_style}"  # type: ignore[attr-defined]
+    measured_on = f"{len(report.rows)} items {ids[:12]}, {settings}"
     stage.run.dataset(name, source=report.title, digest_sha256=ids, rows=len(report.rows), context="evaluation")
     return stage.finish(report.metrics, measured_on=measured_on)
+
+
+def _settings(model: ModelConfig, generation: GenerationConfig) -> str:
+    """What, besides the questions, decides whether two evaluations compare."""
+    return (
+        f"prompt style {model.prompt_style}, up to {generation.max_prompt_tokens} + {generation.max_response_tokens} "
+        f"tokens, bfcl-eval {manifest.package_versions().get('bfcl-eval', 'unknown')}"
+    )
 
 
 @contextmanager

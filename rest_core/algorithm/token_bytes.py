@@ -43,7 +43,7 @@ class TokenBytes:
             added[n].encode() if n in added else (spell(piece) if piece is not None else b"")
             for n, piece in enumerate(pieces)
         ]
-        self.end_ids = frozenset(n for n in (tokenizer.eos_token_id, tokenizer.pad_token_id) if n is not None)
+        self.end_ids = stop_ids(tokenizer) | {tokenizer.pad_token_id}
 
     def text(self, ids: Sequence[int]) -> tuple[str, np.ndarray]:
         """Text of sampled ids, and where each token's bytes end.
@@ -64,6 +64,15 @@ class TokenBytes:
         np.cumsum([len(piece) for piece in spelled], out=ends[:length])
         ends[length:] = ends[length - 1] if length else 0
         return b"".join(spelled).decode("utf-8", errors="surrogateescape"), ends
+
+
+def stop_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids that end a response.
+
+    A model may stop at more ids than its tokenizer's end of sequence: `rest_core.model.loading.load_tokenizer` leaves
+    those of the model's generation settings on the tokenizer, as `response_stop_ids`.
+    """
+    return frozenset([tokenizer.eos_token_id, *getattr(tokenizer, "response_stop_ids", ())])
 
 
 def _speller(tokenizer: Any) -> Any:

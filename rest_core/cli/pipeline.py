@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 
 from rest_core.cli.options import api_bank_option, configuration, configured, data_option
-from rest_core.config import load, profiles
+from rest_core.config import Config, load, profiles
+from rest_core.errors import UserError
 
 
 @click.command()
@@ -53,15 +55,13 @@ def run(profile: str, overrides: tuple[str, ...], data: str | None, api_bank: st
 @configured
 @data_option
 @api_bank_option
-@click.option(
-    "--image", metavar="IMAGE", help="Container image of the components; default: the image that `make` names."
-)
+@click.option("--image", metavar="IMAGE", help="Container image of the components; default: rest-pipelines:<version>.")
 @click.option(
     "--gpus",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="GPUs of each training and evaluation stage.",
+    help="GPUs of each training and evaluation stage; this version's components use one.",
 )
 @click.option("--gpu-type", default="nvidia.com/gpu", show_default=True, help="Kubernetes resource name of the GPUs.")
 @click.option("--cpu", metavar="N", help="CPU cores of each training and evaluation stage, such as 8.")
@@ -92,15 +92,33 @@ def compile_(
 
     \b
     Examples:
-      rest compile --profile qwen3-1.7b --gpus 8 --memory 512Gi --image registry.example/rest:1 -o rest.yaml
+      rest compile --profile qwen3-1.7b --gpus 1 --memory 256Gi --image registry.example/rest:1 -o rest.yaml
     """
     config = configuration(profile, overrides, data=data, api_bank=api_bank)
+    _require_portable(config)
     from components.images import BASE_IMAGE
     from pipelines.rest_pipeline import Resources, build, compile_to
 
     resources = Resources(gpus=gpus, gpu_type=gpu_type, cpu=cpu, memory=memory)
     compile_to(output, build(config, image=image or BASE_IMAGE, resources=resources))
     click.echo(f"wrote {output}")
+
+
+def _require_portable(config: Config) -> None:
+    """The YAML goes to other machines and into a database: no path of this machine, no password."""
+    locations = [("data.sources", source.location) for source in config.data.sources]
+    locations += [("model.source", config.model.source), ("api_bank.location", config.api_bank.location or "")]
+    for name, location in locations:
+        if location and Path(location).expanduser().exists():
+            raise UserError(
+                f"{name} is a path of this machine ({location}), which a pod does not have: give an s3:// URI, a hub "
+                "id, embedded:NAME or published:NAME"
+            )
+    if config.tracking.uri and urlsplit(config.tracking.uri).password is not None:
+        raise UserError(
+            "tracking.uri holds a password, which would stand in the YAML: leave it out, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the pods from a secret"
+        )
 
 
 @click.command("profiles")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rest_core import storage
 from rest_core.config import LoraConfig, ModelConfig
@@ -85,12 +85,11 @@ def _read_reference(path: Path) -> str:
 
 
 def load_tokenizer(source: str | Path, config: ModelConfig) -> Any:
-    """The tokenizer of a policy, with a chat template and a padding token."""
+    """The tokenizer of a policy, with a chat template, a padding token and the ids at which its responses stop."""
     where = resolve(source)
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            where, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"tokenizer of {source}: {_first_line(error)}") from None
     if not tokenizer.chat_template:
@@ -99,6 +98,7 @@ def load_tokenizer(source: str | Path, config: ModelConfig) -> Any:
         raise UserError(f"tokenizer of {source}: no end-of-sequence token; use an instruct model")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.response_stop_ids = _configured_stop_ids(where, options)
     return tokenizer
 
 
@@ -171,11 +171,13 @@ def save_policy(model: Any, tokenizer: Any, out: Path, *, dtype: torch.dtype) ->
     (out / REFERENCE_FILE).unlink(missing_ok=True)  # of an earlier run into the same folder
 
 
-def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Ids that end a response: the tokenizer's end of sequence and those of the model's generation settings."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    listed = configured if isinstance(configured, list) else [configured]
-    return frozenset(n for n in [tokenizer.eos_token_id, *listed] if n is not None)
+def _configured_stop_ids(where: str, options: dict[str, Any]) -> list[int]:
+    """The ids at which a checkpoint's own generation settings stop; none where it has no settings."""
+    try:
+        configured = GenerationConfig.from_pretrained(where, **options).eos_token_id
+    except OSError:
+        return []
+    return configured if isinstance(configured, list) else [configured] if configured is not None else []
 
 
 def _first_line(error: Exception) -> str:

@@ -27,6 +27,8 @@ from rest_core.tracking.spool import (
     Record,
     RunIds,
     State,
+    close_killed,
+    open_section,
     read_records,
     read_rejected,
     sending,
@@ -94,6 +96,9 @@ def deliver(folder: Path, *, wait: bool = False) -> Delivery:
     total = Delivery(0, 0, 0, None)
     for spool in find_spools(folder):
         with sending(spool, wait=wait):
+            # Nobody else sends this spool, so nobody writes to it either: an open section is a stage that was killed.
+            if (begin := open_section(spool)) is not None:
+                close_killed(spool, begin)
             courier = Courier(spool)
             courier.retry_rejected()
             one = courier.run()
@@ -277,13 +282,15 @@ class Courier:
             experiment = joined.info.experiment_id
             parent_id = joined.data.tags.get(_PARENT_TAG)
             parent = self.client.get_run(parent_id) if parent_id else joined
+            if not parent_id:  # a run given for the whole pipeline: the stages' own runs are nested in it
+                joined = None
             for name, value in {**record["pipeline_tags"], JOINED_TAG: "true"}.items():
                 self.client.set_tag(parent.info.run_id, name, value)
         else:
             parent = find_pipeline_run(self.client, experiment, record["pipeline_run"]) or self._create_parent(
                 experiment, record
             )
-        owned = JOINED_TAG not in parent.data.tags and joined is None
+        owned = JOINED_TAG not in parent.data.tags and not record.get("join")
         run = parent
         if record["kind"] == "stage":
             run = (

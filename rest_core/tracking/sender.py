@@ -14,6 +14,7 @@ import argparse
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -175,6 +176,9 @@ def main() -> int:
     logging.getLogger("rest_core").setLevel(logging.INFO)
     if arguments.section is None:
         return 0 if delivery.deliver(arguments.folder, wait=True).complete else _INCOMPLETE
+    # Whoever ends the stage's whole process family ends the stage first: what is left to do is to record that. The end
+    # of stdin says when.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with spool.sending(arguments.folder, wait=True):
         return _follow(arguments.folder, arguments.section, arguments.grace)
 

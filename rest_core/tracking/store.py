@@ -57,6 +57,11 @@ def is_server(uri: str) -> bool:
     return urlsplit(uri).scheme in _SERVERS
 
 
+def is_local(uri: str) -> bool:
+    """Whether the store is a file or folder of this machine: SQLite or a plain path."""
+    return urlsplit(uri).scheme in ("sqlite", "file", "")
+
+
 def open_client(uri: str) -> MlflowClient:
     """An MLflow client on `uri` for both runs and models; MLflow's global settings stay as they are."""
     from mlflow import MlflowClient  # takes more than a second; nobody else in a stage's process needs it

@@ -59,8 +59,11 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        for old in self._all()[: -self.keep]:
-            shutil.rmtree(old)
+        # What has a higher number is not whole: the training was taken up from before it.
+        older = [path for path in self._all() if path.name < final.name]
+        newer = [path for path in self._all() if path.name > final.name]
+        for path in [*newer, *older[: len(older) - (self.keep - 1)]]:
+            shutil.rmtree(path)
         return final
 
     def latest(self) -> Path | None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from rest_core.algorithm.advantages import zero_variance
 from rest_core.algorithm.entropy import region_sums
 from rest_core.algorithm.regions import Region
 from rest_core.algorithm.rest import Judgement, ResT
+from rest_core.algorithm.token_bytes import stop_ids
 from rest_core.config import ModelConfig, RlConfig
 from rest_core.errors import UserError
 from rest_core.memory import peak_memory_gib
 from rest_core.model.batch import pad_rows
-from rest_core.model.loading import stop_ids, with_lora
+from rest_core.model.loading import with_lora
 from rest_core.model.logprobs import Policy
 from rest_core.records import Rollout
 from rest_core.response import Response
@@ -115,7 +117,7 @@ class RlTrainer:
         self.engine = TransformersEngine.copy_of(
             model,
             dtype=torch.bfloat16 if half else torch.float32,
-            stop_ids=stop_ids(model, tokenizer),
+            stop_ids=stop_ids(tokenizer),
             pad_id=tokenizer.pad_token_id,
         )
         policy, self.optimizer = self.accelerator.prepare(Policy(model), optimizer)
@@ -212,21 +214,30 @@ class RlTrainer:
     def _experience(
         self, groups: list[list[Rollout]], judged: list[list[Judgement]], advantages: Tensor, step: int
     ) -> Experience:
-        """The step's rollouts with their weights; weights are made here once, before any split."""
+        """This process's rollouts with their weights.
+
+        Weights are made of the rollouts of all processes at once, before any split: schemes that compare tokens with
+        the rest of the rollout give the same on any number of processes.
+        """
         rollouts = [rollout for group in groups for rollout in group]
-        width = max(len(rollout.response_ids) for rollout in rollouts)
-        mask = pad_rows([[1] * len(rollout.response_ids) for rollout in rollouts], width, torch.bool)
-        regions = pad_rows(
-            [judgement.regions for group in judged for judgement in group], width, torch.int64, Region.OTHER
-        )
-        ids = pad_rows([rollout.response_ids for rollout in rollouts], width, torch.int64)
-        entropies = pad_rows([rollout.entropies or [] for rollout in rollouts], width, torch.float32)
+        own = [
+            (rollout.response_ids, judgement.regions.tolist(), rollout.entropies or [])
+            for rollout, judgement in zip(rollouts, chain.from_iterable(judged), strict=True)
+        ]
+        every = self._gather(own)  # in the order of the processes, each with as many rows
+        width = max(len(ids) for ids, _, _ in every)
+        mask = pad_rows([[1] * len(ids) for ids, _, _ in every], width, torch.bool)
+        ids = pad_rows([row[0] for row in every], width, torch.int64)
+        regions = pad_rows([row[1] for row in every], width, torch.int64, Region.OTHER)
+        entropies = pad_rows([row[2] for row in every], width, torch.float32)
+        weights = self.algorithm.weights(ids, regions, mask, entropies, step)
+        mine = slice(self.accelerator.process_index * len(own), (self.accelerator.process_index + 1) * len(own))
         return Experience(
             rollouts=rollouts,
             advantages=advantages.reshape(-1).float(),
-            regions=regions,
-            mask=mask,
-            weights=self.algorithm.weights(ids, regions, mask, entropies, step),
+            regions=regions[mine],
+            mask=mask[mine],
+            weights=weights[mine],
         )
 
     def _rollouts(self, tasks: Sequence[Task], seeds: Sequence[int], what: str) -> list[list[Rollout]]:
@@ -342,6 +353,7 @@ class RlTrainer:
     def _resume(self) -> tuple[int, float | None]:
         """Take up the newest checkpoint; returns its step and the reward before training, (0, None) without one."""
         path = self._last = self.checkpoints.latest()
+        self.accelerator.wait_for_everyone()  # nobody writes before everybody has looked
         if path is None:
             return 0, None
         state = self.checkpoints.restore(path, self._named(), self.optimizer)

@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from rest_core.config import ModelConfig, SftConfig
 from rest_core.errors import UserError
@@ -97,8 +96,7 @@ def train(
     figures = {"sft/samples": float(len(rows))}
     if held_out is not None:
         figures["sft/validation_loss_before"] = trainer.evaluate()["eval_loss"]
-    leftover = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    output = trainer.train(resume_from_checkpoint=leftover)
+    output = trainer.train(resume_from_checkpoint=_leftover(folder))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not losses or not math.isfinite(losses[-1]):
         raise UserError("the warm-up's loss is not a finite number: lower sft.learning_rate")
@@ -110,6 +108,13 @@ def train(
     if held_out is not None:
         figures["sft/validation_loss_after"] = trainer.evaluate()["eval_loss"]
     return trainer.accelerator.unwrap_model(trainer.model), figures
+
+
+def _leftover(folder: Path) -> str | None:
+    """The newest whole checkpoint of an earlier attempt; trainer_state.json is what the Trainer writes last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return None if newest is None else str(newest)
 
 
 class Collator:

@@ -17,7 +17,7 @@ TRAIN = """
 import sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from rest_core.config import LossConfig, ModelConfig, RlConfig
+from rest_core.config import FrequencyWeights, LossConfig, ModelConfig, RlConfig
 from rest_core.response import parse
 from rest_core.training.rl import Observer, RlTrainer, Task
 
@@ -25,6 +25,7 @@ source, out = sys.argv[1:]
 config = RlConfig(
     steps=2, prompts_per_step=4, mini_batch_prompts=2, group_size=4, max_response_tokens=16, micro_batch_tokens=64,
     learning_rate=0.003, reward="toolrl", reward_probe_prompts=3, checkpoint_every=1,
+    weights=FrequencyWeights(),  # looks at the rollout of all processes
     loss=LossConfig(kl_coefficient=0.1, entropy_coefficient=0.1),
 )
 seen = {}

@@ -75,6 +75,9 @@ def test_help_imports_none_of_the_heavy_packages() -> None:
         (["train", "--out", "x"], "rest train --help"),
         (["score", "missing.txt", "missing.txt"], "missing.txt: No such file"),
         (["compile", "-o", "x.yaml", "--gpus", "-1"], "--gpus"),
+        (["compile", "-o", "x.yaml", "--data", __file__], "path of this machine"),
+        (["compile", "-o", "x.yaml", "--set", "tracking.uri=http://user:secret@host:5000"], "holds a password"),
+        (["run", "--set", "rl.weights={scheme: paper, w_min: 9}"], "w_min (9.0) is above w_max (8.0)"),
     ],
 )
 def test_wrong_use_is_told_in_one_line(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -207,6 +208,24 @@ def test_run_stage_takes_the_run_from_the_pod(tmp_path: Path, monkeypatch: pytes
     seen: dict[str, Any] = {}
     run_stage(_stage({}, seen), sections={}, pipeline_run="", out=out, metrics=metrics)
     assert seen["pipeline_run"] == "0f3c"
+
+
+def test_a_pod_does_not_track_on_its_own_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and the registered model would be lost with the pod."""
+    monkeypatch.setenv(RUN_ID_VARIABLE, "0f3c")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def run(**tracking: str) -> dict[str, Any]:
+        out, metrics = _artifacts(Path(tempfile.mkdtemp(dir=tmp_path)))
+        seen: dict[str, Any] = {}
+        run_stage(_stage({}, seen), sections={"tracking": tracking}, pipeline_run="", out=out, metrics=metrics)
+        return seen
+
+    with pytest.raises(UserError, match=r"this pod's own disk: set tracking\.uri"):
+        run()
+    assert run(uri="http://mlflow:5000")["tracking"].uri == "http://mlflow:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://db/mlflow")
+    run()
 
 
 def test_run_stage_refuses_a_wrong_section_and_logs_the_cost_all_the_same(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from rest_core import storage
+from rest_core.algorithm.token_bytes import stop_ids, token_bytes
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError
 from rest_core.model import loading
@@ -222,8 +223,14 @@ def test_a_policy_is_passed_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert loading.resolve(tmp_path / "again") == "owner/name"
 
 
-def test_what_ends_a_response(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    end = tiny_tokenizer.eos_token_id
-    for configured, wanted in ((None, {end}), (7, {7, end}), ([7, 8], {7, 8, end})):
-        tiny_model.generation_config.eos_token_id = configured
-        assert loading.stop_ids(tiny_model, tiny_tokenizer) == wanted
+def test_what_ends_a_response(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A model that stops at more ids than its tokenizer's end: none of them is text of the response."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, folder)
+    for configured in (None, 7, [7, 8]):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": configured}))
+        tokenizer = loading.load_tokenizer(folder, ModelConfig(source=str(folder)))
+        listed = configured if isinstance(configured, list) else [] if configured is None else [configured]
+        assert stop_ids(tokenizer) == {tokenizer.eos_token_id, *listed}
+        for end in (tokenizer.eos_token_id, *listed):
+            assert token_bytes(tokenizer).text([20, 21, end])[0] == token_bytes(tokenizer).text([20, 21])[0] != ""

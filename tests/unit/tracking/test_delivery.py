@@ -145,6 +145,30 @@ def test_a_given_run_is_joined_and_left_open(tracking: TrackingConfig, client: M
     assert client.get_run(inner).data.tags["rest.error"] == "boom"
 
 
+def test_a_given_run_without_a_parent_becomes_the_parent(
+    tracking: TrackingConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    """Two stages under one given run: each has a run of its own, so that neither overwrites the other's artifacts."""
+    given = client.create_run(client.create_experiment("own")).info.run_id
+    one, two = (Spool(tmp_path / name, begin(tracking, name, join=given)) for name in ("a", "b"))
+    end(one)
+    end(two)
+    deliver(tmp_path)
+    assert ids(one).pipeline == ids(two).pipeline == given
+    assert len({ids(one).run, ids(two).run, given}) == 3
+    assert client.get_run(ids(one).run).data.tags["mlflow.parentRunId"] == given
+    assert client.get_run(ids(one).run).info.status == "FINISHED"
+    assert client.get_run(given).info.status == "RUNNING"  # whoever made it ends it
+
+
+def test_a_stage_that_was_killed_with_its_sender_is_closed_by_the_next_delivery(
+    tracking: TrackingConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    journal = Spool(tmp_path, begin(tracking))
+    deliver(tmp_path)
+    assert client.get_run(ids(journal).run).info.status == "KILLED"
+
+
 def test_one_conflicting_param_does_not_reject_the_others(
     tracking: TrackingConfig, client: MlflowClient, tmp_path: Path
 ) -> None:
@@ -205,8 +229,9 @@ def test_a_server_that_is_away_keeps_everything(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     journal = Spool(tmp_path, begin(TrackingConfig(uri="http://127.0.0.1:9")))
     journal.append("metrics", to="run", step=0, values={"a": 1.0})
+    end(journal)
     done = deliver(tmp_path)
-    assert (done.sent, done.left, done.rejected) == (0, 2, 0)
+    assert (done.sent, done.left, done.rejected) == (0, 3, 0)
     assert done.problem == "http://127.0.0.1:9: connection refused"
 
 

@@ -119,6 +119,15 @@ def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == kept
 
 
+def test_a_torn_checkpoint_of_a_later_step_costs_no_whole_one(tmp_path: Path) -> None:
+    training = Training(tmp_path, keep=1)
+    training.save(5)
+    (training.save(10) / "state.json").unlink()
+    saved = training.save(6)  # the training was taken up from before the torn one
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000006"]
+    assert training.checkpoints.latest() == saved
+
+
 @pytest.mark.parametrize("stage", ["save_file", "sha256_file", "_flush"])
 def test_a_save_that_fails_leaves_nothing_and_loses_nothing(
     tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch

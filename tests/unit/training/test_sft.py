@@ -160,6 +160,7 @@ def test_an_interrupted_warm_up_goes_on_from_its_checkpoint(
 
     with pytest.raises(KeyboardInterrupt):
         train(copy.deepcopy(tiny_model), tiny_tokenizer, tmp_path / "run", log=Stop(), max_steps=4, checkpoint_every=2)
+    (tmp_path / "run" / "checkpoint-3").mkdir()  # torn: another kill came while it was written
     log = Log()
     resumed, _ = train(
         copy.deepcopy(tiny_model), tiny_tokenizer, tmp_path / "run", log=log, max_steps=4, checkpoint_every=2
