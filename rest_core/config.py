@@ -168,6 +168,9 @@ class LossConfig(Section):
     aggregation: Literal["sequence_mean", "token_mean"] = Field(
         "sequence_mean", description="sequence_mean = the paper's objective; token_mean = the authors' code"
     )
+    importance_cap: float | None = Field(
+        2.0, ge=1, description="bound of the importance weight that corrects for the engine's log-probs; null = none"
+    )
     kl_coefficient: float = Field(0.0, ge=0, description="penalty towards the reference policy (k3 estimator)")
     entropy_coefficient: float = Field(0.0, ge=0)
 
@@ -180,7 +183,7 @@ class RlConfig(Section):
     mini_batch_prompts: int | None = Field(
         None, ge=1, description="prompts an optimizer update; null = one update a rollout"
     )
-    micro_batch_tokens: int = Field(16384, ge=64, description="padded tokens a forward pass and process")
+    micro_batch_tokens: int = Field(16384, ge=64, description="tokens a forward pass and process, prompts counted once")
     rollout_batch_tokens: int = Field(65536, ge=64, description="padded tokens that are generated together")
     max_response_tokens: int = Field(2048, ge=8)
     temperature: float = Field(

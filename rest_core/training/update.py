@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,12 +14,32 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rest_core.algorithm.entropy import region_sums
-from rest_core.algorithm.loss import Denominators, policy_loss
+from rest_core.algorithm.loss import (
+    Denominators,
+    LossSettings,
+    TokenTerms,
+    token_loss,
+    token_metrics,
+    token_scales,
+)
 from rest_core.algorithm.regions import Region
 from rest_core.config import RlConfig
 from rest_core.errors import UserError
-from rest_core.model.batch import make_batch, micro_batches
+from rest_core.memory import out_of_memory_names
+from rest_core.model.attention import FLEX_BLOCK
+from rest_core.model.batch import (
+    Batch,
+    Group,
+    empty_batch,
+    pad_rows,
+    padded_batch,
+    padded_passes,
+    shared_batch,
+    shared_passes,
+)
 from rest_core.records import Rollout
+
+ROW_MULTIPLE_CUDA = 8 * FLEX_BLOCK  # few different row lengths, so that compiled kernels are used again
 
 
 @dataclass
@@ -31,6 +52,15 @@ class Experience:
     mask: Tensor  # (B, T) bool
     weights: Tensor  # (B, T)
     old_logps: Tensor | None = None  # (B, T); None: one update a rollout, the policy itself is the old one
+    dropped: Tensor | None = None  # (B,) bool: rows that are neither in the forward nor in the denominators
+
+    def is_dropped(self, row: int) -> bool:
+        return self.dropped is not None and bool(self.dropped[row])
+
+    @cached_property
+    def sampled_logps(self) -> Tensor:
+        """(B, T) log-probs as the engine gave them."""
+        return pad_rows([rollout.logps for rollout in self.rollouts], self.mask.shape[1], torch.float32)
 
 
 @dataclass
@@ -39,7 +69,8 @@ class UpdateStatistics:
 
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     maxima: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    tokens: int = 0
+    tokens: int = 0  # trained
+    computed: int = 0  # in the forward, prompts included
     loss: float = 0.0
     grad_norms: list[float] = field(default_factory=list)  # one an optimizer update, before clipping
     entropy_sums: Tensor = field(default_factory=lambda: torch.zeros(len(Region), dtype=torch.float64))
@@ -57,6 +88,7 @@ class UpdateStatistics:
         """Take in the statistics of other processes; their optimizer updates are the same as ours."""
         for other in others:
             self.tokens += other.tokens
+            self.computed += other.computed
             self.loss += other.loss
             self.entropy_sums += other.entropy_sums
             self.entropy_counts += other.entropy_counts
@@ -69,6 +101,7 @@ class UpdateStatistics:
         """Means over trained tokens, maxima, and what belongs to the step as a whole."""
         means = {name: value / max(1, self.tokens) for name, value in self.sums.items()}
         whole = {"loss": self.loss / max(1, len(self.grad_norms)), "updates": float(len(self.grad_norms))}
+        whole |= {"tokens/trained": float(self.tokens), "tokens/computed": float(self.computed)}
         if self.grad_norms:
             whole["grad_norm"] = sum(self.grad_norms) / len(self.grad_norms)
         return means | dict(self.maxima) | whole
@@ -93,6 +126,15 @@ class PolicyUpdate:
         self.config = config
         self.pad_id = pad_id
         self.reference = reference  # frozen policy for the KL penalty, or None
+        self.shared: bool = accelerator.unwrap_model(policy).shared
+        loss = config.loss
+        self.settings = LossSettings(
+            (loss.clip_low, loss.clip_high),
+            loss.dual_clip,
+            loss.importance_cap,
+            loss.kl_coefficient,
+            loss.entropy_coefficient,
+        )
         self.version = 0  # optimizer updates so far
 
     def run(self, experience: Experience, last_good: str) -> UpdateStatistics:
@@ -105,10 +147,24 @@ class PolicyUpdate:
         statistics = UpdateStatistics()
         parts = self._mini_batches(len(experience.rollouts))
         if len(parts) > 1:
-            experience.old_logps = self._log_probs(self.policy, experience)
+            experience.old_logps, _ = self.values(experience)
         for part in parts:
             self._step(experience, part, statistics, last_good)
         return statistics
+
+    @torch.no_grad()
+    def values(self, experience: Experience) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies (B, T) of all rollouts under the policy as it is."""
+        logps, entropies = torch.zeros(2, *experience.mask.shape).unbind()
+        self.policy.eval()  # the sampling policy has no dropout
+        for groups in self._equal_passes(experience.rollouts, range(len(experience.rollouts))):
+            batch = self._batch(experience.rollouts, groups)
+            with self.accelerator.autocast():
+                _, logp, entropy = self.policy(batch)
+            place = (batch.rows.cpu(), batch.columns.cpu())
+            logps[place], entropies[place] = logp.float().cpu(), entropy.float().cpu()
+        self.policy.train()
+        return logps, entropies
 
     def _mini_batches(self, count: int) -> list[list[int]]:
         """Row indices of each optimizer update: whole groups, in the order of the rollout."""
@@ -121,15 +177,14 @@ class PolicyUpdate:
         # A group without signal has advantage 0 throughout: it adds nothing to the policy gradient and is skipped in
         # the forward, but stays in the denominators. A KL penalty or entropy bonus needs every row.
         every = bool(self.config.loss.kl_coefficient or self.config.loss.entropy_coefficient)
-        signal = [n for n in rows if every or float(experience.advantages[n]) != 0.0]
-        parts = list(micro_batches(experience.rollouts, signal, self.config.micro_batch_tokens))
-        rounds = int(self._reduce(torch.tensor(float(len(parts))), "max"))
-        if rounds == 0:
+        kept = [n for n in rows if not experience.is_dropped(n)]
+        signal = [n for n in kept if every or float(experience.advantages[n]) != 0.0]
+        passes = self._equal_passes(experience.rollouts, signal)
+        if not passes:
             return
-        for index in range(rounds):
-            # Every process makes the same number of passes: collectives inside the model must meet.
-            live = index < len(parts)
-            self._backward(experience, parts[index] if live else rows[:1], denominators, statistics, live, last_good)
+        scales = token_scales(experience.mask, experience.weights, self.config.loss.aggregation, denominators)
+        for groups in passes:
+            self._backward(experience, groups, scales, statistics, last_good)
         norm = self.accelerator.clip_grad_norm_(self._trained(), self.config.max_grad_norm)
         if not math.isfinite(float(norm)):
             raise UserError(f"the gradient norm is {float(norm)}: lower rl.learning_rate; {last_good}")
@@ -140,80 +195,78 @@ class PolicyUpdate:
         self.version += 1
         statistics.grad_norms.append(float(norm))
 
+    def _equal_passes(self, rollouts: Sequence[Rollout], rows: Sequence[int]) -> list[list[Group]]:
+        """Forward passes over `rows`, as many on every process: collectives inside the model must meet.
+
+        A process that has fewer than another makes up for it with passes without a row.
+        """
+        budget = self.config.micro_batch_tokens
+        passes = (
+            shared_passes(rollouts, rows, self.config.group_size, budget)
+            if self.shared
+            else padded_passes(rollouts, rows, budget)
+        )
+        most = int(self._reduce(torch.tensor(float(len(passes))), "max"))
+        return passes + [[]] * (most - len(passes))
+
+    def _batch(self, rollouts: Sequence[Rollout], groups: Sequence[Group]) -> Batch:
+        device = self.accelerator.device
+        if not groups:
+            return empty_batch(self.pad_id, shared=self.shared).to(device)
+        if not self.shared:
+            return padded_batch(rollouts, groups, pad_id=self.pad_id).to(device)
+        multiple = ROW_MULTIPLE_CUDA if device.type == "cuda" else 1
+        return shared_batch(rollouts, groups, pad_id=self.pad_id, multiple=multiple).to(device)
+
     def _backward(
         self,
         experience: Experience,
-        rows: Sequence[int],
-        denominators: Denominators,
+        groups: Sequence[Group],
+        scales: tuple[Tensor, Tensor],
         statistics: UpdateStatistics,
-        live: bool,
         last_good: str,
     ) -> None:
-        config, device = self.config.loss, self.accelerator.device
-        batch = make_batch([experience.rollouts[n] for n in rows], self.pad_id).to(device)
-        width = batch.response_ids.shape[1]
-        with self.accelerator.autocast():
-            logp, entropy = self.policy(batch, entropy_gradient=config.entropy_coefficient > 0)  # (b, t)
-            ref_logp = None
-            if self.reference is not None:
-                with torch.no_grad():
-                    ref_logp, _ = self.reference(batch)
-        old = logp.detach() if experience.old_logps is None else experience.old_logps[rows, :width].to(device)
-        output = policy_loss(
-            logp,
-            old,
-            experience.advantages[rows].to(device),
-            batch.mask,
-            experience.weights[rows, :width].to(device),
-            clip=(config.clip_low, config.clip_high),
-            dual_clip=config.dual_clip,
-            aggregation=config.aggregation,
-            denominators=denominators,
-            ref_logp=ref_logp,
-            kl_coefficient=config.kl_coefficient,
-            entropy=entropy,
-            entropy_coefficient=config.entropy_coefficient,
+        device = self.accelerator.device
+        batch = self._batch(experience.rollouts, groups)
+        place = (batch.rows.cpu(), batch.columns.cpu())
+
+        def of_tokens(values: Tensor) -> Tensor:
+            """(B, T) or (B,) → (N,) of this batch's tokens."""
+            return (values[place] if values.dim() == 2 else values[place[0]]).to(device)
+
+        terms = TokenTerms(
+            advantages=of_tokens(experience.advantages),
+            scale=of_tokens(scales[0]),
+            penalty_scale=of_tokens(scales[1]),
+            old_logp=None if experience.old_logps is None else of_tokens(experience.old_logps),
+            sampled_logp=of_tokens(experience.sampled_logps),
         )
-        value = float(output.loss.detach())
-        if not math.isfinite(value) or abs(value) > self.config.max_loss:
-            raise UserError(f"the loss is {value}: lower rl.learning_rate or rl.max_grad_norm; {last_good}")
-        # DDP averages gradients over processes, the denominators are global: the product is the sum.
-        self.accelerator.backward(output.loss * (self.accelerator.num_processes if live else 0.0))
-        if not live:
-            return
+        with out_of_memory_names("rl.micro_batch_tokens", self.config.micro_batch_tokens, batch.input_ids.numel()):
+            with self.accelerator.autocast():
+                if self.reference is not None:
+                    with torch.no_grad():
+                        terms = terms._replace(ref_logp=self.reference(batch)[1])
+                loss, logp, entropy = self.policy(
+                    batch,
+                    lambda tokens, logp, entropy: token_loss(logp, entropy, terms.part(tokens), self.settings),
+                    entropy_gradient=self.settings.entropy_coefficient > 0,
+                )
+            value = float(loss.detach())
+            if not math.isfinite(value) or abs(value) > self.config.max_loss:
+                raise UserError(f"the loss is {value}: lower rl.learning_rate or rl.max_grad_norm; {last_good}")
+            # DDP averages gradients over processes, the denominators are global: the product is the sum.
+            self.accelerator.backward(loss * self.accelerator.num_processes)
         statistics.loss += value
-        tokens = int(batch.mask.sum())
-        sampled = torch.zeros(batch.mask.shape, device=device)
-        for index, n in enumerate(rows):
-            values = experience.rollouts[n].logps
-            sampled[index, : len(values)] = torch.tensor(values, device=device)
-        gap = (logp.detach() - sampled)[batch.mask]
-        mismatch = {
-            "mismatch/ratio_mean": float(gap.exp().mean()),
-            "mismatch/ratio/max": float(gap.exp().max()),
-            "mismatch/kl": float((gap.exp() - gap - 1).mean()),
-        }
-        statistics.add(output.metrics | mismatch, tokens)
-        sums, counts = region_sums(entropy, experience.regions[rows, :width].to(device), batch.mask)
+        statistics.computed += int(batch.attention_mask.sum())
+        statistics.add(token_metrics(logp, terms, self.settings), len(logp))
+        sums, counts = region_sums(entropy, of_tokens(experience.regions), torch.ones_like(entropy, dtype=torch.bool))
         statistics.entropy_sums += sums
         statistics.entropy_counts += counts
 
-    @torch.no_grad()
-    def _log_probs(self, policy: Any, experience: Experience) -> Tensor:
-        """(B, T) log-probs of all rollouts under `policy`, before the first of several updates."""
-        out = torch.zeros(experience.mask.shape)
-        policy.eval()  # the sampling policy has no dropout
-        for rows in micro_batches(experience.rollouts, range(len(experience.rollouts)), self.config.micro_batch_tokens):
-            batch = make_batch([experience.rollouts[n] for n in rows], self.pad_id).to(self.accelerator.device)
-            with self.accelerator.autocast():
-                logp, _ = policy(batch)
-            out[rows, : logp.shape[1]] = logp.float().cpu()
-        policy.train()
-        return out
-
     def _denominators(self, experience: Experience, rows: list[int]) -> Denominators:
-        """Of the whole update: over all its micro-batches and all processes."""
-        own = Denominators.of(experience.mask[rows], experience.weights[rows])
+        """Of the whole update: over all its micro-batches and all processes; dropped rows are not in them."""
+        kept = [n for n in rows if not experience.is_dropped(n)]
+        own = Denominators.of(experience.mask[kept], experience.weights[kept])
         total = self._reduce(torch.tensor(own, dtype=torch.float64), "sum")
         return Denominators(*total.tolist())
 

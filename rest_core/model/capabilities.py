@@ -1,0 +1,141 @@
+"""What a model's architecture allows, found by trials on a few tokens and by what its layers ask of attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rest_core.model import attention
+from rest_core.model.batch import Batch, Group, padded_batch, shared_batch
+from rest_core.records import Rollout
+
+# Arguments of an attention call that change nothing, whatever their value.
+_HARMLESS = {"trees", "scaling", "position_ids", "use_cache", "cache_position", "output_attentions", "is_causal"}
+
+
+def decoder(model: Any) -> Any:
+    """The transformer below the language head, also under peft's wrappers."""
+    return _base(model).get_decoder()
+
+
+@torch.no_grad()
+def head_is_linear(model: Any) -> bool:
+    """Whether logits = lm_head(decoder's hidden states), tried on three tokens.
+
+    For the trial the head gives a wide ramp instead of its own output: a cap is next to invisible on small logits.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        return False
+    seen: list[tuple[Tensor, Tensor]] = []  # what the head was given, and what it gave
+
+    def give_ramp(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        ramp = torch.linspace(-100, 100, output.numel(), device=output.device).to(output.dtype).view_as(output)
+        seen.append((inputs[0], ramp))
+        return ramp
+
+    ids = torch.arange(1, 4, device=_device(model))[None]  # (1, 3)
+    with _evaluating(model):
+        with head.register_forward_hook(give_ramp):
+            logits = model(input_ids=ids, use_cache=False).logits
+        hidden = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
+    if not seen or seen[0][0].shape != hidden.shape or seen[0][1].shape != logits.shape:
+        return False
+    return torch.allclose(seen[0][0], hidden, rtol=1e-4, atol=1e-4) and torch.allclose(seen[0][1], logits)
+
+
+@torch.no_grad()
+def why_not_shared(model: Any) -> str | None:
+    """None where rows with a shared prefix give what rows of their own give; else why not.
+
+    Two checks. What the layers ask of attention (a window, sinks, a cap …) must be nothing that trees lack: a window is
+    not seen on a few tokens. And both layouts must agree on a small input: a layer that mixes tokens by other means
+    (recurrence, convolution), or positions that are not taken from `position_ids`, show at once.
+    """
+    config = _base(model).config
+    name = type(_base(model)).__name__
+    if not _base(model)._can_set_attn_implementation():
+        return f"{name} does not take its attention from transformers' attention interface"
+    asked: list[dict[str, Any]] = []
+
+    def record(module: Any, *tensors: Any, **arguments: Any) -> Any:
+        asked.append(arguments)
+        return attention.attention(module, *tensors, **arguments)
+
+    rollouts = _examples(min(32, int(config.get_text_config().vocab_size)))
+    group = Group(tuple(range(len(rollouts))))
+    device = _device(model)
+    before = config._attn_implementation
+    attention.ALL_ATTENTION_FUNCTIONS.register(_TRIAL, record)
+    attention.ALL_MASK_ATTENTION_FUNCTIONS.register(_TRIAL, attention.sdpa_mask)
+    tried = shared_batch(rollouts, [group], pad_id=0, multiple=_multiple(device)).to(device)
+    with _evaluating(model):
+        own = _hidden(model, padded_batch(rollouts, [group], pad_id=0).to(device))
+        model.set_attn_implementation(_TRIAL)
+        try:
+            shared = _hidden(model, tried)
+            with torch.random.fork_rng():
+                _hidden(model.train(), tried)  # for its arguments alone: dropout is asked for in training only
+        except Exception as error:  # any failure of a model on this layout means the same: not for this model
+            return f"{name} does not run on shared rows ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        finally:
+            model.set_attn_implementation(before)
+    if not asked:
+        return f"{name} has no attention that takes trees"
+    for arguments in asked:
+        if arguments.get("trees") is None:
+            return f"{name} does not pass arguments on to its attention layers"
+        for key, value in arguments.items():
+            absent = value is None or (isinstance(value, int | float) and not value)
+            if not absent and key not in _HARMLESS:
+                return f"{name} asks for {key} in its attention layers"
+    precise = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    tolerance = (1e-3 if precise else 5e-2) * float(own.float().abs().max())
+    gap = float((own - shared).float().abs().max())
+    return None if gap <= tolerance else f"{name} gives other values on shared rows (by {gap:.1e})"
+
+
+_TRIAL = f"{attention.NAME}_trial"
+
+
+def _examples(vocabulary: int) -> list[Rollout]:
+    """Three responses to one prompt, of different lengths; different tokens throughout."""
+    prompt = [n % vocabulary for n in (3, 1, 4, 15, 9, 26)]
+    responses = [[5, 3, 5, 8, 9], [7, 9, 3], [2, 3, 8, 4, 6, 2, 6]]
+    return [Rollout(prompt, [n % vocabulary for n in r], [0.0] * len(r), True, 0) for r in responses]
+
+
+def _hidden(model: Any, batch: Batch) -> Tensor:
+    extra: dict[str, Any] = {"attention_mask": batch.attention_mask}
+    if batch.trees is not None:
+        extra = {"attention_mask": batch.attention_mask[:, None, None], "trees": batch.trees}
+    output = decoder(model)(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
+    hidden: Tensor = output.last_hidden_state
+    return hidden.flatten(0, 1)[batch.predict_at]  # (N, D): both layouts have the same order
+
+
+def _multiple(device: torch.device) -> int:
+    return attention.FLEX_BLOCK if device.type == "cuda" else 1
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _device(model: Any) -> torch.device:
+    device: torch.device = next(model.parameters()).device
+    return device
