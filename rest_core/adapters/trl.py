@@ -59,7 +59,7 @@ def rest_reward(
         if reference not in columns:
             raise UserError(
                 f"rest_reward: the dataset has no column {reference!r} with the wanted response (it has: "
-                f"{', '.join(sorted(columns.keys() - _OF_TRL)) or 'none'}); name it with rest_reward(..., reference=NAME)"
+                f"{', '.join(sorted(columns.keys() - _OF_TRL)) or 'none'}); name it: rest_reward(..., reference=NAME)"
             )
         step = 1 if trainer_state is None else trainer_state.global_step + 1
         return [
@@ -84,6 +84,9 @@ class RestGRPOTrainer(GRPOTrainer):
     Raises:
         UserError: settings under which token weights would not mean what they say.
     """
+
+    args: Any
+    model: Any
 
     def __init__(
         self, *args: Any, token_weights: str | WeightsConfig = "paper", entropy_momentum: float = 0.9, **kwargs: Any

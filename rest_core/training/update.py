@@ -31,6 +31,15 @@ class Experience:
     mask: Tensor  # (B, T) bool
     weights: Tensor  # (B, T)
     old_logps: Tensor | None = None  # (B, T); None: one update a rollout, the policy itself is the old one
+    dropped: Tensor | None = None  # (B,) bool: rows without a usable reward, in no forward and in no denominator
+
+    def kept(self, rows: Sequence[int]) -> list[int]:
+        """Those of `rows` that are not dropped."""
+        return [n for n in rows if self.dropped is None or not bool(self.dropped[n])]
+
+    def trained_mask(self) -> Tensor:
+        """(B, T) bool: the mask without the rows that are dropped."""
+        return self.mask if self.dropped is None else self.mask & ~self.dropped[:, None]
 
 
 @dataclass
@@ -121,7 +130,7 @@ class PolicyUpdate:
         # A group without signal has advantage 0 throughout: it adds nothing to the policy gradient and is skipped in
         # the forward, but stays in the denominators. A KL penalty or entropy bonus needs every row.
         every = bool(self.config.loss.kl_coefficient or self.config.loss.entropy_coefficient)
-        signal = [n for n in rows if every or float(experience.advantages[n]) != 0.0]
+        signal = [n for n in experience.kept(rows) if every or float(experience.advantages[n]) != 0.0]
         parts = list(micro_batches(experience.rollouts, signal, self.config.micro_batch_tokens))
         rounds = int(self._reduce(torch.tensor(float(len(parts))), "max"))
         if rounds == 0:
@@ -203,7 +212,8 @@ class PolicyUpdate:
         """(B, T) log-probs of all rollouts under `policy`, before the first of several updates."""
         out = torch.zeros(experience.mask.shape)
         policy.eval()  # the sampling policy has no dropout
-        for rows in micro_batches(experience.rollouts, range(len(experience.rollouts)), self.config.micro_batch_tokens):
+        kept = experience.kept(range(len(experience.rollouts)))
+        for rows in micro_batches(experience.rollouts, kept, self.config.micro_batch_tokens):
             batch = make_batch([experience.rollouts[n] for n in rows], self.pad_id).to(self.accelerator.device)
             with self.accelerator.autocast():
                 logp, _ = policy(batch)
@@ -213,7 +223,8 @@ class PolicyUpdate:
 
     def _denominators(self, experience: Experience, rows: list[int]) -> Denominators:
         """Of the whole update: over all its micro-batches and all processes."""
-        own = Denominators.of(experience.mask[rows], experience.weights[rows])
+        kept = experience.kept(rows)
+        own = Denominators.of(experience.mask[kept], experience.weights[kept])
         total = self._reduce(torch.tensor(own, dtype=torch.float64), "sum")
         return Denominators(*total.tolist())
 
