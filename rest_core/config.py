@@ -20,6 +20,9 @@ T = TypeVar("T", bound=BaseModel)
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
 EMBEDDED_DATA = "embedded:bfcl-executable"
 
+# Settings of samplers that training must not have, whatever their value.
+_TRUNCATION = {"top_p", "top_k", "min_p", "repetition_penalty"}
+
 
 class Section(BaseModel):
     """A section of the configuration: unknown keys are refused, values are immutable."""
@@ -175,6 +178,17 @@ class LossConfig(Section):
     entropy_coefficient: float = Field(0.0, ge=0)
 
 
+class RewardFunction(Section):
+    """A reward function in TRL's plain-function contract (docs/adopting.md)."""
+
+    function: str = Field(description="module:function, importable where the training runs")
+    weight: float = Field(1.0, allow_inf_nan=False, description="what its reward is multiplied by")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="more names for the sample's columns, where the function expects others: {solution: reference}",
+    )
+
+
 class RlConfig(Section):
     enabled: bool = True
     steps: int = Field(105, ge=1, description="rollout rounds")
@@ -194,6 +208,10 @@ class RlConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     reward: Literal["toolrl", "rest", "strict"] = "rest"
+    reward_weight: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="weight of `reward` beside reward functions; 0 = these alone"
+    )
+    reward_functions: tuple[RewardFunction, ...] = Field((), description="added to the reward, with their weights")
     advantage_std: bool = Field(True, description="divide advantages by the group's standard deviation")
     weights: WeightsConfig = Field(PaperWeights(), discriminator="scheme")
     entropy_momentum: float = Field(0.9, ge=0, lt=1, description="decay of the running per-region entropies")
@@ -299,6 +317,11 @@ def validate(model: type[T], values: Any, where: str) -> T:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
+            if first["loc"][-1] in _TRUNCATION and RlConfig in _models_at(model, first["loc"][:-1]):
+                raise UserError(
+                    f"{where}: {name}: training samples from the policy's whole distribution, a truncated or penalised "
+                    "one biases the ratio; leave it out"
+                ) from None
             raise UserError(
                 f"{where}: unknown key {name!r}{nearest(str(first['loc'][-1]), _known_keys(model, first['loc'][:-1]))}"
             ) from None
@@ -332,7 +355,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Keys of the section that a validation error's location points into; tagged unions add their tag to it."""
+    return [key for candidate in _models_at(model, location) for key in candidate.model_fields]
+
+
+def _models_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[type[BaseModel]]:
+    """Sections that a validation error's location may point into; tagged unions add their tag to it."""
     models: list[type[BaseModel]] = [model]
     for part in location:
         below: list[type[BaseModel]] = []
@@ -341,7 +368,7 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
             if field is not None:
                 below += _models_in(field.annotation)
         models = below or models
-    return [key for candidate in models for key in candidate.model_fields]
+    return models
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

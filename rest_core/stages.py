@@ -257,7 +257,7 @@ def rest_rl(
 
         tokenizer = load_tokenizer(policy, model)
         samples = [to_sample(row) for row in load_split(dataset, "rl")]
-        tasks = [Task(s.id, encode_prompt(tokenizer, s.prompt), parse(s.reference)) for s in samples]
+        tasks = [Task(s.id, encode_prompt(tokenizer, s.prompt), parse(s.reference), s) for s in samples]
         stage.run.dataset("rl", source=str(dataset), digest_sha256=digest, rows=len(tasks), context="training")
         history: list[dict[str, float]] = []
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,3 +41,12 @@ class RunningRegionEntropy:
         blended = self.momentum * self.mean + (1 - self.momentum) * step_mean
         self.mean = torch.where(step_mean.isnan(), self.mean, torch.where(self.mean.isnan(), step_mean, blended))
         return step_mean
+
+    def state(self) -> dict[str, Any]:
+        """JSON values by region name; null for a region that has not been seen."""
+        values = {region.name: float(self.mean[region]) for region in Region}
+        return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        values = [math.nan if state[region.name] is None else float(state[region.name]) for region in Region]
+        self.mean = torch.tensor(values, dtype=torch.float64)

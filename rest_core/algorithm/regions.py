@@ -52,6 +52,20 @@ def token_regions(ids: Sequence[int] | Tensor, tokenizer: Any) -> Tensor:
     return read_response(ids, tokenizer)[1]
 
 
+def batch_regions(ids: Tensor, mask: Tensor, tokenizer: Any) -> Tensor:
+    """Regions (B, T) int64 of responses that are padded on the right, OTHER outside the mask.
+
+    Args:
+        ids: (B, T) sampled ids.
+        mask: (B, T) true on a response's tokens: the first of its row, as many as it has.
+    """
+    ids = ids.cpu()
+    regions = torch.full(ids.shape, int(Region.OTHER), dtype=torch.int64)
+    for row, length in enumerate(mask.sum(dim=1).tolist()):
+        regions[row, :length] = token_regions(ids[row, :length], tokenizer)
+    return regions
+
+
 def read_response(ids: Sequence[int] | Tensor, tokenizer: Any) -> tuple[Response, Tensor]:
     """The parsed response of sampled ids and its token regions (T,): one parse serves reward and weights."""
     sampled = ids.tolist() if isinstance(ids, Tensor) else list(ids)

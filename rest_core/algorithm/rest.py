@@ -5,17 +5,15 @@ The trainer executes per-token weights and losses and knows no tag; everything a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rest_core.algorithm.advantages import group_advantages
 from rest_core.algorithm.entropy import RunningRegionEntropy, region_sums
-from rest_core.algorithm.regions import Region, read_response
+from rest_core.algorithm.regions import read_response
 from rest_core.algorithm.rewards import Reward, tool_reward
 from rest_core.algorithm.weights import relative_frequency, token_weights
 from rest_core.config import RlConfig
@@ -73,11 +71,8 @@ class ResT:
         return self.entropy.update(sums, counts)
 
     def state(self) -> dict[str, Any]:
-        """JSON values; null for a region that has not been seen."""
-        seen = {region: float(self.entropy.mean[region]) for region in Region}
-        return {"region_entropy": {region.name: None if math.isnan(h) else h for region, h in seen.items()}}
+        """JSON values."""
+        return {"region_entropy": self.entropy.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        stored = state["region_entropy"]
-        values = [math.nan if stored[region.name] is None else float(stored[region.name]) for region in Region]
-        self.entropy.mean = torch.tensor(values, dtype=torch.float64)
+        self.entropy.load_state(state["region_entropy"])

@@ -66,7 +66,7 @@ def token_weights(
     Returns:
         (B, T) float32, 0 outside the mask; mean 1 over each row's tokens of positive weight.
     """
-    settings = _settings(scheme)
+    settings = weight_settings(scheme)
     inside = mask.bool()
     if isinstance(settings, HighEntropyWeights):
         raw = _high_entropy(settings, inside, _needed(token_entropy, "token_entropy", settings))
@@ -148,7 +148,8 @@ def _rescale(raw: Tensor) -> Tensor:
     return raw * (positive / raw.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny))
 
 
-def _settings(scheme: str | WeightsConfig) -> WeightsConfig:
+def weight_settings(scheme: str | WeightsConfig) -> WeightsConfig:
+    """A scheme's settings; its defaults where only the name is given."""
     if not isinstance(scheme, str):
         return scheme
     try:

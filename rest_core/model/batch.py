@@ -39,7 +39,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Group:
-    """Responses to one prompt, as indices into the rollouts of the whole experience."""
+    """Responses to the same prompt, as indices into the rollouts of the whole experience."""
 
     rows: tuple[int, ...]
 
@@ -125,18 +125,18 @@ def empty_batch(pad_id: int, *, shared: bool) -> Batch:
     return Batch(one * pad_id, one, one * 0, none, none, none, none, Trees((Tree(1, ()),)) if shared else None)
 
 
-def shared_passes(rollouts: Sequence[Rollout], rows: Sequence[int], group_size: int, budget: int) -> list[list[Group]]:
+def shared_passes(rollouts: Sequence[Rollout], rows: Sequence[int], budget: int) -> list[list[Group]]:
     """Split `rows` into passes of at most `budget` tokens, each prompt counted once for its group.
 
     A group that is larger than the budget is divided, and its prompt repeated; largest groups first, so that a budget
-    that is too large for the memory fails at once. Rows of one group are those with the same number // group_size.
+    that is too large for the memory fails at once.
     """
-    by_group: dict[int, list[int]] = {}
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
     for row in rows:
-        by_group.setdefault(row // group_size, []).append(row)
+        by_prompt.setdefault(tuple(rollouts[row].prompt_ids), []).append(row)
     pieces: list[tuple[int, Group]] = []  # (tokens, rows)
-    for members in by_group.values():
-        prompt = len(rollouts[members[0]].prompt_ids)
+    for ids, members in by_prompt.items():
+        prompt = len(ids)
         piece: list[int] = []
         size = prompt
         for row in members:

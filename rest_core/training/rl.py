@@ -36,11 +36,12 @@ from rest_core.memory import peak_memory_gib
 from rest_core.model.batch import pad_rows
 from rest_core.model.loading import with_lora
 from rest_core.model.logprobs import Policy
-from rest_core.records import Rollout
+from rest_core.records import Rollout, Sample
 from rest_core.response import Response
 from rest_core.rollout.transformers_engine import TransformersEngine
 from rest_core.seeds import derive
 from rest_core.training.checkpoint import Checkpoints
+from rest_core.training.reward_functions import GroupScore, RewardFunctions
 from rest_core.training.update import Experience, PolicyUpdate
 
 log = logging.getLogger(__name__)
@@ -61,11 +62,25 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Task:
-    """One training prompt as ids, with its parsed reference."""
+    """One training prompt as ids, with its parsed reference; `sample` is what reward functions are shown."""
 
     id: str
     prompt_ids: list[int]
     reference: Response
+    sample: Sample | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """This process's responses of a step with their rewards; P prompts of G responses."""
+
+    judgements: list[list[Judgement]]
+    scores: list[GroupScore]  # P, of the reward functions
+    rewards: Tensor  # (P, G) totals, 0 in a dropped group
+    dropped: Tensor  # (P,) bool: groups that a reward function could not score
+
+    def kept(self) -> list[list[Judgement]]:
+        return [group for group, gone in zip(self.judgements, self.dropped.tolist(), strict=True) if not gone]
 
 
 @dataclass(frozen=True)
@@ -125,6 +140,7 @@ class RlTrainer:
             policy, self.optimizer, self.accelerator, config, pad_id=tokenizer.pad_token_id, reference=reference
         )
         self.algorithm = ResT(config, tokenizer)
+        self.functions = RewardFunctions(config)
         described = json.dumps(
             [fingerprint, model_config.model_dump(), config.model_dump(exclude=_REMEDIES)],
             sort_keys=True,
@@ -175,12 +191,8 @@ class RlTrainer:
         mine = range(self.accelerator.process_index, count, self.accelerator.num_processes)
         tasks = [self.tasks[n] for n in self._visited(mine)]
         rollouts = self._rollouts(tasks, [derive(self.config.seed, "probe", n) for n in mine], "reward probe")
-        rewards = [
-            self.algorithm.judge(rollout.response_ids, task.reference, self.config.steps).reward.total
-            for task, group in zip(tasks, rollouts, strict=True)
-            for rollout in group
-        ]
-        gathered = self._gather(rewards)
+        judged = self._judge(tasks, rollouts, self.config.steps, "reward probe")
+        gathered = self._gather(judged.rewards[~judged.dropped].reshape(-1).tolist())
         return sum(gathered) / len(gathered)
 
     def _train_step(self, step: int) -> dict[str, float]:
@@ -192,14 +204,8 @@ class RlTrainer:
         with _timed(seconds, "seconds/rollout"):
             groups = self._rollouts(tasks, seeds, f"step {step}: rollout")
         with _timed(seconds, "seconds/reward"):
-            judged = [
-                [self.algorithm.judge(rollout.response_ids, task.reference, step) for rollout in group]
-                for task, group in zip(tasks, groups, strict=True)
-            ]
-            rewards = torch.tensor([[judgement.reward.total for judgement in group] for group in judged])  # (P, G)
-            if not bool(rewards.isfinite().all()):
-                raise UserError(f"step {step}: a reward is not a finite number; {self._last_good()}")
-            experience = self._experience(groups, judged, self.algorithm.advantages(rewards), step)
+            judged = self._judge(tasks, groups, step, f"step {step}")
+            experience = self._experience(groups, judged, step)
         with _timed(seconds, "seconds/update"):
             statistics = self.update.run(experience, self._last_good())
             self.engine.synchronise(self.model, self.update.version)
@@ -209,35 +215,61 @@ class RlTrainer:
         step_entropy = self.algorithm.observe(statistics.entropy_sums, statistics.entropy_counts)
         if self.accelerator.is_main_process and (step % self.config.table_every == 0 or step == 1):
             self.observer.table(_completions(tasks, groups, judged, step), f"completions_step_{step:06d}")
-        return self._metrics(groups, judged, rewards, experience, step_entropy, seconds) | statistics.metrics()
+        return self._metrics(groups, judged, experience, step_entropy, seconds) | statistics.metrics()
 
-    def _experience(
-        self, groups: list[list[Rollout]], judged: list[list[Judgement]], advantages: Tensor, step: int
-    ) -> Experience:
+    def _judge(self, tasks: Sequence[Task], groups: list[list[Rollout]], step: int, where: str) -> Judged:
+        """Rewards and regions of this process's responses. A group that cannot be scored is dropped, loudly."""
+        judgements = [
+            [self.algorithm.judge(rollout.response_ids, task.reference, step) for rollout in group]
+            for task, group in zip(tasks, groups, strict=True)
+        ]
+        scores = [
+            self.functions.score(task.sample, [_text(j) for j in judged], [r.response_ids for r in group], step)
+            for task, group, judged in zip(tasks, groups, judgements, strict=True)
+        ]
+        own = torch.tensor([[judgement.reward.total for judgement in group] for group in judgements])  # (P, G)
+        rewards = self.config.reward_weight * own + torch.tensor([score.totals for score in scores])
+        dropped = torch.tensor([score.failure is not None for score in scores])
+        rewards[dropped] = 0.0
+        if not bool(rewards.isfinite().all()):
+            raise UserError(f"{where}: a reward is not a finite number; {self._last_good()}")
+        reasons = [score.failure for score in scores if score.failure is not None]
+        if reasons:
+            log.warning("%s: %d of %d groups dropped: %s", where, len(reasons), len(scores), reasons[0])
+        if all(self._gather(dropped.tolist())):
+            raise UserError(f"{where}: no group could be scored: {reasons[0]}; {self._last_good()}")
+        return Judged(judgements, scores, rewards, dropped)
+
+    def _experience(self, groups: list[list[Rollout]], judged: Judged, step: int) -> Experience:
         """This process's rollouts with their weights.
 
         Weights are made of the rollouts of all processes at once, before any split: schemes that compare tokens with
         the rest of the rollout give the same on any number of processes.
         """
         rollouts = [rollout for group in groups for rollout in group]
+        dropped = judged.dropped.repeat_interleave(self.config.group_size)  # (B,)
         own = [
-            (rollout.response_ids, judgement.regions.tolist(), rollout.entropies or [])
-            for rollout, judgement in zip(rollouts, chain.from_iterable(judged), strict=True)
+            (rollout.response_ids, judgement.regions.tolist(), rollout.entropies or [], gone)
+            for rollout, judgement, gone in zip(
+                rollouts, chain.from_iterable(judged.judgements), dropped.tolist(), strict=True
+            )
         ]
         every = self._gather(own)  # in the order of the processes, each with as many rows
-        width = max(len(ids) for ids, _, _ in every)
-        mask = pad_rows([[1] * len(ids) for ids, _, _ in every], width, torch.bool)
+        width = max(len(row[0]) for row in every)
+        mask = pad_rows([[1] * len(row[0]) for row in every], width, torch.bool)
         ids = pad_rows([row[0] for row in every], width, torch.int64)
         regions = pad_rows([row[1] for row in every], width, torch.int64, Region.OTHER)
         entropies = pad_rows([row[2] for row in every], width, torch.float32)
-        weights = self.algorithm.weights(ids, regions, mask, entropies, step)
+        compared = mask & ~torch.tensor([row[3] for row in every])[:, None]  # dropped rows are compared with nothing
+        weights = self.algorithm.weights(ids, regions, compared, entropies, step)
         mine = slice(self.accelerator.process_index * len(own), (self.accelerator.process_index + 1) * len(own))
         return Experience(
             rollouts=rollouts,
-            advantages=advantages.reshape(-1).float(),
+            advantages=self.algorithm.advantages(judged.rewards).reshape(-1).float(),  # 0 in a dropped group
             regions=regions[mine],
             mask=mask[mine],
             weights=weights[mine],
+            dropped=dropped,
         )
 
     def _rollouts(self, tasks: Sequence[Task], seeds: Sequence[int], what: str) -> list[list[Rollout]]:
@@ -284,19 +316,18 @@ class RlTrainer:
     def _metrics(
         self,
         groups: list[list[Rollout]],
-        judged: list[list[Judgement]],
-        rewards: Tensor,
+        judged: Judged,
         experience: Experience,
         step_entropy: Tensor,
         seconds: dict[str, float],
     ) -> dict[str, float]:
         """Everything that is logged each step, over all processes."""
-        rollouts = experience.rollouts
+        rollouts, kept, rewards = experience.rollouts, judged.kept(), judged.rewards[~judged.dropped]
         local = {
             "total": rewards.reshape(-1).tolist(),
-            "format": [judgement.reward.format for group in judged for judgement in group],
-            "correctness": [judgement.reward.correctness for group in judged for judgement in group],
-            "well_formed": [float(judgement.response.well_formed) for group in judged for judgement in group],
+            "format": [judgement.reward.format for group in kept for judgement in group],
+            "correctness": [judgement.reward.correctness for group in kept for judgement in group],
+            "well_formed": [float(judgement.response.well_formed) for group in kept for judgement in group],
             "tokens": [len(rollout.response_ids) for rollout in rollouts],
             "truncated": [float(not rollout.finished) for rollout in rollouts],
             "flat": zero_variance(rewards).float().tolist(),
@@ -323,7 +354,7 @@ class RlTrainer:
         }
         weight_sums, weight_counts = (
             torch.tensor(self._gather([values.tolist()])).sum(dim=0)
-            for values in region_sums(experience.weights, experience.regions, experience.mask)
+            for values in region_sums(experience.weights, experience.regions, experience.trained_mask())
         )
         for region in Region:
             name = region.name.lower()
@@ -332,7 +363,21 @@ class RlTrainer:
             if weight_counts[region]:
                 metrics[f"weight/{name}"] = float(weight_sums[region] / weight_counts[region])
                 metrics[f"tokens/{name}"] = float(weight_counts[region])
-        return metrics | seconds
+        return metrics | seconds | self._function_metrics(judged)
+
+    def _function_metrics(self, judged: Judged) -> dict[str, float]:
+        """What reward functions gave and logged; nothing where there are none."""
+        if not self.functions.names:
+            return {}
+        parts = [
+            (f"reward/function/{name}", x) for score in judged.scores for name in score.parts for x in score.parts[name]
+        ]
+        logged = [pair for score in judged.scores for pair in score.metrics]
+        values: dict[str, list[float]] = {}
+        for name, value in self._gather(parts + logged):
+            values.setdefault(name, []).append(value)
+        dropped = float(sum(self._gather(judged.dropped.tolist())))
+        return {name: sum(each) / len(each) for name, each in values.items()} | {"reward/dropped_groups": dropped}
 
     def _gather(self, values: list[Any]) -> list[Any]:
         return gather_object(values) if self.accelerator.num_processes > 1 else values
@@ -377,12 +422,18 @@ def _check(config: RlConfig, tasks: int, processes: int) -> None:
     if config.mini_batch_prompts is not None and config.prompts_per_step % config.mini_batch_prompts:
         raise UserError(
             f"rl.mini_batch_prompts ({config.mini_batch_prompts}) does not divide rl.prompts_per_step "
-            f"({config.prompts_per_step})"
+            f"({config.prompts_per_step}): an update takes whole groups of rl.group_size responses; choose a divisor, "
+            "or null for one update a rollout"
         )
     for name in ("prompts_per_step", "mini_batch_prompts"):
         prompts = getattr(config, name)
         if prompts is not None and prompts % processes:
-            raise UserError(f"rl.{name} ({prompts}) must be a multiple of the number of processes ({processes})")
+            raise UserError(
+                f"rl.{name} ({prompts}) must be a multiple of the number of processes ({processes}), whole groups for "
+                f"each: choose {-(-prompts // processes) * processes}"
+            )
+    if not config.reward_weight and not config.reward_functions:
+        raise UserError("rl.reward_weight is 0 and rl.reward_functions is empty: there is nothing to train for")
     if not tasks:
         raise UserError("there are no training prompts: the dataset's split 'rl' is empty")
 
@@ -394,22 +445,30 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - start
 
 
-def _completions(
-    tasks: Sequence[Task], groups: list[list[Rollout]], judged: list[list[Judgement]], step: int
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "step": step,
-            "sample": task.id,
-            "response": judgement.response.text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
-            "reference": task.reference.text,
-            "reward": judgement.reward.total,
-            "format": judgement.reward.format,
-            "correctness": judgement.reward.correctness,
-            "tokens": len(rollout.response_ids),
-            "finished": rollout.finished,
-            "problems": "; ".join(judgement.response.problems),
-        }
-        for task, group, judgements in zip(tasks, groups, judged, strict=True)
-        for rollout, judgement in zip(group, judgements, strict=True)
-    ]
+def _text(judgement: Judgement) -> str:
+    """The response as plain UTF-8; what is none becomes U+FFFD."""
+    return judgement.response.text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _completions(tasks: Sequence[Task], groups: list[list[Rollout]], judged: Judged, step: int) -> list[dict[str, Any]]:
+    rows = []
+    for task, group, judgements, score, rewards in zip(
+        tasks, groups, judged.judgements, judged.scores, judged.rewards.tolist(), strict=True
+    ):
+        for n, (rollout, judgement) in enumerate(zip(group, judgements, strict=True)):
+            row = {
+                "step": step,
+                "sample": task.id,
+                "response": _text(judgement),
+                "reference": task.reference.text,
+                "reward": rewards[n] if score.failure is None else None,
+                "format": judgement.reward.format,
+                "correctness": judgement.reward.correctness,
+                "tokens": len(rollout.response_ids),
+                "finished": rollout.finished,
+                "problems": "; ".join(judgement.response.problems),
+            }
+            row |= {f"function/{name}": values[n] for name, values in score.parts.items()}
+            row |= {f"extra/{name}": values[n] for name, values in score.extra.items()}
+            rows.append(row if score.failure is None else {**row, "dropped": score.failure})
+    return rows

@@ -52,10 +52,15 @@ class Experience:
     mask: Tensor  # (B, T) bool
     weights: Tensor  # (B, T)
     old_logps: Tensor | None = None  # (B, T); None: one update a rollout, the policy itself is the old one
-    dropped: Tensor | None = None  # (B,) bool: rows that are neither in the forward nor in the denominators
+    dropped: Tensor | None = None  # (B,) bool: rows without a usable reward, in no forward and in no denominator
 
-    def is_dropped(self, row: int) -> bool:
-        return self.dropped is not None and bool(self.dropped[row])
+    def kept(self, rows: Sequence[int]) -> list[int]:
+        """Those of `rows` that are not dropped."""
+        return [n for n in rows if self.dropped is None or not bool(self.dropped[n])]
+
+    def trained_mask(self) -> Tensor:
+        """(B, T) bool: the mask without the rows that are dropped."""
+        return self.mask if self.dropped is None else self.mask & ~self.dropped[:, None]
 
     @cached_property
     def sampled_logps(self) -> Tensor:
@@ -157,7 +162,8 @@ class PolicyUpdate:
         """Log-probs and entropies (B, T) of all rollouts under the policy as it is."""
         logps, entropies = torch.zeros(2, *experience.mask.shape).unbind()
         self.policy.eval()  # the sampling policy has no dropout
-        for groups in self._equal_passes(experience.rollouts, range(len(experience.rollouts))):
+        kept = experience.kept(range(len(experience.rollouts)))
+        for groups in self._equal_passes(experience.rollouts, kept):
             batch = self._batch(experience.rollouts, groups)
             with self.accelerator.autocast():
                 _, logp, entropy = self.policy(batch)
@@ -177,8 +183,7 @@ class PolicyUpdate:
         # A group without signal has advantage 0 throughout: it adds nothing to the policy gradient and is skipped in
         # the forward, but stays in the denominators. A KL penalty or entropy bonus needs every row.
         every = bool(self.config.loss.kl_coefficient or self.config.loss.entropy_coefficient)
-        kept = [n for n in rows if not experience.is_dropped(n)]
-        signal = [n for n in kept if every or float(experience.advantages[n]) != 0.0]
+        signal = [n for n in experience.kept(rows) if every or float(experience.advantages[n]) != 0.0]
         passes = self._equal_passes(experience.rollouts, signal)
         if not passes:
             return
@@ -201,11 +206,7 @@ class PolicyUpdate:
         A process that has fewer than another makes up for it with passes without a row.
         """
         budget = self.config.micro_batch_tokens
-        passes = (
-            shared_passes(rollouts, rows, self.config.group_size, budget)
-            if self.shared
-            else padded_passes(rollouts, rows, budget)
-        )
+        passes = shared_passes(rollouts, rows, budget) if self.shared else padded_passes(rollouts, rows, budget)
         most = int(self._reduce(torch.tensor(float(len(passes))), "max"))
         return passes + [[]] * (most - len(passes))
 
@@ -265,7 +266,7 @@ class PolicyUpdate:
 
     def _denominators(self, experience: Experience, rows: list[int]) -> Denominators:
         """Of the whole update: over all its micro-batches and all processes; dropped rows are not in them."""
-        kept = [n for n in rows if not experience.is_dropped(n)]
+        kept = experience.kept(rows)
         own = Denominators.of(experience.mask[kept], experience.weights[kept])
         total = self._reduce(torch.tensor(own, dtype=torch.float64), "sum")
         return Denominators(*total.tolist())

@@ -360,3 +360,42 @@ def test_statistics_are_means_over_tokens_and_merge_over_processes() -> None:
     assert one.metrics() == pytest.approx(
         {"clip_share": 0.6, "ratio/max": 3.0, "loss": 0.375, "updates": 2.0, "grad_norm": 3.0}
     )
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean"])
+@pytest.mark.parametrize("mini_batch_prompts", [None, 2])
+def test_dropped_rows_are_as_if_they_had_not_been_sampled(
+    tiny_model: Any, aggregation: Any, mini_batch_prompts: int | None
+) -> None:
+    """Neither in the forward (entropy bonus and KL penalty would need them) nor in a denominator."""
+    loss = LossConfig(aggregation=aggregation, entropy_coefficient=0.1)
+    whole = make_experience(tiny_model)
+    dropped = torch.tensor([n // GROUP in (1, 3) for n in range(len(whole.rollouts))])
+    kept = [n for n, gone in enumerate(dropped.tolist()) if not gone]
+    some = make_experience(tiny_model, dropped=dropped, advantages=whole.advantages.masked_fill(dropped, 0.0))
+    alone = Experience(
+        rollouts=[whole.rollouts[n] for n in kept],
+        advantages=whole.advantages[kept],
+        regions=whole.regions[kept],
+        mask=whole.mask[kept],
+        weights=whole.weights[kept],
+    )
+    config = settings(loss=loss, mini_batch_prompts=mini_batch_prompts)
+    ours, seen = run(tiny_model, some, config)
+    # Groups 0 and 2 are left: of four prompts in mini-batches of two, one a mini-batch.
+    single = settings(loss=loss, mini_batch_prompts=mini_batch_prompts and 1)
+    theirs, expected = run(tiny_model, alone, single)
+    assert len(ours.seen) == len(theirs.seen) == (2 if mini_batch_prompts else 1)
+    for one, other in zip(ours.seen, theirs.seen, strict=True):
+        for name, gradient in other.items():
+            torch.testing.assert_close(one[name], gradient, rtol=1e-5, atol=1e-7)
+    assert seen.tokens == expected.tokens
+    assert torch.equal(seen.entropy_counts, expected.entropy_counts)
+
+
+def test_a_mini_batch_whose_groups_are_all_dropped_makes_no_update(tiny_model: Any) -> None:
+    whole = make_experience(tiny_model)
+    dropped = torch.tensor([n < 2 * GROUP for n in range(len(whole.rollouts))])
+    some = make_experience(tiny_model, dropped=dropped, advantages=whole.advantages.masked_fill(dropped, 0.0))
+    optimizer, seen = run(tiny_model, some, settings(mini_batch_prompts=2, loss=LossConfig(entropy_coefficient=0.1)))
+    assert len(optimizer.seen) == len(seen.grad_norms) == 1

@@ -1,0 +1,229 @@
+"""ResT in TRL's GRPOTrainer: token weights on its advantages, and our reward as one of its reward functions.
+
+Everything else is TRL's: sampling, groups, advantages, clipping, loss, optimizer, checkpoints. TRL's loss takes
+advantages of shape (B, T) as well as (B,), and all that this adapter does to it is to multiply each response's
+advantage by its token weights. With all weights 1 a training is TRL's own, to the bit (tested).
+
+Needs the optional extra `trl`; nothing else in the project imports this module.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+
+from rest_core.algorithm.entropy import RunningRegionEntropy, region_sums
+from rest_core.algorithm.regions import Region, batch_regions, read_response
+from rest_core.algorithm.rewards import RewardScheme, reward_ranges, tool_reward
+from rest_core.algorithm.weights import relative_frequency, token_weights, weight_settings
+from rest_core.config import HighEntropyWeights, PaperWeights, WeightsConfig
+from rest_core.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Losses that are sums over tokens of advantage times something that does not depend on the advantage's size: there a
+# weight on a token's advantage is a weight on its gradient.
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo")
+STATE_FILE = "rest_state.json"
+_OF_TRL = {"prompts", "completions", "log_extra", "log_metric"}  # what reward functions get besides the columns
+_NOT_TRUNCATED: dict[str, tuple[Any, ...]] = {
+    "top_p": (None, 1.0),
+    "top_k": (None, 0, -1),
+    "min_p": (None, 0.0),
+    "repetition_penalty": (None, 1.0),
+}
+
+
+def rest_reward(
+    tokenizer: Any, scheme: RewardScheme = "rest", *, reference: str = "reference"
+) -> Callable[..., list[float]]:
+    """Our reward (format + correctness) as a reward function of TRL.
+
+    Args:
+        tokenizer: the policy's; the response is read from the sampled ids, not from decoded text.
+        scheme: "toolrl", "rest" or "strict" (`rest_core.algorithm.rewards`). The ranges of `rest` move with the
+            trainer's step, counted in optimizer steps from 1.
+        reference: the dataset's column with the wanted response, in the project's response format.
+    """
+    reward_ranges(scheme, 0)  # an unknown scheme is refused now, not after the first rollout
+
+    def rest_reward(completion_ids: Sequence[Sequence[int]], trainer_state: Any = None, **columns: Any) -> list[float]:
+        if reference not in columns:
+            raise UserError(
+                f"rest_reward: the dataset has no column {reference!r} with the wanted response (it has: "
+                f"{', '.join(sorted(columns.keys() - _OF_TRL)) or 'none'}); name it: rest_reward(..., reference=NAME)"
+            )
+        step = 1 if trainer_state is None else trainer_state.global_step + 1
+        return [
+            tool_reward(read_response(ids, tokenizer)[0], wanted, scheme=scheme, step=step).total
+            for ids, wanted in zip(completion_ids, columns[reference], strict=True)
+        ]
+
+    return rest_reward
+
+
+class RestGRPOTrainer(GRPOTrainer):
+    """TRL's GRPOTrainer with ResT's token weights on the advantages of training; evaluation is left as it is.
+
+    A step, for the curriculum, is an optimizer step of TRL, of `state.max_steps`.
+
+    Args:
+        token_weights: a scheme's name, or its settings.
+        entropy_momentum: decay of the running region entropies, which come from the training forward. Before the
+            first update (`paper`), or in each rollout (`high_entropy`), one more forward gives those of the sampling
+            policy.
+
+    Raises:
+        UserError: settings under which token weights would not mean what they say.
+    """
+
+    args: Any
+    model: Any
+
+    def __init__(
+        self, *args: Any, token_weights: str | WeightsConfig = "paper", entropy_momentum: float = 0.9, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.rest_weights = weight_settings(token_weights)
+        self.region_entropy = RunningRegionEntropy(entropy_momentum)
+        self._entropy_sums = torch.zeros(2, len(Region), dtype=torch.float64)  # sums and counts, since the last update
+        self._entropies: Tensor | None = None  # (b, T) of the last forward that computed them
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        if self.loss_type not in LOSS_TYPES:
+            raise UserError(
+                f"GRPOConfig.loss_type is {self.loss_type!r}: token weights have no meaning in it; "
+                f"choose one of {', '.join(LOSS_TYPES)}"
+            )
+        if self.importance_sampling_level != "token":
+            raise UserError(
+                f"GRPOConfig.importance_sampling_level is {self.importance_sampling_level!r}: a ratio of the whole "
+                "sequence spreads each token's weight over all of them; choose 'token'"
+            )
+        given = {name: getattr(self.args, name) for name in _NOT_TRUNCATED} | (self.args.generation_kwargs or {})
+        for name, neutral in _NOT_TRUNCATED.items():
+            if given[name] not in neutral:
+                raise UserError(
+                    f"GRPOConfig.{name} is {given[name]}: training samples from the policy's whole distribution, "
+                    "anything else biases the ratio; leave it out"
+                )
+        if self._is_vlm:
+            raise UserError("RestGRPOTrainer trains text models: regions are found on the ids of a tokenizer")
+        if self.tools or self.environment_factories is not None:
+            raise UserError(
+                "RestGRPOTrainer weights single responses: tools and environment_factory, where a completion has "
+                "several turns, are not supported"
+            )
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if not self.model.training:
+            return output
+        if "tool_mask" in output:
+            raise UserError("RestGRPOTrainer: rollout_func returned a mask of several turns, which is not supported")
+        ids, mask = output["completion_ids"], output["completion_mask"].bool()  # (B, T)
+        output["regions"] = batch_regions(ids, mask, self._tokenizer).to(ids.device)
+        output["advantages"] = output["advantages"][:, None] * self._token_weights(output)  # (B, T)
+        return output
+
+    def _token_weights(self, output: dict[str, Any]) -> Tensor:
+        """(B, T) weights of this process's responses, made of those of all processes at once."""
+        self._observe_entropies()
+        ids = self._everyone(output["completion_ids"])
+        mask = self._everyone(output["completion_mask"]).bool()
+        regions = self._everyone(output["regions"], fill=Region.OTHER)
+        first = isinstance(self.rest_weights, PaperWeights) and self.region_entropy.empty
+        entropies = None
+        if first or isinstance(self.rest_weights, HighEntropyWeights):
+            entropies = self._everyone(self._sampling_entropies(output))
+            if first:
+                self.region_entropy.update(*region_sums(entropies, regions, mask))
+        weights = token_weights(
+            regions,
+            mask,
+            scheme=self.rest_weights,
+            step=self.state.global_step + 1,
+            total_steps=self.state.max_steps,
+            region_entropy=self.region_entropy.mean,
+            token_entropy=entropies,
+            token_frequency=relative_frequency(ids, mask),
+        )
+        rows, width = output["completion_ids"].shape
+        self._log_weights(weights, regions, mask)
+        return weights[self.accelerator.process_index * rows :][:rows, :width]
+
+    def _sampling_entropies(self, output: dict[str, Any]) -> Tensor:
+        """(B, T) entropies in nats of the policy that has just sampled."""
+        with torch.no_grad():
+            _, entropies, _ = super()._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+                output["completion_ids"].shape[1],
+                batch_size=self.args.per_device_train_batch_size,
+                compute_entropy=True,
+            )
+        assert entropies is not None  # asked for
+        return entropies
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._entropies = result[1]
+        return result
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss: Tensor = super()._compute_loss(model, inputs)
+        entropies, self._entropies = self._entropies, None
+        if "regions" in inputs and entropies is not None:
+            sums = region_sums(entropies, inputs["regions"], inputs["completion_mask"])
+            self._entropy_sums += torch.stack(sums)
+        return loss
+
+    def _observe_entropies(self) -> None:
+        """Take what the training forwards of all processes have shown since the last time into the running means."""
+        sums, counts = self.accelerator.reduce(self._entropy_sums.to(self.accelerator.device), "sum").cpu()
+        self._entropy_sums.zero_()
+        if counts.sum():
+            step_mean = self.region_entropy.update(sums, counts)
+            self._log_regions("entropy", step_mean, counts)
+
+    def _log_weights(self, weights: Tensor, regions: Tensor, mask: Tensor) -> None:
+        sums, counts = region_sums(weights, regions, mask)
+        self._log_regions("weight", sums / counts, counts)
+
+    def _log_regions(self, what: str, means: Tensor, counts: Tensor) -> None:
+        for region in Region:
+            if counts[region]:
+                self._metrics["train"][f"rest/{what}/{region.name.lower()}"].append(float(means[region]))
+
+    def _everyone(self, rows: Tensor, fill: int = 0) -> Tensor:
+        """Rows (B, T) of all processes, padded to the widest, in the order of the processes."""
+        padded = self.accelerator.pad_across_processes(rows, dim=1, pad_index=fill)
+        gathered: Tensor = self.accelerator.gather(padded)
+        return gathered
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self._observe_entropies()  # what is not taken in now would be missing after a resume
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            (folder / STATE_FILE).write_text(json.dumps(self.region_entropy.state()), encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / STATE_FILE
+        if path.is_file():
+            self.region_entropy.load_state(json.loads(path.read_text(encoding="utf-8")))
+        else:
+            log.warning("%s has no %s: the running region entropies start anew", checkpoint, STATE_FILE)
