@@ -426,9 +426,11 @@ def _evaluation_engine(policy: Path | str, model: ModelConfig) -> tuple[Transfor
     import torch
 
     from rest_core.algorithm.token_bytes import stop_ids
+    from rest_core.memory import keep_freed_memory
     from rest_core.model.loading import load_model, load_tokenizer
     from rest_core.rollout.transformers_engine import TransformersEngine
 
+    keep_freed_memory()
     tokenizer = load_tokenizer(policy, model)
     loaded = load_model(policy, model, dtype=getattr(torch, model.dtype))
     if torch.cuda.is_available():

@@ -129,8 +129,9 @@ def _restore_moments(
     for entry, value in stored.items():
         key, _, name = entry.partition("/")
         parameter = parameters[name]
-        moved = value if key == "step" else value.to(parameter.device)  # AdamW keeps `step` on the CPU
-        optimizer.state[parameter][key] = moved
+        # AdamW's fused kernel keeps `step` beside the parameter, its other kernels keep it on the CPU.
+        on_device = key != "step" or optimizer.param_groups[0].get("fused")
+        optimizer.state[parameter][key] = value.to(parameter.device) if on_device else value
 
 
 def _flush(path: Path) -> None:

@@ -32,7 +32,7 @@ from rest_core.algorithm.rest import Judgement, ResT
 from rest_core.algorithm.token_bytes import stop_ids
 from rest_core.config import ModelConfig, RlConfig
 from rest_core.errors import UserError
-from rest_core.memory import peak_memory_gib
+from rest_core.memory import keep_freed_memory, peak_memory_gib
 from rest_core.model.batch import pad_rows
 from rest_core.model.loading import with_lora
 from rest_core.model.logprobs import Policy
@@ -114,6 +114,7 @@ class RlTrainer:
         observer: Observer,
     ) -> None:
         self.config, self.tokenizer, self.tasks, self.observer = config, tokenizer, tasks, observer
+        keep_freed_memory()
         half = model_config.dtype == "bfloat16"
         self.accelerator = Accelerator(mixed_precision="bf16" if half else "no")
         _check(config, len(tasks), self.accelerator.num_processes)
@@ -128,7 +129,7 @@ class RlTrainer:
         model.to(self.accelerator.device).train()
         self.model = model
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         self.engine = TransformersEngine.copy_of(
             model,
             dtype=torch.bfloat16 if half else torch.float32,

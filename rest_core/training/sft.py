@@ -14,6 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from rest_core.config import ModelConfig, SftConfig
 from rest_core.errors import UserError
+from rest_core.memory import keep_freed_memory
 from rest_core.model.chat import encode_prompt, encode_response
 from rest_core.model.loading import with_lora
 from rest_core.records import Sample
@@ -54,6 +55,7 @@ def train(
         raise UserError(
             f"sft.micro_batch_size ({config.micro_batch_size}) does not divide sft.batch_size ({config.batch_size})"
         )
+    keep_freed_memory()
     if config.lora is not None:
         model = with_lora(model, config.lora)
     rows = encode(tokenizer, samples)
