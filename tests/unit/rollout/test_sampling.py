@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rest_core.rollout.transformers_engine import sample
+from rest_core.rollout.sampling import sample
 
 HALF_OPEN_END = 1 - 2**-24  # the largest float32 below 1
 
