@@ -36,7 +36,7 @@ def decode(
     attention = torch.ones_like(ids) if mask is None else mask
     output = model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=True, logits_to_keep=1)
     cache = output.past_key_values
-    cache.batch_repeat_interleave(samples)
+    cache.reorder_cache(torch.arange(len(prompts), device=device).repeat_interleave(samples))
     logits = output.logits[:, -1].repeat_interleave(samples, dim=0)  # (B, V), B = P·G
     attention = attention.repeat_interleave(samples, dim=0)
     next_position = positions[:, -1:].repeat_interleave(samples, dim=0) + 1  # (B, 1)
@@ -58,7 +58,7 @@ def decode(
             break
         if left <= COMPACT_SHARE * len(rows):
             keep = (~ended).nonzero()[:, 0]
-            cache.batch_select_indices(keep)
+            cache.reorder_cache(keep)
             rows, ended, token = rows[keep], ended[keep], token[keep]
             attention, next_position = attention[keep], next_position[keep]
         attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)

@@ -91,11 +91,12 @@ class SharedPrefixCache(Cache):
     """
 
     def __init__(self, layers: int, prompts: int, width: int, device: torch.device) -> None:
-        super().__init__(layers=[SharedPrefixLayer(prompts, width) for _ in range(layers)])
+        self.own_layers = [SharedPrefixLayer(prompts, width) for _ in range(layers)]
+        super().__init__(layers=[*self.own_layers])
         self.width = width
         self.capacity = 0
         self.column = torch.zeros(1, dtype=torch.int64, device=device)
-        for layer in self.layers:
+        for layer in self.own_layers:
             layer.column = self.column
         self.bias: Tensor
         self.prompt: Tensor
@@ -117,7 +118,7 @@ class SharedPrefixCache(Cache):
 
     def reserve(self, rows: int, columns: int) -> None:
         """Room for `columns` response tokens a row; transient memory is that of one layer."""
-        for layer in self.layers:
+        for layer in self.own_layers:
             layer.reserve(rows, columns)
         more = columns - self.capacity
         self.bias = torch.cat([self.bias, self.bias.new_full((rows, 1, 1, more), -torch.inf)], dim=3)
@@ -139,7 +140,7 @@ class SharedPrefixCache(Cache):
         """
         device = self.column.device
         into, out_of = torch.tensor(vacated, device=device), torch.tensor(movers, device=device)
-        for layer in self.layers:
+        for layer in self.own_layers:
             for name in ("keys", "values"):
                 setattr(layer, name, _moved(getattr(layer, name), into, out_of, rows))
         self.bias = self.bias[order]
@@ -147,16 +148,16 @@ class SharedPrefixCache(Cache):
             self._prompt_of_row[there] = self._prompt_of_row[here]
         del self._prompt_of_row[rows:]
         alive = sorted(set(self._prompt_of_row))
-        if len(alive) < self.layers[0].prompts:
+        if len(alive) < self.own_layers[0].prompts:
             chosen = torch.tensor(alive, device=device)
-            for layer in self.layers:
+            for layer in self.own_layers:
                 layer.prompts = len(alive)
                 layer.prompt_keys, layer.prompt_values = layer.prompt_keys[chosen], layer.prompt_values[chosen]
             self._prompt_of_row = [alive.index(prompt) for prompt in self._prompt_of_row]
         self._place_rows()
 
     def _place_rows(self) -> None:
-        groups: list[list[int]] = [[] for _ in range(self.layers[0].prompts)]
+        groups: list[list[int]] = [[] for _ in range(self.own_layers[0].prompts)]
         places = []
         for row, prompt in enumerate(self._prompt_of_row):
             places.append(len(groups[prompt]))
@@ -211,9 +212,9 @@ def attend(
     if unknown:
         raise Unsupported(f"its attention takes {', '.join(unknown)}")
     cache = shared_prefix
-    layer = cache.layers[module.layer_idx]  # type: ignore[index]
+    layer = cache.own_layers[module.layer_idx]  # type: ignore[index]
     rows, heads, _, size = query.shape
-    kv_heads, columns = key.shape[1], key.shape[2]
+    kv_heads = key.shape[1]
     repeats = heads // kv_heads
     prompts, widest = cache.row.shape
     width = cache.width
@@ -278,13 +279,13 @@ def prefill(
         part = prompts[first : first + count]
         ids, mask, positions = left_padded(part, pad_id, device)
         output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-        computed = output.past_key_values
+        computed: Any = output.past_key_values
         if not isinstance(computed, DynamicCache) or any(type(layer) is not DynamicLayer for layer in computed.layers):
             kinds = sorted({type(layer).__name__ for layer in getattr(computed, "layers", [])})
             raise Unsupported(f"its cache is not of full attention alone ({', '.join(kinds) or type(computed)})")
         if cache is None:
             cache = SharedPrefixCache(len(computed.layers), len(prompts), width, device)
-        for layer, source in zip(cache.layers, computed.layers, strict=True):
+        for layer, source in zip(cache.own_layers, computed.layers, strict=True):
             layer.fill(first, source.keys, source.values)
             source.keys = source.values = None  # as soon as it is copied
         logits.append(output.logits[:, -1])

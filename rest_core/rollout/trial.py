@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from rest_core.rollout.shared_prefix import Unsupported, attention_of, prefill
 
@@ -27,6 +28,10 @@ def reason_against(model: Any) -> str | None:
         return f"its rotary embedding ({rope['rope_type']}) depends on the longest row of a batch"
     if not getattr(model, "_supports_attention_backend", False):
         return "its attention cannot be replaced"
+    layers = DynamicCache(config=model.config).layers  # empty where all layers are alike
+    other = sorted({type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer})
+    if other:
+        return f"not all of its layers attend to everything ({', '.join(other)})"
     try:
         difference = _difference(model)
     except torch.OutOfMemoryError:
