@@ -279,13 +279,14 @@ def prefill(
         part = prompts[first : first + count]
         ids, mask, positions = left_padded(part, pad_id, device)
         output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-        computed: Any = output.past_key_values
-        if not isinstance(computed, DynamicCache) or any(type(layer) is not DynamicLayer for layer in computed.layers):
-            kinds = sorted({type(layer).__name__ for layer in getattr(computed, "layers", [])})
+        computed = output.past_key_values
+        layers: list[Any] = computed.layers if isinstance(computed, DynamicCache) else []
+        if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+            kinds = sorted({type(layer).__name__ for layer in layers})
             raise Unsupported(f"its cache is not of full attention alone ({', '.join(kinds) or type(computed)})")
         if cache is None:
-            cache = SharedPrefixCache(len(computed.layers), len(prompts), width, device)
-        for layer, source in zip(cache.own_layers, computed.layers, strict=True):
+            cache = SharedPrefixCache(len(layers), len(prompts), width, device)
+        for layer, source in zip(cache.own_layers, layers, strict=True):
             layer.fill(first, source.keys, source.values)
             source.keys = source.values = None  # as soon as it is copied
         logits.append(output.logits[:, -1])
