@@ -50,8 +50,15 @@ class TransformersEngine:
     @classmethod
     def copy_of(cls, master: Any, *, dtype: torch.dtype, stop_ids: frozenset[int], pad_id: int) -> TransformersEngine:
         """An engine on a copy of `master` in `dtype`, adapters merged; the master itself is never cast."""
-        # Made before the cast: whether a model fits is seen in the master's type.
-        engine = cls(without_adapters(copy.deepcopy(master)), stop_ids=stop_ids, pad_id=pad_id)
+        return cls.taking_over(copy.deepcopy(master), dtype=dtype, stop_ids=stop_ids, pad_id=pad_id)
+
+    @classmethod
+    def taking_over(
+        cls, model: Any, *, dtype: torch.dtype, stop_ids: frozenset[int], pad_id: int
+    ) -> TransformersEngine:
+        """An engine that makes `model` its own: in `dtype`, adapters merged, linear layers packed for decoding."""
+        # Made before the cast: whether a model fits is seen best in the type that it came in.
+        engine = cls(without_adapters(model), stop_ids=stop_ids, pad_id=pad_id)
         engine.model.to(dtype)
         if packed.can_pack(engine.model):
             packed.pack(engine.model)

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from rest_core.config import LoraConfig
-from rest_core.model.batch import make_batch
 from rest_core.model.loading import with_lora
-from rest_core.model.logprobs import Policy
 from rest_core.records import Rollout
 from rest_core.rollout import plain
 from rest_core.rollout.decoding import Pace
@@ -56,6 +55,15 @@ def sampled(model: Any, stop: set[int], **options: Any) -> list[list[Rollout]]:
     return engine(model, stop).generate(PROMPTS, **arguments)
 
 
+def teacher_forced(model: Any, rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """Log-probs (T,) and entropies (T,) of a response in one forward pass over prompt and response."""
+    with torch.no_grad():
+        logits = model(torch.tensor([rollout.prompt_ids + rollout.response_ids]), use_cache=False).logits[0]
+    logps = logits[len(rollout.prompt_ids) - 1 : -1].log_softmax(dim=-1)
+    chosen = logps.gather(1, torch.tensor(rollout.response_ids)[:, None])[:, 0]
+    return chosen, -(logps.exp() * logps).sum(dim=-1)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_is_transformers_own(random_model: Callable[..., Any], architecture: str) -> None:
     model = random_model(architecture, **ARCHITECTURES[architecture])
@@ -87,13 +95,11 @@ def test_log_probs_and_entropies_are_those_of_a_full_forward(
 ) -> None:
     model = random_model(architecture, **ARCHITECTURES[architecture])
     rollouts = [rollout for group in sampled(model, {1, 2, 3, 4, 5, 6, 7, 8}) for rollout in group]
-    with torch.no_grad():
-        logp, entropy = Policy(model)(make_batch(rollouts, PAD))
-    for row, rollout in enumerate(rollouts):
-        count = len(rollout.response_ids)
-        assert len(rollout.logps) == len(rollout.entropies or []) == count
-        torch.testing.assert_close(torch.tensor(rollout.logps), logp[row, :count], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(torch.tensor(rollout.entropies), entropy[row, :count], rtol=1e-4, atol=1e-4)
+    for rollout in rollouts:
+        assert len(rollout.logps) == len(rollout.entropies or []) == len(rollout.response_ids)
+        logp, entropy = teacher_forced(model, rollout)
+        torch.testing.assert_close(torch.tensor(rollout.logps), logp, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(rollout.entropies), entropy, rtol=1e-4, atol=1e-4)
 
 
 def test_results_have_the_shape_and_order_of_the_prompts(tiny_model: Any) -> None:
@@ -302,7 +308,6 @@ def test_adapters_are_merged_and_followed(tiny_model: Any) -> None:
         rollout for group in made.generate(PROMPTS, samples=2, max_new_tokens=8, seeds=SEEDS) for rollout in group
     ]
     adapted.eval()
-    with torch.no_grad():
-        logp, _ = Policy(adapted)(make_batch(rollouts, PAD))
-    for row, rollout in enumerate(rollouts):
-        torch.testing.assert_close(torch.tensor(rollout.logps), logp[row, : len(rollout.logps)], rtol=1e-4, atol=1e-4)
+    for rollout in rollouts:
+        logp, _ = teacher_forced(adapted, rollout)
+        torch.testing.assert_close(torch.tensor(rollout.logps), logp, rtol=1e-4, atol=1e-4)
