@@ -432,10 +432,14 @@ def _evaluation_engine(policy: Path | str, model: ModelConfig) -> tuple[Transfor
 
     keep_freed_memory()
     tokenizer = load_tokenizer(policy, model)
-    loaded = load_model(policy, model, dtype=getattr(torch, model.dtype))
+    dtype = getattr(torch, model.dtype)
+    loaded = load_model(policy, model, dtype=dtype)
     if torch.cuda.is_available():
         loaded.to("cuda")
-    return TransformersEngine(loaded, stop_ids=stop_ids(tokenizer), pad_id=tokenizer.pad_token_id), tokenizer
+    engine = TransformersEngine.taking_over(
+        loaded, dtype=dtype, stop_ids=stop_ids(tokenizer), pad_id=tokenizer.pad_token_id
+    )
+    return engine, tokenizer
 
 
 def _finish_evaluation(stage: _Stage, report: Report, name: str, settings: str) -> StageResult:

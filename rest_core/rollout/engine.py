@@ -7,12 +7,19 @@ encodes text a second time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from rest_core.records import Rollout
 
 
 class Engine(Protocol):
+    def synchronise(self, master: Any, version: int) -> None:
+        """Take over the weights of `master`, adapters merged, which are those after `version` updates.
+
+        Where the weights are sharded over processes, every process calls this, and each gathers them.
+        """
+        ...
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -31,7 +38,8 @@ class Engine(Protocol):
             samples: responses a prompt (G).
             max_new_tokens: length limit of a response, end-of-sequence token included.
             temperature: 1.0 samples from the policy itself; 0.0 takes the most likely token.
-            batch_tokens: at most this many padded tokens (prompt + response) are in flight at once.
+            batch_tokens: at most this many padded tokens are in flight at once: for each prompt, those of the prompt
+                (once, where the engine shares it between samples) and of `samples` responses.
             seeds: one a prompt, the source of all randomness in its responses; required when temperature > 0. So
                 what is sampled depends neither on batches nor on which process does it.
             on_progress: called with the number of responses that have just been completed.

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rest_core.rollout.transformers_engine import sample
+from rest_core.rollout.sampling import sample
 
 HALF_OPEN_END = 1 - 2**-24  # the largest float32 below 1
 
@@ -78,3 +78,17 @@ def test_the_last_token_of_a_large_vocabulary_can_be_drawn(size: int) -> None:
     token, _, _ = sample(torch.zeros(2, size), 1.0, torch.tensor([0.0, HALF_OPEN_END]))
     assert int(token[0]) == 0
     assert int(token[1]) >= size - 10
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_a_workspace_changes_nothing_whatever_it_holds(temperature: float) -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    draws = torch.tensor([0.1, 0.5, 0.9]) if temperature else None
+    kept = logits.clone()
+    for one, other in zip(
+        sample(logits, temperature, draws),
+        sample(logits, temperature, draws, torch.full((2, 3, 50), math.nan)),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+    assert torch.equal(logits, kept)

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from rest_core.model.batch import make_batch
-from rest_core.model.logprobs import Policy
+from rest_core.config import LoraConfig
+from rest_core.model.loading import with_lora
 from rest_core.records import Rollout
-from rest_core.rollout import transformers_engine
+from rest_core.rollout import plain
+from rest_core.rollout.decoding import Pace
 from rest_core.rollout.transformers_engine import TransformersEngine
 
 PAD = 264
 PROMPTS = [[5, 6, 7], [11, 12, 13, 14, 15, 16, 17, 18], [21], [31, 32, 33, 34, 35]]
 SEEDS = [101, 102, 103, 104]
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {},
+SHARED: dict[str, dict[str, Any]] = {
+    "llama": {"num_attention_heads": 4, "num_key_value_heads": 2},
     "qwen2": {},
-    "gemma2": {"head_dim": 8, "sliding_window": 4},  # layers whose cache holds the last four tokens only
+    "qwen3": {"head_dim": 8},
+    "olmo2": {"num_key_value_heads": 2},
+    "gpt2": {},
 }
+OTHER: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 8, "sliding_window": 4},  # layers whose cache holds the last four tokens only
+    "mistral": {"sliding_window": 4},
+    "qwen3_next": {  # a recurrent layer, then one of full attention
+        "head_dim": 8,
+        "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+        "num_experts": 0,
+    },
+}
+ARCHITECTURES = SHARED | OTHER
 
 
 def engine(model: Any, stop: set[int] | None = None) -> TransformersEngine:
@@ -36,6 +53,15 @@ def ids(results: list[list[Rollout]]) -> list[list[list[int]]]:
 def sampled(model: Any, stop: set[int], **options: Any) -> list[list[Rollout]]:
     arguments: dict[str, Any] = {"samples": 3, "max_new_tokens": 12, "seeds": SEEDS, **options}
     return engine(model, stop).generate(PROMPTS, **arguments)
+
+
+def teacher_forced(model: Any, rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """Log-probs (T,) and entropies (T,) of a response in one forward pass over prompt and response."""
+    with torch.no_grad():
+        logits = model(torch.tensor([rollout.prompt_ids + rollout.response_ids]), use_cache=False).logits[0]
+    logps = logits[len(rollout.prompt_ids) - 1 : -1].log_softmax(dim=-1)
+    chosen = logps.gather(1, torch.tensor(rollout.response_ids)[:, None])[:, 0]
+    return chosen, -(logps.exp() * logps).sum(dim=-1)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -69,13 +95,11 @@ def test_log_probs_and_entropies_are_those_of_a_full_forward(
 ) -> None:
     model = random_model(architecture, **ARCHITECTURES[architecture])
     rollouts = [rollout for group in sampled(model, {1, 2, 3, 4, 5, 6, 7, 8}) for rollout in group]
-    with torch.no_grad():
-        logp, entropy = Policy(model)(make_batch(rollouts, PAD))
-    for row, rollout in enumerate(rollouts):
-        count = len(rollout.response_ids)
-        assert len(rollout.logps) == len(rollout.entropies or []) == count
-        torch.testing.assert_close(torch.tensor(rollout.logps), logp[row, :count], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(torch.tensor(rollout.entropies), entropy[row, :count], rtol=1e-4, atol=1e-4)
+    for rollout in rollouts:
+        assert len(rollout.logps) == len(rollout.entropies or []) == len(rollout.response_ids)
+        logp, entropy = teacher_forced(model, rollout)
+        torch.testing.assert_close(torch.tensor(rollout.logps), logp, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(rollout.entropies), entropy, rtol=1e-4, atol=1e-4)
 
 
 def test_results_have_the_shape_and_order_of_the_prompts(tiny_model: Any) -> None:
@@ -117,38 +141,120 @@ def test_another_seed_gives_other_responses_to_its_prompt_alone(tiny_model: Any)
     assert [a == b for a, b in zip(one, other, strict=True)] == [True, False, True, True]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", SHARED)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_shared_prefix_gives_what_copies_of_it_give(
+    random_model: Callable[..., Any], architecture: str, temperature: float
+) -> None:
+    model = random_model(architecture, **SHARED[architecture])
+    stop = set(range(60))
+    shared, copied = engine(model, stop), engine(model, stop)
+    assert shared.shares_prefix
+    copied.shares_prefix = False
+    arguments: dict[str, Any] = {"samples": 3, "max_new_tokens": 20, "seeds": SEEDS, "temperature": temperature}
+    ours, theirs = shared.generate(PROMPTS, **arguments), copied.generate(PROMPTS, **arguments)
+    assert ids(ours) == ids(theirs)
+    assert len({len(response) for group in ids(ours) for response in group}) > 2  # rows end at different places
+    for our_group, their_group in zip(ours, theirs, strict=True):
+        for our, their in zip(our_group, their_group, strict=True):
+            assert our.finished == their.finished
+            torch.testing.assert_close(our.logps, their.logps, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(our.entropies, their.entropies, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", SHARED)
+@pytest.mark.parametrize(
+    "pace",
+    [
+        Pace(look_every=100, block=100, sizes=None, capture=False),  # nothing ever leaves, nothing grows
+        Pace(look_every=1, block=1, sizes=None, capture=False),
+        Pace(look_every=3, block=5, sizes=4, capture=False),  # as on a GPU: late looks, ended rows stay as fillers
+    ],
+    ids=["whole", "row by row", "in sizes"],
+)
+def test_neither_leaving_rows_nor_growing_buffers_change_anything(
+    random_model: Callable[..., Any], architecture: str, pace: Pace
+) -> None:
+    model = random_model(architecture, **SHARED[architecture])
+    wanted = ids(sampled(model, set(range(60)), max_new_tokens=20))
+    made = engine(model, set(range(60)))
+    made.pace = pace
+    rows: list[int] = []
+    with model.register_forward_hook(lambda m, args, kwargs, out: rows.append(len(out.logits)), with_kwargs=True):
+        assert ids(made.generate(PROMPTS, samples=3, max_new_tokens=20, seeds=SEEDS)) == wanted
+    assert rows[1:] == sorted(rows[1:], reverse=True)
+    assert (len(set(rows[1:])) > 1) == (pace.look_every < 100)
+    if pace.sizes is not None:
+        assert set(rows[1:]) <= {12, 9, 6, 3}
+
+
+@pytest.mark.parametrize("architecture", OTHER)
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_dropping_ended_rows_changes_nothing(
     random_model: Callable[..., Any], architecture: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = random_model(architecture, **ARCHITECTURES[architecture])
+    model = random_model(architecture, **OTHER[architecture])
     wanted = sampled(model, set(range(60)))
-    monkeypatch.setattr(transformers_engine, "COMPACT_SHARE", share)  # never, or at each ending
+    monkeypatch.setattr(plain, "COMPACT_SHARE", share)  # never, or at each ending
+    made = engine(model, set(range(60)))
     rows: list[int] = []
     with model.register_forward_hook(lambda m, args, kwargs, out: rows.append(len(out.logits)), with_kwargs=True):
-        again = sampled(model, set(range(60)))
+        again = made.generate(PROMPTS, samples=3, max_new_tokens=12, seeds=SEEDS)
     assert ids(again) == ids(wanted)
     assert (len(set(rows[1:])) > 1) == (share == 1.0)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_that_cannot_share_prefixes_says_so_once(
+    random_model: Callable[..., Any], architecture: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = random_model(architecture, **ARCHITECTURES[architecture])
+    usual = model.config._attn_implementation
+    made = engine(model)
+    made.generate(PROMPTS, max_new_tokens=2, temperature=0.0)
+    made.generate(PROMPTS, max_new_tokens=2, temperature=0.0)
+    assert made.shares_prefix == (architecture in SHARED)
+    reasons = [record.getMessage() for record in caplog.records if "own cache" in record.getMessage()]
+    assert len(reasons) == (architecture in OTHER)
+    if architecture in ("gemma2", "mistral"):
+        assert "SlidingWindow" in reasons[0]
+    assert model.config._attn_implementation == usual  # the model is left as it was
+
+
 def test_a_prompt_is_prefilled_once_for_its_group(tiny_model: Any) -> None:
-    shapes = []
+    made, shapes = engine(tiny_model), []
     with tiny_model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     ):
-        sampled(tiny_model, set(), max_new_tokens=4)
+        made.generate(PROMPTS, samples=3, max_new_tokens=4, seeds=SEEDS)
     assert shapes == [(4, 8), (12, 1), (12, 1), (12, 1)]
 
 
-def test_the_budget_bounds_what_is_in_flight(tiny_model: Any) -> None:
-    rows = []
+def test_prompts_are_prefilled_in_runs_of_bounded_size(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, shapes = engine(tiny_model), []
+    wanted = ids(sampled(tiny_model, set()))
+    monkeypatch.setattr("rest_core.rollout.decoding.PREFILL_TOKENS", 10)
     with tiny_model.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     ):
-        sampled(tiny_model, set(), max_new_tokens=2, batch_tokens=60)
-    # Longest first: groups of 3 rows of 10, 7, 5 and 3 tokens; 2 · 3 · 10 = 60.
-    assert rows == [(2, 8), (6, 1), (2, 3), (6, 1)]
+        again = made.generate(PROMPTS, samples=3, max_new_tokens=12, seeds=SEEDS)
+    assert shapes[:4] == [(1, 8), (2, 5), (1, 1), (12, 1)]
+    assert ids(again) == wanted
+
+
+@pytest.mark.parametrize(("architecture", "batches"), [("llama", [(2, 8), (6, 1), (2, 3), (6, 1)]), ("mistral", None)])
+def test_the_budget_bounds_what_is_in_flight(
+    random_model: Callable[..., Any], architecture: str, batches: list[tuple[int, int]] | None
+) -> None:
+    model = random_model(architecture, **ARCHITECTURES[architecture])
+    made, rows = engine(model), []
+    with model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    ):
+        made.generate(PROMPTS, samples=3, max_new_tokens=2, seeds=SEEDS, batch_tokens=30)
+    # Longest first: a prompt of 8, 5, 3 or 1 tokens and three responses of 2; 2 · (8 + 3 · 2) = 28 ≤ 30. Where each
+    # row has its own copy of the prompt, 3 · (8 + 2) = 30, then 3 · (5 + 2) = 21, then 2 groups would need 30.
+    assert rows == (batches or [(1, 8), (3, 1), (1, 5), (3, 1), (2, 3), (6, 1)])
 
 
 def test_progress_counts_every_response(tiny_model: Any) -> None:
@@ -166,18 +272,42 @@ def test_sampling_needs_a_seed_for_every_prompt(tiny_model: Any) -> None:
 
 
 def test_the_engine_follows_the_master_and_stamps_its_version(tiny_model: Any) -> None:
+    def made_of(master: Any) -> TransformersEngine:
+        return TransformersEngine.copy_of(master, dtype=torch.bfloat16, stop_ids=frozenset({1}), pad_id=PAD)
+
+    def responses(made: TransformersEngine) -> list[list[Rollout]]:
+        return made.generate(PROMPTS, samples=2, max_new_tokens=6, seeds=SEEDS)
+
     tiny_model.train()
-    made = TransformersEngine.copy_of(tiny_model, dtype=torch.bfloat16, stop_ids=frozenset({1}), pad_id=PAD)
+    made = made_of(tiny_model)
     assert {p.dtype for p in tiny_model.parameters()} == {torch.float32}
     assert {p.dtype for p in made.model.parameters()} == {torch.bfloat16}
     assert tiny_model.training and not made.model.training
-    before = copy.deepcopy(made.model)
+    before = responses(made)
     with torch.no_grad():
         for parameter in tiny_model.parameters():
             parameter.add_(torch.randn_like(parameter))
-    assert all(torch.equal(p, q) for p, q in zip(made.model.parameters(), before.parameters(), strict=True))
+    assert responses(made) == before
     made.synchronise(tiny_model, version=7)
-    for ours, theirs in zip(made.model.parameters(), tiny_model.parameters(), strict=True):
-        assert torch.equal(ours, theirs.bfloat16())
-    results = made.generate(PROMPTS, samples=2, max_new_tokens=2, seeds=SEEDS)
-    assert {rollout.policy_version for group in results for rollout in group} == {7}
+    after, fresh = responses(made), responses(made_of(tiny_model))
+    assert {rollout.policy_version for group in after for rollout in group} == {7}
+    assert ids(after) == ids(fresh) != ids(before)
+    assert [r.logps for group in after for r in group] == [r.logps for group in fresh for r in group]
+
+
+def test_adapters_are_merged_and_followed(tiny_model: Any) -> None:
+    adapted = with_lora(tiny_model, LoraConfig(r=2, alpha=8, target_modules=("q_proj", "down_proj")))
+    made = TransformersEngine.copy_of(adapted, dtype=torch.float32, stop_ids=frozenset({1}), pad_id=PAD)
+    assert made.shares_prefix and not any("lora" in name for name, _ in made.model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora" in name:
+                parameter.add_(torch.randn_like(parameter))
+    made.synchronise(adapted, version=3)
+    rollouts = [
+        rollout for group in made.generate(PROMPTS, samples=2, max_new_tokens=8, seeds=SEEDS) for rollout in group
+    ]
+    adapted.eval()
+    for rollout in rollouts:
+        logp, _ = teacher_forced(adapted, rollout)
+        torch.testing.assert_close(torch.tensor(rollout.logps), logp, rtol=1e-4, atol=1e-4)
