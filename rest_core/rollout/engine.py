@@ -7,7 +7,7 @@ encodes text a second time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from rest_core.records import Rollout
 
@@ -35,5 +35,13 @@ class Engine(Protocol):
             seeds: one a prompt, the source of all randomness in its responses; required when temperature > 0. So
                 what is sampled depends neither on batches nor on which process does it.
             on_progress: called with the number of responses that have just been completed.
+        """
+        ...
+
+    def synchronise(self, master: Any, version: int) -> None:
+        """Take over the weights of the policy `master`, which are those after `version` updates.
+
+        Adapters are merged on the way; `master` itself is not changed. Rollouts are stamped with this version. Every
+        process of a training calls it at the same time.
         """
         ...
