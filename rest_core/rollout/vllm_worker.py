@@ -53,11 +53,23 @@ class PolicyWorker:
             worker.reload_weights(weights_iterator=weights, is_checkpoint_format=True)
         finally:
             del model.load_weights
+        _repack_heads(model)
         if missing := wanted - given:
             raise RuntimeError(
                 f"{len(missing)} weights of the served model were not sent (first: {min(missing)}); serve the "
                 "architecture that is trained"
             )
+
+
+def _repack_heads(model: Any) -> None:
+    """On CPU vLLM computes with packed copies of weights, and makes no new one for a head tied to the embedding.
+
+    Its reload packs the layers that it was sent; the tied head is not sent, and would go on with the old weights.
+    """
+    for layer in model.modules():
+        weight = getattr(layer, "weight", None)
+        if hasattr(layer, "cpu_linear") and weight is not None and weight.numel():  # others keep the packed copy alone
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def _read(paths: list[Path]) -> Iterator[tuple[str, Tensor]]:
