@@ -22,7 +22,7 @@ from rest_core.config import VllmEngineConfig
 from rest_core.errors import UserError
 from rest_core.records import Rollout
 from rest_core.rollout.vllm_sampling import VERSION, Vocabulary, accept, sampling
-from rest_core.rollout.weights import policy_weights
+from rest_core.rollout.weights import policy_weights, without_adapters
 
 WORKER = "rest_core.rollout.vllm_worker.PolicyWorker"
 _CPU_CACHE_BYTES = 1 << 30  # for keys and values where there is no GPU whose memory could be shared out
@@ -41,7 +41,13 @@ class VllmEngine:
     """
 
     def __init__(
-        self, architecture: Any, config: VllmEngineConfig, *, dtype: torch.dtype, vocabulary: Vocabulary, max_tokens: int
+        self,
+        architecture: Any,
+        config: VllmEngineConfig,
+        *,
+        dtype: torch.dtype,
+        vocabulary: Vocabulary,
+        max_tokens: int,
     ) -> None:
         # One process for scheduler and model: weights are handed over as they lie. vLLM reads this when it is made.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -139,7 +145,8 @@ class VllmEngine:
         if self._sleeps:
             self.llm.wake_up(tags=["weights"])
         self.version = -1  # until all weights are there
-        self.llm.collective_rpc("load_policy", args=(list(policy_weights(master, self.dtype).items()),))
+        weights = list(policy_weights(master, self.dtype).items())
+        self.llm.collective_rpc("load_policy", args=(weights, without_adapters(master).config.to_dict()))
         # Cached keys and values are those of the old weights.
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM's prefix cache could not be emptied")
@@ -171,6 +178,6 @@ def _architectures(architecture: Any) -> list[str]:
     """The class name by which vLLM finds its own implementation."""
     if architecture.architectures:
         return list(architecture.architectures)
-    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    return [AutoModelForCausalLM._model_mapping[type(architecture)].__name__]
+    return [str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[architecture.model_type])]

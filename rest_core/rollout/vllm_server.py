@@ -24,7 +24,7 @@ from rest_core.records import Rollout
 from rest_core.rollout.vllm_http import Server
 from rest_core.rollout.vllm_nccl import NcclTransfer
 from rest_core.rollout.vllm_sampling import VERSION, Vocabulary, accept, sampling
-from rest_core.rollout.weights import policy_weights
+from rest_core.rollout.weights import policy_weights, without_adapters
 
 log = logging.getLogger(__name__)
 
@@ -103,11 +103,13 @@ class VllmServerEngine:
             read = [_read_choice(choice) for choice in choices]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{where}: an answer without {type(error).__name__} {error}, which vLLM {VERSION} and later give; start "
-                "it with `rest serve-rollouts`"
+                f"{where}: an answer without {type(error).__name__} {error}, which vLLM {VERSION} and later give; "
+                "start it with `rest serve-rollouts`"
             ) from None
-        if [choice["index"] for choice in choices] != list(range(parameters["n"])):
-            raise UserError(f"{where}: {len(choices)} responses came, {parameters['n']} were asked for")
+        numbers = [choice["index"] for choice in choices]
+        if numbers != list(range(parameters["n"])):
+            came = ", ".join(map(str, numbers)) or "none"
+            raise UserError(f"{where}: responses {came} came, {parameters['n']} were asked for; start it again")
         rollouts = []
         for choice, (ids, logps, versions) in zip(choices, read, strict=True):
             if choice.get("finish_reason") not in ("stop", "length"):
@@ -146,7 +148,7 @@ class VllmServerEngine:
         said: list[Any] = [None, None]  # label, error
         if first:
             try:
-                said[0] = self._send(weights, f"{self._owner}/{version}")
+                said[0] = self._send(weights, without_adapters(master).config, f"{self._owner}/{version}")
             except UserError as error:
                 said[1] = str(error)
         if distributed:
@@ -155,7 +157,7 @@ class VllmServerEngine:
             raise UserError(said[1])
         self._label, self.version = said[0], version
 
-    def _send(self, weights: dict[str, torch.Tensor], label: str) -> str:
+    def _send(self, weights: dict[str, torch.Tensor], architecture: Any, label: str) -> str:
         """Send the weights; the server counts as holding none until all have arrived."""
         server = self.server
         server.call("/pause?mode=abort", {})  # of a training that was killed, requests may be left
@@ -165,7 +167,7 @@ class VllmServerEngine:
                 self._nccl = NcclTransfer(server)
             self._nccl.send(weights)
         else:
-            self._send_folder(weights)
+            self._send_folder(weights, architecture)
         # Cached keys and values are those of the old weights.
         if not server.call("/reset_prefix_cache", {}).get("success"):
             raise UserError(f"rollout server {server.url}: its prefix cache could not be emptied; start it again")
@@ -173,7 +175,7 @@ class VllmServerEngine:
         server.call("/resume", {})
         return label
 
-    def _send_folder(self, weights: dict[str, torch.Tensor]) -> None:
+    def _send_folder(self, weights: dict[str, torch.Tensor], architecture: Any) -> None:
         from safetensors.torch import save_file
 
         parent = Path(self.config.folder) if self.config.folder is not None else None
@@ -183,6 +185,7 @@ class VllmServerEngine:
             folder = Path(tempfile.mkdtemp(prefix="rest-weights-", dir=parent))
             folder.chmod(0o755)  # the server may run as another user
             try:
+                architecture.to_json_file(folder / "config.json", use_diff=False)
                 for n, shard in enumerate(_shards(weights)):
                     file = folder / f"weights-{n:05d}.safetensors"
                     save_file({name: tensor.contiguous() for name, tensor in shard.items()}, file)

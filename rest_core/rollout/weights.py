@@ -17,7 +17,7 @@ def policy_weights(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = without_adapters(model)
     adapted = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
     every = {name for name, _ in base.named_parameters(remove_duplicate=False)}
     parameters = dict(base.named_parameters())  # tied weights once
@@ -38,6 +38,11 @@ def policy_weights(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
         weights[name] = value.detach().to(dtype) if value.is_floating_point() else value.detach()
     # Some architectures are held in another form than their checkpoints have (fused experts): back to that form.
     return dict(revert_weight_conversion(base, weights))
+
+
+def without_adapters(model: Any) -> Any:
+    """The model itself below peft's wrapper; its layers are still the adapted ones."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _whole(tensor: Tensor) -> Tensor:
