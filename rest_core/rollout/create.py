@@ -37,8 +37,10 @@ def create_engine(config: EngineConfig, master: Any, tokenizer: Any, *, dtype: t
 
         engine = VllmServerEngine(config, dtype=dtype, vocabulary=vocabulary)
     else:
+        from rest_core.rollout.checkpoint_weights import without_wrapper
         from rest_core.rollout.vllm_engine import VllmEngine
 
-        engine = VllmEngine(master.config, config, dtype=dtype, vocabulary=vocabulary, max_tokens=max_tokens)
+        architecture = without_wrapper(master).config
+        engine = VllmEngine(architecture, config, dtype=dtype, vocabulary=vocabulary, max_tokens=max_tokens)
     engine.synchronise(master, 0)
     return engine

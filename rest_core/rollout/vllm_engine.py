@@ -21,8 +21,8 @@ from tqdm import tqdm
 from rest_core.config import VllmEngineConfig
 from rest_core.errors import UserError
 from rest_core.records import Rollout
+from rest_core.rollout.checkpoint_weights import checkpoint_weights, without_wrapper
 from rest_core.rollout.vllm_sampling import VERSION, Vocabulary, accept, sampling
-from rest_core.rollout.weights import policy_weights, without_adapters
 
 WORKER = "rest_core.rollout.vllm_worker.PolicyWorker"
 _CPU_CACHE_BYTES = 1 << 30  # for keys and values where there is no GPU whose memory could be shared out
@@ -145,8 +145,8 @@ class VllmEngine:
         if self._sleeps:
             self.llm.wake_up(tags=["weights"])
         self.version = -1  # until all weights are there
-        weights = list(policy_weights(master, self.dtype).items())
-        self.llm.collective_rpc("load_policy", args=(weights, without_adapters(master).config.to_dict()))
+        weights = list(checkpoint_weights(master, self.dtype).items())
+        self.llm.collective_rpc("load_policy", args=(weights, without_wrapper(master).config.to_dict()))
         # Cached keys and values are those of the old weights.
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM's prefix cache could not be emptied")

@@ -21,10 +21,10 @@ import torch
 from rest_core.config import VllmServerConfig
 from rest_core.errors import UserError
 from rest_core.records import Rollout
+from rest_core.rollout.checkpoint_weights import checkpoint_weights, without_wrapper
 from rest_core.rollout.vllm_http import Server
 from rest_core.rollout.vllm_nccl import NcclTransfer
 from rest_core.rollout.vllm_sampling import VERSION, Vocabulary, accept, sampling
-from rest_core.rollout.weights import policy_weights, without_adapters
 
 log = logging.getLogger(__name__)
 
@@ -142,13 +142,13 @@ class VllmServerEngine:
         Every process of a training calls this: each may hold a part of the weights. The first one sends them, and
         tells the others how that went.
         """
-        weights = policy_weights(master, self.dtype)  # a collective where the model is sharded
+        weights = checkpoint_weights(master, self.dtype)  # a collective where the model is sharded
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         first = not distributed or torch.distributed.get_rank() == 0
         said: list[Any] = [None, None]  # label, error
         if first:
             try:
-                said[0] = self._send(weights, without_adapters(master).config, f"{self._owner}/{version}")
+                said[0] = self._send(weights, without_wrapper(master).config, f"{self._owner}/{version}")
             except UserError as error:
                 said[1] = str(error)
         if distributed:

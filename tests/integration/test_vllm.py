@@ -244,16 +244,16 @@ def training(config: RlConfig, source: Path, folder: Path) -> tuple[RlTrainer, d
 
 
 def settings(**changes: Any) -> RlConfig:
-    return RlConfig(
-        steps=2,
-        prompts_per_step=4,
-        group_size=4,
-        max_response_tokens=16,
-        learning_rate=0.003,
-        reward="toolrl",
-        reward_probe_prompts=2,
-        **changes,
-    )
+    defaults: dict[str, Any] = {
+        "steps": 2,
+        "prompts_per_step": 4,
+        "group_size": 4,
+        "max_response_tokens": 16,
+        "learning_rate": 0.003,
+        "reward": "toolrl",
+        "reward_probe_prompts": 2,
+    }
+    return RlConfig(**{**defaults, **changes})
 
 
 def check_training(trainer: RlTrainer, seen: dict[int, dict[str, float]]) -> None:
@@ -269,8 +269,11 @@ def check_training(trainer: RlTrainer, seen: dict[int, dict[str, float]]) -> Non
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
-def test_a_training_with_the_server(server: VllmServerConfig, checkpoint: tuple[Path, Any], tmp_path: Path) -> None:
-    check_training(*training(settings(engine=server), checkpoint[0], tmp_path))
+@pytest.mark.parametrize("changes", [{}, {"lora": LoraConfig(r=4), "learning_rate": 0.02}], ids=["weights", "adapters"])
+def test_a_training_with_the_server(
+    server: VllmServerConfig, checkpoint: tuple[Path, Any], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    check_training(*training(settings(engine=server, **changes), checkpoint[0], tmp_path))
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
@@ -282,6 +285,47 @@ def test_a_training_goes_on_with_another_engine(
     assert not seen  # both steps have been made
     groups = trainer.engine.generate(PROMPTS, samples=1, max_new_tokens=8, seeds=SEEDS)
     assert gaps(trainer.model.eval(), groups).abs().max() < 1e-3
+
+
+TWO_PROCESSES = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, str(Path("tests/integration").resolve()))
+import torch
+import test_vllm as t
+source, out, engine = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+trainer, seen = t.training(t.settings(engine=engine, mini_batch_prompts=2), source, out / "checkpoints")
+if trainer.accelerator.is_main_process:
+    weights = {name: parameter.detach() for name, parameter in trainer.model.named_parameters()}
+    torch.save({"weights": weights, "tokens": [m["tokens/generated"] for m in seen.values()]}, out / "result.pt")
+"""
+
+
+def test_the_processes_of_a_training_share_the_server(
+    server: VllmServerConfig, checkpoint: tuple[Path, Any], tmp_path: Path
+) -> None:
+    results = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        (folder / "train.py").write_text(TWO_PROCESSES)
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [sys.executable, *(launcher if processes > 1 else []), str(folder / "train.py")]
+        done = subprocess.run(
+            [*command, str(checkpoint[0]), str(folder), server.model_dump_json()],
+            cwd=ROOT,
+            env={**ENVIRONMENT, "ACCELERATE_USE_CPU": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(torch.load(folder / "result.pt"))
+    one, two = results
+    assert one["tokens"] == two["tokens"]  # the same responses
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], weight, rtol=1e-3, atol=1e-4)
 
 
 COLOCATED = """
