@@ -368,7 +368,24 @@ def test_a_training_with_vllm_in_its_process(checkpoint: tuple[Path, Any], tmp_p
     assert done.returncode == 0 and "colocated: done" in done.stdout, done.stderr[-3000:]
 
 
-def test_one_process_only_and_an_error_where_it_is_missing(checkpoint: tuple[Path, Any], tiny_tokenizer: Any) -> None:
+def test_the_transfer_between_gpus_is_where_we_look_for_it() -> None:
+    """It cannot run here without a GPU; what it is called and what it asks for can be checked."""
+    code = (
+        "import inspect;"
+        "from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource;"
+        "from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo as Info;"
+        "from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine as Engine;"
+        "Info(rank=0, master_address='localhost', master_port=1, world_size=2);"
+        "ParamMeta('name', None, (1,));"
+        "assert WeightSource.__abstractmethods__ == {'metadata', '__iter__'};"
+        "assert list(inspect.signature(Engine.trainer_init).parameters) == ['init_info', 'client', 'source'];"
+        "assert list(inspect.signature(Engine.send_weights).parameters) == ['self']"
+    )
+    done = subprocess.run([str(PYTHON), "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_an_error_says_where_vllm_is_missing(checkpoint: tuple[Path, Any], tiny_tokenizer: Any) -> None:
     if importlib.util.find_spec("vllm") is not None:
         pytest.skip("vLLM is in this environment")
     config = RlConfig(engine={"engine": "vllm"}).engine
