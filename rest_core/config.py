@@ -189,6 +189,41 @@ class RewardFunction(Section):
     )
 
 
+class TransformersEngineConfig(Section):
+    """Rollouts by a copy of the policy in the trainer's process."""
+
+    engine: Literal["transformers"] = "transformers"
+
+
+class VllmEngineConfig(Section):
+    """Rollouts by vLLM in the trainer's process, on the same device; a training of one process."""
+
+    engine: Literal["vllm"] = "vllm"
+    gpu_memory_utilization: float = Field(
+        0.5, gt=0, lt=1, description="share of the GPU's memory that vLLM has during a rollout; 0 during updates"
+    )
+
+
+class VllmServerConfig(Section):
+    """Rollouts by a vLLM server that `rest serve-rollouts` has started."""
+
+    engine: Literal["vllm_server"] = "vllm_server"
+    url: str = Field("http://127.0.0.1:8000", pattern=r"^https?://[^/]+/?$", description="where the server listens")
+    weights: Literal["folder", "nccl"] = Field(
+        "folder", description="how weights get there: files in `folder`, or from GPU to GPU"
+    )
+    folder: str | None = Field(
+        None,
+        description="a folder that trainer and server both see, below /dev/shm for memory; null = the temporary folder",
+    )
+    timeout: float = Field(
+        600, gt=0, description="seconds to wait for the server: until it is up, and for each of its answers"
+    )
+
+
+EngineConfig = TransformersEngineConfig | VllmEngineConfig | VllmServerConfig
+
+
 class RlConfig(Section):
     enabled: bool = True
     steps: int = Field(105, ge=1, description="rollout rounds")
@@ -216,6 +251,9 @@ class RlConfig(Section):
     weights: WeightsConfig = Field(PaperWeights(), discriminator="scheme")
     entropy_momentum: float = Field(0.9, ge=0, lt=1, description="decay of the running per-region entropies")
     loss: LossConfig = LossConfig()
+    engine: EngineConfig = Field(
+        TransformersEngineConfig(), discriminator="engine", description="what samples the responses"
+    )
     lora: LoraConfig | None = None
     gradient_checkpointing: bool = False
     max_loss: float = Field(1e4, gt=0, description="a larger absolute loss stops the training")
@@ -226,6 +264,15 @@ class RlConfig(Section):
         32, ge=0, description="training prompts on which reward is measured before and after; 0 = off"
     )
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _entropies(self) -> RlConfig:
+        if isinstance(self.weights, HighEntropyWeights) and not isinstance(self.engine, TransformersEngineConfig):
+            raise ValueError(
+                "weights.scheme=high_entropy needs the entropy of every sampled token, which vLLM does not give; use "
+                "engine.engine=transformers or another scheme"
+            )
+        return self
 
 
 class GenerationConfig(Section):

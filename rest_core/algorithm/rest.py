@@ -16,7 +16,7 @@ from rest_core.algorithm.entropy import RunningRegionEntropy, region_sums
 from rest_core.algorithm.regions import read_response
 from rest_core.algorithm.rewards import Reward, tool_reward
 from rest_core.algorithm.weights import relative_frequency, token_weights
-from rest_core.config import RlConfig
+from rest_core.config import HighEntropyWeights, PaperWeights, RlConfig
 from rest_core.response import Response, parse
 
 
@@ -47,13 +47,20 @@ class ResT:
         """(P, G) total rewards → (P, G) advantages."""
         return group_advantages(rewards, divide_by_std=self.config.advantage_std)
 
+    @property
+    def wants_entropies(self) -> bool:
+        """Whether `weights` will read the entropies of the sampling policy that it is given."""
+        scheme = self.config.weights
+        return isinstance(scheme, HighEntropyWeights) or (isinstance(scheme, PaperWeights) and self.entropy.empty)
+
     def weights(self, ids: Tensor, regions: Tensor, mask: Tensor, entropies: Tensor, step: int) -> Tensor:
         """Weights (B, T) of a whole rollout, all arguments (B, T).
 
-        `entropies` are those of the policy that sampled. They stand in for the running means in the first step, when
-        no training forward has been seen, and rank the tokens of the scheme `high_entropy`.
+        `entropies` are those of the policy that sampled; they are read while `wants_entropies`. They stand in for the
+        running means in the first step, when no training forward has been seen, and rank the tokens of the scheme
+        `high_entropy`.
         """
-        if self.entropy.empty:
+        if self.wants_entropies and self.entropy.empty:
             self.observe(*region_sums(entropies, regions, mask))
         return token_weights(
             regions,

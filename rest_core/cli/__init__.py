@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from rest_core.cli import pipeline, registry, score, stages
+from rest_core.cli import pipeline, registry, rollouts, score, stages
 from rest_core.errors import EXIT_USER_ERROR, UserError
 
 EXIT_INTERRUPTED = 130
@@ -37,7 +37,7 @@ def cli() -> None:
     """
 
 
-for module in (pipeline, stages, registry, score):
+for module in (pipeline, stages, rollouts, registry, score):
     for command in module.COMMANDS:
         cli.add_command(command)
 

@@ -14,9 +14,10 @@ from rest_core.records import Rollout
 
 class Engine(Protocol):
     def synchronise(self, master: Any, version: int) -> None:
-        """Take over the weights of `master`, adapters merged, which are those after `version` updates.
+        """Take over the weights of the policy `master`, which are those after `version` updates.
 
-        Where the weights are sharded over processes, every process calls this, and each gathers them.
+        Adapters are merged on the way; `master` itself is not changed. Rollouts are stamped with this version. Every
+        process of a training calls it at the same time: sharded weights are gathered.
         """
         ...
 

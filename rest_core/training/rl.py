@@ -29,7 +29,6 @@ from rest_core.algorithm.advantages import zero_variance
 from rest_core.algorithm.entropy import region_sums
 from rest_core.algorithm.regions import Region
 from rest_core.algorithm.rest import Judgement, ResT
-from rest_core.algorithm.token_bytes import stop_ids
 from rest_core.config import ModelConfig, RlConfig
 from rest_core.errors import UserError
 from rest_core.memory import keep_freed_memory, peak_memory_gib
@@ -38,7 +37,7 @@ from rest_core.model.loading import with_lora
 from rest_core.model.logprobs import Policy
 from rest_core.records import Rollout, Sample
 from rest_core.response import Response
-from rest_core.rollout.transformers_engine import TransformersEngine
+from rest_core.rollout.create import create_engine
 from rest_core.seeds import derive
 from rest_core.training.checkpoint import Checkpoints
 from rest_core.training.reward_functions import GroupScore, RewardFunctions
@@ -48,6 +47,7 @@ log = logging.getLogger(__name__)
 
 # What a user changes to get a stopped training going again: a checkpoint is taken up all the same.
 _REMEDIES = {
+    "engine",
     "learning_rate",
     "max_grad_norm",
     "max_loss",
@@ -130,11 +130,12 @@ class RlTrainer:
         self.model = model
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-        self.engine = TransformersEngine.copy_of(
+        self.engine = create_engine(
+            config.engine,
             model,
+            tokenizer,
             dtype=torch.bfloat16 if half else torch.float32,
-            stop_ids=stop_ids(tokenizer),
-            pad_id=tokenizer.pad_token_id,
+            max_tokens=max(len(task.prompt_ids) for task in tasks) + config.max_response_tokens,
         )
         policy, self.optimizer = self.accelerator.prepare(Policy(model), optimizer)
         self.update = PolicyUpdate(
@@ -249,6 +250,9 @@ class RlTrainer:
         """
         rollouts = [rollout for group in groups for rollout in group]
         dropped = judged.dropped.repeat_interleave(self.config.group_size)  # (B,)
+        if self.algorithm.wants_entropies and any(rollout.entropies is None for rollout in rollouts):
+            for rollout, values in zip(rollouts, self.update.entropies(rollouts), strict=True):
+                rollout.entropies = values
         own = [
             (rollout.response_ids, judgement.regions.tolist(), rollout.entropies or [], gone)
             for rollout, judgement, gone in zip(

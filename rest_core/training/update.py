@@ -172,6 +172,14 @@ class PolicyUpdate:
         self.policy.train()
         return logps, entropies
 
+    def entropies(self, rollouts: list[Rollout]) -> list[list[float]]:
+        """Entropy (nats) at every sampled token under the policy as it is, for an engine that does not give it."""
+        lengths = [len(rollout.response_ids) for rollout in rollouts]
+        mask = pad_rows([[1] * length for length in lengths], max(lengths), torch.bool)
+        alike = torch.zeros(mask.shape)  # nothing but the ids is read
+        _, values = self.values(Experience(rollouts, alike[:, 0], alike.long(), mask, alike))
+        return [row[:length].tolist() for row, length in zip(values, lengths, strict=True)]
+
     def _mini_batches(self, count: int) -> list[list[int]]:
         """Row indices of each optimizer update: whole groups, in the order of the rollout."""
         prompts = self.config.mini_batch_prompts or self.config.prompts_per_step
