@@ -75,9 +75,9 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> None:
     if options.combine:
-        report = combine(options.combine)
-        write(report, options.output, report["file"], options.name)
-        sys.stdout.write(summary.table(report) + "\n")
+        joined = combine(options.combine)
+        write(joined, options.output, joined["file"], options.name)
+        sys.stdout.write(summary.table(joined) + "\n")
         return
     device = machine.device_of(options.device)
     works = chosen_works(options, device.type)
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
         specs = {arm: common | _side(arm, work, options, device.type) for arm in arms[work.name]}
         found = run_rounds(specs, work, warm_up=options.warm_up, measured=options.steps, say=say)
         report.setdefault("works", {})[work.name] = summary.summarise(
-            work, found, report.get("ceiling", {}).get("flops")
+            work, found, cores=machine.all_cores(), peak_flops=report.get("ceiling", {}).get("flops")
         )
         write(report, options.output, report["file"], options.name)  # what is there outlives a later failure
     if options.decode:
@@ -177,7 +177,7 @@ def search(options: argparse.Namespace, works: list[Work], common: dict[str, Any
     for work in works:
         tried = settings.candidates(common["device"], work.responses)
         say(f"search: work {work.name}, {len(tried)} settings of TRL, {options.warm_up + options.steps} steps each")
-        rows = []
+        rows: list[dict[str, Any]] = []
         for candidate in tried:
             say(f"trying {json.dumps(candidate)}")
             try:
@@ -192,13 +192,14 @@ def search(options: argparse.Namespace, works: list[Work], common: dict[str, Any
                 say(f"failed: {error}")
                 rows.append({"settings": candidate, "failed": str(error)})
                 continue
-            figures = summary.summarise(work, made, None)["arms"]["trl"]
+            figures = summary.summarise(work, made, cores=machine.all_cores())["arms"]["trl"]
             rows.append({"settings": candidate, "seconds": figures["seconds"], "peak_bytes": figures["peak_bytes"]})
         ended = [row for row in rows if "seconds" in row]
-        best = min(ended, key=lambda row: row["seconds"]["median"]) if ended else None
+        if not ended:
+            raise UserError(f"work {work.name}: no setting of TRL ran to its end; the reasons stand above")
+        best = min(ended, key=lambda row: float(row["seconds"]["median"]))
         found[work.name] = {"work": work.to_dict(), "tried": rows, "best": best}
-        if best:
-            say(f"best for {work.name}: {json.dumps(best['settings'])} at {best['seconds']['median']:.2f} s")
+        say(f"best for {work.name}: {json.dumps(best['settings'])} at {best['seconds']['median']:.2f} s")
     return found
 
 
@@ -218,7 +219,7 @@ def measure_scaling(options: argparse.Namespace, common: dict[str, Any]) -> dict
     cpu = common["device"] == "cpu"
     model = options.scaling_model or ("random:small" if cpu else options.model)
     shape = {"prompt_tokens": 128, "new_tokens": 16} if cpu else {"prompt_tokens": 750, "new_tokens": 390}
-    points, work = [], None
+    points: list[dict[str, Any]] = []
     for responses in _SCALING_RESPONSES:
         work = Work("scaling", prompts=responses // 4, group=4, **shape)
         say(f"scaling: {responses} responses a step, {work.useful} tokens")
@@ -226,7 +227,7 @@ def measure_scaling(options: argparse.Namespace, common: dict[str, Any]) -> dict
         found = run_rounds(
             {settings.OURS: spec}, work, warm_up=options.warm_up, measured=max(3, options.steps), say=say
         )
-        figures = summary.summarise(work, found, None)["arms"][settings.OURS]
+        figures = summary.summarise(work, found, cores=machine.all_cores())["arms"][settings.OURS]
         points.append(
             {
                 "responses": responses,
@@ -240,19 +241,26 @@ def measure_scaling(options: argparse.Namespace, common: dict[str, Any]) -> dict
 
 
 def combine(files: list[Path]) -> dict[str, Any]:
-    """Reports of the same machine and model as one; a later file's works take the place of an earlier one's."""
+    """Reports of the same machine and model as one.
+
+    A work that is in several of them takes its sides from all, each with the ratios of its own run; a side that is in
+    several, ours for one, keeps the figures of the first.
+    """
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    first = reports[0]
+    joined = reports[0] | {"command": " ; ".join(report["command"] for report in reports)}
+    works: dict[str, Any] = {}
     for path, report in zip(files, reports, strict=True):
         for what in ("file", "model"):
-            if report[what] != first[what]:
-                raise UserError(f"{path}: {what} is {report[what]!r}, {files[0]} has {first[what]!r}")
-    joined = dict(first)
-    joined["works"] = {name: work for report in reports for name, work in report.get("works", {}).items()}
-    joined["command"] = " ; ".join(report["command"] for report in reports)
-    for report in reports:
-        joined |= {name: report[name] for name in ("ceiling", "decode", "scaling") if name in report}
-    return joined
+            if report[what] != joined[what]:
+                raise UserError(f"{path}: {what} is {report[what]!r}, {files[0]} has {joined[what]!r}")
+        for name, work in report.get("works", {}).items():
+            known = works.setdefault(name, work)
+            if known["work"] != work["work"]:
+                raise UserError(f"{path}: work {name} has another size than in the files before it")
+            known["arms"] = work["arms"] | known["arms"]
+            known["ratios"] = work["ratios"] | known["ratios"]
+        joined |= {part: report[part] for part in ("ceiling", "decode", "scaling") if part in report}
+    return joined | {"works": works}
 
 
 def write(report: dict[str, Any], folder: Path, machine_name: str, name: str, prefix: str = "rl_step") -> None:

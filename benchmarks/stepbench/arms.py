@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rest_core.errors import UserError
 
 from .work import Work
@@ -121,7 +123,10 @@ def run_rounds(
         for number in range(warm_up + measured):
             shift = number % len(arms)
             for arm in [*arms[shift:], *arms[:shift]]:
+                before = _busy_seconds()
                 step = arm.step()
+                # What the rest of the machine did meanwhile: a figure from a busy machine shows itself.
+                step["others_cpu"] = max(0.0, _busy_seconds() - before - step["cpu"])
                 if step["generated"] != work.generated:
                     raise UserError(
                         f"{arm.name} generated {step['generated']} tokens where the work has {work.generated}: "
@@ -150,6 +155,12 @@ def ask(spec: dict[str, Any], name: str, say: Callable[[str], None]) -> dict[str
         return heard
     finally:
         arm.kill()
+
+
+def _busy_seconds() -> float:
+    """Processor seconds that all processes of the machine have used."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
 
 def _phases(step: dict[str, Any]) -> str:

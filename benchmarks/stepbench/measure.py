@@ -43,7 +43,10 @@ class Clock:
 
 
 class TokenCount:
-    """Tokens that go through the decoder in passes with gradient, and positions at which the head is applied there."""
+    """Tokens that go through the decoder in passes with gradient, and positions at which the head is applied there.
+
+    What a backward pass computes a second time is not counted again.
+    """
 
     def __init__(self, model: Any) -> None:
         self.body = self.head = 0
@@ -54,7 +57,7 @@ class TokenCount:
         self.body = self.head = 0
 
     def _see_body(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.is_grad_enabled():
+        if not _first_pass():
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is not None:
@@ -63,8 +66,13 @@ class TokenCount:
             self.body += kwargs["inputs_embeds"][..., 0].numel()
 
     def _see_head(self, module: Any, args: tuple[Any, ...]) -> None:
-        if torch.is_grad_enabled():
+        if _first_pass():
             self.head += args[0][..., 0].numel()
+
+
+def _first_pass() -> bool:
+    """Whether this is a forward pass for training, and not one that a backward pass repeats."""
+    return torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1
 
 
 class PeakMemory:

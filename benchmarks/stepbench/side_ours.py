@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ class Ours:
         self.clock.reset()
         self.count.reset()
         self.memory.begin()
-        begin = self.clock.now()
+        begin, processor = self.clock.now(), time.process_time()
         metrics = self.trainer.train_step(self._step)
         wall = self.clock.now() - begin
         seconds = self.clock.seconds
@@ -104,6 +105,7 @@ class Ours:
         generated = int(metrics["tokens/generated"])
         return {
             "wall": wall,
+            "cpu": time.process_time() - processor,
             "phases": phases | {"other": wall - sum(phases.values())},
             "generated": generated,
             "body_tokens": self.count.body,

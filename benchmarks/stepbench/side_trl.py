@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ class Trl:
         self.clock.reset()
         self.count.reset()
         self.memory.begin()
-        self._begin = self.clock.now()
+        self._begin, self._processor = self.clock.now(), time.process_time()
 
     def end(self) -> dict[str, Any]:
         wall = self.clock.now() - self._begin
@@ -104,6 +105,7 @@ class Trl:
         }
         return {
             "wall": wall,
+            "cpu": time.process_time() - self._processor,
             "phases": phases | {"other": wall - sum(phases.values())},
             "generated": self.generated,
             "body_tokens": self.count.body,

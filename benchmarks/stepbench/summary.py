@@ -9,12 +9,21 @@ from .settings import OURS
 from .statistics import ratio, spread
 from .work import Work
 
+_BUSY = 0.05  # share of the cores that other processes may take before the table says so
 PHASES = ("rollout", "reward", "old log-probs", "update", "optimizer", "synchronise", "other")
 
 
-def summarise(work: Work, found: dict[str, dict[str, Any]], peak_flops: float | None) -> dict[str, Any]:
-    """The report of one work; `found` is what `run_rounds` returned. Without `peak_flops` no share of it is given."""
-    arms = {name: _arm(work, arm, peak_flops) for name, arm in found.items()}
+def summarise(
+    work: Work, found: dict[str, dict[str, Any]], *, cores: int, peak_flops: float | None = None
+) -> dict[str, Any]:
+    """The report of one work.
+
+    Args:
+        found: what `run_rounds` returned.
+        cores: of the machine, all of them.
+        peak_flops: without it no share of it is given.
+    """
+    arms = {name: _arm(work, arm, cores, peak_flops) for name, arm in found.items()}
     return {
         "work": work.to_dict(),
         "arms": arms,
@@ -26,7 +35,7 @@ def summarise(work: Work, found: dict[str, dict[str, Any]], peak_flops: float | 
     }
 
 
-def _arm(work: Work, arm: dict[str, Any], peak_flops: float | None) -> dict[str, Any]:
+def _arm(work: Work, arm: dict[str, Any], cores: int, peak_flops: float | None) -> dict[str, Any]:
     steps = arm["steps"]
     wall = spread([step["wall"] for step in steps])
     phases = {
@@ -40,6 +49,8 @@ def _arm(work: Work, arm: dict[str, Any], peak_flops: float | None) -> dict[str,
     summary: dict[str, Any] = {
         "settings": arm["settings"],
         "seconds": wall.to_dict(),
+        "cpu_seconds": spread([step["cpu"] for step in steps]).to_dict(),
+        "others_cpu_share": sum(s["others_cpu"] for s in steps) / sum(s["wall"] for s in steps) / cores,
         "phases": phases,
         "tokens_per_second": {
             "generated": work.generated / rollout,
@@ -77,6 +88,7 @@ def _ratios(
     """How many times TRL's time is ours (larger is better for us), and the share of its memory that we take."""
     return {
         "seconds": ratio([step["wall"] for step in ours], [step["wall"] for step in theirs]).to_dict(),
+        "cpu": ratio([step["cpu"] for step in ours], [step["cpu"] for step in theirs]).to_dict(),
         "rollout": ratio([s["phases"]["rollout"] for s in ours], [s["phases"]["rollout"] for s in theirs]).to_dict(),
         "update": ratio([s["phases"]["update"] for s in ours], [s["phases"]["update"] for s in theirs]).to_dict(),
         "memory_share": {
@@ -121,6 +133,8 @@ def table(report: dict[str, Any]) -> str:
                 times, share = work["ratios"][arm]["seconds"], work["ratios"][arm]["memory_share"]
                 line += f"  {times['median']:.2f} ({times['low']:.2f}-{times['high']:.2f})".ljust(20)
                 line += f" {share.get('gpu_allocated', share['rss']):.2f}"
+            if figures["others_cpu_share"] > _BUSY:
+                line += f"  ! other processes took {figures['others_cpu_share']:.0%} of the cores"
             lines.append(line)
         for arm, figures in work["arms"].items():
             if "share_of_peak_computed" in figures.get("update", {}):

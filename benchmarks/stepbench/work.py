@@ -118,10 +118,15 @@ def conversation(tokenizer: Any, number: int, tokens: int) -> list[Message]:
     while length(tools, words + 1) <= tokens:
         words += 1
     messages = _conversation(number, tools, words)
-    for _ in range(tokens - length(tools, words)):  # the next filler word has more than one token
-        messages[0]["content"] += " a"
-    if len(encode(tokenizer, messages)) != tokens:
-        raise ValueError(f"prompt {number} cannot be brought to exactly {tokens} tokens with this tokenizer")
+    system = messages[0]
+    while (now := len(encode(tokenizer, messages))) < tokens:  # the next filler word has too many tokens
+        whole = system["content"]
+        for piece in (" a", "a", "."):
+            system["content"] = whole + piece
+            if now < len(encode(tokenizer, messages)) <= tokens:
+                break
+        else:
+            raise ValueError(f"prompt {number} cannot be brought to exactly {tokens} tokens with this tokenizer")
     return messages
 
 
