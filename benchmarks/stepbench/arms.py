@@ -74,12 +74,10 @@ class Arm:
         self.tell("step")
         return self.hear()
 
-    def stop(self) -> dict[str, Any]:
-        """End the process; returns its last figures."""
+    def stop(self) -> None:
         self.tell("stop")
-        last = self.hear()
+        self.hear()
         self._process.wait()
-        return last
 
     def kill(self) -> None:
         if self._process.poll() is None:
@@ -105,7 +103,7 @@ def run_rounds(
 ) -> dict[str, dict[str, Any]]:
     """All arms alive at once; in each round each does one step, and the order moves on by one from round to round.
 
-    Returns, by arm: `steps` (the measured ones), `warm_up`, `ready` and `stopped` as the child gave them.
+    Returns, by arm: `settings`, and as the child gave them `ready`, `warm_up` and `steps` (the measured ones).
 
     Raises:
         UserError: a side died, or the two sides did not do the same work.
@@ -139,7 +137,7 @@ def run_rounds(
             left = spent / (number + 1) * (warm_up + measured - number - 1)
             say(f"round {number + 1} of {warm_up + measured} done, about {left:.0f} s left for this work")
         for arm in arms:
-            found[arm.name]["stopped"] = arm.stop()
+            arm.stop()
     finally:
         for arm in arms:
             arm.kill()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -71,6 +70,7 @@ def main() -> None:
                 "prompt_tokens": [len(ids) for ids in side.prompts],
                 "parameters": count_parameters(side.model).to_dict(),
                 "rss_exact": side.memory.exact,
+                "rss_loading": side.memory.loading,
                 "rss_loaded": side.memory.process.memory_info().rss,
             }
         )
@@ -86,8 +86,7 @@ def main() -> None:
                     raise RuntimeError("more steps were asked for than were announced")
             except StopTraining:
                 pass
-        scale = 1 if sys.platform == "darwin" else 1024
-        answer({"stopped": True, "ru_maxrss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale})
+        answer({"stopped": True})
 
 
 if __name__ == "__main__":

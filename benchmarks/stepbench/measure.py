@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -85,6 +87,8 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.process = psutil.Process()
+        # Of this process so far, which is the loading of the model.
+        self.loading = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         self.exact = self._set_back()
         self._sampled = 0
         self._sampling = threading.Event()

@@ -57,7 +57,7 @@ def _arm(work: Work, arm: dict[str, Any], cores: int, peak_flops: float | None) 
             "trained": work.generated / trained,
             "step": work.generated / wall.median,
         },
-        "peak_bytes": memory | {"process_ever": arm["stopped"]["ru_maxrss"], "loaded": arm["ready"]["rss_loaded"]},
+        "peak_bytes": memory | {kind: arm["ready"][f"rss_{kind}"] for kind in ("loading", "loaded")},
         "peak_is_exact": arm["ready"]["rss_exact"],
         "parameters": arm["ready"]["parameters"],
         "samples": {"warm_up": arm["warm_up"], "steps": steps},

@@ -143,8 +143,9 @@ def _found(wall: list[float], *, rss: float, body: int) -> dict[str, Any]:
         }
         for seconds in wall
     ]
-    ready = {"parameters": {"body": 1000, "head": 100, "lookup": 7}, "rss_exact": True, "rss_loaded": 1.0}
-    return {"settings": {}, "ready": ready, "stopped": {"ru_maxrss": rss}, "warm_up": [], "steps": steps}
+    ready = {"parameters": {"body": 1000, "head": 100, "lookup": 7}, "rss_exact": True}
+    ready |= {"rss_loading": rss, "rss_loaded": rss / 2}
+    return {"settings": {}, "ready": ready, "warm_up": [], "steps": steps}
 
 
 _WORK = Work("a", prompts=2, prompt_tokens=10, group=3, new_tokens=4)
