@@ -132,7 +132,7 @@ def run_rounds(
                     )
                 found[arm.name]["warm_up" if number < warm_up else "steps"].append(step)
                 what = "warm-up" if number < warm_up else f"step {number - warm_up + 1}/{measured}"
-                say(f"{arm.name:<12} {what:<10} {step['wall']:8.2f} s  {_phases(step)}")
+                say(f"{arm.name:<12} {what:<10} {step['wall']:8.2f} s (cpu {step['cpu']:.1f})  {_phases(step)}")
             spent = time.monotonic() - begin
             left = spent / (number + 1) * (warm_up + measured - number - 1)
             say(f"round {number + 1} of {warm_up + measured} done, about {left:.0f} s left for this work")
