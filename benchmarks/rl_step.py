@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import yaml
 from stepbench import machine, plan, settings, summary
-from stepbench.arms import ask, run_rounds
+from stepbench.arms import OMP_WAIT, ask, run_rounds
 from stepbench.plot import figure
 from stepbench.work import WORKS, Work
 
@@ -92,6 +93,7 @@ def run(options: argparse.Namespace) -> None:
         "command": " ".join(sys.argv[1:]),
         "model": options.model,
         "threads": options.threads,
+        "openmp": {name: os.environ.get(name, value) for name, value in OMP_WAIT.items()},
         "machine": machine.describe(device),
     }
     if options.search:

@@ -20,6 +20,7 @@ from .work import Work
 
 _HERE = Path(__file__).resolve().parent
 _TOP = _HERE.parents[1]
+OMP_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
 class Arm:
@@ -30,18 +31,21 @@ class Arm:
         self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115, closed by kill
         path = [str(_HERE.parent), str(_TOP), *filter(None, [os.environ.get("PYTHONPATH")])]
         threads = str(spec["threads"])
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(path),
-            "PYTHONUNBUFFERED": "1",
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            # Worker threads that wait for work sleep, so that the idle side leaves the cores to the other one.
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "GOMP_SPINCOUNT": "0",
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-            "TRL_EXPERIMENTAL_SILENCE": "1",
-        }
+        environment = (
+            # Worker threads that wait for work sleep at once, so that the idle side leaves the cores to the other one;
+            # what the caller has set holds.
+            OMP_WAIT
+            | os.environ
+            | {
+                "PYTHONPATH": os.pathsep.join(path),
+                "PYTHONUNBUFFERED": "1",
+                "OMP_NUM_THREADS": threads,
+                "MKL_NUM_THREADS": threads,
+                "TOKENIZERS_PARALLELISM": "false",
+                "HF_HUB_OFFLINE": "1",
+                "TRL_EXPERIMENTAL_SILENCE": "1",
+            }
+        )
         if spec["device"] == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
         self._process = subprocess.Popen(

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from .settings import LABELS
 from .summary import PHASES
@@ -25,24 +26,18 @@ _COLOURS = {
 def figure(report: dict[str, Any]) -> Figure:
     works, scale = report.get("works", {}), report.get("scaling")
     panels = len(works) + bool(scale)
-    made = Figure(figsize=(4.4 * max(1, panels) + 0.6, 5.2), layout="constrained")
+    made = Figure(figsize=(max(7.5, 4.3 * panels), 5.4), layout="constrained")
     axes = made.subplots(1, max(1, panels), squeeze=False)[0]
     for panel, (name, work) in zip(axes, works.items(), strict=False):
         _bars(panel, name, work)
     if scale:
         _scaling(axes[-1], scale)
     names = [name for name in PHASES if any(_visible(work, name) for work in works.values())]
-    handles = [plt_patch(name) for name in names]
+    handles = [Patch(color=_COLOURS[name], label=name) for name in names]
     if handles:
         made.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     made.suptitle(_subject(report), fontsize="medium")
     return made
-
-
-def plt_patch(name: str) -> Any:
-    from matplotlib.patches import Patch
-
-    return Patch(color=_COLOURS[name], label=name)
 
 
 def _visible(work: dict[str, Any], phase: str) -> bool:
@@ -119,4 +114,4 @@ def _subject(report: dict[str, Any]) -> str:
     where = machine["gpu"]["name"] if "gpu" in machine else f"{machine['cpu']}, {machine['cores']} cores"
     versions = machine["packages"]
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "trl") if name in versions)
-    return f"One RL step, {report['model']} on {where} ({named})"
+    return f"One RL step of {report['model']}\n{where}; {named}"

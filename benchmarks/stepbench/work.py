@@ -47,7 +47,7 @@ WORKS = {
     "b8": Work("b8", prompts=4, prompt_tokens=750, group=8, new_tokens=390),
 }
 TITLES = {
-    "a": "4 short prompts, G = 4",
+    "a": "short prompts, G = 4",
     "b4": "ToolRL's shape, G = 4",
     "b8": "ToolRL's shape, G = 8",
 }
