@@ -142,9 +142,10 @@ def chosen_works(options: argparse.Namespace, device: str) -> list[Work]:
 
 
 def chosen_arms(options: argparse.Namespace, work: Work, device: str) -> list[str]:
-    """All, unless asked otherwise; on a CPU the longest work leaves TRL's defaults out, which take the most time."""
+    """All, unless asked otherwise; on a CPU the long works leave TRL's defaults out, which would take half an hour."""
     if not options.arms:
-        return [a for a in settings.ARMS if not (device == "cpu" and work.name == "b8" and a == settings.TRL_DEFAULT)]
+        long = device == "cpu" and work.name != "a"
+        return [arm for arm in settings.ARMS if not (long and arm == settings.TRL_DEFAULT)]
     arms = options.arms.split(",")
     if unknown := set(arms) - set(settings.ARMS):
         raise UserError(f"--arms: unknown side {min(unknown)!r} (known: {', '.join(settings.ARMS)})")
