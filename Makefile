@@ -11,11 +11,12 @@ COMPILE := compile --profile qwen3-1.7b --gpus 1 --output pipelines/compiled/res
 # vLLM pins its own torch and transformers: an environment of its own (another place: make vllm VLLM=/path).
 VLLM ?= .venv-vllm
 
-.PHONY: help setup run test lint ui compile lock vllm clean
+.PHONY: help setup run test bench lint ui compile lock vllm clean
 
 help:
 	@echo "make run      run the whole pipeline on this machine (profile quickstart)"
 	@echo "make test     run the tests"
+	@echo "make bench    one RL step against TRL's GRPOTrainer (about 40 minutes on two cores)"
 	@echo "make ui       MLflow's pages over what was run"
 	@echo "make compile  write the pipeline's YAML for a cluster"
 	@echo "make lint     ruff and mypy"
@@ -40,6 +41,11 @@ run: $(STAMP)
 # Two workers of one thread each: many small tests gain nothing from more threads.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# TRL is no dependency of the project: only this benchmark needs it.
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps 'trl==1.16.*'
+	$(BIN)/python benchmarks/rl_step.py --scaling
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -164,7 +164,7 @@ class RlTrainer:
             total=self.config.steps, initial=start, desc="rest-rl", unit="step", disable=None if main else True
         ) as bar:
             for step in range(start + 1, self.config.steps + 1):
-                metrics = self._train_step(step)
+                metrics = self.train_step(step)
                 totals["tokens"] += metrics["tokens/generated"]
                 totals["seconds"] += metrics["seconds/step"]
                 if main:
@@ -197,7 +197,7 @@ class RlTrainer:
         gathered = self._gather(judged.rewards[~judged.dropped].reshape(-1).tolist())
         return sum(gathered) / len(gathered)
 
-    def _train_step(self, step: int) -> dict[str, float]:
+    def train_step(self, step: int) -> dict[str, float]:
         seconds: dict[str, float] = {}
         torch.manual_seed(derive(self.config.seed, "update", step))  # dropout, where a model or adapter has any
         positions = self._positions(step)

@@ -236,7 +236,7 @@ def test_the_split_into_batches_does_not_change_the_training(trainer: Trainer) -
 
 def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(trainer: Trainer, tmp_path: Path) -> None:
     made = trainer(settings(steps=3), Log())
-    step = made._train_step
+    step = made.train_step
 
     def poisoned(number: int) -> dict[str, float]:
         if number == 2:
@@ -244,7 +244,7 @@ def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(trainer: Traine
                 made.model.model.norm.weight[0] = math.nan
         return step(number)
 
-    made._train_step = poisoned  # type: ignore[method-assign]
+    made.train_step = poisoned  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"loss is nan.*the last good checkpoint is .*step-000001$"):
         made.train()
     good = made.checkpoints.latest()

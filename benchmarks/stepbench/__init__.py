@@ -1,0 +1,1 @@
+"""Parts of `benchmarks/rl_step.py`: the works, the two sides, their measurement and the report."""

@@ -1,0 +1,47 @@
+"""What the sides are run with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+OURS = "ours"
+TRL_DEFAULT = "trl-default"
+TRL_BEST = "trl-best"
+ARMS = (OURS, TRL_BEST, TRL_DEFAULT)
+LABELS = {OURS: "ours", TRL_BEST: "TRL, best setting", TRL_DEFAULT: "TRL, defaults"}
+
+# TRL's best: what `--search` found to be the fastest, by device and work. All keep the same arithmetic: float32
+# master weights and bf16 autocast.
+_NO_CHECKPOINTING = {"gradient_checkpointing": False}
+BEST: dict[str, dict[str, dict[str, Any]]] = {
+    "cpu": {
+        "a": _NO_CHECKPOINTING | {"per_device_train_batch_size": 4},
+        "b4": _NO_CHECKPOINTING | {"per_device_train_batch_size": 4},
+        "b8": _NO_CHECKPOINTING | {"per_device_train_batch_size": 4},
+    },
+    "cuda": {
+        "a": _NO_CHECKPOINTING | {"per_device_train_batch_size": 16},
+        "b4": _NO_CHECKPOINTING | {"per_device_train_batch_size": 16},
+        "b8": _NO_CHECKPOINTING | {"per_device_train_batch_size": 16},
+    },
+}
+
+
+def candidates(device: str, responses: int) -> list[dict[str, Any]]:
+    """Settings of TRL that a search tries: micro-batch sizes, a static cache, and its defaults to compare with."""
+    sizes = (2, 4, 8, 16) if device == "cpu" else (4, 8, 16, 32, 64)
+    tried: list[dict[str, Any]] = [{}]
+    tried += [
+        _NO_CHECKPOINTING | {"per_device_train_batch_size": size}
+        for size in sizes
+        if size <= responses and responses % size == 0
+    ]
+    middle = 4 if device == "cpu" else 16
+    tried.append(
+        _NO_CHECKPOINTING | {"per_device_train_batch_size": min(middle, responses), "cache_implementation": "static"}
+    )
+    return tried
+
+
+def settings_of(arm: str, device: str, work: str) -> dict[str, Any]:
+    return dict(BEST[device][work]) if arm == TRL_BEST else {}
