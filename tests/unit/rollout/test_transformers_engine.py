@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rest_core.model.batch import make_batch
+from rest_core.model.batch import Group, padded_batch
 from rest_core.model.logprobs import Policy
 from rest_core.records import Rollout
 from rest_core.rollout import transformers_engine
@@ -70,12 +70,13 @@ def test_log_probs_and_entropies_are_those_of_a_full_forward(
     model = random_model(architecture, **ARCHITECTURES[architecture])
     rollouts = [rollout for group in sampled(model, {1, 2, 3, 4, 5, 6, 7, 8}) for rollout in group]
     with torch.no_grad():
-        logp, entropy = Policy(model)(make_batch(rollouts, PAD))
+        batch = padded_batch(rollouts, [Group(tuple(range(len(rollouts))))], pad_id=PAD)
+        _, logp, entropy = Policy(copy.deepcopy(model))(batch)
     for row, rollout in enumerate(rollouts):
         count = len(rollout.response_ids)
-        assert len(rollout.logps) == len(rollout.entropies or []) == count
-        torch.testing.assert_close(torch.tensor(rollout.logps), logp[row, :count], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(torch.tensor(rollout.entropies), entropy[row, :count], rtol=1e-4, atol=1e-4)
+        assert len(rollout.logps) == len(rollout.entropies or []) == count == int((batch.rows == row).sum())
+        torch.testing.assert_close(torch.tensor(rollout.logps), logp[batch.rows == row], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(rollout.entropies), entropy[batch.rows == row], rtol=1e-4, atol=1e-4)
 
 
 def test_results_have_the_shape_and_order_of_the_prompts(tiny_model: Any) -> None:
