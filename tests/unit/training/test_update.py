@@ -227,6 +227,7 @@ def test_a_rollout_without_any_signal_changes_nothing(tiny_model: Any) -> None:
         "updates": 0.0,
         "tokens/trained": 0.0,
         "tokens/computed": 0.0,
+        "update/divided_groups": 0.0,
     }
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.state_dict().items())
 
@@ -371,6 +372,7 @@ def test_statistics_are_means_over_tokens_and_merge_over_processes() -> None:
     other.add({"clip_share": 1.0, "ratio/max": 3.0}, tokens=40)
     one.loss, other.loss, one.grad_norms, other.grad_norms = 0.5, 0.25, [2.0, 4.0], [2.0, 4.0]
     one.computed, other.computed = 70, 100
+    one.divided_groups, other.divided_groups = 2, 3
     one.merge([other])
     assert one.metrics() == pytest.approx(
         {
@@ -381,6 +383,7 @@ def test_statistics_are_means_over_tokens_and_merge_over_processes() -> None:
             "grad_norm": 3.0,
             "tokens/trained": 80.0,
             "tokens/computed": 170.0,
+            "update/divided_groups": 5.0,
         }
     )
 
