@@ -15,6 +15,9 @@ from rest_core.errors import UserError
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
+# How plain `RuntimeError`s of torch say it: its allocators on CPUs, and libraries on GPUs.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+
 
 def peak_memory_gib() -> float:
     """Peak memory so far in GiB: of the GPU where there is one, else the resident set of this process."""
@@ -52,7 +55,7 @@ def out_of_memory_names(setting: str, value: int, tokens: int) -> Iterator[None]
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         text = " ".join(str(error).split())
         known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not known and "not enough memory" not in text and "out of memory" not in text:
+        if not known and not any(words in text for words in _OUT_OF_MEMORY):
             raise
         lower = max(1, min(value, tokens) // 2)
         raise UserError(

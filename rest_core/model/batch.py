@@ -132,7 +132,7 @@ def shared_passes(rollouts: Sequence[Rollout], rows: Sequence[int], budget: int)
     that is too large for the memory fails at once.
     """
     by_prompt: dict[tuple[int, ...], list[int]] = {}
-    for row in rows:
+    for row in sorted(rows):  # the split does not depend on their order
         by_prompt.setdefault(tuple(rollouts[row].prompt_ids), []).append(row)
     pieces: list[tuple[int, Group]] = []  # (tokens, rows)
     for ids, members in by_prompt.items():

@@ -100,7 +100,7 @@ class _HeadLoss(torch.autograd.Function):
         entropy_gradient: bool,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        loss = torch.zeros((), device=hidden.device)
+        loss = torch.zeros((), device=hidden.device, dtype=_value_dtype(hidden))
         d_hidden = torch.empty_like(hidden)
         d_parameters = [torch.zeros_like(parameter) for parameter in parameters]
         logps, entropies = torch.empty(2, len(targets), device=hidden.device, dtype=_value_dtype(hidden)).unbind()

@@ -117,7 +117,7 @@ class RlTrainer:
         keep_freed_memory()
         half = model_config.dtype == "bfloat16"
         self.accelerator = Accelerator(mixed_precision="bf16" if half else "no")
-        _check(config, len(tasks), self.accelerator.num_processes)
+        _check(config, [len(task.prompt_ids) for task in tasks], self.accelerator.num_processes)
         torch.manual_seed(derive(config.seed, "init"))
         reference = None
         if config.loss.kl_coefficient:
@@ -418,8 +418,12 @@ class RlTrainer:
         return f"the last good checkpoint is {self._last}" if self._last else "no checkpoint has been written yet"
 
 
-def _check(config: RlConfig, tasks: int, processes: int) -> None:
-    """Settings that would change the objective without a word, or leave a process waiting, are refused."""
+def _check(config: RlConfig, lengths: Sequence[int], processes: int) -> None:
+    """Settings that would change the objective without a word, or leave a process waiting, are refused.
+
+    Args:
+        lengths: tokens of each training prompt.
+    """
     if config.temperature != 1.0:
         raise UserError(
             f"rl.temperature is {config.temperature}: training samples at 1.0, anything else biases the ratio"
@@ -439,8 +443,19 @@ def _check(config: RlConfig, tasks: int, processes: int) -> None:
             )
     if not config.reward_weight and not config.reward_functions:
         raise UserError("rl.reward_weight is 0 and rl.reward_functions is empty: there is nothing to train for")
-    if not tasks:
+    if not lengths:
         raise UserError("there are no training prompts: the dataset's split 'rl' is empty")
+    longest, response = max(lengths), config.max_response_tokens
+    budgets = {  # the least that each budget has to hold at once
+        "micro_batch_tokens": ("response", longest + response),
+        "rollout_batch_tokens": (f"group of {config.group_size}", longest + config.group_size * response),
+    }
+    for name, (what, needed) in budgets.items():
+        if getattr(config, name) < needed:
+            raise UserError(
+                f"rl.{name} ({getattr(config, name)}) does not hold one {what}: the longest prompt has {longest} "
+                f"tokens, a response up to {response} (rl.max_response_tokens); set rl.{name}={needed} or more"
+            )
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -65,7 +65,7 @@ class Experience:
     @cached_property
     def sampled_logps(self) -> Tensor:
         """(B, T) log-probs as the engine gave them."""
-        return pad_rows([rollout.logps for rollout in self.rollouts], self.mask.shape[1], torch.float32)
+        return pad_rows([rollout.logps for rollout in self.rollouts], self.mask.shape[1], self.weights.dtype)
 
 
 @dataclass
@@ -76,6 +76,7 @@ class UpdateStatistics:
     maxima: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     tokens: int = 0  # trained
     computed: int = 0  # in the forward, prompts included
+    divided_groups: int = 0  # larger than the token budget, so that their prompts are computed more than once
     loss: float = 0.0
     grad_norms: list[float] = field(default_factory=list)  # one an optimizer update, before clipping
     entropy_sums: Tensor = field(default_factory=lambda: torch.zeros(len(Region), dtype=torch.float64))
@@ -94,6 +95,7 @@ class UpdateStatistics:
         for other in others:
             self.tokens += other.tokens
             self.computed += other.computed
+            self.divided_groups += other.divided_groups
             self.loss += other.loss
             self.entropy_sums += other.entropy_sums
             self.entropy_counts += other.entropy_counts
@@ -107,6 +109,7 @@ class UpdateStatistics:
         means = {name: value / max(1, self.tokens) for name, value in self.sums.items()}
         whole = {"loss": self.loss / max(1, len(self.grad_norms)), "updates": float(len(self.grad_norms))}
         whole |= {"tokens/trained": float(self.tokens), "tokens/computed": float(self.computed)}
+        whole["update/divided_groups"] = float(self.divided_groups)
         if self.grad_norms:
             whole["grad_norm"] = sum(self.grad_norms) / len(self.grad_norms)
         return means | dict(self.maxima) | whole
@@ -159,8 +162,8 @@ class PolicyUpdate:
 
     @torch.no_grad()
     def values(self, experience: Experience) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies (B, T) of all rollouts under the policy as it is."""
-        logps, entropies = torch.zeros(2, *experience.mask.shape).unbind()
+        """Log-probs and entropies (B, T) of all rollouts under the policy as it is, in the type of the weights."""
+        logps, entropies = torch.zeros(2, *experience.mask.shape, dtype=experience.weights.dtype).unbind()
         self.policy.eval()  # the sampling policy has no dropout
         kept = experience.kept(range(len(experience.rollouts)))
         for groups in self._equal_passes(experience.rollouts, kept):
@@ -168,7 +171,7 @@ class PolicyUpdate:
             with self.accelerator.autocast():
                 _, logp, entropy = self.policy(batch)
             place = (batch.rows.cpu(), batch.columns.cpu())
-            logps[place], entropies[place] = logp.float().cpu(), entropy.float().cpu()
+            logps[place], entropies[place] = logp.to(logps).cpu(), entropy.to(logps).cpu()
         self.policy.train()
         return logps, entropies
 
@@ -195,6 +198,7 @@ class PolicyUpdate:
         passes = self._equal_passes(experience.rollouts, signal)
         if not passes:
             return
+        statistics.divided_groups += _divided_groups(experience.rollouts, passes) if self.shared else 0
         scales = token_scales(experience.mask, experience.weights, self.config.loss.aggregation, denominators)
         for groups in passes:
             self._backward(experience, groups, scales, statistics, last_good)
@@ -287,3 +291,9 @@ class PolicyUpdate:
 
     def _trained(self) -> list[Tensor]:
         return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+
+
+def _divided_groups(rollouts: Sequence[Rollout], passes: Sequence[Sequence[Group]]) -> int:
+    """Prompts whose responses are in more than one place."""
+    places = Counter(tuple(rollouts[group.rows[0]].prompt_ids) for groups in passes for group in groups)
+    return sum(count > 1 for count in places.values())

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from rest_core.algorithm.rest import Judgement, ResT
 from rest_core.algorithm.rewards import Reward
-from rest_core.config import LoraConfig, LossConfig, ModelConfig, RlConfig
+from rest_core.config import LoraConfig, LossConfig, ModelConfig, RlConfig, load, profiles
 from rest_core.errors import UserError
 from rest_core.response import parse
 from rest_core.training import rl
@@ -220,7 +220,7 @@ def test_what_decides_the_result_must_not_change_on_the_way(trainer: Trainer) ->
 
 def test_the_split_into_batches_does_not_change_the_training(trainer: Trainer) -> None:
     small, large = Log(), Log()
-    one = trainer(settings(micro_batch_tokens=64, rollout_batch_tokens=64), small, folder="small")
+    one = trainer(settings(micro_batch_tokens=64, rollout_batch_tokens=100), small, folder="small")
     two = trainer(settings(micro_batch_tokens=10**6, rollout_batch_tokens=10**6), large, folder="large")
     one.train()
     two.train()
@@ -229,7 +229,8 @@ def test_the_split_into_batches_does_not_change_the_training(trainer: Trainer) -
     ]
     for step in (1, 2):
         divided, whole = small.untimed()[step], large.untimed()[step]
-        # A group that is divided repeats its prompt.
+        # The price of a small budget: prompts of divided groups are computed again, and that is reported.
+        assert divided.pop("update/divided_groups") > whole.pop("update/divided_groups") == 0
         assert divided.pop("tokens/computed") > whole.pop("tokens/computed")
         assert divided == pytest.approx(whole, rel=1e-3, abs=1e-5)
 
@@ -357,7 +358,27 @@ def test_settings_that_would_change_the_objective_are_refused(
 
 def test_a_training_needs_prompts() -> None:
     with pytest.raises(UserError, match="the dataset's split 'rl' is empty"):
-        rl._check(settings(), 0, 1)
+        rl._check(settings(), [], 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "needed", "what"),
+    [
+        ("micro_batch_tokens", 50 + 24, "one response"),
+        ("rollout_batch_tokens", 50 + 4 * 24, "one group of 4"),
+    ],
+)
+def test_a_budget_smaller_than_what_it_must_hold_is_refused(name: str, needed: int, what: str) -> None:
+    rl._check(settings(**{name: needed}), [3, 50, 2], 1)
+    problem = rf"rl\.{name} \({needed - 1}\) does not hold {what}: the longest prompt has 50 .*set rl\.{name}={needed}"
+    with pytest.raises(UserError, match=problem):
+        rl._check(settings(**{name: needed - 1}), [3, 50, 2], 1)
+
+
+@pytest.mark.parametrize("profile", profiles())
+def test_the_budgets_of_every_profile_hold_its_longest_samples(profile: str) -> None:
+    config = load(profile)
+    rl._check(config.rl, [config.data.max_prompt_tokens], 1)
 
 
 @pytest.mark.parametrize(
@@ -365,6 +386,6 @@ def test_a_training_needs_prompts() -> None:
 )
 def test_processes_share_the_prompts_evenly(name: str, changes: dict[str, int]) -> None:
     processes = 3 if name == "prompts_per_step" else 2  # of 4 prompts; an odd share would leave a process waiting
-    rl._check(settings(prompts_per_step=12, mini_batch_prompts=6), 6, processes)
+    rl._check(settings(prompts_per_step=12, mini_batch_prompts=6), [3] * 6, processes)
     with pytest.raises(UserError, match=rf"rl\.{name} .* multiple of the number of processes \({processes}\).*choose "):
-        rl._check(settings(**changes), 6, processes)
+        rl._check(settings(**changes), [3] * 6, processes)

@@ -49,10 +49,12 @@ def settings(**changes: Any) -> RlConfig:
     return RlConfig(**{**defaults, **changes})
 
 
-def updater(model: Any, config: RlConfig, *, precision: str = "no", **options: Any) -> PolicyUpdate:
+def updater(
+    model: Any, config: RlConfig, *, precision: str = "no", shared: bool = True, **options: Any
+) -> PolicyUpdate:
     AcceleratorState._reset_state(reset_partial_state=True)  # its precision is settled once a process
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
-    policy = accelerator.prepare(Policy(model))
+    policy = accelerator.prepare(Policy(model, shared=shared))
     return PolicyUpdate(policy, Recorder(model), accelerator, config, **{"pad_id": 264, **options})
 
 
@@ -146,17 +148,24 @@ def test_weights_penalty_and_bonus_work_together(
 
 @AGGREGATIONS
 @pytest.mark.parametrize("extra", [{}, {"kl_coefficient": 0.3, "entropy_coefficient": 0.2}])
-def test_any_split_gives_the_same_update(tiny_model: Any, random_model: Callable[..., Any], aggregation, extra) -> None:
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "padded"])
+def test_any_split_gives_the_same_update(
+    tiny_model: Any, random_model: Callable[..., Any], aggregation, extra, shared: bool
+) -> None:
     made = make_experience(tiny_model)
     loss = LossConfig(aggregation=aggregation, **extra)
-    options = {"reference": Policy(random_model(seed=5))} if extra else {}
-    wanted = by_hand(tiny_model, made, loss, reference=options["reference"].model if options else None)
+    options: dict[str, Any] = {"shared": shared}
+    if extra:
+        options["reference"] = Policy(random_model(seed=5), shared=shared)
+    wanted = by_hand(tiny_model, made, loss, reference=options["reference"].model if extra else None)
     losses = []
     for budget in (64, 90, 10**6):
         optimizer, statistics = run(tiny_model, made, settings(loss=loss, micro_batch_tokens=budget), **options)
         assert len(optimizer.seen) == 1
         assert_same(optimizer.seen[0], wanted)
         losses.append(statistics.metrics())
+    computed = [metrics.pop("tokens/computed") for metrics in losses]
+    assert len(set(computed)) == 1  # no group is divided: no prompt is computed twice
     for one in losses[1:]:
         assert one == pytest.approx(losses[0], rel=1e-4, abs=1e-6)
 
@@ -190,9 +199,9 @@ def test_padding_does_not_matter(tiny_model: Any) -> None:
 
 
 def forwarded(update: PolicyUpdate, made: Experience) -> list[int]:
-    """Rows of every forward of the policy in an update."""
+    """Responses in every forward of the policy in an update."""
     rows: list[int] = []
-    with update.policy.register_forward_pre_hook(lambda module, args: rows.append(len(args[0].mask))):
+    with update.policy.register_forward_pre_hook(lambda module, args: rows.append(len(args[0].rows.unique()))):
         update.run(made, LAST_GOOD)
     return rows
 
@@ -213,7 +222,13 @@ def test_a_rollout_without_any_signal_changes_nothing(tiny_model: Any) -> None:
     update = updater(tiny_model, settings())
     before = copy.deepcopy(tiny_model.state_dict())
     statistics = update.run(made, LAST_GOOD)
-    assert update.version == 0 and statistics.metrics() == {"loss": 0.0, "updates": 0.0}
+    assert update.version == 0 and statistics.metrics() == {
+        "loss": 0.0,
+        "updates": 0.0,
+        "tokens/trained": 0.0,
+        "tokens/computed": 0.0,
+        "update/divided_groups": 0.0,
+    }
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.state_dict().items())
 
 
@@ -356,9 +371,20 @@ def test_statistics_are_means_over_tokens_and_merge_over_processes() -> None:
     one.add({"clip_share": 0.1, "ratio/max": 1.1}, tokens=30)
     other.add({"clip_share": 1.0, "ratio/max": 3.0}, tokens=40)
     one.loss, other.loss, one.grad_norms, other.grad_norms = 0.5, 0.25, [2.0, 4.0], [2.0, 4.0]
+    one.computed, other.computed = 70, 100
+    one.divided_groups, other.divided_groups = 2, 3
     one.merge([other])
     assert one.metrics() == pytest.approx(
-        {"clip_share": 0.6, "ratio/max": 3.0, "loss": 0.375, "updates": 2.0, "grad_norm": 3.0}
+        {
+            "clip_share": 0.6,
+            "ratio/max": 3.0,
+            "loss": 0.375,
+            "updates": 2.0,
+            "grad_norm": 3.0,
+            "tokens/trained": 80.0,
+            "tokens/computed": 170.0,
+            "update/divided_groups": 5.0,
+        }
     )
 
 
