@@ -30,6 +30,7 @@ _RESULTS = Path(__file__).resolve().parent / "results"
 _CPU_PROMPTS_B = 1  # of ToolRL's shape on a CPU, so that a step of TRL ends within two minutes
 _GPU_RESPONSES = 256  # a step of ToolRL's shape on a GPU
 _SCALING_RESPONSES = (64, 128, 256, 512, 1024)
+_SCALING_STEPS = 3
 _PARAMETERS = {"embedded:smollm2-135m-instruct": 135e6, "random:qwen3-0.6b": 0.6e9, "random:qwen3-1.7b": 1.7e9}
 _BEGIN = time.monotonic()
 
@@ -196,7 +197,9 @@ def search(options: argparse.Namespace, works: list[Work], common: dict[str, Any
                 rows.append({"settings": candidate, "failed": str(error)})
                 continue
             figures = summary.summarise(work, made, cores=machine.all_cores())["arms"]["trl"]
-            rows.append({"settings": candidate, "seconds": figures["seconds"], "peak_bytes": figures["peak_bytes"]})
+            rows.append(
+                {"settings": candidate} | {what: figures[what] for what in ("seconds", "cpu_seconds", "peak_bytes")}
+            )
         ended = [row for row in rows if "seconds" in row]
         if not ended:
             raise UserError(f"work {work.name}: no setting of TRL ran to its end; the reasons stand above")
@@ -227,9 +230,7 @@ def measure_scaling(options: argparse.Namespace, common: dict[str, Any]) -> dict
         work = Work("scaling", prompts=responses // 4, group=4, **shape)
         say(f"scaling: {responses} responses a step, {work.useful} tokens")
         spec = common | {"model": model, "side": "ours", "settings": yaml.safe_load(options.ours)}
-        found = run_rounds(
-            {settings.OURS: spec}, work, warm_up=options.warm_up, measured=max(3, options.steps), say=say
-        )
+        found = run_rounds({settings.OURS: spec}, work, warm_up=options.warm_up, measured=_SCALING_STEPS, say=say)
         figures = summary.summarise(work, found, cores=machine.all_cores())["arms"][settings.OURS]
         points.append(
             {

@@ -29,7 +29,7 @@ BEST: dict[str, dict[str, dict[str, Any]]] = {
 
 def candidates(device: str, responses: int) -> list[dict[str, Any]]:
     """Settings of TRL that a search tries: micro-batch sizes, a static cache, and its defaults to compare with."""
-    sizes = (2, 4, 8, 16) if device == "cpu" else (4, 8, 16, 32, 64)
+    sizes = (1, 2, 4, 8, 16) if device == "cpu" else (4, 8, 16, 32, 64)
     tried: list[dict[str, Any]] = [{}]
     tried += [
         _NO_CHECKPOINTING | {"per_device_train_batch_size": size}

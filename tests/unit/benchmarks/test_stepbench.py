@@ -123,7 +123,7 @@ def test_plan_grows_with_work_and_shrinks_with_cores() -> None:
 
 def test_search_tries_only_what_divides_the_responses() -> None:
     sizes = [c.get("per_device_train_batch_size") for c in settings.candidates("cpu", 4)]
-    assert sizes == [None, 2, 4, 4]
+    assert sizes == [None, 1, 2, 4, 4]
     assert settings.candidates("cpu", 16)[0] == {}
 
 
