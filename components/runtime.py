@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import resource
@@ -16,9 +17,11 @@ from typing import Any
 from kfp import dsl
 
 from rest_core import config, logs, manifest
-from rest_core.errors import UserError
+from rest_core.errors import Preempted, UserError
 from rest_core.stages import StageResult
 from rest_core.tracking import store
+
+log = logging.getLogger(__name__)
 
 RUN_ID_VARIABLE = "KFP_RUN_ID"  # set from the pod's label by the pipeline (pipelines/rest_pipeline.py)
 
@@ -45,6 +48,7 @@ def run_stage(
 
     Raises:
         UserError: a wrong configuration or input; the task fails with its one line.
+        SystemExit: the stage was told to stop and can be started again; its code says so (`rest_core.errors`).
     """
     started = time.monotonic()
     figures: dict[str, float] = {}
@@ -62,6 +66,9 @@ def run_stage(
         made = manifest.read(Path(out.path))
         lineage = {"sha256": made["sha256"], "git_commit": made["git_commit"], "skipped": result.skipped}
         out.metadata.update({key: value for key, value in lineage.items() if value is not None})
+    except Preempted as stop:
+        log.warning("%s", stop)
+        sys.exit(stop.exit_code)  # the task is tried again
     finally:
         figures["stage/seconds"] = round(time.monotonic() - started, 3)
         figures["stage/peak_rss_mib"] = _peak_rss_mib()

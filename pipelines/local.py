@@ -28,14 +28,14 @@ from pipelines.monitor import Monitor, StageRun, family
 from pipelines.rest_pipeline import STAGES, build
 from pipelines.summary import RunStatus, Summary, duration, summarize
 from rest_core.config import Config
-from rest_core.errors import UserError
+from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.stages import ERROR_FILE
 from rest_core.tracking.runs import new_pipeline_run
 
 LOG_FILE = "log.txt"
 SUMMARY_FILE = "summary.json"
 _LOG_TAIL_LINES = 15
-_SECONDS_TO_END = 10
+_SECONDS_TO_END = 30  # a training writes a checkpoint first (rl.grace_seconds)
 
 
 class StageFailed(Exception):
@@ -52,6 +52,7 @@ def run_local(config: Config, *, folder: Path, console: Console) -> Summary:
 
     Raises:
         UserError: the folder is in use, or a stage refused its input (in its own words).
+        Preempted: a stage was told to stop; its folder has what it takes to go on (`rest train --out`).
         StageFailed: a stage failed otherwise.
     """
     folder = folder.absolute()
@@ -84,7 +85,12 @@ def _explain(folder: Path, monitor: Monitor, failure: RuntimeError) -> NoReturn:
     """Raise what went wrong, in the words of the stage where it has left any."""
     for stage in monitor.stages.values():
         for path in stage.folder.glob(f"*/{ERROR_FILE}"):
-            raise UserError(f"{stage.name}: {json.loads(path.read_text(encoding='utf-8'))['message']}")
+            told = json.loads(path.read_text(encoding="utf-8"))
+            message = f"{stage.name}: {told['message']}"
+            exit_code = told.get("exit_code", EXIT_USER_ERROR)
+            if exit_code == EXIT_USER_ERROR:
+                raise UserError(message)
+            raise Preempted(message, exit_code=exit_code)
     log = folder / LOG_FILE
     tail = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-_LOG_TAIL_LINES:]
     raise StageFailed("\n".join([*tail, f"the whole log: {log}"])) from failure

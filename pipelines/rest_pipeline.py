@@ -26,6 +26,7 @@ from rest_core.errors import UserError
 STAGES = ("prepare-data", "sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank", "register")
 GPU_STAGES = ("sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank")
 PARAMETERS = ("model", "data", "sft", "rl", "bfcl", "api_bank", "registry", "tracking")
+RETRIES = 5  # of the training, after pre-emption or a lost node
 CACHED_STAGES = ("prepare-data", "evaluate-bfcl", "evaluate-api-bank")
 
 
@@ -51,7 +52,8 @@ def build(config: Config, *, image: str = BASE_IMAGE, resources: Resources | Non
     Args:
         config: defaults of the parameters; a submitted run may replace any section.
         image: container image of all components.
-        resources: what each GPU stage asks for; None asks for nothing (local runs).
+        resources: what each GPU stage asks for, the training tried again when it is stopped; None asks for nothing
+            and tries nothing again (local runs).
     """
 
     default = {name: getattr(config, name).to_parameter() for name in PARAMETERS}
@@ -92,6 +94,10 @@ def build(config: Config, *, image: str = BASE_IMAGE, resources: Resources | Non
             kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, "metadata.labels['pipeline/runid']")
             if resources is not None and task.name in GPU_STAGES:
                 _ask_for(task, resources)
+        if resources is not None:
+            # A training that was pre-empted goes on from its mirrored checkpoint. KFP cannot look at the exit code: a
+            # wrong configuration, which fails at once, is tried again too.
+            trained.set_retry(RETRIES, backoff_duration="60s", backoff_factor=1.0)
 
     return rest_pipeline
 

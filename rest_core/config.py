@@ -257,8 +257,26 @@ class RlConfig(Section):
     lora: LoraConfig | None = None
     gradient_checkpointing: bool = False
     max_loss: float = Field(1e4, gt=0, description="a larger absolute loss stops the training")
-    checkpoint_every: int = Field(10, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    checkpoint_every: int = Field(10, ge=1, description="steps between checkpoints; the last step always has one")
+    keep_checkpoints: int = Field(2, ge=1, description="the newest that stay; the best on the task stays besides")
+    mirror: str | None = Field(
+        None,
+        description="s3:// URI or folder (a mounted volume) where checkpoints are copied to while training goes on, "
+        "and taken up from where the output folder has no newer one; null = off",
+    )
+    grace_seconds: float = Field(
+        25.0, ge=0, le=3600, description="from SIGTERM to the end of the process; keep it below the cluster's period"
+    )
+    evaluate_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between measurements of task accuracy on held-out prompts (the dataset's split "
+        "rl_validation), which choose the best checkpoint; null = off",
+    )
+    evaluate_prompts: int = Field(256, ge=1, description="at most this many held-out prompts")
+    final: Literal["last", "best"] = Field(
+        "last", description="the weights that are handed on: after the last step, or best by task accuracy"
+    )
     table_every: int = Field(10, ge=1, description="steps between tables of completions")
     reward_probe_prompts: int = Field(
         32, ge=0, description="training prompts on which reward is measured before and after; 0 = off"
@@ -272,6 +290,12 @@ class RlConfig(Section):
                 "weights.scheme=high_entropy needs the entropy of every sampled token, which vLLM does not give; use "
                 "engine.engine=transformers or another scheme"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> RlConfig:
+        if self.final == "best" and self.evaluate_every is None:
+            raise ValueError("final=best needs evaluate_every: without it no checkpoint is known to be the best")
         return self
 
 

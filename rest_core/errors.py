@@ -10,10 +10,20 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same thing again
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class UserError(Exception):
     """Something in the input, the configuration or the surroundings that the user can mend."""
+
+
+class Preempted(Exception):
+    """The process was told to stop (SIGTERM, SIGINT) and has left its work so that it can be taken up again."""
+
+    def __init__(self, message: str, *, exit_code: int = EXIT_PREEMPTED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -9,7 +9,6 @@ The training stages may run as several processes (`accelerate launch`): all trai
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -36,7 +35,7 @@ from rest_core.config import (
     SftConfig,
     TrackingConfig,
 )
-from rest_core.errors import EXIT_USER_ERROR, UserError
+from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.processes import is_main_process
 from rest_core.tracking.runs import StageRun, finish_pipeline, stage_run
 
@@ -121,11 +120,11 @@ def _stage(
         spool = out.with_name(f"{out.name}.tracking")
         with stage_run(tracking, stage=name, pipeline_run=pipeline_run, spool=spool, parameters=sections) as run:
             yield _Stage(name, out, run, sections)
-    except UserError as error:
+    except (UserError, Preempted) as error:
         _leave_error(name, out, error)
         raise
     except (OSError, SafetensorError) as error:
-        if not _disk_is_full(error):
+        if not storage.disk_is_full(error):
             raise
         place = getattr(error, "filename", None) or out
         full = UserError(f"{place}: no space left on the disk; free some and start the stage again")
@@ -133,13 +132,9 @@ def _stage(
         raise full from error
 
 
-def _disk_is_full(error: Exception) -> bool:
-    """safetensors tells the system's error in its text only."""
-    return getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error)
-
-
-def _leave_error(name: str, out: Path, error: UserError) -> None:
-    report = {"stage": name, "message": str(error), "exit_code": EXIT_USER_ERROR}
+def _leave_error(name: str, out: Path, error: UserError | Preempted) -> None:
+    exit_code = error.exit_code if isinstance(error, Preempted) else EXIT_USER_ERROR
+    report = {"stage": name, "message": str(error), "exit_code": exit_code}
     try:
         (out / ERROR_FILE).write_text(json.dumps(report) + "\n", encoding="utf-8")
     except OSError as problem:  # the folder may be what is wrong; the error itself is raised in any case
@@ -257,14 +252,12 @@ def rest_rl(
 
         tokenizer = load_tokenizer(policy, model)
         samples = [to_sample(row) for row in load_split(dataset, "rl")]
-        tasks = [Task(s.id, encode_prompt(tokenizer, s.prompt), parse(s.reference), s) for s in samples]
+        held_out = [to_sample(row) for row in load_split(dataset, "rl_validation")] if rl.evaluate_every else []
+        tasks, validation = (
+            [Task(s.id, encode_prompt(tokenizer, s.prompt), parse(s.reference), s) for s in part]
+            for part in (samples, held_out)
+        )
         stage.run.dataset("rl", source=str(dataset), digest_sha256=digest, rows=len(tasks), context="training")
-        history: list[dict[str, float]] = []
-
-        def observe(metrics: dict[str, float], step: int) -> None:
-            history.append({"step": float(step), **metrics})
-            stage.run.metrics(metrics, step)
-
         master = load_model(policy, model)
         trainer = RlTrainer(
             master,
@@ -272,16 +265,23 @@ def rest_rl(
             tasks,
             rl,
             model,
-            folder=out / "checkpoints",
+            # Beside `out` and not in it: it must outlive the moment when `out` is complete.
+            folder=out.with_name(f"{out.name}.training"),
             fingerprint=f"{digest}/{origin}",
-            observer=Observer(observe, stage.run.table),
+            observer=Observer(stage.run.metrics, stage.run.table),
+            validation=validation,
         )
         metrics = trainer.train()
+        history = trainer.folder.history.entries
         if history:
             stage.run.figure(training_figure(history), "training")
-            metrics |= {f"rl/last/{name}": history[-1][name] for name in ("reward/total", "response/truncated_share")}
+            last = next(entry for entry in reversed(history) if "reward/total" in entry)
+            metrics |= {f"rl/last/{name}": last[name] for name in ("reward/total", "response/truncated_share")}
         _save(trainer.model, tokenizer, model, out)
-        return stage.finish(metrics)
+        result = stage.finish(metrics)
+        if is_main_process():
+            shutil.rmtree(trainer.folder.folder, ignore_errors=True)
+        return result
 
 
 def evaluate_bfcl(

@@ -165,6 +165,93 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def flush(path: Path) -> None:
+    """Have the system write a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says so; safetensors tells the system's error in its text only."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
+
+
+def list_files(location: str) -> list[str]:
+    """Names of the files below a folder or s3:// prefix, relative to it, sorted; none where there is no such place.
+
+    Raises:
+        UserError: S3 refuses, or there is no such bucket.
+    """
+    if not is_s3(location):
+        root = Path(location).expanduser()
+        return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    bucket, key = _split(location)
+    prefix = f"{key.rstrip('/')}/" if key else ""
+    with _s3_errors(location):
+        found = _list(_client(), bucket, prefix)
+    return sorted(o.key[len(prefix) :] for o in found if not o.key.endswith("/"))
+
+
+def put_file(file: Path, location: str) -> None:
+    """Copy a file to a path or s3:// key, whole or not at all; what is there is replaced.
+
+    Raises:
+        UserError: access is denied, the endpoint is away, or the disk is full.
+    """
+    if is_s3(location):
+        bucket, key = _split(location)
+        with _s3_errors(location):
+            _client().upload_file(str(file), bucket, key)
+        return
+    target = Path(location).expanduser()
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.partial")
+        try:
+            shutil.copyfile(file, aside)
+            flush(aside)
+            aside.replace(target)
+            flush(target.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def get_file(location: str, target: Path) -> None:
+    """Copy one file from a path or s3:// key to `target`, whose folder exists.
+
+    Raises:
+        UserError: there is no such file, access is denied, the endpoint is away, or the disk is full.
+    """
+    with disk_errors(target):
+        if not is_s3(location):
+            try:
+                shutil.copyfile(Path(location).expanduser(), target)
+            except FileNotFoundError:
+                raise UserError(f"{location}: no such file") from None
+            return
+        bucket, key = _split(location)
+        with _s3_errors(location):
+            _client().download_file(bucket, key, str(target))
+
+
+def delete_file(location: str) -> None:
+    """Delete a file by path or s3:// key; it may be gone already. An empty folder that is left goes too."""
+    if is_s3(location):
+        bucket, key = _split(location)
+        with _s3_errors(location):
+            _client().delete_object(Bucket=bucket, Key=key)
+        return
+    path = Path(location).expanduser()
+    with disk_errors(path):
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir() and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+
+
 @dataclass(frozen=True)
 class _Object:
     key: str

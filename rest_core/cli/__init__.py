@@ -11,9 +11,7 @@ import sys
 import click
 
 from rest_core.cli import pipeline, registry, rollouts, score, stages
-from rest_core.errors import EXIT_USER_ERROR, UserError
-
-EXIT_INTERRUPTED = 130
+from rest_core.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Preempted, UserError
 
 
 class _InOrder(click.Group):
@@ -43,7 +41,10 @@ for module in (pipeline, stages, rollouts, registry, score):
 
 
 def main() -> None:
-    """Run a command; what a user can mend ends in one line on stderr and exit code 2."""
+    """Run a command; what a user can mend ends in one line on stderr and exit code 2.
+
+    A stop on request ends in 75: the same command, started again, goes on.
+    """
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -53,6 +54,9 @@ def main() -> None:
         _fail(f"{' '.join(error.format_message().split())}{where}")
     except UserError as error:
         _fail(str(error))
+    except Preempted as error:
+        click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

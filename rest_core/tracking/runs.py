@@ -30,7 +30,7 @@ from pydantic import BaseModel
 
 from rest_core import manifest
 from rest_core.config import TrackingConfig
-from rest_core.errors import UserError
+from rest_core.errors import Preempted, UserError
 from rest_core.tracking import delivery, store
 from rest_core.tracking.sender import Sender
 from rest_core.tracking.spool import Spool, State, Target, encode_number, read_records
@@ -60,6 +60,7 @@ class StageRun:
         self._spool = spool
         self._uri = uri
         self._non_finite: dict[str, str] = {}
+        self._recorded = _recorded_in_joined_run(spool)
 
     @property
     def run_id(self) -> str | None:
@@ -91,7 +92,13 @@ class StageRun:
             time.sleep(0.1)
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Record figures of one step (of the whole stage, where `step` is None) on the stage's run."""
+        """Record figures of one step (of the whole stage, where `step` is None) on the stage's run.
+
+        A run that somebody else made (KFP) may be joined by several attempts of a stage: steps that an earlier attempt
+        has recorded there are not recorded twice.
+        """
+        if step is not None:
+            values = {name: value for name, value in values.items() if step > self._recorded.get(_key(name), -1)}
         self._metrics(values, step, "run")
 
     def summary(self, values: Mapping[str, float]) -> None:
@@ -179,9 +186,10 @@ def stage_run(
 ) -> Iterator[StageRun]:
     """The MLflow run of one stage, for as long as the `with` block lasts.
 
-    An exception ends the stage's run and its parent as FAILED, with the error's one line in the tag `rest.error`, and
-    goes on. A server that is away stops nothing: one warning is logged, records are kept in `spool`, and sent when the
-    server answers; what is left at the end is sent by `sender.sync(spool)` (`rest sync PATH`).
+    An exception ends the stage's run and its parent as FAILED (the run as KILLED where it was told to stop), with the
+    error's one line in the tag `rest.error`, and goes on. A server that is away stops nothing: one warning is logged,
+    records are kept in `spool`, and sent when the server answers; what is left at the end is sent by
+    `sender.sync(spool)` (`rest sync PATH`).
 
     Args:
         tracking: where MLflow is, and the experiment's name.
@@ -199,7 +207,7 @@ def stage_run(
         run.parameters(parameters)
         yield run
     except BaseException as error:
-        stopped = isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, Preempted))
         _close(run, sender, stage, "KILLED" if stopped else "FAILED", _one_line(error))
         raise
     _close(run, sender, stage, "FINISHED", None)
@@ -258,6 +266,18 @@ def _open(tracking: TrackingConfig, kind: str, stage: str, pipeline_run: str, fo
     return StageRun(spool, uri), Sender(folder, spool.section, uri, GRACE_SECONDS)
 
 
+def _recorded_in_joined_run(spool: Spool) -> dict[str, int]:
+    """The last step of each metric that earlier attempts have recorded in the run that this one joins."""
+    wanted = os.environ.get("MLFLOW_RUN_ID")
+    # A run that stands for the whole pipeline is no stage's own: each attempt has a new one nested in it.
+    earlier = {int(number) for number, ids in State.read(spool.folder).sections.items() if ids.run == wanted}
+    last: dict[str, int] = {}
+    for record, _ in read_records(spool.folder) if earlier else ():
+        if record["section"] in earlier and record["op"] == "metrics" and record.get("to") == "run":
+            last |= {name: max(last.get(name, -1), record["step"]) for name in record["values"]}
+    return last
+
+
 def _close(run: StageRun, sender: Sender, stage: str, status: str, error: str | None) -> None:
     spool = run._spool
     spool.append("end", status=status, error=error, stage=stage)
@@ -284,7 +304,7 @@ def _common_tags() -> dict[str, str]:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    line = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".rstrip(": ")
+    line = text if isinstance(error, (UserError, Preempted)) else f"{type(error).__name__}: {text}".rstrip(": ")
     return store.redact(line)[: delivery.MAX_TAG_VALUE]
 
 

@@ -11,7 +11,15 @@ from matplotlib.ticker import MaxNLocator
 from rest_core.algorithm.regions import Region
 
 _PANELS = (
-    ("Reward", {"reward/total": "total", "reward/format": "format", "reward/correctness": "correctness"}),
+    (
+        "Reward, and task accuracy on held-out prompts",
+        {
+            "reward/total": "total",
+            "reward/format": "format",
+            "reward/correctness": "correctness",
+            "task/accuracy": "task accuracy",
+        },
+    ),
     ("Policy entropy by region (nats)", {f"entropy/{r.name.lower()}": r.name.lower() for r in Region}),
     ("Mean weight by region", {f"weight/{r.name.lower()}": r.name.lower() for r in Region}),
     ("Response length (tokens)", {"response/tokens": "mean"}),

@@ -7,18 +7,18 @@ is taken up again continues exactly as it would have gone on.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
 import math
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from rest_core.algorithm.advantages import zero_variance
 from rest_core.algorithm.entropy import region_sums
-from rest_core.algorithm.regions import Region
+from rest_core.algorithm.regions import Region, read_response
 from rest_core.algorithm.rest import Judgement, ResT
+from rest_core.algorithm.success import succeeds
 from rest_core.config import ModelConfig, RlConfig
-from rest_core.errors import UserError
+from rest_core.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
 from rest_core.memory import keep_freed_memory, peak_memory_gib
 from rest_core.model.batch import pad_rows
 from rest_core.model.loading import with_lora
@@ -39,8 +40,11 @@ from rest_core.records import Rollout, Sample
 from rest_core.response import Response
 from rest_core.rollout.create import create_engine
 from rest_core.seeds import derive
-from rest_core.training.checkpoint import Checkpoints
+from rest_core.training.checkpoint import Best, TrainingState
+from rest_core.training.folder import TrainingFolder, on_first
+from rest_core.training.mirror import Mirror
 from rest_core.training.reward_functions import GroupScore, RewardFunctions
+from rest_core.training.stop import GraceOver, Stopper, StopRequested
 from rest_core.training.update import Experience, PolicyUpdate
 
 log = logging.getLogger(__name__)
@@ -57,6 +61,11 @@ _REMEDIES = {
     "checkpoint_every",
     "keep_checkpoints",
     "table_every",
+    # and what changes nothing in the training itself
+    "mirror",
+    "grace_seconds",
+    "evaluate_every",
+    "final",
 }
 
 
@@ -85,10 +94,14 @@ class Judged:
 
 @dataclass(frozen=True)
 class Observer:
-    """Where the trainer reports to: scalars of a step, and tables of completions."""
+    """Where the trainer reports to: scalars of a step, and tables of completions.
+
+    A training that is taken up again first reports what had been reported up to its checkpoint.
+    """
 
     metrics: Callable[[dict[str, float], int], None]
     table: Callable[[list[dict[str, Any]], str], None]
+    phase: Callable[[str, int], None] = lambda name, step: None  # what is begun: rollout, update, checkpoint …
 
 
 class RlTrainer:
@@ -97,8 +110,9 @@ class RlTrainer:
     Args:
         model: causal language model in float32, the master weights.
         tasks: the training prompts, in a fixed order.
-        folder: where checkpoints go.
+        folder: where checkpoints and history go.
         fingerprint: what else decides the result (hash of the data, the model's source …).
+        validation: held-out prompts that task accuracy is measured on.
     """
 
     def __init__(
@@ -112,12 +126,21 @@ class RlTrainer:
         folder: Path,
         fingerprint: str,
         observer: Observer,
+        validation: Sequence[Task] = (),
     ) -> None:
         self.config, self.tokenizer, self.tasks, self.observer = config, tokenizer, tasks, observer
+        self.validation = validation
         keep_freed_memory()
         half = model_config.dtype == "bfloat16"
         self.accelerator = Accelerator(mixed_precision="bf16" if half else "no")
-        _check(config, [len(task.prompt_ids) for task in tasks], self.accelerator.num_processes)
+        prompts = [len(task.prompt_ids) for task in tasks]
+        asked = prompts + [len(task.prompt_ids) for task in validation]  # of the engine
+        _check(config, prompts, self.accelerator.num_processes)
+        if config.evaluate_every is not None and not validation:
+            raise UserError(
+                "rl.evaluate_every is set, but there are no held-out prompts (the dataset's split 'rl_validation' is "
+                "empty): prepare the data with a larger data.validation_fraction, or set rl.evaluate_every=null"
+            )
         torch.manual_seed(derive(config.seed, "init"))
         reference = None
         if config.loss.kl_coefficient:
@@ -135,7 +158,7 @@ class RlTrainer:
             model,
             tokenizer,
             dtype=torch.bfloat16 if half else torch.float32,
-            max_tokens=max(len(task.prompt_ids) for task in tasks) + config.max_response_tokens,
+            max_tokens=max(asked) + config.max_response_tokens,
         )
         policy, self.optimizer = self.accelerator.prepare(Policy(model), optimizer)
         self.update = PolicyUpdate(
@@ -143,43 +166,180 @@ class RlTrainer:
         )
         self.algorithm = ResT(config, tokenizer)
         self.functions = RewardFunctions(config)
-        described = json.dumps(
-            [fingerprint, model_config.model_dump(), config.model_dump(exclude=_REMEDIES)],
-            sort_keys=True,
+        self.folder = TrainingFolder(
+            folder,
+            training={
+                "inputs": fingerprint,
+                "model": model_config.model_dump(mode="json"),
+                "rl": config.model_dump(mode="json", exclude=_REMEDIES),
+            },
+            keep=config.keep_checkpoints,
+            mirror=config.mirror,
         )
-        self.checkpoints = Checkpoints(
-            folder, fingerprint=hashlib.sha256(described.encode()).hexdigest(), keep=config.keep_checkpoints
-        )
-        self._last: Path | None = None
+        self.state: TrainingState | None = None  # that of the last step's end
+        self._stop = Stopper(config.grace_seconds, alone=self.accelerator.num_processes == 1)
+        self._told: str | None = None  # the signal that all processes have agreed to stop for
+        optimizer.register_step_pre_hook(self._stop.hold)
 
     def train(self) -> dict[str, float]:
-        """Run all steps that are left; returns reward before and after, and totals."""
-        start, before = self._resume()
-        if self._last is None:
-            before = self.probe()
-            self._save(0, before)
+        """Run all steps that are left; returns reward and task accuracy, and totals.
+
+        Raises:
+            Preempted: SIGTERM or SIGINT has come; a checkpoint is there to go on from.
+            UserError: something that the user can mend.
+        """
+        with self._stop:
+            try:
+                self._run()
+                return self._finish()
+            except StopRequested:
+                with self._stop.shielded():
+                    self._leave()
+            except GraceOver:
+                raise Preempted(
+                    f"what was begun did not end within {self.config.grace_seconds:g} s (rl.grace_seconds); "
+                    f"{self._last_good()}, and what came after it is done again"
+                ) from None
+
+    def _run(self) -> None:
+        state = self.state = self._resume()
+        if state is None:
+            with self._stop.at_once():
+                before = self.probe()
+            state = self.state = TrainingState(
+                step=0, reward_before=before, region_entropy=self.algorithm.state()["region_entropy"]
+            )
         main = self.accelerator.is_main_process
-        totals = {"tokens": 0.0, "seconds": 0.0}
         with tqdm(
-            total=self.config.steps, initial=start, desc="rest-rl", unit="step", disable=None if main else True
+            total=self.config.steps, initial=state.step, desc="rest-rl", unit="step", disable=None if main else True
         ) as bar:
-            for step in range(start + 1, self.config.steps + 1):
-                metrics = self.train_step(step)
-                totals["tokens"] += metrics["tokens/generated"]
-                totals["seconds"] += metrics["seconds/step"]
-                if main:
-                    self.observer.metrics(metrics, step)
+            while True:
+                step = state.step
+                if self._evaluation_is_due(state):
+                    state = self.state = self._evaluated(state)
+                best = state.best is not None and state.best.step == step
+                if step % self.config.checkpoint_every == 0 or step == self.config.steps or best:
+                    self._save()
+                self._agree_to_stop()
+                if step == self.config.steps:
+                    break
+                with self._stop.at_once():
+                    metrics = self.train_step(step + 1)
+                state = self.state = state.model_copy(
+                    update={
+                        "step": step + 1,
+                        "version": self.update.version,
+                        "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+                        "region_entropy": self.algorithm.state()["region_entropy"],
+                    }
+                )
+                self._record(metrics, step + 1)
                 bar.set_postfix(reward=f"{metrics['reward/total']:.2f}", len=f"{metrics['response/tokens']:.0f}")
                 bar.update()
-                if step % self.config.checkpoint_every == 0 or step == self.config.steps:
-                    self._save(step, before)
-        after = self.probe()
+
+    def _finish(self) -> dict[str, float]:
+        assert self.state is not None
+        state = self.state
         result = {"rl/steps": float(self.config.steps), "rl/updates": float(self.update.version)}
-        if before is not None and after is not None:
-            result |= {"reward/before": before, "reward/after": after}
-        if totals["seconds"]:
-            result["rl/tokens_per_second"] = totals["tokens"] / totals["seconds"]
+        if state.best is not None:
+            result |= {"rl/best_step": float(state.best.step), "task/best": state.best.accuracy}
+            if self.config.final == "best" and state.best.step != state.step:
+                log.info("handing on the weights after step %d, the best on the task", state.best.step)
+                self.folder.load_weights(state.best.step, self.model)
+                self.engine.synchronise(self.model, self.update.version)
+        with self._stop.at_once():
+            after = self.probe()
+        if state.reward_before is not None and after is not None:
+            result |= {"reward/before": state.reward_before, "reward/after": after}
+        timed = [entry for entry in self.folder.history.entries if "seconds/step" in entry]
+        if timed:
+            seconds = sum(entry["seconds/step"] for entry in timed)
+            result["rl/tokens_per_second"] = sum(entry["tokens/generated"] for entry in timed) / seconds
+        if (mirror := self.folder.mirror) is not None:
+            on_first(lambda: self._wait_for_mirror(mirror, state))
+            result["checkpoint/mirror_failures"] = float(mirror.failures)
         return result
+
+    def _wait_for_mirror(self, mirror: Mirror, state: TrainingState) -> None:
+        mirror.retry(state.model_copy(update={"tables": dict(self.folder.history.tables)}))
+        mirror.close()
+
+    def _evaluation_is_due(self, state: TrainingState) -> bool:
+        every = self.config.evaluate_every
+        if every is None or state.evaluated == state.step:
+            return False
+        return state.step % every == 0 or state.step == self.config.steps
+
+    def _evaluated(self, state: TrainingState) -> TrainingState:
+        """Measure the policy on held-out prompts; the state with the result."""
+        self.observer.phase("evaluate", state.step)
+        seconds: dict[str, float] = {}
+        with self._stop.at_once(), _timed(seconds, "seconds/evaluate"):
+            accuracy, tokens = self.evaluate()
+        self._record({"task/accuracy": accuracy, "task/response_tokens": tokens, **seconds}, state.step)
+        best = state.best
+        if best is None or accuracy > best.accuracy:
+            best = Best(step=state.step, accuracy=accuracy)
+        return state.model_copy(update={"evaluated": state.step, "best": best})
+
+    def evaluate(self) -> tuple[float, float]:
+        """Share of held-out prompts whose most likely response does the task exactly, and mean tokens a response.
+
+        What counts is `rest_core.algorithm.success`, never the reward.
+        """
+        order = torch.randperm(
+            len(self.validation), generator=torch.Generator().manual_seed(derive(self.config.seed, "evaluation"))
+        ).tolist()
+        chosen = sorted(order[: self.config.evaluate_prompts])
+        mine = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
+        tasks = [self.validation[n] for n in mine]
+        groups = self._rollouts(tasks, None, "evaluation") if tasks else []
+        outcomes = [
+            (
+                succeeds(read_response(rollout.response_ids, self.tokenizer)[0], task.reference),
+                len(rollout.response_ids),
+            )
+            for task, (rollout,) in zip(tasks, groups, strict=True)
+        ]
+        every = self._gather(outcomes)
+        return sum(success for success, _ in every) / len(every), sum(tokens for _, tokens in every) / len(every)
+
+    def _record(self, metrics: dict[str, float], step: int) -> None:
+        if self.accelerator.is_main_process:
+            if self.folder.mirror is not None:
+                metrics = {**metrics, "checkpoint/mirror_failures": float(self.folder.mirror.failures)}
+            self.folder.record(metrics, step)
+            self.observer.metrics(metrics, step)
+
+    def _record_table(self, rows: list[dict[str, Any]], step: int) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.record_table(rows, step)
+            self.observer.table(rows, f"completions_step_{step:06d}")
+
+    def _agree_to_stop(self) -> None:
+        """Leave, all processes together, when any has been told to stop."""
+        told = [name for name in self._gather([self._stop.signal and self._stop.signal.name]) if name]
+        if told:
+            self._told = told[0]
+            raise StopRequested
+
+    def _leave(self) -> NoReturn:
+        """Write what there is as a checkpoint; called where memory holds the state of `self.state`."""
+        told = self._told or (self._stop.signal.name if self._stop.signal is not None else "a signal")
+        exit_code = EXIT_INTERRUPTED if told == "SIGINT" else EXIT_PREEMPTED
+        if self.state is None:
+            raise Preempted(f"{told}: nothing had been trained yet; start again", exit_code=exit_code)
+        self._save()
+        if self.folder.mirror is not None and self.accelerator.is_main_process:
+            try:
+                self.folder.mirror.close(timeout=self._stop.seconds_left)
+            except UserError as error:
+                log.error("%s", error)
+        raise Preempted(
+            f"{told}: left after step {self.state.step} of {self.config.steps}; "
+            f"start again to go on from {self.folder.last}",
+            exit_code=exit_code,
+        )
 
     def probe(self) -> float | None:
         """Mean reward of sampled responses to the prompts that are trained first, on the ranges of the last step.
@@ -199,24 +359,27 @@ class RlTrainer:
 
     def train_step(self, step: int) -> dict[str, float]:
         seconds: dict[str, float] = {}
-        torch.manual_seed(derive(self.config.seed, "update", step))  # dropout, where a model or adapter has any
+        _seed_everything(derive(self.config.seed, "update", step))
         positions = self._positions(step)
         tasks = [self.tasks[n] for n in positions]
         seeds = [derive(self.config.seed, "rollout", step, place) for place in self._places()]
+        self.observer.phase("rollout", step)
         with _timed(seconds, "seconds/rollout"):
             groups = self._rollouts(tasks, seeds, f"step {step}: rollout")
         with _timed(seconds, "seconds/reward"):
             judged = self._judge(tasks, groups, step, f"step {step}")
             experience = self._experience(groups, judged, step)
+        self.observer.phase("update", step)
         with _timed(seconds, "seconds/update"):
             statistics = self.update.run(experience, self._last_good())
             self.engine.synchronise(self.model, self.update.version)
+        self._stop.hold()
         if self.accelerator.num_processes > 1:
             everyone = gather_object([statistics])
             statistics.merge([other for n, other in enumerate(everyone) if n != self.accelerator.process_index])
         step_entropy = self.algorithm.observe(statistics.entropy_sums, statistics.entropy_counts)
-        if self.accelerator.is_main_process and (step % self.config.table_every == 0 or step == 1):
-            self.observer.table(_completions(tasks, groups, judged, step), f"completions_step_{step:06d}")
+        if step % self.config.table_every == 0 or step == 1:
+            self._record_table(_completions(tasks, groups, judged, step), step)
         return self._metrics(groups, judged, experience, step_entropy, seconds) | statistics.metrics()
 
     def _judge(self, tasks: Sequence[Task], groups: list[list[Rollout]], step: int, where: str) -> Judged:
@@ -277,11 +440,13 @@ class RlTrainer:
             dropped=dropped,
         )
 
-    def _rollouts(self, tasks: Sequence[Task], seeds: Sequence[int], what: str) -> list[list[Rollout]]:
+    def _rollouts(self, tasks: Sequence[Task], seeds: Sequence[int] | None, what: str) -> list[list[Rollout]]:
+        """A group of sampled responses to each task; without seeds the most likely response alone."""
         config = self.config
+        samples, temperature = (1, 0.0) if seeds is None else (config.group_size, config.temperature)
         main = self.accelerator.is_main_process
         with tqdm(
-            total=len(tasks) * config.group_size,
+            total=len(tasks) * samples,
             desc=what,
             unit="response",
             leave=False,
@@ -289,9 +454,9 @@ class RlTrainer:
         ) as bar:
             return self.engine.generate(
                 [task.prompt_ids for task in tasks],
-                samples=config.group_size,
+                samples=samples,
                 max_new_tokens=config.max_response_tokens,
-                temperature=config.temperature,
+                temperature=temperature,
                 batch_tokens=config.rollout_batch_tokens,
                 seeds=seeds,
                 on_progress=bar.update,
@@ -387,35 +552,37 @@ class RlTrainer:
     def _gather(self, values: list[Any]) -> list[Any]:
         return gather_object(values) if self.accelerator.num_processes > 1 else values
 
-    def _named(self) -> dict[str, Tensor]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+    def _save(self) -> None:
+        assert self.state is not None
+        self.observer.phase("checkpoint", self.state.step)
+        with self._stop.shielded():
+            self.folder.save(self.state, self.model, self.optimizer)
 
-    def _save(self, step: int, before: float | None) -> None:
+    def _resume(self) -> TrainingState | None:
+        """Take up the newest checkpoint, and report again what had been logged up to it; None without one."""
+        state = self.folder.resume(self.model, self.optimizer)
+        if state is None:
+            return None
+        self.update.version = state.version
+        self.algorithm.load_state({"region_entropy": state.region_entropy})
+        if state.learning_rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = state.learning_rate
+        self.engine.synchronise(self.model, state.version)
+        log.info("going on after step %d (%s)", state.step, self.folder.last)
         if self.accelerator.is_main_process:
-            state = {
-                "version": self.update.version,
-                "reward_before": before,
-                "algorithm": self.algorithm.state(),
-            }
-            self._last = self.checkpoints.save(step, self._named(), self.optimizer, state)
-        self.accelerator.wait_for_everyone()
-
-    def _resume(self) -> tuple[int, float | None]:
-        """Take up the newest checkpoint; returns its step and the reward before training, (0, None) without one."""
-        path = self._last = self.checkpoints.latest()
-        self.accelerator.wait_for_everyone()  # nobody writes before everybody has looked
-        if path is None:
-            return 0, None
-        state = self.checkpoints.restore(path, self._named(), self.optimizer)
-        self.update.version = int(state["version"])
-        self.algorithm.load_state(state["algorithm"])
-        self.engine.synchronise(self.model, self.update.version)
-        log.info("going on after step %d (%s)", state["step"], path)
-        before = state["reward_before"]
-        return int(state["step"]), None if before is None else float(before)
+            for entry in self.folder.history.entries:
+                metrics = dict(entry)
+                step = int(metrics.pop("step"))
+                self.observer.metrics(metrics, step)
+            for name in sorted(self.folder.history.tables):
+                self.observer.table(
+                    self.folder.history.read_table(name), f"completions_{Path(name).stem.replace('-', '_')}"
+                )
+        return state
 
     def _last_good(self) -> str:
-        return f"the last good checkpoint is {self._last}" if self._last else "no checkpoint has been written yet"
+        return self.folder.last_good
 
 
 def _check(config: RlConfig, lengths: Sequence[int], processes: int) -> None:
@@ -456,6 +623,13 @@ def _check(config: RlConfig, lengths: Sequence[int], processes: int) -> None:
                 f"rl.{name} ({getattr(config, name)}) does not hold one {what}: the longest prompt has {longest} "
                 f"tokens, a response up to {response} (rl.max_response_tokens); set rl.{name}={needed} or more"
             )
+
+
+def _seed_everything(seed: int) -> None:
+    """Everything that draws without a generator of its own: dropout, and reward functions that were given to us."""
+    torch.manual_seed(seed)  # of all devices
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)  # noqa: NPY002 (others may use it)
 
 
 @contextmanager

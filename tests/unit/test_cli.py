@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from rest_core import cli
 from rest_core.cli.options import configuration
-from rest_core.errors import UserError
+from rest_core.errors import Preempted, UserError
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -33,6 +33,15 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         raise error
 
     monkeypatch.setattr(cli.cli.commands["profiles"], "callback", callback)
+
+
+@pytest.mark.parametrize("code", [75, 130])
+def test_a_stop_on_request_has_its_own_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    raising(monkeypatch, Preempted("left after step 3 of 9", exit_code=code))
+    assert run_main(monkeypatch, "profiles") == code
+    assert capsys.readouterr().err == "left after step 3 of 9\n"
 
 
 def test_the_commands_of_the_project_are_there() -> None:

@@ -31,7 +31,7 @@ from pipelines.rest_pipeline import CACHED_STAGES, GPU_STAGES, PARAMETERS, STAGE
 from pipelines.summary import StageSummary, Summary, duration, figures, reward_line, show
 from rest_core import config, manifest, stages
 from rest_core.config import Config
-from rest_core.errors import UserError
+from rest_core.errors import EXIT_PREEMPTED, Preempted, UserError
 from rest_core.stages import StageResult
 
 TOP = Path(__file__).resolve().parents[2]
@@ -87,6 +87,18 @@ def test_executors_have_the_image_their_resources_and_install_nothing(
             assert container["resources"]["resourceMemoryLimit"] == "64Gi"
         else:
             assert "resources" not in container
+
+
+def test_the_training_is_started_again_after_pre_emption(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    tasks = compiled[0]["root"]["dag"]["tasks"]
+    assert {name: task["retryPolicy"]["maxRetryCount"] for name, task in tasks.items() if "retryPolicy" in task} == {
+        "rest-rl": 5
+    }
+
+
+def test_a_local_run_tries_nothing_again() -> None:
+    spec = json_format.MessageToDict(build(config.load("tiny")).pipeline_spec)
+    assert not any("retryPolicy" in task for task in spec["root"]["dag"]["tasks"].values())
 
 
 def test_every_pod_knows_its_run_without_an_input(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -235,6 +247,17 @@ def test_run_stage_refuses_a_wrong_section_and_logs_the_cost_all_the_same(tmp_pa
     assert "stage/seconds" in json.loads(Path(metrics.path).read_text(encoding="utf-8"))
 
 
+def test_run_stage_ends_with_the_code_that_means_again(tmp_path: Path) -> None:
+    def stopped(**_: Any) -> StageResult:
+        raise Preempted("SIGTERM: left after step 3 of 9")
+
+    out, metrics = _artifacts(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run_stage(stopped, sections={}, pipeline_run="x", out=out, metrics=metrics)
+    assert stop.value.code == EXIT_PREEMPTED == 75
+    assert "stage/seconds" in json.loads(Path(metrics.path).read_text(encoding="utf-8"))
+
+
 def test_the_monitor_tells_each_start_and_end_once_and_times_add_up(tmp_path: Path) -> None:
     events: list[str] = []
     ballast = b""
@@ -298,6 +321,11 @@ def test_a_failure_is_told_in_the_words_of_its_stage(tmp_path: Path) -> None:
     (failed.folder / "dataset" / "error.json").write_text(json.dumps({"message": "x.json, line 3: not JSON"}))
     with pytest.raises(UserError, match=r"^prepare-data: x\.json, line 3: not JSON$"):
         _explain(tmp_path, monitor, RuntimeError("kfp"))
+    stopped = {"message": "SIGTERM: left after step 3 of 9", "exit_code": EXIT_PREEMPTED}
+    (failed.folder / "dataset" / "error.json").write_text(json.dumps(stopped))
+    with pytest.raises(Preempted, match=r"^prepare-data: SIGTERM: left after step 3 of 9$") as preempted:
+        _explain(tmp_path, monitor, RuntimeError("kfp"))
+    assert preempted.value.exit_code == 75
 
 
 def _summary(*stage: StageSummary, **values: Any) -> Summary:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ from transformers import AutoModelForCausalLM
 from rest_core import manifest, stages
 from rest_core.config import ApiBankConfig, BfclConfig, ModelConfig, RlConfig, SftConfig, TrackingConfig
 from rest_core.data import store
-from rest_core.errors import UserError
+from rest_core.errors import Preempted, UserError
 from rest_core.model import loading
 from rest_core.records import Message, Sample, Tool, ToolCall
 from rest_core.response import render
 from rest_core.tracking import runs
 from rest_core.tracking.store import open_client
+from rest_core.training.rl import RlTrainer
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -63,7 +66,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [store.to_row(sample, prompt_tokens=10, reference_tokens=10) for sample in samples]
     # A reference without tags: a random model has the format right now and then, so that there is something to learn.
     prompts = [{**row, "reference": "words"} for row in rows]
-    store.save({"sft": rows, "sft_validation": rows[:1], "rl": prompts, "rl_validation": []}, folder)
+    store.save({"sft": rows, "sft_validation": rows[:1], "rl": prompts, "rl_validation": prompts[:1]}, folder)
     manifest.write(folder, stage="prepare-data", config={}, inputs={}, counts={})
     return folder
 
@@ -128,7 +131,7 @@ def test_a_training_leaves_a_checkpoint_its_figures_and_its_lineage(
         assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"])
         before = after
         assert loading.load_tokenizer(out, model).chat_template
-        assert not (out / "checkpoints").exists() and not (out / "error.json").exists()
+        assert not out.with_name(f"{out.name}.training").exists() and not (out / "error.json").exists()
 
         made = manifest.read(out)
         assert made["stage"] == stage and made["config"]["model"]["source"] == model.source
@@ -239,7 +242,7 @@ def test_a_full_disk_is_one_line_and_loses_no_checkpoint(
     out = tmp_path / "rl"
     assert error_of(out) == {"stage": "rest-rl", "message": str(caught.value), "exit_code": 2}
     assert ("/data/x" if "system" in error else str(out)) in str(caught.value)
-    assert [path.name for path in sorted((out / "checkpoints").iterdir())] == ["step-000001", "step-000002"]
+    assert [path.name for path in sorted((tmp_path / "rl.training").glob("step-*"))] == ["step-000001", "step-000002"]
 
 
 @pytest.mark.usefixtures("unsent")
@@ -259,12 +262,41 @@ def test_a_training_that_stopped_goes_on(train: Run, tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch, pytest.raises(BaseException, match="killed here"):
         patch.setattr(loading, "save_policy", lambda *_, **__: pytest.fail("killed here"))
         train()
-    shutil.rmtree(tmp_path / "rl" / "checkpoints" / "step-000002")
+    shutil.rmtree(tmp_path / "rl.training" / "step-000002")
     resumed = train()
     for name in ("reward/before", "reward/after", "rl/updates", "rl/last/reward/total"):
         assert resumed.metrics[name] == straight.metrics[name]
     weights = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("straight", "rl")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_training_that_is_told_to_stop_says_so_and_is_complete_after_another_attempt(
+    train: Run, tracking: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = RlTrainer.train_step
+
+    def told(self: RlTrainer, number: int) -> dict[str, float]:
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, number)
+
+    rl = RL.model_copy(update={"evaluate_every": 1, "table_every": 1})
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="left after step 1 of 2"):
+        patch.setattr(RlTrainer, "train_step", told)
+        train(rl)
+    out = tmp_path / "rl"
+    assert error_of(out)["exit_code"] == 75
+    assert recorded(tracking, "rest-rl").info.status == "KILLED"
+
+    result = train(rl)
+    assert not (out / "error.json").exists() and not (tmp_path / "rl.training").exists()
+    run = recorded(tracking, "rest-rl (attempt 2)")
+    client = MlflowClient(tracking.uri)
+    for metric, steps in (("reward/total", [1, 2]), ("task/accuracy", [0, 1, 2])):  # no step lost, none twice
+        assert [point.step for point in client.get_metric_history(run.info.run_id, metric)] == steps
+    tables = {item.path for item in client.list_artifacts(run.info.run_id, "tables")}
+    assert tables == {"tables/completions_step_000001.json", "tables/completions_step_000002.json"}
+    assert {"task/best", "rl/best_step"} <= result.metrics.keys()
 
 
 def test_a_process_that_is_not_the_first_trains_and_writes_nothing(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from rest_core.config import ModelConfig, RlConfig, TrackingConfig
-from rest_core.errors import UserError
+from rest_core.errors import Preempted, UserError
 from rest_core.tracking import delivery, runs, sender, spool
 
 
@@ -84,10 +85,49 @@ def test_an_exception_ends_both_runs_as_failed(tracking: TrackingConfig, client:
     assert (found["p"].info.status, found["p"].data.tags["rest.error/train"]) == ("FAILED", line)
 
 
+def test_a_stage_that_was_told_to_stop_is_shown_as_killed_and_may_go_on(
+    tracking: TrackingConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"stage": "train", "pipeline_run": "p", "spool": tmp_path / "a", "parameters": {}}
+    with pytest.raises(Preempted), runs.stage_run(tracking, **arguments):
+        raise Preempted("SIGTERM: left after step 3 of 9")
+    found = by_name(client)
+    assert found["train"].info.status == "KILLED"
+    assert found["train"].data.tags["rest.error"] == "SIGTERM: left after step 3 of 9"
+    with runs.stage_run(tracking, **arguments):
+        pass
+    found = by_name(client)
+    assert found["train (attempt 2)"].info.status == "FINISHED"
+    assert found["p"].info.status == "RUNNING" and "rest.error/train" not in found["p"].data.tags
+
+
+def test_attempts_that_join_one_run_record_each_step_once(
+    tracking: TrackingConfig, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = client.create_experiment("test")
+    parent = client.create_run(experiment, run_name="KFP's pipeline").info.run_id
+    given = client.create_run(experiment, run_name="KFP's task", tags={"mlflow.parentRunId": parent}).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    arguments: dict[str, Any] = {"stage": "train", "pipeline_run": "p", "spool": tmp_path / "a", "parameters": {}}
+    with pytest.raises(Preempted), runs.stage_run(tracking, **arguments) as run:
+        run.metrics({"loss": 1.0}, 1)
+        run.metrics({"loss": 2.0}, 2)
+        raise Preempted("SIGTERM")
+    with runs.stage_run(tracking, **arguments) as run:  # from step 1 on, and what was evaluated there
+        for step in (1, 2, 3):
+            run.metrics({"loss": float(step)}, step)
+        run.metrics({"accuracy": 0.5}, 1)
+        assert run.wait(30) and run.run_id == given
+    history = client.get_metric_history(given, "loss")
+    assert sorted((point.step, point.value) for point in history) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert [point.step for point in client.get_metric_history(given, "accuracy")] == [1]
+
+
 def test_a_killed_stage_is_shown_as_killed(tracking: TrackingConfig, client: MlflowClient, tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
+from typing import Any
 from rest_core.config import TrackingConfig
 from rest_core.tracking.runs import stage_run
 tracking = TrackingConfig(uri={tracking.uri!r}, experiment="test")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+import os
+import signal
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rest_core import storage
 from rest_core.algorithm.rest import Judgement, ResT
 from rest_core.algorithm.rewards import Reward
 from rest_core.config import LoraConfig, LossConfig, ModelConfig, RlConfig, load, profiles
-from rest_core.errors import UserError
+from rest_core.errors import Preempted, UserError
 from rest_core.response import parse
 from rest_core.training import rl
 from rest_core.training.rl import Observer, RlTrainer, Task
@@ -44,7 +50,7 @@ class Log:
     def _take(self, metrics: dict[str, float], step: int) -> None:
         if step == self.stop_at:
             raise KeyboardInterrupt
-        self.metrics[step] = metrics
+        self.metrics[step] = self.metrics.get(step, {}) | metrics
 
     def untimed(self) -> dict[int, dict[str, float]]:
         return {
@@ -81,6 +87,7 @@ def trainer(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Callable[..
         folder: str = "checkpoints",
         fingerprint: str = "data",
         model: ModelConfig = FLOAT32,
+        validation: Sequence[Task] = (),
     ) -> RlTrainer:
         return RlTrainer(
             copy.deepcopy(tiny_model),
@@ -91,6 +98,7 @@ def trainer(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Callable[..
             folder=tmp_path / folder,
             fingerprint=fingerprint,
             observer=log.observer(),
+            validation=validation,
         )
 
     return make
@@ -183,8 +191,9 @@ def test_a_training_that_was_interrupted_ends_as_if_it_had_not_been(trainer: Tra
     two = trainer(config, resumed)
     again = two.train()
 
-    assert sorted(resumed.metrics) == [3, 4]  # the checkpoint is that of step 2
-    assert begun.untimed() | resumed.untimed() == straight.untimed()
+    assert begun.untimed()[3] == straight.untimed()[3]  # which was done again: the checkpoint is that of step 2
+    assert resumed.untimed() == straight.untimed() and resumed.tables == straight.tables
+    assert one.folder.history.tables == two.folder.history.tables
     assert again["reward/before"] == first["reward/before"] and again["reward/after"] == first["reward/after"]
     assert two.update.version == one.update.version
     start = dict(trainer(config, Log(), folder="unused").model.named_parameters())
@@ -197,13 +206,269 @@ def test_a_training_that_was_interrupted_ends_as_if_it_had_not_been(trainer: Tra
         assert straight.metrics[1]["updates"] == 2 and straight.metrics[1]["ratio/max"] > 1
 
 
+def test_a_step_without_an_update_reports_the_same_after_a_resume(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learning rate of the warm-up is that of the last update, which lies before the checkpoint."""
+    judge = ResT.judge
+
+    def same_from_step_2(self: ResT, ids: Any, reference: Any, step: int) -> Judgement:
+        judged = judge(self, ids, reference, step)
+        return judged if step == 1 else Judgement(judged.response, Reward(0.5, 0.0), judged.regions)
+
+    monkeypatch.setattr(ResT, "judge", same_from_step_2)
+    config = settings(steps=3, warmup_steps=10, reward_probe_prompts=0)
+    straight = Log()
+    trainer(config, straight, folder="straight").train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(config, Log(stop_at=2)).train()
+    resumed = Log()
+    trainer(config, resumed).train()
+    assert resumed.untimed() == straight.untimed()
+    assert straight.metrics[2]["learning_rate"] == pytest.approx(0.0003) and straight.metrics[2]["updates"] == 0
+
+
+HELD_OUT = [Task(f"held/{n}", [40 + n], parse("words")) for n in range(5)]
+
+
+def judged_by(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> list[int]:
+    """Let each evaluation find one of `accuracies` (of five prompts); returns a list of how many prompts it saw."""
+    seen: list[int] = []
+
+    def outcome(given: Any, wanted: Any) -> bool:
+        seen.append(1)
+        measured, place = divmod(len(seen) - 1, 5)
+        return place < round(5 * accuracies[measured])
+
+    monkeypatch.setattr(rl, "succeeds", outcome)
+    return seen
+
+
+@pytest.mark.parametrize("final", ["last", "best"])
+def test_the_best_on_the_task_is_kept_and_handed_on_when_asked_for(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, final: str
+) -> None:
+    seen = judged_by(monkeypatch, [0.2, 0.6, 0.6, 0.4])
+    log = Log()
+    config = settings(steps=5, evaluate_every=2, checkpoint_every=5, keep_checkpoints=1, final=final)
+    made = trainer(config, log, validation=HELD_OUT)
+    result = made.train()
+    assert [log.metrics[step].get("task/accuracy") for step in range(6)] == [0.2, None, 0.6, None, 0.6, 0.4]
+    assert log.metrics[2]["reward/total"] >= 0 and log.metrics[2]["task/response_tokens"] > 0
+    assert len(seen) == 4 * 5
+    assert (result["rl/best_step"], result["task/best"], result["rl/steps"]) == (2, 0.6, 5)
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.glob("step-*")) == ["step-000002", "step-000005"]
+    wanted = load_file(folder / ("step-000002" if final == "best" else "step-000005") / "model.safetensors")
+    for name, parameter in made.model.named_parameters():
+        assert torch.equal(parameter, wanted[name])
+        assert torch.equal(dict(made.engine.model.named_parameters())[name], wanted[name])
+    assert result["reward/after"] == made.probe()  # of what is handed on
+
+
+def test_a_best_checkpoint_that_is_lost_is_told_and_the_best_is_looked_for_anew(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    judged_by(monkeypatch, [0.8, 0.2, 0.4, 0.6])
+    config = settings(steps=3, evaluate_every=1, checkpoint_every=1, keep_checkpoints=1, final="best")
+    with pytest.raises(KeyboardInterrupt):
+        trainer(config, Log(stop_at=3), validation=HELD_OUT).train()
+    (tmp_path / "checkpoints" / "step-000000" / "model.safetensors").unlink()
+    judged_by(monkeypatch, [0.6])
+    result = trainer(config, Log(), validation=HELD_OUT).train()
+    assert result["rl/best_step"] == 3 and "step-000000, the best checkpoint so far, is lost" in caplog.text
+
+
+def test_evaluation_is_greedy_on_held_out_prompts_and_changes_nothing(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, evaluated = Log(), Log()
+    trainer(settings(), plain, folder="plain").train()
+    made = trainer(settings(evaluate_every=1, evaluate_prompts=3), evaluated, validation=HELD_OUT)
+    asked: list[tuple[Any, Any]] = []
+    generate = made.engine.generate
+
+    def listen(prompts: Any, **options: Any) -> Any:
+        if options["temperature"] == 0:
+            asked.append((prompts, options["samples"]))
+        return generate(prompts, **options)
+
+    monkeypatch.setattr(made.engine, "generate", listen)
+    made.train()
+    assert len(asked) == 3 and all(one == asked[0] for one in asked)
+    prompts, samples = asked[0]
+    assert (
+        samples == 1 and len(prompts) == 3 and all([p] and p in [task.prompt_ids for task in HELD_OUT] for p in prompts)
+    )
+    for step in (1, 2):
+        left = {name: value for name, value in evaluated.untimed()[step].items() if not name.startswith("task/")}
+        assert left == plain.untimed()[step]
+
+
+def test_evaluation_needs_held_out_prompts(trainer: Trainer) -> None:
+    with pytest.raises(UserError, match=r"rl\.evaluate_every is set.*rl_validation.*data\.validation_fraction"):
+        trainer(settings(evaluate_every=1), Log())
+    with pytest.raises(ValueError, match="final=best needs evaluate_every"):
+        settings(final="best")
+
+
+def send_at(trainer: RlTrainer, phase: str, step: int, number: int = signal.SIGTERM) -> None:
+    """Let a real signal come at a phase's beginning."""
+
+    def listen(name: str, at: int) -> None:
+        if (name, at) == (phase, step):
+            os.kill(os.getpid(), number)
+
+    trainer.observer = dataclasses.replace(trainer.observer, phase=listen)
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "left_after"),
+    [("rollout", 1, 0), ("rollout", 3, 2), ("update", 3, 2), ("evaluate", 2, 2), ("checkpoint", 2, 2)],
+)
+@pytest.mark.parametrize("variant", ["one update a rollout", "two mini-batches a rollout"])
+def test_a_signal_leaves_a_checkpoint_of_the_last_whole_step(
+    trainer: Trainer, tmp_path: Path, variant: str, phase: str, step: int, left_after: int
+) -> None:
+    config = settings(steps=3, checkpoint_every=2, evaluate_every=1, reward_probe_prompts=2, **VARIANTS[variant])
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)]
+    straight = Log()
+    one = trainer(config, straight, folder="straight", validation=HELD_OUT)
+    first = one.train()
+    stopped = trainer(config, Log(), validation=HELD_OUT)
+    send_at(stopped, phase, step)
+    path = tmp_path / "checkpoints" / f"step-{left_after:06d}"
+    with pytest.raises(Preempted, match=rf"SIGTERM: left after step {left_after} of 3; .* from {path}") as caught:
+        stopped.train()
+    assert caught.value.exit_code == 75
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)] == before
+    resumed = Log()
+    two = trainer(config, resumed, validation=HELD_OUT)
+    again = two.train()
+    assert resumed.untimed() == straight.untimed() and resumed.tables == straight.tables
+    for figure in ("reward/before", "reward/after", "rl/updates", "rl/best_step"):
+        assert again[figure] == first[figure]
+    for name, parameter in one.model.named_parameters():
+        assert torch.equal(parameter, dict(two.model.named_parameters())[name]), name
+
+
+def signal_in_update(made: RlTrainer, number: int, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> list[int]:
+    """A signal after the first of the updates of step 1, and slow work after it; returns what of that has ended."""
+    step, ended = made.update._step, list[int]()
+
+    def updating(*arguments: Any) -> None:
+        step(*arguments)
+        if made.update.version == 1:
+            os.kill(os.getpid(), number)
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                time.sleep(0.01)
+            ended.append(number)
+
+    monkeypatch.setattr(made.update, "_step", updating)
+    return ended
+
+
+def test_a_step_whose_first_update_is_done_is_ended_first(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(mini_batch_prompts=2)
+    made = trainer(config, Log())
+    signal_in_update(made, signal.SIGTERM, monkeypatch)
+    with pytest.raises(Preempted, match="left after step 1 of 2"):
+        made.train()
+    straight, resumed = Log(), Log()
+    trainer(config, straight, folder="straight").train()
+    trainer(config, resumed).train()
+    assert resumed.untimed() == straight.untimed()
+
+
+def test_a_step_that_outlives_the_grace_period_is_left_to_the_last_checkpoint(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(mini_batch_prompts=2, grace_seconds=0.05)
+    made = trainer(config, Log())
+    ended = signal_in_update(made, signal.SIGTERM, monkeypatch, seconds=60)
+    with pytest.raises(
+        Preempted, match=r"did not end within 0\.05 s .*last good checkpoint is .*step-000000"
+    ) as caught:
+        made.train()
+    assert caught.value.exit_code == 75 and not ended
+    resumed, straight = Log(), Log()
+    trainer(config, straight, folder="straight").train()
+    trainer(config, resumed).train()
+    assert resumed.untimed() == straight.untimed()
+
+
+def test_a_second_interrupt_does_not_wait(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(settings(mini_batch_prompts=2), Log())
+    step = made.update._step
+
+    def updating(*arguments: Any) -> None:
+        step(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(made.update, "_step", updating)
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+
+
+def test_a_signal_before_the_first_step_leaves_nothing(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(settings(), Log())
+    monkeypatch.setattr(made, "probe", lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Preempted, match="SIGINT: nothing had been trained yet") as caught:
+        made.train()
+    assert caught.value.exit_code == 130
+
+
+def test_a_training_goes_on_from_the_mirror_on_another_machine(trainer: Trainer, tmp_path: Path) -> None:
+    config = settings(steps=3, checkpoint_every=1, evaluate_every=2, mirror=str(tmp_path / "volume"))
+    straight = Log()
+    first = trainer(settings(steps=3, evaluate_every=2), straight, folder="straight", validation=HELD_OUT).train()
+    one = trainer(config, Log(), folder="one", validation=HELD_OUT)
+    send_at(one, "rollout", 3)
+    with pytest.raises(Preempted, match="left after step 2"):
+        one.train()
+    resumed = Log()
+    two = trainer(config, resumed, folder="two", validation=HELD_OUT)
+    two.train_step = only(two.train_step, 3)  # type: ignore[method-assign]
+    again = two.train()
+
+    def without_mirror(figures: dict[str, float]) -> dict[str, float]:
+        return {name: value for name, value in figures.items() if "mirror" not in name and "per_second" not in name}
+
+    assert {step: without_mirror(row) for step, row in resumed.untimed().items()} == straight.untimed()
+    assert resumed.tables == straight.tables
+    assert without_mirror(again) == without_mirror(first) and again["checkpoint/mirror_failures"] == 0
+
+
+def test_a_mirror_that_is_slow_does_not_outlive_the_grace_period(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    never = threading.Event()
+    monkeypatch.setattr(storage, "put_file", lambda *_: never.wait())
+    made = trainer(settings(steps=3, mirror=str(tmp_path / "volume"), grace_seconds=0.3), Log())
+    send_at(made, "rollout", 3)
+    with pytest.raises(Preempted, match=r"left after step 2 of 3; .*step-000002"):
+        made.train()
+    assert "the newest checkpoint was not copied within" in caplog.text
+    never.set()
+
+
+def only(train_step: Any, wanted: int) -> Any:
+    def checked(step: int) -> Any:
+        assert step == wanted
+        return train_step(step)
+
+    return checked
+
+
 def test_a_finished_training_is_not_run_again(trainer: Trainer) -> None:
     log = Log()
     first = trainer(settings(), log).train()
     again = Log()
-    second = trainer(settings(), again).train()
-    assert again.metrics == {}
-    assert second["reward/after"] == first["reward/after"]
+    made = trainer(settings(), again)
+    made.train_step = pytest.fail  # type: ignore[assignment]
+    assert made.train() == first  # the speed of the steps, too
+    assert again.metrics == log.metrics and again.tables == log.tables
 
 
 def test_what_decides_the_result_must_not_change_on_the_way(trainer: Trainer) -> None:
@@ -248,7 +513,8 @@ def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(trainer: Traine
     made.train_step = poisoned  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"loss is nan.*the last good checkpoint is .*step-000001$"):
         made.train()
-    good = made.checkpoints.latest()
+    good = made.folder.last
+    assert good is not None
     assert good == tmp_path / "checkpoints" / "step-000001"
     assert all(bool(tensor.isfinite().all()) for tensor in load_file(good / "model.safetensors").values())
 
