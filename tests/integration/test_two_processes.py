@@ -50,7 +50,8 @@ if trainer.accelerator.is_main_process:
     weights = {name: p.detach() for name, p in trainer.model.named_parameters()}
     torch.save({"processes": processes, "result": result, "metrics": seen, "weights": weights}, f"{out}/result.pt")
 """
-TIMED = ("seconds/", "tokens_per_second/", "memory/")
+# "computed" and "divided": how groups fall into passes depends on the split, what they add up to does not.
+TIMED = ("seconds/", "tokens_per_second/", "memory/", "tokens/computed", "update/divided_groups")
 
 
 REWARD = """
