@@ -155,7 +155,7 @@ def chosen_arms(options: argparse.Namespace, work: Work, device: str) -> list[st
 
 def _side(arm: str, work: Work, options: argparse.Namespace, device: str) -> dict[str, Any]:
     if arm == settings.OURS:
-        return {"side": "ours", "settings": yaml.safe_load(options.ours)}
+        return {"side": "ours", "settings": settings.settings_of(arm, device, work.name) | yaml.safe_load(options.ours)}
     if arm == settings.TRL_BEST and options.trl_best:
         return {"side": "trl", "settings": yaml.safe_load(options.trl_best)}
     return {"side": "trl", "settings": settings.settings_of(arm, device, work.name)}

@@ -26,6 +26,16 @@ BEST: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# Ours: passes of about as many tokens as TRL's best micro-batches have.
+OWN: dict[str, dict[str, dict[str, Any]]] = {
+    "cpu": {
+        "a": {"micro_batch_tokens": 1024},
+        "b4": {"micro_batch_tokens": 4096},
+        "b8": {"micro_batch_tokens": 4096},
+    },
+    "cuda": {},
+}
+
 
 def candidates(device: str, responses: int) -> list[dict[str, Any]]:
     """Settings of TRL that a search tries: micro-batch sizes, a static cache, and its defaults to compare with."""
@@ -44,4 +54,6 @@ def candidates(device: str, responses: int) -> list[dict[str, Any]]:
 
 
 def settings_of(arm: str, device: str, work: str) -> dict[str, Any]:
+    if arm == OURS:
+        return dict(OWN[device].get(work, {}))
     return dict(BEST[device][work]) if arm == TRL_BEST else {}
