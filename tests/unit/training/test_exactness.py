@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
@@ -86,7 +86,7 @@ class Case:
     groups: tuple[tuple[int, tuple[int, ...]], ...]  # tokens of each prompt, and of its responses
     budget: int = 30  # of tokens a pass
     again: bool = False  # the first prompt comes again as a group of its own
-    loss: LossConfig = LossConfig()
+    loss: LossConfig = field(default_factory=LossConfig)
     off_policy: float = 0.0  # how far the old log-probs are from the policy's own; 0 = they are its own
     mismatch: float = 0.0  # how far the engine's are from the old ones
     seed: int = 0
@@ -158,7 +158,9 @@ def experience(case: Case, model: Any) -> Experience:
 
 
 def gradients(model: Any) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    """Of what is trained; without a single sampled token there is none, which is a gradient of zero."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in trained.items()}
 
 
 def plain(model: Any, made: Experience, loss: LossConfig, reference: Any) -> tuple[float, dict[str, Tensor]]:
@@ -191,7 +193,7 @@ def plain(model: Any, made: Experience, loss: LossConfig, reference: Any) -> tup
             total = total + value.sum() / (weight + 1e-8) + other.sum() / (tokens + 1e-8)
     if total.requires_grad:
         total.backward()
-    return float(total), gradients(model)
+    return float(total.detach()), gradients(model)
 
 
 def updater(model: Any, case: Case, *, precision: str = "no", reference: Any = None) -> PolicyUpdate:
@@ -230,15 +232,15 @@ def compare(model: Any, case: Case, reference: Any = None, tolerance: float = 1e
     wanted_loss, wanted = plain(oracle, made, case.loss, copy.deepcopy(reference))
     statistics, seen = fast(model, made, case, reference=reference)
     assert statistics.loss == pytest.approx(wanted_loss, rel=tolerance, abs=tolerance)
-    if seen or any(bool(gradient.any()) for gradient in wanted.values()):
-        assert_same_gradients(seen, wanted, tolerance)
+    nothing = {name: torch.zeros_like(gradient) for name, gradient in wanted.items()}  # no row with a signal: no step
+    assert_same_gradients(seen or nothing, wanted, tolerance)
     return statistics
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @given(case=CASES)
 @example(case=EVERYTHING)
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_loss_and_gradients_are_those_of_the_plain_path(
     double_model: Callable[..., Any], architecture: str, case: Case
 ) -> None:
@@ -288,19 +290,17 @@ def test_adapters(double_model: Callable[..., Any], architecture: str) -> None:
 def test_gradient_checkpointing(double_model: Callable[..., Any], architecture: str) -> None:
     model = double_model(architecture).train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    with_gradient: list[bool] = []
-    model.model.layers[0].mlp.register_forward_hook(
-        lambda module, inputs, output: with_gradient.append(output.requires_grad)
-    )
+    entered: list[int] = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda module, inputs: entered.append(1))
     oracle = double_model(architecture)
     made = experience(EVERYTHING, oracle)
     _, wanted = plain(oracle, made, EVERYTHING.loss, double_model(architecture, seed=5))
     passes: list[int] = []
     update = updater(model, EVERYTHING, reference=double_model(architecture, seed=5))
-    with_gradient.clear()  # what the trials of the model have called
+    entered.clear()  # what the trials of the model have called
     with update.policy.register_forward_pre_hook(lambda module, inputs: passes.append(1)):
         update.run(made, "there is no checkpoint")
-    assert len(with_gradient) == 2 * len(passes)  # layers are run again in the backward
+    assert len(entered) == 2 * len(passes)  # layers are run again in the backward
     assert isinstance(update.optimizer, Recorder)
     assert_same_gradients(update.optimizer.seen[0], wanted, 1e-9)
 
