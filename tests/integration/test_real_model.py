@@ -10,17 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from torch import Tensor
 
-from rest_core.algorithm.regions import decode_response, token_regions
+from rest_core.algorithm.regions import Region, decode_response, token_regions
 from rest_core.algorithm.rest import Judgement, ResT
 from rest_core.algorithm.rewards import Reward
 from rest_core.algorithm.token_bytes import token_bytes
 from rest_core.config import EMBEDDED_MODEL, ModelConfig, RlConfig
+from rest_core.model import attention, logprobs
+from rest_core.model.batch import pad_rows
 from rest_core.model.chat import encode_prompt
 from rest_core.model.loading import load_model, load_tokenizer
-from rest_core.records import Message
+from rest_core.model.logprobs import Policy
+from rest_core.records import Message, Rollout
 from rest_core.response import parse
 from rest_core.training.rl import Observer, RlTrainer, Task
+from rest_core.training.update import Experience, PolicyUpdate
 
 pytestmark = [
     pytest.mark.slow,
@@ -108,6 +114,67 @@ def test_one_step_of_rl(tokenizer: Any, tmp_path: Path) -> None:
         text = decode_response(ids, tokenizer)
         assert text == tokenizer.decode(words, clean_up_tokenization_spaces=False)
         assert ends[-1] == len(text.encode()) or "�" in text
+
+
+class Kept(torch.optim.SGD):
+    """Changes nothing and keeps the gradients of its last step."""
+
+    def step(self, closure: Any = None) -> None:
+        self.seen = [parameter.grad for group in self.param_groups for parameter in group["params"]]
+
+
+def test_gradients_are_those_of_one_row_at_a_time_with_full_logits(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 both paths round, each in its own order: 1e-4 of each parameter's gradient is left to that."""
+    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", 16 * 49152)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
+    model = load_model(EMBEDDED_MODEL, ModelConfig(source=EMBEDDED_MODEL, dtype="float32")).train()
+    generator = torch.Generator().manual_seed(1)
+    rollouts = []
+    for question, lengths in zip(QUESTIONS, ((9, 0, 14), (1, 12, 7)), strict=True):
+        prompt = encode_prompt(tokenizer, [Message("user", question)])
+        for count in lengths:
+            response = torch.randint(100, 40000, (count,), generator=generator).tolist()
+            rollouts.append(Rollout(prompt, response, [0.0] * count, False, 0))
+    mask = pad_rows([[1] * len(rollout.response_ids) for rollout in rollouts], 14, torch.bool)
+    made = Experience(
+        rollouts=rollouts,
+        advantages=torch.tensor([1.0, -0.5, -0.5, 0.7, -1.2, 0.5]),
+        regions=torch.full(mask.shape, int(Region.OTHER)),
+        mask=mask,
+        weights=(0.2 + torch.rand(mask.shape, generator=generator)) * mask,
+    )
+
+    total = torch.zeros(())
+    for n, rollout in enumerate(rollouts):
+        count = len(rollout.response_ids)
+        if not count:
+            continue
+        ids = torch.tensor([[*rollout.prompt_ids, *rollout.response_ids]])
+        every = model(input_ids=ids).logits.log_softmax(-1)[0, -count - 1 : -1]
+        logp = every[torch.arange(count), ids[0, -count:]]
+        rollout.logps = logp.tolist()  # an engine without any mismatch
+        ratio = (logp - logp.detach()).exp()
+        total = total - (ratio * made.advantages[n] * made.weights[n, :count]).mean() / len(rollouts)
+    total.backward()
+    wanted = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad(set_to_none=True)
+
+    accelerator = Accelerator(cpu=True)
+    longest = max(len(rollout.prompt_ids) for rollout in rollouts)
+    config = RlConfig(prompts_per_step=2, group_size=3, max_grad_norm=1e9, micro_batch_tokens=max(64, longest + 20))
+    policy = accelerator.prepare(Policy(model))
+    optimizer = Kept(model.parameters(), lr=1.0)
+    update = PolicyUpdate(policy, optimizer, accelerator, config, pad_id=tokenizer.pad_token_id)
+    assert update.shared
+    statistics = update.run(made, "there is no checkpoint")
+    assert statistics.loss == pytest.approx(float(total.detach()), rel=1e-4)
+    errors: dict[str, float] = {}
+    for (name, _), ours, theirs in zip(model.named_parameters(), optimizer.seen, wanted, strict=True):
+        assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
+        errors[name] = float((ours - theirs).norm() / theirs.norm())
+    assert max(errors.values()) < 1e-4, max(errors.items(), key=lambda pair: pair[1])
 
 
 @pytest.mark.parametrize(

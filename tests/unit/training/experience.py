@@ -19,6 +19,21 @@ GROUP = 3
 ADVANTAGES = [1.1, -0.7, -0.4, 0.5, 0.6, -1.1, 0.0, 0.0, 0.0, -1.2, 0.9, 0.3]  # the third group carries no signal
 
 
+class Recorder(torch.optim.SGD):
+    """Plain gradient descent that keeps the gradients of every step."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model.parameters(), lr=0.1)
+        self.model = model
+        self.seen: list[dict[str, Tensor]] = []
+        self.rates: list[float] = []
+
+    def step(self, closure: Any = None) -> None:
+        self.seen.append({name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None})
+        self.rates.append(self.param_groups[0]["lr"])
+        super().step(closure)
+
+
 def _rest_of(rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
     """Mask, regions and weights of rollouts: drawn, so that no two tokens count the same."""
     width = max(len(rollout.response_ids) for rollout in rollouts)

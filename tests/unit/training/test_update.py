@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from experience import ADVANTAGES, GROUP, make_experience, token_log_probs
+from experience import ADVANTAGES, GROUP, Recorder, make_experience, token_log_probs
 from torch import Tensor
 
 from rest_core.algorithm.regions import Region
@@ -21,21 +21,6 @@ from rest_core.training.update import Experience, PolicyUpdate, UpdateStatistics
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 LAST_GOOD = "the last good checkpoint is runs/step-000004"
-
-
-class Recorder(torch.optim.SGD):
-    """Plain gradient descent that keeps the gradients of every step."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__(model.parameters(), lr=0.1)
-        self.model = model
-        self.seen: list[dict[str, Tensor]] = []
-        self.rates: list[float] = []
-
-    def step(self, closure: Any = None) -> None:
-        self.seen.append({name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None})
-        self.rates.append(self.param_groups[0]["lr"])
-        super().step(closure)
 
 
 def settings(**changes: Any) -> RlConfig:
