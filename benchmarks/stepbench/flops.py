@@ -5,7 +5,7 @@ embedding is a lookup and counts nothing; the language head counts for the posit
 Attention's own products and what checkpointing computes again are left out, so that the figure is a lower bound.
 
 "Computed" tokens are those that were in the forward passes, padding and repeated prompts included; "useful" tokens
-are every prompt once and every response once.
+are every prompt once and every response once, less its last token, which is no input.
 """
 
 from __future__ import annotations

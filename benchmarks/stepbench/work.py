@@ -29,8 +29,11 @@ class Work:
 
     @property
     def useful(self) -> int:
-        """Tokens that an update cannot do without: every prompt once, every response once."""
-        return self.prompts * self.prompt_tokens + self.generated
+        """Tokens that an update cannot do without: every prompt once, and every response once.
+
+        A response's last token is no input: nothing that follows it is trained.
+        """
+        return self.prompts * self.prompt_tokens + self.responses * (self.new_tokens - 1)
 
     @property
     def copied(self) -> int:

@@ -36,7 +36,7 @@ def test_a_ratio_is_of_medians_and_its_range_of_pairs() -> None:
 
 def test_tokens_of_a_work() -> None:
     work = Work("x", prompts=2, prompt_tokens=10, group=3, new_tokens=4)
-    assert (work.responses, work.generated, work.useful, work.copied) == (6, 24, 44, 84)
+    assert (work.responses, work.generated, work.useful, work.copied) == (6, 24, 38, 84)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -169,7 +169,7 @@ def test_summary_of_a_work() -> None:
     computed = 6 * (1000 * 84 + 100 * 24) / 12.0  # TRL's update takes half of 24 s
     assert best["update"]["flops_per_second_computed"] == pytest.approx(computed)
     assert best["update"]["share_of_peak_computed"] == pytest.approx(computed / 1e6)
-    assert best["update"]["flops_per_second_useful"] == pytest.approx(6 * (1000 * 44 + 100 * 24) / 12.0)
+    assert best["update"]["flops_per_second_useful"] == pytest.approx(6 * (1000 * 38 + 100 * 24) / 12.0)
     ratios = work["ratios"][settings.TRL_BEST]
     assert (ratios["seconds"]["median"], ratios["seconds"]["low"], ratios["seconds"]["high"]) == (4.0, 3.0, 4.0)
     assert ratios["memory_share"] == {"rss": 0.5}
