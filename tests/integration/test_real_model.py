@@ -17,7 +17,7 @@ from rest_core.algorithm.regions import Region, decode_response, token_regions
 from rest_core.algorithm.rest import Judgement, ResT
 from rest_core.algorithm.rewards import Reward
 from rest_core.algorithm.token_bytes import token_bytes
-from rest_core.config import EMBEDDED_MODEL, ModelConfig, RlConfig
+from rest_core.config import EMBEDDED_MODEL, LossConfig, ModelConfig, RlConfig
 from rest_core.model import attention, logprobs
 from rest_core.model.batch import pad_rows
 from rest_core.model.chat import encode_prompt
@@ -154,7 +154,7 @@ def test_gradients_are_those_of_one_row_at_a_time_with_full_logits(
         ids = torch.tensor([[*rollout.prompt_ids, *rollout.response_ids]])
         every = model(input_ids=ids).logits.log_softmax(-1)[0, -count - 1 : -1]
         logp = every[torch.arange(count), ids[0, -count:]]
-        rollout.logps = logp.tolist()  # an engine without any mismatch
+        rollout.logps = logp.tolist()
         ratio = (logp - logp.detach()).exp()
         total = total - (ratio * made.advantages[n] * made.weights[n, :count]).mean() / len(rollouts)
     total.backward()
@@ -163,13 +163,21 @@ def test_gradients_are_those_of_one_row_at_a_time_with_full_logits(
 
     accelerator = Accelerator(cpu=True)
     longest = max(len(rollout.prompt_ids) for rollout in rollouts)
-    config = RlConfig(prompts_per_step=2, group_size=3, max_grad_norm=1e9, micro_batch_tokens=max(64, longest + 20))
+    config = RlConfig(
+        prompts_per_step=2,
+        group_size=3,
+        max_grad_norm=1e9,
+        loss=LossConfig(importance_cap=None),  # it would put the rounding of log-probs into the loss
+    ).model_copy(update={"micro_batch_tokens": longest + 15})  # groups are divided
     policy = accelerator.prepare(Policy(model))
     optimizer = Kept(model.parameters(), lr=1.0)
     update = PolicyUpdate(policy, optimizer, accelerator, config, pad_id=tokenizer.pad_token_id)
     assert update.shared
     statistics = update.run(made, "there is no checkpoint")
-    assert statistics.loss == pytest.approx(float(total.detach()), rel=1e-4)
+    assert statistics.divided_groups > 0
+    assert statistics.loss == pytest.approx(float(total.detach()), rel=1e-5)
+    for name, value in (("ratio_mean", 1.0), ("ratio/max", 1.0), ("kl", 0.0)):  # log-probs of both paths
+        assert statistics.metrics()[f"mismatch/{name}"] == pytest.approx(value, abs=2e-3)
     errors: dict[str, float] = {}
     for (name, _), ours, theirs in zip(model.named_parameters(), optimizer.seen, wanted, strict=True):
         assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
