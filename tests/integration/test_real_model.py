@@ -17,7 +17,7 @@ from rest_core.algorithm.regions import Region, decode_response, token_regions
 from rest_core.algorithm.rest import Judgement, ResT
 from rest_core.algorithm.rewards import Reward
 from rest_core.algorithm.token_bytes import token_bytes
-from rest_core.config import EMBEDDED_MODEL, ModelConfig, RlConfig
+from rest_core.config import EMBEDDED_MODEL, LossConfig, ModelConfig, RlConfig
 from rest_core.model import attention, logprobs
 from rest_core.model.batch import pad_rows
 from rest_core.model.chat import encode_prompt
@@ -25,6 +25,7 @@ from rest_core.model.loading import load_model, load_tokenizer
 from rest_core.model.logprobs import Policy
 from rest_core.records import Message, Rollout
 from rest_core.response import parse
+from rest_core.rollout.packed import PackedLinear
 from rest_core.training.rl import Observer, RlTrainer, Task
 from rest_core.training.update import Experience, PolicyUpdate
 
@@ -99,8 +100,12 @@ def test_one_step_of_rl(tokenizer: Any, tmp_path: Path) -> None:
     changed = sum(not torch.equal(parameter, before[name]) for name, parameter in after.items())
     assert changed > 0.9 * len(before)
     assert float((after["model.norm.weight"].detach() - before["model.norm.weight"]).abs().max()) < 1e-4
-    for ours, master in zip(trainer.engine.model.parameters(), after.values(), strict=True):
-        assert torch.equal(ours, master.bfloat16())
+    for name, master in after.items():
+        layer, _, kind = name.rpartition(".")
+        module = trainer.engine.model.get_submodule(layer)
+        packed = isinstance(module, PackedLinear) and kind == "weight"
+        ours = module._packed.to_dense() if packed else getattr(module, kind)
+        assert torch.equal(ours, master.bfloat16()), name
 
     (groups,) = generated
     rollouts = [rollout for group in groups for rollout in group]
@@ -154,7 +159,7 @@ def test_gradients_are_those_of_one_row_at_a_time_with_full_logits(
         ids = torch.tensor([[*rollout.prompt_ids, *rollout.response_ids]])
         every = model(input_ids=ids).logits.log_softmax(-1)[0, -count - 1 : -1]
         logp = every[torch.arange(count), ids[0, -count:]]
-        rollout.logps = logp.tolist()  # an engine without any mismatch
+        rollout.logps = logp.tolist()
         ratio = (logp - logp.detach()).exp()
         total = total - (ratio * made.advantages[n] * made.weights[n, :count]).mean() / len(rollouts)
     total.backward()
@@ -163,13 +168,21 @@ def test_gradients_are_those_of_one_row_at_a_time_with_full_logits(
 
     accelerator = Accelerator(cpu=True)
     longest = max(len(rollout.prompt_ids) for rollout in rollouts)
-    config = RlConfig(prompts_per_step=2, group_size=3, max_grad_norm=1e9, micro_batch_tokens=max(64, longest + 20))
+    config = RlConfig(
+        prompts_per_step=2,
+        group_size=3,
+        max_grad_norm=1e9,
+        loss=LossConfig(importance_cap=None),  # it would put the rounding of log-probs into the loss
+    ).model_copy(update={"micro_batch_tokens": longest + 15})  # groups are divided
     policy = accelerator.prepare(Policy(model))
     optimizer = Kept(model.parameters(), lr=1.0)
     update = PolicyUpdate(policy, optimizer, accelerator, config, pad_id=tokenizer.pad_token_id)
     assert update.shared
     statistics = update.run(made, "there is no checkpoint")
-    assert statistics.loss == pytest.approx(float(total.detach()), rel=1e-4)
+    assert statistics.divided_groups > 0
+    assert statistics.loss == pytest.approx(float(total.detach()), rel=1e-5)
+    for name, value in (("ratio_mean", 1.0), ("ratio/max", 1.0), ("kl", 0.0)):  # log-probs of both paths
+        assert statistics.metrics()[f"mismatch/{name}"] == pytest.approx(value, abs=2e-3)
     errors: dict[str, float] = {}
     for (name, _), ours, theirs in zip(model.named_parameters(), optimizer.seen, wanted, strict=True):
         assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
