@@ -475,12 +475,14 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def _save(trained: Any, tokenizer: Any, model: ModelConfig, out: Path) -> None:
     """The flat checkpoint; what was needed to resume goes once it is whole."""
-    if not is_main_process():
-        return
     import torch
 
     from rest_core.model.loading import save_policy
+    from rest_core.training.distributed import gather_weights
 
+    gather_weights(trained)
+    if not is_main_process():
+        return
     save_policy(trained, tokenizer, out, dtype=getattr(torch, model.dtype))
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 

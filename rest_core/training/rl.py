@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 
 import numpy
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
@@ -41,6 +40,7 @@ from rest_core.response import Response
 from rest_core.rollout.create import create_engine
 from rest_core.seeds import derive
 from rest_core.training.checkpoint import Best, TrainingState
+from rest_core.training.distributed import create_accelerator, prepare, prepare_frozen
 from rest_core.training.folder import TrainingFolder, on_first
 from rest_core.training.mirror import Mirror
 from rest_core.training.reward_functions import GroupScore, RewardFunctions
@@ -132,7 +132,7 @@ class RlTrainer:
         self.validation = validation
         keep_freed_memory()
         half = model_config.dtype == "bfloat16"
-        self.accelerator = Accelerator(mixed_precision="bf16" if half else "no")
+        self.accelerator = create_accelerator(half=half)
         prompts = [len(task.prompt_ids) for task in tasks]
         asked = prompts + [len(task.prompt_ids) for task in validation]  # of the engine
         _check(config, prompts, self.accelerator.num_processes)
@@ -160,7 +160,10 @@ class RlTrainer:
             dtype=torch.bfloat16 if half else torch.float32,
             max_tokens=max(asked) + config.max_response_tokens,
         )
-        policy, self.optimizer = self.accelerator.prepare(Policy(model), optimizer)
+        # From here on the parameters may be shards: whoever wants whole ones has made its copy.
+        policy, self.optimizer = prepare(self.accelerator, Policy(model), optimizer)
+        if reference is not None:
+            reference = prepare_frozen(self.accelerator, reference)
         self.update = PolicyUpdate(
             policy, self.optimizer, self.accelerator, config, pad_id=tokenizer.pad_token_id, reference=reference
         )
