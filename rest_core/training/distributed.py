@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from rest_core.errors import UserError
 from rest_core.processes import is_main_process
@@ -86,17 +86,9 @@ def _name_layers(policy: Any) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A parameter's or a moment's values without gradient, gathered where it is sharded: then a collective."""
+    """A tensor's values without gradient, gathered where it is sharded: then a collective."""
     value = tensor.detach()
     return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """A whole tensor, which every process has, as `parameter` is: its device, and its shard."""
-    if not isinstance(parameter, DTensor):
-        return value.to(parameter.device)
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return distribute_tensor(value.to(mesh.device_type), mesh, placements, src_data_rank=None)
 
 
 def gather_weights(model: Any) -> None:

@@ -185,10 +185,13 @@ class PolicyUpdate:
         return [row[:length].tolist() for row, length in zip(values, lengths, strict=True)]
 
     def _mini_batches(self, count: int) -> list[list[int]]:
-        """Row indices of each optimizer update: whole groups, in the order of the rollout."""
-        prompts = self.config.mini_batch_prompts or self.config.prompts_per_step
-        size = max(1, prompts // self.accelerator.num_processes) * self.config.group_size
-        return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+        """This process's row indices of each optimizer update: whole groups; the same updates on any number of processes."""
+        prompts, group = self.config.mini_batch_prompts or self.config.prompts_per_step, self.config.group_size
+        processes = self.accelerator.num_processes
+        parts: list[list[int]] = [[] for _ in range(self.config.prompts_per_step // prompts)]
+        for row in range(count):  # the step's prompts are dealt out to the processes in turn
+            parts[(self.accelerator.process_index + row // group * processes) // prompts].append(row)
+        return parts
 
     def _step(self, experience: Experience, rows: list[int], statistics: UpdateStatistics, last_good: str) -> None:
         denominators = self._denominators(experience, rows)
@@ -271,7 +274,7 @@ class PolicyUpdate:
             # DDP and FSDP average gradients over processes, the denominators are global: the product is the sum.
             self.accelerator.backward(loss * self.accelerator.num_processes)
         statistics.loss += value
-        statistics.computed += int(batch.attention_mask.sum())
+        statistics.computed += int(batch.attention_mask.sum()) if groups else 0
         statistics.add(token_metrics(logp, terms, self.settings), len(logp))
         sums, counts = region_sums(entropy, of_tokens(experience.regions), torch.ones_like(entropy, dtype=torch.bool))
         statistics.entropy_sums += sums
