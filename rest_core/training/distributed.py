@@ -96,12 +96,12 @@ def gather_weights(model: Any) -> None:
 
     Every process calls it; those of the others stay as they are. Nothing happens where nothing is sharded.
     """
-    made: dict[int, nn.Parameter] = {}  # tied parameters stay one
+    made: dict[int, Any] = {}  # tied parameters stay one
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if not isinstance(parameter, DTensor):
                 continue
             if id(parameter) not in made:
                 values = whole(parameter)
-                made[id(parameter)] = parameter if not is_main_process() else nn.Parameter(values.cpu(), False)
+                made[id(parameter)] = nn.Parameter(values.cpu(), False) if is_main_process() else parameter
             setattr(module, name, made[id(parameter)])
