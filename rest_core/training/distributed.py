@@ -37,13 +37,12 @@ def create_accelerator(*, half: bool) -> Accelerator:
                 "configs/accelerate/ddp.yaml or configs/accelerate/fsdp2.yaml"
             )
         return accelerator
-    plugin = FullyShardedDataParallelPlugin(
-        # Gradients are summed over processes in float32; the loss and log-probs leave the model as they are.
-        mixed_precision_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        if half
-        else MixedPrecisionPolicy()
-    )
+    plugin = FullyShardedDataParallelPlugin()
     _require_supported(plugin)
+    # Gradients are summed over processes in float32; the loss and log-probs leave the model as they are.
+    plugin.mixed_precision_policy = (
+        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if half else MixedPrecisionPolicy()
+    )
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, fsdp_plugin=plugin)
     if accelerator.distributed_type is DistributedType.MULTI_CPU:
         # accelerate turns FSDP on for GPUs only; all that it does then works on CPUs (gloo) all the same.

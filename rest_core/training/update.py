@@ -185,7 +185,7 @@ class PolicyUpdate:
         return [row[:length].tolist() for row, length in zip(values, lengths, strict=True)]
 
     def _mini_batches(self, count: int) -> list[list[int]]:
-        """This process's rows of each optimizer update: whole groups, and the same updates on any number of processes."""
+        """This process's rows of each optimizer update: whole groups; the same updates on any number of processes."""
         prompts, group = self.config.mini_batch_prompts or self.config.prompts_per_step, self.config.group_size
         processes = self.accelerator.num_processes
         parts: list[list[int]] = [[] for _ in range(self.config.prompts_per_step // prompts)]

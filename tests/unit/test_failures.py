@@ -52,7 +52,7 @@ def start(store: TCPStore, rank: int, kind: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(("kind", "told", "code"), [("user", "too bad", 2), ("defect", "Broken: too bad", 1)])
 def test_the_first_process_tells_what_has_ended_another(store: TCPStore, kind: str, told: str, code: int) -> None:
     first, other = start(store, 0, "waits"), start(store, 1, kind)
-    out, errors = first.communicate(timeout=120)
+    _, errors = first.communicate(timeout=120)
     assert first.returncode == code
     assert f"error: process 1: {told}\n" in errors
     assert ("Traceback" in errors) == (kind == "defect")
