@@ -99,7 +99,8 @@ def picky(completion_ids, id, log_metric, **kwargs):
 def broken_on_one(completion_ids, **kwargs):
     return [float("nan") if os.environ.get("RANK") == "1" else 1.0 for _ in completion_ids]
 """
-TIMED = ("seconds/", "tokens_per_second/", "memory/")
+# "computed" and "divided": how groups fall into passes depends on the split, what they add up to does not.
+TIMED = ("seconds/", "tokens_per_second/", "memory/", "tokens/computed", "update/divided_groups")
 
 
 @pytest.fixture(scope="module")
