@@ -36,6 +36,7 @@ from rest_core.config import (
     TrackingConfig,
 )
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
+from rest_core.failures import Failure, ending_together
 from rest_core.processes import is_main_process
 from rest_core.tracking.runs import StageRun, finish_pipeline, stage_run
 
@@ -110,7 +111,8 @@ def _stage(
 ) -> Iterator[_Stage]:
     """Everything around a stage: its folder, its MLflow run, and its errors told in one line."""
     if not is_main_process():
-        yield _Stage(name, out, _NoRun(), sections)
+        with ending_together():
+            yield _Stage(name, out, _NoRun(), sections)
         return
     try:
         with storage.disk_errors(out):
@@ -118,7 +120,10 @@ def _stage(
             for stale in (ERROR_FILE, METRICS_FILE, manifest.FILE_NAME):
                 (out / stale).unlink(missing_ok=True)
         spool = out.with_name(f"{out.name}.tracking")
-        with stage_run(tracking, stage=name, pipeline_run=pipeline_run, spool=spool, parameters=sections) as run:
+        with (
+            stage_run(tracking, stage=name, pipeline_run=pipeline_run, spool=spool, parameters=sections) as run,
+            ending_together(lambda failure: _record_failure(name, out, run, failure)),
+        ):
             yield _Stage(name, out, run, sections)
     except (UserError, Preempted) as error:
         _leave_error(name, out, error)
@@ -130,6 +135,13 @@ def _stage(
         full = UserError(f"{place}: no space left on the disk; free some and start the stage again")
         _leave_error(name, out, full)
         raise full from error
+
+
+def _record_failure(name: str, out: Path, run: StageRun, failure: Failure) -> None:
+    """Leave another process's failure where this one's own would be."""
+    if failure.exit_code == EXIT_USER_ERROR:
+        _leave_error(name, out, UserError(failure.message))
+    run.fail(failure.message)
 
 
 def _leave_error(name: str, out: Path, error: UserError | Preempted) -> None:
@@ -475,12 +487,14 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def _save(trained: Any, tokenizer: Any, model: ModelConfig, out: Path) -> None:
     """The flat checkpoint; what was needed to resume goes once it is whole."""
-    if not is_main_process():
-        return
     import torch
 
     from rest_core.model.loading import save_policy
+    from rest_core.training.distributed import gather_weights
 
+    gather_weights(trained)
+    if not is_main_process():
+        return
     save_policy(trained, tokenizer, out, dtype=getattr(torch, model.dtype))
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 

@@ -41,7 +41,8 @@ def _stage_command(
         from rest_core.processes import is_main_process
         from rest_core.tracking.runs import finish_pipeline, new_pipeline_run
 
-        logs.configure(sys.stderr, level=logging.WARNING)
+        # Of several processes the first one alone speaks.
+        logs.configure(sys.stderr, level=logging.WARNING if is_main_process() else logging.ERROR)
         pipeline_run = run_name or new_pipeline_run(out.absolute().name)
         result = getattr(stages, stage)(
             **{section: getattr(config, section) for section in sections},

@@ -102,7 +102,8 @@ class _HeadLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         loss = torch.zeros((), device=hidden.device, dtype=_value_dtype(hidden))
         d_hidden = torch.empty_like(hidden)
-        d_parameters = [torch.zeros_like(parameter) for parameter in parameters]
+        # Summed over chunks in float32, also where FSDP holds the head in the compute type.
+        d_parameters = [torch.zeros_like(p, dtype=_value_dtype(p)) for p in parameters]
         logps, entropies = torch.empty(2, len(targets), device=hidden.device, dtype=_value_dtype(hidden)).unbind()
         for part in _chunks(hidden, head):
             with torch.enable_grad():

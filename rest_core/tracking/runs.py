@@ -21,7 +21,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,9 @@ def new_pipeline_run(*what: str) -> str:
 
 class StageRun:
     """What a stage may record. No method waits for MLflow; all raise `UserError` when the disk is full."""
+
+    # Ends the run and its parent as FAILED, with a line that says why, where the `with` block itself cannot be left.
+    fail: Callable[[str], None]
 
     def __init__(self, spool: Spool, uri: str) -> None:
         self._spool = spool
@@ -203,6 +206,7 @@ def stage_run(
         UserError: the tracking URI or the name is not usable, or the spool cannot be written.
     """
     run, sender = _open(tracking, "stage", stage, pipeline_run, spool)
+    run.fail = lambda error: _close(run, sender, stage, "FAILED", store.redact(error)[: delivery.MAX_TAG_VALUE])
     try:
         run.parameters(parameters)
         yield run

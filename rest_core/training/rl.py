@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 
 import numpy
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
@@ -41,6 +40,7 @@ from rest_core.response import Response
 from rest_core.rollout.create import create_engine
 from rest_core.seeds import derive
 from rest_core.training.checkpoint import Best, TrainingState
+from rest_core.training.distributed import create_accelerator, prepare, prepare_frozen
 from rest_core.training.folder import TrainingFolder, on_first
 from rest_core.training.mirror import Mirror
 from rest_core.training.reward_functions import GroupScore, RewardFunctions
@@ -132,10 +132,10 @@ class RlTrainer:
         self.validation = validation
         keep_freed_memory()
         half = model_config.dtype == "bfloat16"
-        self.accelerator = Accelerator(mixed_precision="bf16" if half else "no")
+        self.accelerator = create_accelerator(half=half)
         prompts = [len(task.prompt_ids) for task in tasks]
         asked = prompts + [len(task.prompt_ids) for task in validation]  # of the engine
-        _check(config, prompts, self.accelerator.num_processes)
+        _check(config, prompts)
         if config.evaluate_every is not None and not validation:
             raise UserError(
                 "rl.evaluate_every is set, but there are no held-out prompts (the dataset's split 'rl_validation' is "
@@ -160,7 +160,10 @@ class RlTrainer:
             dtype=torch.bfloat16 if half else torch.float32,
             max_tokens=max(asked) + config.max_response_tokens,
         )
-        policy, self.optimizer = self.accelerator.prepare(Policy(model), optimizer)
+        # From here on the parameters may be shards: whoever wants whole ones has made its copy.
+        policy, self.optimizer = prepare(self.accelerator, Policy(model), optimizer)
+        if reference is not None:
+            reference = prepare_frozen(self.accelerator, reference)
         self.update = PolicyUpdate(
             policy, self.optimizer, self.accelerator, config, pad_id=tokenizer.pad_token_id, reference=reference
         )
@@ -392,16 +395,18 @@ class RlTrainer:
             self.functions.score(task.sample, [_text(j) for j in judged], [r.response_ids for r in group], step)
             for task, group, judged in zip(tasks, groups, judgements, strict=True)
         ]
-        own = torch.tensor([[judgement.reward.total for judgement in group] for group in judgements])  # (P, G)
-        rewards = self.config.reward_weight * own + torch.tensor([score.totals for score in scores])
-        dropped = torch.tensor([score.failure is not None for score in scores])
+        shape = (len(tasks), self.config.group_size)  # (P, G); no prompt at all where there are more processes
+        own = torch.tensor([[judgement.reward.total for judgement in group] for group in judgements]).reshape(shape)
+        rewards = self.config.reward_weight * own + torch.tensor([score.totals for score in scores]).reshape(shape)
+        dropped = torch.tensor([score.failure is not None for score in scores], dtype=torch.bool)
         rewards[dropped] = 0.0
         if not bool(rewards.isfinite().all()):
             raise UserError(f"{where}: a reward is not a finite number; {self._last_good()}")
-        reasons = [score.failure for score in scores if score.failure is not None]
-        if reasons:
-            log.warning("%s: %d of %d groups dropped: %s", where, len(reasons), len(scores), reasons[0])
-        if all(self._gather(dropped.tolist())):
+        failures = self._gather([score.failure for score in scores])
+        reasons = [failure for failure in failures if failure is not None]
+        if reasons and self.accelerator.is_main_process:
+            log.warning("%s: %d of %d groups dropped: %s", where, len(reasons), len(failures), reasons[0])
+        if len(reasons) == len(failures):
             raise UserError(f"{where}: no group could be scored: {reasons[0]}; {self._last_good()}")
         return Judged(judgements, scores, rewards, dropped)
 
@@ -422,7 +427,7 @@ class RlTrainer:
                 rollouts, chain.from_iterable(judged.judgements), dropped.tolist(), strict=True
             )
         ]
-        every = self._gather(own)  # in the order of the processes, each with as many rows
+        every = self._gather(own)  # in the order of the processes
         width = max(len(row[0]) for row in every)
         mask = pad_rows([[1] * len(row[0]) for row in every], width, torch.bool)
         ids = pad_rows([row[0] for row in every], width, torch.int64)
@@ -430,7 +435,8 @@ class RlTrainer:
         entropies = pad_rows([row[2] for row in every], width, torch.float32)
         compared = mask & ~torch.tensor([row[3] for row in every])[:, None]  # dropped rows are compared with nothing
         weights = self.algorithm.weights(ids, regions, compared, entropies, step)
-        mine = slice(self.accelerator.process_index * len(own), (self.accelerator.process_index + 1) * len(own))
+        start = sum(self._gather([len(own)])[: self.accelerator.process_index])
+        mine = slice(start, start + len(own))
         return Experience(
             rollouts=rollouts,
             advantages=self.algorithm.advantages(judged.rewards).reshape(-1).float(),  # 0 in a dropped group
@@ -585,8 +591,8 @@ class RlTrainer:
         return self.folder.last_good
 
 
-def _check(config: RlConfig, lengths: Sequence[int], processes: int) -> None:
-    """Settings that would change the objective without a word, or leave a process waiting, are refused.
+def _check(config: RlConfig, lengths: Sequence[int]) -> None:
+    """Settings that would change the objective without a word are refused.
 
     Args:
         lengths: tokens of each training prompt.
@@ -601,13 +607,6 @@ def _check(config: RlConfig, lengths: Sequence[int], processes: int) -> None:
             f"({config.prompts_per_step}): an update takes whole groups of rl.group_size responses; choose a divisor, "
             "or null for one update a rollout"
         )
-    for name in ("prompts_per_step", "mini_batch_prompts"):
-        prompts = getattr(config, name)
-        if prompts is not None and prompts % processes:
-            raise UserError(
-                f"rl.{name} ({prompts}) must be a multiple of the number of processes ({processes}), whole groups for "
-                f"each: choose {-(-prompts // processes) * processes}"
-            )
     if not config.reward_weight and not config.reward_functions:
         raise UserError("rl.reward_weight is 0 and rl.reward_functions is empty: there is nothing to train for")
     if not lengths:

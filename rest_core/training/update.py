@@ -38,6 +38,7 @@ from rest_core.model.batch import (
     shared_passes,
 )
 from rest_core.records import Rollout
+from rest_core.training.distributed import whole
 
 ROW_MULTIPLE_CUDA = 8 * FLEX_BLOCK  # few different row lengths, so that compiled kernels are used again
 
@@ -184,10 +185,13 @@ class PolicyUpdate:
         return [row[:length].tolist() for row, length in zip(values, lengths, strict=True)]
 
     def _mini_batches(self, count: int) -> list[list[int]]:
-        """Row indices of each optimizer update: whole groups, in the order of the rollout."""
-        prompts = self.config.mini_batch_prompts or self.config.prompts_per_step
-        size = max(1, prompts // self.accelerator.num_processes) * self.config.group_size
-        return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+        """This process's rows of each optimizer update: whole groups; the same updates on any number of processes."""
+        prompts, group = self.config.mini_batch_prompts or self.config.prompts_per_step, self.config.group_size
+        processes = self.accelerator.num_processes
+        parts: list[list[int]] = [[] for _ in range(self.config.prompts_per_step // prompts)]
+        for row in range(count):  # the step's prompts are dealt out to the processes in turn
+            parts[(self.accelerator.process_index + row // group * processes) // prompts].append(row)
+        return parts
 
     def _step(self, experience: Experience, rows: list[int], statistics: UpdateStatistics, last_good: str) -> None:
         denominators = self._denominators(experience, rows)
@@ -202,15 +206,15 @@ class PolicyUpdate:
         scales = token_scales(experience.mask, experience.weights, self.config.loss.aggregation, denominators)
         for groups in passes:
             self._backward(experience, groups, scales, statistics, last_good)
-        norm = self.accelerator.clip_grad_norm_(self._trained(), self.config.max_grad_norm)
-        if not math.isfinite(float(norm)):
-            raise UserError(f"the gradient norm is {float(norm)}: lower rl.learning_rate; {last_good}")
+        norm = float(whole(self.accelerator.clip_grad_norm_(self._trained(), self.config.max_grad_norm)))
+        if not math.isfinite(norm):
+            raise UserError(f"the gradient norm is {norm}: lower rl.learning_rate; {last_good}")
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * min(1.0, (self.version + 1) / max(1, self.config.warmup_steps))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.version += 1
-        statistics.grad_norms.append(float(norm))
+        statistics.grad_norms.append(norm)
 
     def _equal_passes(self, rollouts: Sequence[Rollout], rows: Sequence[int]) -> list[list[Group]]:
         """Forward passes over `rows`, as many on every process: collectives inside the model must meet.
@@ -267,10 +271,10 @@ class PolicyUpdate:
             value = float(loss.detach())
             if not math.isfinite(value) or abs(value) > self.config.max_loss:
                 raise UserError(f"the loss is {value}: lower rl.learning_rate or rl.max_grad_norm; {last_good}")
-            # DDP averages gradients over processes, the denominators are global: the product is the sum.
+            # DDP and FSDP average gradients over processes, the denominators are global: the product is the sum.
             self.accelerator.backward(loss * self.accelerator.num_processes)
         statistics.loss += value
-        statistics.computed += int(batch.attention_mask.sum())
+        statistics.computed += int(batch.attention_mask.sum()) if groups else 0
         statistics.add(token_metrics(logp, terms, self.settings), len(logp))
         sums, counts = region_sums(entropy, of_tokens(experience.regions), torch.ones_like(entropy, dtype=torch.bool))
         statistics.entropy_sums += sums

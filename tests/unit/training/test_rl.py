@@ -624,7 +624,7 @@ def test_settings_that_would_change_the_objective_are_refused(
 
 def test_a_training_needs_prompts() -> None:
     with pytest.raises(UserError, match="the dataset's split 'rl' is empty"):
-        rl._check(settings(), [], 1)
+        rl._check(settings(), [])
 
 
 @pytest.mark.parametrize(
@@ -635,23 +635,13 @@ def test_a_training_needs_prompts() -> None:
     ],
 )
 def test_a_budget_smaller_than_what_it_must_hold_is_refused(name: str, needed: int, what: str) -> None:
-    rl._check(settings(**{name: needed}), [3, 50, 2], 1)
+    rl._check(settings(**{name: needed}), [3, 50, 2])
     problem = rf"rl\.{name} \({needed - 1}\) does not hold {what}: the longest prompt has 50 .*set rl\.{name}={needed}"
     with pytest.raises(UserError, match=problem):
-        rl._check(settings(**{name: needed - 1}), [3, 50, 2], 1)
+        rl._check(settings(**{name: needed - 1}), [3, 50, 2])
 
 
 @pytest.mark.parametrize("profile", profiles())
 def test_the_budgets_of_every_profile_hold_its_longest_samples(profile: str) -> None:
     config = load(profile)
-    rl._check(config.rl, [config.data.max_prompt_tokens], 1)
-
-
-@pytest.mark.parametrize(
-    ("name", "changes"), [("prompts_per_step", {}), ("mini_batch_prompts", {"mini_batch_prompts": 1})]
-)
-def test_processes_share_the_prompts_evenly(name: str, changes: dict[str, int]) -> None:
-    processes = 3 if name == "prompts_per_step" else 2  # of 4 prompts; an odd share would leave a process waiting
-    rl._check(settings(prompts_per_step=12, mini_batch_prompts=6), [3] * 6, processes)
-    with pytest.raises(UserError, match=rf"rl\.{name} .* multiple of the number of processes \({processes}\).*choose "):
-        rl._check(settings(**changes), [3] * 6, processes)
+    rl._check(config.rl, [config.data.max_prompt_tokens])
