@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 from stepbench import machine, plan, settings, summary
-from stepbench.arms import OMP_WAIT, ask, run_rounds
+from stepbench.arms import ask, run_rounds
 from stepbench.plot import figure
 from stepbench.work import WORKS, Work
 
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
         "command": " ".join(sys.argv[1:]),
         "model": options.model,
         "threads": options.threads,
-        "openmp": {name: os.environ.get(name, value) for name, value in OMP_WAIT.items()},
+        "openmp": {name: os.environ.get(name, "default") for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")},
         "machine": machine.describe(device),
     }
     if options.search:

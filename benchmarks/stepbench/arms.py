@@ -20,7 +20,6 @@ from .work import Work
 
 _HERE = Path(__file__).resolve().parent
 _TOP = _HERE.parents[1]
-OMP_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
 class Arm:
@@ -32,10 +31,9 @@ class Arm:
         path = [str(_HERE.parent), str(_TOP), *filter(None, [os.environ.get("PYTHONPATH")])]
         threads = str(spec["threads"])
         environment = (
-            # Worker threads that wait for work sleep at once, so that the idle side leaves the cores to the other one;
-            # what the caller has set holds.
-            OMP_WAIT
-            | os.environ
+            # OpenMP waits as it does by default: workers spin for milliseconds, then sleep and leave the cores to the
+            # other side. Sleeping at once makes every small operation of a decode step wait for its workers to wake.
+            os.environ
             | {
                 "PYTHONPATH": os.pathsep.join(path),
                 "PYTHONUNBUFFERED": "1",
