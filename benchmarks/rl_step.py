@@ -27,7 +27,7 @@ from stepbench.work import WORKS, Work
 from rest_core.errors import UserError
 
 _RESULTS = Path(__file__).resolve().parent / "results"
-_CPU_PROMPTS_B = 1  # of ToolRL's shape on a CPU, so that a step of TRL ends within two minutes
+_CPU_RESPONSES = 8  # a step of ToolRL's shape on a CPU, so that one of TRL ends in about two minutes
 _GPU_RESPONSES = 256  # a step of ToolRL's shape on a GPU
 _SCALING_RESPONSES = (64, 128, 256, 512, 1024)
 _SCALING_STEPS = 3
@@ -130,9 +130,8 @@ def chosen_works(options: argparse.Namespace, device: str) -> list[Work]:
             raise UserError(f"--work: unknown work {name!r} (known: {', '.join(WORKS)})")
         work = WORKS[name]
         if name != "a":
-            work = dataclasses.replace(
-                work, prompts=_CPU_PROMPTS_B if device == "cpu" else _GPU_RESPONSES // work.group
-            )
+            responses = _CPU_RESPONSES if device == "cpu" else _GPU_RESPONSES
+            work = dataclasses.replace(work, prompts=responses // work.group)
         changes = {
             field: value
             for field in ("prompts", "prompt_tokens", "new_tokens")
