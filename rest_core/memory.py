@@ -42,13 +42,14 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def out_of_memory_names(setting: str, value: int, tokens: int) -> Iterator[None]:
+def out_of_memory_names(setting: str, value: int, tokens: int, *, otherwise: str = "") -> Iterator[None]:
     """Running out of memory inside becomes a `UserError` that says which setting to lower, and to what.
 
     Args:
         setting: the setting that bounds the work inside, a number of tokens.
         value: its value.
         tokens: what was being computed; the advice is half of the smaller of the two.
+        otherwise: what else would help.
     """
     try:
         yield
@@ -59,6 +60,6 @@ def out_of_memory_names(setting: str, value: int, tokens: int) -> Iterator[None]
             raise
         lower = max(1, min(value, tokens) // 2)
         raise UserError(
-            f"out of memory with {tokens} tokens at once: lower {setting} from {value} to {lower} "
-            f"(or set rl.gradient_checkpointing=true); {text[:200]}"
+            f"out of memory with {tokens} tokens at once: lower {setting} from {value} to {lower}"
+            f"{otherwise and f' (or {otherwise})'}; {text[:200]}"
         ) from error

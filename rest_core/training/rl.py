@@ -31,7 +31,7 @@ from rest_core.algorithm.rest import Judgement, ResT
 from rest_core.algorithm.success import succeeds
 from rest_core.config import ModelConfig, RlConfig
 from rest_core.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
-from rest_core.memory import keep_freed_memory, peak_memory_gib
+from rest_core.memory import keep_freed_memory, out_of_memory_names, peak_memory_gib
 from rest_core.model.batch import pad_rows
 from rest_core.model.loading import with_lora
 from rest_core.model.logprobs import Policy
@@ -451,13 +451,20 @@ class RlTrainer:
         config = self.config
         samples, temperature = (1, 0.0) if seeds is None else (config.group_size, config.temperature)
         main = self.accelerator.is_main_process
-        with tqdm(
-            total=len(tasks) * samples,
-            desc=what,
-            unit="response",
-            leave=False,
-            disable=None if main else True,
-        ) as bar:
+        longest = max((len(task.prompt_ids) for task in tasks), default=0)
+        asked = len(tasks) * (longest + samples * config.max_response_tokens)
+        with (
+            out_of_memory_names(
+                "rl.rollout_batch_tokens", config.rollout_batch_tokens, min(asked, config.rollout_batch_tokens)
+            ),
+            tqdm(
+                total=len(tasks) * samples,
+                desc=what,
+                unit="response",
+                leave=False,
+                disable=None if main else True,
+            ) as bar,
+        ):
             return self.engine.generate(
                 [task.prompt_ids for task in tasks],
                 samples=samples,

@@ -258,7 +258,12 @@ class PolicyUpdate:
             old_logp=None if experience.old_logps is None else of_tokens(experience.old_logps),
             sampled_logp=of_tokens(experience.sampled_logps),
         )
-        with out_of_memory_names("rl.micro_batch_tokens", self.config.micro_batch_tokens, batch.input_ids.numel()):
+        with out_of_memory_names(
+            "rl.micro_batch_tokens",
+            self.config.micro_batch_tokens,
+            batch.input_ids.numel(),
+            otherwise="set rl.gradient_checkpointing=true",
+        ):
             with self.accelerator.autocast():
                 if self.reference is not None:
                     with torch.no_grad():
