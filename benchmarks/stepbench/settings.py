@@ -26,12 +26,12 @@ BEST: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-# Ours: passes of about as many tokens as TRL's best micro-batches have.
+# Ours: small passes; a group of ToolRL's shape is divided, which trades a third more computing for half the memory.
 OWN: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {
         "a": {"micro_batch_tokens": 1024},
-        "b4": {"micro_batch_tokens": 4096},
-        "b8": {"micro_batch_tokens": 4096},
+        "b4": {"micro_batch_tokens": 1536},
+        "b8": {"micro_batch_tokens": 1536},
     },
     "cuda": {},
 }

@@ -15,8 +15,8 @@ from rest_core.model.capabilities import decoder, head_is_linear, why_not_shared
 
 log = logging.getLogger(__name__)
 
-# Logits that exist at the same time, as tokens x vocabulary: 128 MiB in float32, and 1 GiB where memory is fast.
-CHUNK_LOGITS = 2**25
+# Logits that exist at the same time, as tokens x vocabulary: 64 MiB in float32, and 1 GiB where memory is fast.
+CHUNK_LOGITS = 2**24
 CHUNK_LOGITS_CUDA = 2**28
 
 # The summed loss of one chunk of tokens, from their log-probs and entropies (n,); it must be separable by token.
