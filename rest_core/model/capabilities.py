@@ -58,6 +58,9 @@ def why_not_shared(model: Any) -> str | None:
     """
     config = _base(model).config
     name = type(_base(model)).__name__
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
+        return f"{name} has rotary positions ({rope['rope_type']}) that depend on the longest response of a row"
     if not _base(model)._can_set_attn_implementation():
         return f"{name} does not take its attention from transformers' attention interface"
     asked: list[dict[str, Any]] = []

@@ -80,6 +80,13 @@ def test_dropout_of_attention_is_seen_although_it_rests_in_evaluation(random_mod
     assert "dropout" in (why_not_shared(random_model("llama", attention_dropout=0.1)) or "")
 
 
+def test_positions_that_depend_on_the_length_of_the_row_are_seen(random_model: Callable[..., Any]) -> None:
+    scaled = {"rope_theta": 10_000.0, "factor": 2.0}
+    assert why_not_shared(random_model("llama", rope_parameters={"rope_type": "linear", **scaled})) is None
+    reason = why_not_shared(random_model("llama", rope_parameters={"rope_type": "dynamic", **scaled}))
+    assert "rotary positions (dynamic)" in (reason or "")
+
+
 @pytest.mark.parametrize("window", [2, 9, 4096])
 def test_a_window_is_seen_however_long(random_model: Callable[..., Any], window: int) -> None:
     model = random_model("qwen2", use_sliding_window=True, sliding_window=window, max_window_layers=1)
