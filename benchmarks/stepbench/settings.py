@@ -26,7 +26,7 @@ BEST: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-# Ours: small passes; a group of ToolRL's shape is divided, which trades a third more computing for half the memory.
+# Ours: small passes; a group of ToolRL's shape is divided, which trades more computing for less memory.
 OWN: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {
         "a": {"micro_batch_tokens": 1024},

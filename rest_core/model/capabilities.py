@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rest_core.model import attention
 from rest_core.model.batch import Batch, Group, padded_batch, shared_batch
+from rest_core.model.parameters import without_wrapper
 from rest_core.records import Rollout
 
 # Arguments of an attention call that change nothing, whatever their value.
@@ -19,7 +20,7 @@ _HARMLESS = {"trees", "scaling", "position_ids", "use_cache", "cache_position", 
 
 def decoder(model: Any) -> Any:
     """The transformer below the language head, also under peft's wrappers."""
-    return _base(model).get_decoder()
+    return without_wrapper(model).get_decoder()
 
 
 @torch.no_grad()
@@ -56,12 +57,12 @@ def why_not_shared(model: Any) -> str | None:
     not seen on a few tokens. And both layouts must agree on a small input: a layer that mixes tokens by other means
     (recurrence, convolution), or positions that are not taken from `position_ids`, show at once.
     """
-    config = _base(model).config
-    name = type(_base(model)).__name__
+    config = without_wrapper(model).config
+    name = type(without_wrapper(model)).__name__
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
         return f"{name} has rotary positions ({rope['rope_type']}) that depend on the longest response of a row"
-    if not _base(model)._can_set_attn_implementation():
+    if not without_wrapper(model)._can_set_attn_implementation():
         return f"{name} does not take its attention from transformers' attention interface"
     asked: list[dict[str, Any]] = []
 
@@ -83,7 +84,9 @@ def why_not_shared(model: Any) -> str | None:
             shared = _hidden(model, tried)
             with torch.random.fork_rng():
                 _hidden(model.train(), tried)  # for its arguments alone: dropout is asked for in training only
-        except Exception as error:  # any failure of a model on this layout means the same: not for this model
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # any other failure of a model on this layout means the same: not for this model
             return f"{name} does not run on shared rows ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
         finally:
             model.set_attn_implementation(before)
@@ -133,10 +136,6 @@ def _evaluating(model: Any) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _device(model: Any) -> torch.device:

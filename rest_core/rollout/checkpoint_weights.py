@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rest_core.model.parameters import without_wrapper
 from rest_core.rollout.weights import merged_weights
 
 
@@ -28,8 +29,3 @@ def checkpoint_weights(master: Any, dtype: torch.dtype) -> dict[str, Tensor]:
             weights[name] = value.to(dtype) if value.is_floating_point() else value
     # Some architectures are held in another form than their checkpoints have (fused experts): back to that form.
     return dict(revert_weight_conversion(model, weights))
-
-
-def without_wrapper(master: Any) -> Any:
-    """The model below peft's wrapper; its layers are still the adapted ones."""
-    return master.get_base_model() if hasattr(master, "get_base_model") else master

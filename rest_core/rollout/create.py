@@ -37,7 +37,7 @@ def create_engine(config: EngineConfig, master: Any, tokenizer: Any, *, dtype: t
 
         engine = VllmServerEngine(config, dtype=dtype, vocabulary=vocabulary)
     else:
-        from rest_core.rollout.checkpoint_weights import without_wrapper
+        from rest_core.model.parameters import without_wrapper
         from rest_core.rollout.vllm_engine import VllmEngine
 
         architecture = without_wrapper(master).config

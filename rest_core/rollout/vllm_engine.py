@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from rest_core.config import VllmEngineConfig
 from rest_core.errors import UserError
+from rest_core.model.parameters import without_wrapper
 from rest_core.records import Rollout
-from rest_core.rollout.checkpoint_weights import checkpoint_weights, without_wrapper
+from rest_core.rollout.checkpoint_weights import checkpoint_weights
 from rest_core.rollout.vllm_sampling import VERSION, Vocabulary, accept, sampling
 
 WORKER = "rest_core.rollout.vllm_worker.PolicyWorker"

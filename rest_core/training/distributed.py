@@ -10,11 +10,12 @@ from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from rest_core.errors import UserError
+from rest_core.model.parameters import whole
 from rest_core.processes import is_main_process
 
 _PLAIN = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
@@ -82,12 +83,6 @@ def _name_layers(policy: Any) -> None:
     present = {type(module).__name__ for module in policy.modules()}
     named = [name for module in policy.modules() for name in getattr(module, "_no_split_modules", None) or ()]
     policy._no_split_modules = sorted(present.intersection(named))
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor's values without gradient, gathered where it is sharded: then a collective."""
-    value = tensor.detach()
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def gather_weights(model: Any) -> None:

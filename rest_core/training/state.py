@@ -21,6 +21,7 @@ from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rest_core.model.parameters import whole
 from rest_core.processes import is_main_process
 
 Tensors = dict[str, Tensor]
@@ -79,9 +80,9 @@ def load_parameters(model: Any, parameters: Mapping[str, Tensor]) -> None:
 
 
 def _keep(out: Tensors, name: str, tensor: Tensor) -> None:
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # a collective
+    gathered = whole(tensor)  # a collective
     if is_main_process():
-        own = whole.detach().cpu().contiguous()
+        own = gathered.cpu().contiguous()
         # A view would be refused by safetensors where it shares its memory with another one.
         out[name] = own if own.untyped_storage().nbytes() == own.nbytes else own.clone()
 

@@ -37,8 +37,8 @@ from rest_core.model.batch import (
     shared_batch,
     shared_passes,
 )
+from rest_core.model.parameters import whole
 from rest_core.records import Rollout
-from rest_core.training.distributed import whole
 
 ROW_MULTIPLE_CUDA = 8 * FLEX_BLOCK  # few different row lengths, so that compiled kernels are used again
 
