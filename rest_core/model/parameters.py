@@ -14,6 +14,5 @@ def without_wrapper(model: Any) -> Any:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor's values without gradient, gathered where it is sharded: then a collective."""
-    value = tensor.detach()
-    gathered: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
-    return gathered
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered.detach()

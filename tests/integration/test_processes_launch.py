@@ -33,7 +33,7 @@ from rest_core import stages
 from rest_core.config import FrequencyWeights, LossConfig, ModelConfig, RewardFunction, RlConfig, TrackingConfig
 from rest_core.records import Sample
 from rest_core.response import parse
-from rest_core.training.distributed import whole
+from rest_core.model.parameters import whole
 from rest_core.training.rl import Observer, RlTrainer, Task
 
 # Four prompts on two processes, and three, of which an update takes one: then one process has none.
