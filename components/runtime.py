@@ -10,19 +10,21 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kfp import dsl
 
 from rest_core import config, logs, manifest
+from rest_core.ablation.settings import AblationConfig, Trial
 from rest_core.errors import Preempted, UserError
 from rest_core.stages import StageResult
 from rest_core.tracking import store
 
 log = logging.getLogger(__name__)
 
+_ABLATION: Mapping[str, type[config.Section]] = {"ablation": AblationConfig, "trial": Trial}
 RUN_ID_VARIABLE = "KFP_RUN_ID"  # set from the pod's label by the pipeline (pipelines/rest_pipeline.py)
 
 
@@ -31,7 +33,7 @@ def run_stage(
     *,
     sections: Mapping[str, dict[str, Any]],
     pipeline_run: str,
-    folders: Mapping[str, dsl.Artifact] | None = None,
+    folders: Mapping[str, dsl.Artifact | Sequence[dsl.Artifact]] | None = None,
     out: dsl.Artifact,
     metrics: dsl.Metrics,
 ) -> None:
@@ -39,9 +41,10 @@ def run_stage(
 
     Args:
         stage: the stage function.
-        sections: sections of the configuration by their name in `rest_core.config.Config`.
+        sections: sections of the configuration by their name in `rest_core.config.Config`, and those of an ablation;
+            a trial that is empty is none.
         pipeline_run: key of the pipeline run; empty = the KFP run that this pod belongs to.
-        folders: input artifacts, each a folder that an earlier stage made.
+        folders: input artifacts, each a folder that an earlier stage made, or a list of such.
         out: the artifact whose folder the stage fills; its metadata becomes the manifest's lineage.
         metrics: receives the stage's figures, and its cost as `stage/seconds` and `stage/peak_rss_mib`, also when it
             fails; the same figures are written as JSON to the artifact's file, without which KFP never caches the task.
@@ -57,8 +60,8 @@ def run_stage(
     try:
         with _terminal_for_progress():
             result = stage(
-                **{name: _section(name, values) for name, values in sections.items()},
-                **{name: Path(artifact.path) for name, artifact in (folders or {}).items()},
+                **{name: _section(name, values) for name, values in sections.items() if values or name != "trial"},
+                **{name: _paths(artifacts) for name, artifacts in (folders or {}).items()},
                 pipeline_run=pipeline_run or _kfp_run_id(),
                 out=Path(out.path),
             )
@@ -91,9 +94,15 @@ def _require_shared_store(tracking: config.TrackingConfig) -> None:
 
 
 def _section(name: str, values: dict[str, Any]) -> config.Section:
-    model = config.Config.model_fields[name].annotation
+    model = _ABLATION.get(name) or config.Config.model_fields[name].annotation
     assert isinstance(model, type) and issubclass(model, config.Section)
     return config.validate(model, values, where=name)
+
+
+def _paths(artifacts: dsl.Artifact | Sequence[dsl.Artifact]) -> Path | list[Path]:
+    if isinstance(artifacts, dsl.Artifact):
+        return Path(artifacts.path)
+    return [Path(artifact.path) for artifact in artifacts]
 
 
 def _kfp_run_id() -> str:

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from rest_core.stages import ERROR_FILE
 from rest_core.tracking.runs import new_pipeline_run
 
 LOG_FILE = "log.txt"
+ARTIFACTS = "artifacts"
 SUMMARY_FILE = "summary.json"
 _LOG_TAIL_LINES = 15
 _SECONDS_TO_END = 30  # a training writes a checkpoint first (rl.grace_seconds)
@@ -55,20 +57,14 @@ def run_local(config: Config, *, folder: Path, console: Console) -> Summary:
         Preempted: a stage was told to stop; its folder has what it takes to go on (`rest train --out`).
         StageFailed: a stage failed otherwise.
     """
-    folder = folder.absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: already holds something; give another --output")
-    _refuse_python3(str(folder), config.model_dump_json())
-    root = folder / "artifacts"
-    root.mkdir(parents=True)
+    folder = new_folder(folder, config.model_dump_json())
     run = new_pipeline_run(config.profile, config.rl.weights.scheme)
-    monitor = Monitor(root, on_start=partial(_tell_start, console), on_done=partial(_tell_done, console))
+    monitor = Monitor(folder / ARTIFACTS, on_start=partial(_tell_start, console), on_done=partial(_tell_done, console))
     started = time.monotonic()
     status: RunStatus = "interrupted"
     failure: RuntimeError | None = None
     try:
-        with _children_end_with_us(), _terminal_as_stdin(), _stdout_to(folder / LOG_FILE), monitor:
-            local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
+        with session(folder, monitor):
             build(config)(pipeline_run=run)
         status = "succeeded"
     except RuntimeError as error:  # what kfp.local raises when a task has failed
@@ -77,11 +73,33 @@ def run_local(config: Config, *, folder: Path, console: Console) -> Summary:
         summary = summarize(config, folder, monitor, run=run, status=status, seconds=time.monotonic() - started)
         (folder / SUMMARY_FILE).write_text(json.dumps(summary.to_json(), indent=2) + "\n", encoding="utf-8")
     if failure is not None:
-        _explain(folder, monitor, failure)
+        explain(folder, monitor, failure)
     return summary
 
 
-def _explain(folder: Path, monitor: Monitor, failure: RuntimeError) -> NoReturn:
+def new_folder(folder: Path, *values: str) -> Path:
+    """Make the folder of a local run, and check the values that the run will be given.
+
+    Raises:
+        UserError: it holds something already, or the local runner would change its path or a value.
+    """
+    folder = folder.absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: already holds something; give another --output")
+    _refuse_python3(str(folder), *values)
+    (folder / ARTIFACTS).mkdir(parents=True)
+    return folder
+
+
+@contextlib.contextmanager
+def session(folder: Path, monitor: Monitor) -> Iterator[None]:
+    """kfp.local set up to run a pipeline in `folder`; raises RuntimeError where a task of it has failed."""
+    with _children_end_with_us(), _terminal_as_stdin(), _stdout_to(folder / LOG_FILE), monitor:
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / ARTIFACTS))
+        yield
+
+
+def explain(folder: Path, monitor: Monitor, failure: RuntimeError) -> NoReturn:
     """Raise what went wrong, in the words of the stage where it has left any."""
     for stage in monitor.stages.values():
         for path in stage.folder.glob(f"*/{ERROR_FILE}"):
@@ -101,7 +119,12 @@ def _tell_start(console: Console, stage: StageRun, number: int) -> None:
 
 
 def _tell_done(console: Console, stage: StageRun) -> None:
-    console.print(f"[green]✓[/] {stage.name}  {duration(stage.seconds)}, {stage.peak_rss_mib / 1024:.1f} GiB")
+    console.print(done_line(stage))
+
+
+def done_line(stage: StageRun) -> str:
+    """What is said when a stage has ended."""
+    return f"[green]✓[/] {stage.name}  {duration(stage.seconds)}, {stage.peak_rss_mib / 1024:.1f} GiB"
 
 
 def _refuse_python3(*texts: str) -> None:
@@ -145,17 +168,32 @@ def _terminal_as_stdin() -> Iterator[None]:
 @contextlib.contextmanager
 def _children_end_with_us() -> Iterator[None]:
     """When the block is left, by SIGINT or SIGTERM too, end the processes that were started in it."""
+    leaving, left = threading.Event(), threading.Event()
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
-        _end_children()  # at once: kfp.local would wait for its task before it lets an exception pass
+        leaving.set()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    def end_what_is_started() -> None:
+        # kfp.local waits for its task before it lets an exception pass, and in a loop starts all that is left.
+        leaving.wait()
+        while not left.wait(0.1):
+            _end_children()
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    thread = threading.Thread(target=end_what_is_started, name="end-children", daemon=True)
+    thread.start()
     try:
         yield
     finally:
+        left.set()
+        leaving.set()
+        thread.join()
         _end_children()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end_children() -> None:

@@ -15,34 +15,41 @@ _INTERVAL_SECONDS = 0.25
 
 @dataclass
 class StageRun:
-    """One stage of a run. `seconds` counts from the end of the stage before, so that they add up to the run's time."""
+    """One stage of a run.
+
+    `seconds` counts from the end of the stage before, so that they add up to the run's time; from its own start where
+    another was running.
+    """
 
     name: str
     folder: Path  # the task's folder, with a folder or file for each output artifact
     done: bool = False
     seconds: float = 0.0
     peak_rss_mib: float = 0.0  # this process and everything below it, sampled
+    since: float = 0.0  # on the monotonic clock
 
 
 class Monitor:
     """Follows the stages of a run by the folders that kfp.local makes: `<root>/<pipeline>-<time>/<task>/`.
 
+    The tasks of a loop lie one folder deeper, `…/<loop>-iteration-<n>/<task>/`.
+
     kfp.local tells its progress to a log for people only; a task's folder appears when its component starts, and
-    `executor_output.json` in it when the component has succeeded. Tasks run one after another. A `with` block is
-    watched from a thread, which calls `on_start` (with the stage and its
-    number, from 1) and `on_done`.
+    `executor_output.json` in it when the component has succeeded. A `with` block is watched from a thread, which
+    calls `on_start` (with the stage and its number, from 1) and `on_done`. `name` tells a stage's name by its folder.
     """
 
     def __init__(
         self,
         root: Path,
         *,
+        name: Callable[[Path], str] = lambda folder: folder.name,
         on_start: Callable[[StageRun, int], None] | None = None,
         on_done: Callable[[StageRun], None] | None = None,
     ) -> None:
         self.stages: dict[str, StageRun] = {}
         self.peak_rss_mib = 0.0
-        self._root = root
+        self._root, self._name = root, name
         self._on_start, self._on_done = on_start, on_done
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
@@ -63,16 +70,18 @@ class Monitor:
             self._follow()
 
     def _follow(self) -> None:
-        for folder in sorted(self._root.glob("*/*/"), key=lambda path: path.stat().st_ctime):
-            if folder.name not in self.stages:
-                self.stages[folder.name] = StageRun(folder.name, folder)
+        for folder in sorted(_task_folders(self._root), key=lambda path: path.stat().st_ctime):
+            now = time.monotonic()
+            name = self._name(folder)
+            if name not in self.stages:
+                alone = all(stage.done for stage in self.stages.values())
+                self.stages[name] = StageRun(name, folder, since=self._since if alone else now)
                 if self._on_start is not None:
-                    self._on_start(self.stages[folder.name], len(self.stages))
-            stage = self.stages[folder.name]
+                    self._on_start(self.stages[name], len(self.stages))
+            stage = self.stages[name]
             if stage.done:
                 continue
-            now = time.monotonic()
-            stage.seconds = now - self._since
+            stage.seconds = now - stage.since
             if (folder / "executor_output.json").is_file():
                 stage.done, self._since = True, now
                 if self._on_done is not None:
@@ -84,6 +93,14 @@ class Monitor:
         for stage in self.stages.values():
             if not stage.done:
                 stage.peak_rss_mib = max(stage.peak_rss_mib, rss)
+
+
+def _task_folders(root: Path) -> Iterator[Path]:
+    for folder in root.glob("*/*/"):
+        if "-iteration-" in folder.name:
+            yield from folder.glob("*/")
+        else:
+            yield folder
 
 
 def family() -> Iterator[psutil.Process]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,8 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from rest_core import manifest, storage
+from rest_core.ablation.collect import TRAINING, training_record
+from rest_core.ablation.settings import AblationConfig, Trial
 from rest_core.config import (
     ApiBankConfig,
     BfclConfig,
@@ -34,11 +36,12 @@ from rest_core.config import (
     RlConfig,
     SftConfig,
     TrackingConfig,
+    validate,
 )
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.failures import Failure, ending_together
 from rest_core.processes import is_main_process
-from rest_core.tracking.runs import StageRun, finish_pipeline, stage_run
+from rest_core.tracking.runs import StageRun, TrialRun, finish_pipeline, stage_run
 
 if TYPE_CHECKING:
     from rest_core.evaluation.report import Report
@@ -90,6 +93,12 @@ class _Stage:
         self.inputs[name] = digest
         return digest
 
+    def add_policy(self, policy: Path | str) -> None:
+        """Note the policy that is evaluated; of a trial's policy, how it was trained too."""
+        self.add_input("policy", policy)
+        if _trial_of(policy) is not None:
+            self.inputs[TRAINING] = training_record(manifest.read(Path(policy)))
+
 
 class _NoRun:
     """The MLflow run of a process that is not the first: nothing is recorded twice."""
@@ -107,9 +116,13 @@ class _NoRun:
 
 @contextmanager
 def _stage(
-    name: str, out: Path, tracking: TrackingConfig, pipeline_run: str, **sections: BaseModel
+    name: str, out: Path, tracking: TrackingConfig, pipeline_run: str, trial: Trial | None = None, **sections: BaseModel
 ) -> Iterator[_Stage]:
-    """Everything around a stage: its folder, its MLflow run, and its errors told in one line."""
+    """Everything around a stage: its folder, its MLflow run (in its trial's), and its errors told in one line."""
+    trial_run = None
+    if trial is not None:
+        sections = {**sections, "trial": trial}
+        trial_run = TrialRun(trial.label, {"rest.scheme": trial.name, "rest.seed": str(trial.seed)})
     if not is_main_process():
         with ending_together():
             yield _Stage(name, out, _NoRun(), sections)
@@ -121,7 +134,9 @@ def _stage(
                 (out / stale).unlink(missing_ok=True)
         spool = out.with_name(f"{out.name}.tracking")
         with (
-            stage_run(tracking, stage=name, pipeline_run=pipeline_run, spool=spool, parameters=sections) as run,
+            stage_run(
+                tracking, stage=name, pipeline_run=pipeline_run, spool=spool, parameters=sections, trial=trial_run
+            ) as run,
             ending_together(lambda failure: _record_failure(name, out, run, failure)),
         ):
             yield _Stage(name, out, run, sections)
@@ -245,14 +260,20 @@ def rest_rl(
     dataset: Path,
     policy: Path | str,
     out: Path,
+    trial: Trial | None = None,
 ) -> StageResult:
-    """ResT training; the policy is passed on where `rl.enabled` is false."""
+    """ResT training, with the weights and the seed of a trial where one is given.
+
+    The policy is passed on where `rl.enabled` is false.
+    """
     from rest_core.data.store import load_split, to_sample
     from rest_core.model.chat import encode_prompt
     from rest_core.model.loading import load_model, load_tokenizer, pass_on
     from rest_core.response import parse
 
-    with _stage("rest-rl", out, tracking, pipeline_run, model=model, rl=rl) as stage:
+    if trial is not None:
+        rl = trial.applied_to(rl)
+    with _stage("rest-rl", out, tracking, pipeline_run, trial, model=model, rl=rl) as stage:
         digest = stage.add_input("dataset", dataset)
         origin = stage.add_input("policy", policy)
         if not rl.enabled:
@@ -300,8 +321,9 @@ def evaluate_bfcl(
     *, model: ModelConfig, bfcl: BfclConfig, tracking: TrackingConfig, pipeline_run: str, policy: Path | str, out: Path
 ) -> StageResult:
     """BFCL's single-turn categories with the official checkers."""
-    with _stage("evaluate-bfcl", out, tracking, pipeline_run, model=model, bfcl=bfcl) as stage:
-        stage.add_input("policy", policy)
+    trial = _trial_of(policy)
+    with _stage("evaluate-bfcl", out, tracking, pipeline_run, trial, model=model, bfcl=bfcl) as stage:
+        stage.add_policy(policy)
         if not bfcl.enabled:
             return stage.skip("switched off (bfcl.enabled=false)")
         from rest_core.evaluation.bfcl import run as benchmark
@@ -330,8 +352,9 @@ def evaluate_api_bank(
     out: Path,
 ) -> StageResult:
     """API-Bank, levels 1 to 3; skipped, loudly, where its files can neither be found nor downloaded."""
-    with _stage("evaluate-api-bank", out, tracking, pipeline_run, model=model, api_bank=api_bank) as stage:
-        stage.add_input("policy", policy)
+    trial = _trial_of(policy)
+    with _stage("evaluate-api-bank", out, tracking, pipeline_run, trial, model=model, api_bank=api_bank) as stage:
+        stage.add_policy(policy)
         folder, reason = _api_bank_folder(api_bank)
         if folder is None:
             return stage.skip(reason or "")
@@ -418,6 +441,50 @@ def _facts(pipeline_run: str, dataset: Path, policy: Path, evaluations: Mapping[
             f"Prompted in the style {trained['config']['model']['prompt_style']!r}; other prompts give other results.",
         ),
     )
+
+
+def aggregate(
+    *,
+    ablation: AblationConfig,
+    tracking: TrackingConfig,
+    pipeline_run: str,
+    bfcl: Sequence[Path],
+    api_bank: Sequence[Path],
+    out: Path,
+) -> StageResult:
+    """Compare the trials of an ablation, and close the pipeline's run; the report is on that run.
+
+    Args:
+        bfcl, api_bank: folders of the trials' evaluations, in any order.
+    """
+    from rest_core.ablation.collect import collect
+    from rest_core.ablation.report import AblationReport
+
+    with _stage("aggregate", out, tracking, pipeline_run, ablation=ablation) as stage:
+        evaluations = (*bfcl, *api_bank)
+        report = AblationReport(f"Ablation {pipeline_run}", ablation, collect(evaluations))
+        stage.inputs["evaluations"] = [manifest.read(folder)["sha256"] for folder in evaluations]
+        for note in report.notes:
+            log.warning("%s", note)
+        for file in report.write(out):
+            stage.run.artifact(file, to="pipeline")
+        result = stage.finish(report.metrics, trials=len(report.results))
+    finish_pipeline(
+        tracking,
+        pipeline_run=pipeline_run,
+        spool=out.with_name(f"{out.name}.finish.tracking"),
+        description=report.markdown(),
+    )
+    return result
+
+
+def _trial_of(policy: Path | str) -> Trial | None:
+    """The trial that has trained a policy."""
+    folder = Path(policy)
+    if not (folder / manifest.FILE_NAME).is_file():
+        return None
+    trial = manifest.read(folder)["config"].get("trial")
+    return None if trial is None else validate(Trial, trial, where=f"{folder / manifest.FILE_NAME}: trial")
 
 
 def _api_bank_folder(api_bank: ApiBankConfig) -> tuple[Path | None, str | None]:

@@ -15,14 +15,15 @@ def rest_rl(
     policy: dsl.Input[dsl.Model],
     trained: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    trial: dict = {},  # noqa: B006  (KFP reads the default; nothing changes it)
 ) -> None:
-    """Train the policy with ResT; passes it on where `rl.enabled` is false."""
+    """Train the policy with ResT, as a trial of an ablation where one is given."""
     from components.runtime import run_stage
     from rest_core import stages
 
     run_stage(
         stages.rest_rl,
-        sections={"model": model, "rl": rl, "tracking": tracking},
+        sections={"model": model, "rl": rl, "tracking": tracking, "trial": trial},
         pipeline_run=pipeline_run,
         folders={"dataset": dataset, "policy": policy},
         out=trained,

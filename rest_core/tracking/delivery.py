@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PIPELINE_RUN_TAG = "rest.pipeline_run"
-KIND_TAG = "rest.kind"  # "pipeline" on a parent run, "stage" on a nested one
+KIND_TAG = "rest.kind"  # "pipeline" on a parent run, "trial" on one of an ablation's trials, "stage" on a nested one
+TRIAL_TAG = "rest.trial"  # on a trial's run and on its stages' runs: the trial's name
 JOINED_TAG = "rest.joined"  # on a parent that somebody else (KFP) made
 ERROR_TAG = "rest.error"  # on a stage's run; on the parent "rest.error/<stage>"
 _SPOOL_TAG = "rest.spool_id"
@@ -291,6 +292,10 @@ class Courier:
                 experiment, record
             )
         owned = JOINED_TAG not in parent.data.tags and not record.get("join")
+        root, root_owned = None, False
+        if record.get("trial"):
+            root, root_owned = parent.info.run_id, owned
+            parent, owned = self._open_trial(experiment, record, parent), True
         run = parent
         if record["kind"] == "stage":
             run = (
@@ -305,13 +310,39 @@ class Courier:
             pipeline_owned=owned,
             run=run.info.run_id,
             run_owned=joined is None and (owned or record["kind"] == "stage"),
+            root=root,
+            root_owned=root_owned,
         )
 
     def _create_parent(self, experiment: str, record: Record) -> Run:
-        made = self.client.create_run(
-            experiment, start_time=record["time"], run_name=record["pipeline_run"], tags=record["pipeline_tags"]
+        return self._create_once(
+            lambda: find_pipeline_run(self.client, experiment, record["pipeline_run"]),
+            experiment,
+            start_time=record["time"],
+            run_name=record["pipeline_run"],
+            tags=record["pipeline_tags"],
         )
-        first = find_pipeline_run(self.client, experiment, record["pipeline_run"])
+
+    def _open_trial(self, experiment: str, record: Record, root: Run) -> Run:
+        """The trial's run, nested in the pipeline's; as long as one of its stages runs, so does it."""
+
+        def find() -> Run | None:
+            return find_trial_run(self.client, experiment, record["pipeline_run"], record["trial"])
+
+        found = find() or self._create_once(
+            find,
+            experiment,
+            start_time=record["time"],
+            run_name=record["trial"],
+            tags={**record["trial_tags"], _PARENT_TAG: root.info.run_id},
+        )
+        if found.info.status != "RUNNING":
+            self.client.update_run(found.info.run_id, status="RUNNING")
+        return found
+
+    def _create_once(self, find: Callable[[], Run | None], experiment: str, **values: Any) -> Run:
+        made = self.client.create_run(experiment, **values)
+        first = find()
         if first is not None and first.info.run_id != made.info.run_id:  # another stage made it at the same time
             self.client.delete_run(made.info.run_id)
             return first
@@ -322,7 +353,10 @@ class Courier:
         return found[0] if found else None
 
     def _create_stage_run(self, experiment: str, record: Record, parent: Run) -> Run:
-        name = record["stage"] if record["attempt"] == 1 else f"{record['stage']} (attempt {record['attempt']})"
+        # Charts name their curves after runs: those of several trials must be told apart.
+        name = f"{record['stage']} · {record['trial']}" if record.get("trial") else record["stage"]
+        if record["attempt"] > 1:
+            name = f"{name} (attempt {record['attempt']})"
         tags = {**record["tags"], _PARENT_TAG: parent.info.run_id, _SPOOL_TAG: record["spool_id"]}
         return self.client.create_run(experiment, start_time=record["time"], run_name=name, tags=tags)
 
@@ -409,22 +443,35 @@ class Courier:
         if ids.run_owned:
             self.client.set_terminated(ids.run, status, end_time=record["time"])
         if ids.run != ids.pipeline:
-            self._tell_parent(record, ids)
+            self._tell_parent(record, ids.pipeline, ids.pipeline_owned, record["stage"])
+        if ids.root is not None:
+            trial = self.client.get_run(ids.pipeline)
+            what = f"{record['stage']} {trial.info.run_name}".replace(" · ", " ")  # no key of a tag may have the dot
+            self._tell_parent(record, ids.root, ids.root_owned, what)
+            self._close_trial(record, trial)
 
-    def _tell_parent(self, record: Record, ids: RunIds) -> None:
+    def _tell_parent(self, record: Record, parent_id: str, owned: bool, stage: str) -> None:
         """A parent is FAILED as long as a stage of it has failed and no later attempt of that stage has succeeded."""
-        own = f"{ERROR_TAG}/{record['stage']}"
+        own = f"{ERROR_TAG}/{stage}"
         if record.get("error"):
-            self._set_tags(ids.pipeline, {own: record["error"]})
-            if ids.pipeline_owned:
-                self.client.set_terminated(ids.pipeline, "FAILED", end_time=record["time"])
+            self._set_tags(parent_id, {own: record["error"]})
+            if owned:
+                self.client.set_terminated(parent_id, "FAILED", end_time=record["time"])
             return
-        parent = self.client.get_run(ids.pipeline)
+        parent = self.client.get_run(parent_id)
         errors = {tag for tag in parent.data.tags if tag.startswith(f"{ERROR_TAG}/")}
         if own in errors:
-            self.client.delete_tag(ids.pipeline, own)
-            if ids.pipeline_owned and errors == {own}:
-                self.client.update_run(ids.pipeline, status="RUNNING")
+            self.client.delete_tag(parent_id, own)
+            if owned and errors == {own}:
+                self.client.update_run(parent_id, status="RUNNING")
+
+    def _close_trial(self, record: Record, trial: Run) -> None:
+        """A trial has no last stage of its own: it has ended when none of its stages runs and none has failed."""
+        if any(tag.startswith(f"{ERROR_TAG}/") for tag in trial.data.tags):
+            return
+        wanted = f"tags.`{_PARENT_TAG}` = '{trial.info.run_id}' AND attributes.status = 'RUNNING'"
+        if not self.client.search_runs([trial.info.experiment_id], wanted, max_results=1):
+            self.client.set_terminated(trial.info.run_id, "FINISHED", end_time=record["time"])
 
     def _forget_files(self, batch: list[Record]) -> None:
         """Delete the copies of artifacts that are sent; those of refused records are still wanted."""
@@ -450,6 +497,17 @@ _HANDLERS: dict[str, Any] = {
 
 def find_pipeline_run(client: MlflowClient, experiment: str, pipeline_run: str) -> Run | None:
     """The parent run of a pipeline run; of several, the one that was made first."""
-    wanted = f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run}' AND tags.`{KIND_TAG}` = 'pipeline'"
+    return _first_made(
+        client, experiment, f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run}' AND tags.`{KIND_TAG}` = 'pipeline'"
+    )
+
+
+def find_trial_run(client: MlflowClient, experiment: str, pipeline_run: str, trial: str) -> Run | None:
+    """The run of one trial of a pipeline run; of several, the one that was made first."""
+    wanted = f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run}' AND tags.`{KIND_TAG}` = 'trial'"
+    return _first_made(client, experiment, f"{wanted} AND tags.`{TRIAL_TAG}` = '{trial}'")
+
+
+def _first_made(client: MlflowClient, experiment: str, wanted: str) -> Run | None:
     found = client.search_runs([experiment], wanted, order_by=["attributes.start_time ASC", "attributes.run_id ASC"])
     return found[0] if found else None

@@ -1,5 +1,8 @@
 """MLflow runs: one parent run a pipeline run, one nested run a stage.
 
+In an ablation the stages of a trial (a weight scheme with a seed) are nested in the trial's own run, which is nested in
+the pipeline's: figures and parameters of trials stand side by side, where they would replace each other on one parent.
+
 `stage_run` opens the stage's run and records how the stage ends; `finish_pipeline` closes the parent. Neither waits
 for a server: everything goes through a spool (`rest_core.tracking.spool`), sent by a process of its own.
 
@@ -22,6 +25,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +55,14 @@ _SOURCE_TYPES = {"s3": "s3", "http": "http", "https": "http", "hf": "hf"}
 def new_pipeline_run(*what: str) -> str:
     """A name for a new pipeline run that says what runs: `quickstart · paper · 2026-11-22 13:05 · 3f2a`."""
     return " · ".join([*what, datetime.now().strftime("%Y-%m-%d %H:%M"), secrets.token_hex(2)])
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """A trial of an ablation, as MLflow shows it."""
+
+    name: str  # without quotes; unique in the pipeline run
+    tags: Mapping[str, str]  # on the trial's run and on its stages' runs: what the UI groups and filters by
 
 
 class StageRun:
@@ -128,12 +140,12 @@ class StageRun:
         file = self._spool.keep_bytes(content.getvalue(), f"{_file_name(name)}.png")
         self._spool.append("artifact", to="run", file=file, folder="figures")
 
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Record a copy of a file as an artifact in `folder`."""
+    def artifact(self, path: Path, folder: str = "", *, to: Target = "run") -> None:
+        """Record a copy of a file as an artifact in `folder` of the stage's run, or of the parent."""
         if not path.is_file():
             raise UserError(f"{path}: no such file to record as an artifact")
         parts = [_file_name(part) for part in folder.split("/") if part]
-        self._spool.append("artifact", to="run", file=self._spool.keep(path), folder="/".join(parts))
+        self._spool.append("artifact", to=to, file=self._spool.keep(path), folder="/".join(parts))
 
     def dataset(self, name: str, *, source: str, digest_sha256: str, rows: int, context: str) -> None:
         """Record a dataset as an input of the stage's run and of the parent.
@@ -185,7 +197,13 @@ class StageRun:
 
 @contextlib.contextmanager
 def stage_run(
-    tracking: TrackingConfig, *, stage: str, pipeline_run: str, spool: Path, parameters: Mapping[str, Any]
+    tracking: TrackingConfig,
+    *,
+    stage: str,
+    pipeline_run: str,
+    spool: Path,
+    parameters: Mapping[str, Any],
+    trial: TrialRun | None = None,
 ) -> Iterator[StageRun]:
     """The MLflow run of one stage, for as long as the `with` block lasts.
 
@@ -201,11 +219,12 @@ def stage_run(
         spool: a folder for records on their way, outside of what the stage hands on. A second attempt of a stage may
             use the folder of the first: it becomes a new run, "<stage> (attempt 2)".
         parameters: the configuration that the stage runs with: sections (pydantic models) or plain values.
+        trial: the trial of an ablation that the stage belongs to; its run is the parent then.
 
     Raises:
         UserError: the tracking URI or the name is not usable, or the spool cannot be written.
     """
-    run, sender = _open(tracking, "stage", stage, pipeline_run, spool)
+    run, sender = _open(tracking, "stage", stage, pipeline_run, spool, trial)
     run.fail = lambda error: _close(run, sender, stage, "FAILED", store.redact(error)[: delivery.MAX_TAG_VALUE])
     try:
         run.parameters(parameters)
@@ -241,14 +260,17 @@ def finish_pipeline(
     return run.link
 
 
-def _open(tracking: TrackingConfig, kind: str, stage: str, pipeline_run: str, folder: Path) -> tuple[StageRun, Sender]:
+def _open(
+    tracking: TrackingConfig, kind: str, stage: str, pipeline_run: str, folder: Path, trial: TrialRun | None = None
+) -> tuple[StageRun, Sender]:
     if not pipeline_run or len(pipeline_run) > _MAX_KEY or re.search(r"['\"`\\\x00-\x1f\x7f]", pipeline_run):
         raise UserError(
             f"pipeline run {pipeline_run!r:.80}: give it a name of 1 to {_MAX_KEY} characters without quotes, "
             "backslashes and line breaks"
         )
     uri = store.resolve_uri(tracking)
-    common = _common_tags()
+    common = {**_common_tags(), delivery.PIPELINE_RUN_TAG: pipeline_run}
+    of_trial = {delivery.TRIAL_TAG: trial.name, **_tag_values(trial.tags)} if trial else {}
     spool = Spool(
         folder,
         {
@@ -258,13 +280,10 @@ def _open(tracking: TrackingConfig, kind: str, stage: str, pipeline_run: str, fo
             "pipeline_run": pipeline_run,
             "stage": stage,
             "join": os.environ.get("MLFLOW_RUN_ID"),
-            "pipeline_tags": {**common, delivery.KIND_TAG: "pipeline", delivery.PIPELINE_RUN_TAG: pipeline_run},
-            "tags": {
-                **common,
-                delivery.KIND_TAG: "stage",
-                delivery.PIPELINE_RUN_TAG: pipeline_run,
-                "rest.stage": stage,
-            },
+            "pipeline_tags": {**common, delivery.KIND_TAG: "pipeline"},
+            "tags": {**common, **of_trial, delivery.KIND_TAG: "stage", "rest.stage": stage},
+            "trial": trial.name if trial else None,
+            "trial_tags": {**common, **of_trial, delivery.KIND_TAG: "trial"},
         },
     )
     return StageRun(spool, uri), Sender(folder, spool.section, uri, GRACE_SECONDS)

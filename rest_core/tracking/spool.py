@@ -44,6 +44,8 @@ class RunIds:
     pipeline_owned: bool
     run: str
     run_owned: bool
+    root: str | None = None  # of a stage of a trial, whose parent is the trial's run: the whole pipeline's run
+    root_owned: bool = False
 
 
 @dataclass

@@ -46,7 +46,8 @@ def test_a_stop_on_request_has_its_own_exit_code(
 
 def test_the_commands_of_the_project_are_there() -> None:
     wanted = (
-        "run prepare sft train serve-rollouts eval-bfcl eval-api-bank register promote compile score ui sync profiles"
+        "run ablate aggregate prepare sft train serve-rollouts eval-bfcl eval-api-bank register promote compile score "
+        "ui sync profiles"
     )
     assert set(cli.cli.commands) == set(wanted.split())
 

@@ -1,0 +1,105 @@
+"""The ablation: the pipeline's line for a list of trials, each a weight scheme with a seed.
+
+    prepare-data → sft-warmup → for each trial [ rest-rl → evaluate-bfcl ∥ evaluate-api-bank ] → aggregate
+
+Data and warm-up are shared: the seed of a trial replaces that of the reinforcement learning, so that trials start from
+one policy and differ in what is asked about alone. Nothing is registered.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Dict, List  # noqa: UP035  (KFP knows the items of a list by these names)
+
+from kfp import dsl, kubernetes
+from kfp.dsl.graph_component import GraphComponent
+
+from components.aggregate.component import aggregate
+from components.evaluate_api_bank.component import evaluate_api_bank
+from components.evaluate_bfcl.component import evaluate_bfcl
+from components.images import BASE_IMAGE
+from components.prepare_data.component import prepare_data
+from components.rest_rl.component import rest_rl
+from components.runtime import RUN_ID_VARIABLE
+from components.sft_warmup.component import sft_warmup
+from pipelines.platform import IMAGE_OF, Platform
+from pipelines.rest_pipeline import CACHED_STAGES
+from rest_core.ablation.settings import AblationConfig, check, trials
+from rest_core.config import Config, WeightsConfig
+
+# The stages in their order, by the names of their tasks: once, and once a trial.
+SHARED_STAGES = ("prepare-data", "sft-warmup", "aggregate")
+TRIAL_STAGES = ("rest-rl", "evaluate-bfcl", "evaluate-api-bank")
+PARAMETERS = ("model", "data", "sft", "rl", "bfcl", "api_bank", "tracking")
+
+
+def build(
+    config: Config,
+    *,
+    schemes: Mapping[str, WeightsConfig],
+    seeds: Sequence[int],
+    ablation: AblationConfig | None = None,
+    parallelism: int = 1,
+    platform: Platform | None = None,
+) -> GraphComponent:
+    """The ablation pipeline with `config` and every scheme with every seed as the defaults of its parameters.
+
+    Args:
+        config: defaults of the sections; `rl.weights` and `rl.seed` are each trial's.
+        schemes: weight schemes by their names in the report.
+        seeds: seeds of the reinforcement learning.
+        ablation: what is compared, and with which baseline; defaults are those of `AblationConfig`.
+        parallelism: trials at the same time; 0 = all. It is part of the graph: no run can change it.
+        platform: where and how the pods run; None = a local run.
+
+    Raises:
+        UserError: the baseline is none of the schemes, or a scheme does not go with `config`.
+    """
+    compared = ablation or AblationConfig()
+    every = trials(schemes, seeds)
+    check(every, compared, config.rl)
+    default: dict[str, Any] = {name: getattr(config, name).to_parameter() for name in PARAMETERS}
+    default |= {"ablation": compared.to_parameter(), "trials": [trial.to_parameter() for trial in every]}
+
+    @dsl.pipeline(name="rest-ablation", description="Train with several weight schemes and seeds, compare")
+    def rest_ablation(
+        model: dict = default["model"],
+        data: dict = default["data"],
+        sft: dict = default["sft"],
+        rl: dict = default["rl"],
+        bfcl: dict = default["bfcl"],
+        api_bank: dict = default["api_bank"],
+        ablation: dict = default["ablation"],
+        trials: List[Dict] = default["trials"],  # noqa: UP006
+        tracking: dict = default["tracking"],
+        pipeline_run: str = "",
+    ) -> None:
+        common = {"tracking": tracking, "pipeline_run": pipeline_run}
+        prepared = prepare_data(model=model, data=data, api_bank=api_bank, **common)
+        dataset = prepared.outputs["dataset"]
+        warmed = sft_warmup(model=model, sft=sft, dataset=dataset, **common)
+        # Into the loop go pipeline inputs, artifacts and the item as a whole, nothing else: kfp.local replaces other
+        # parameters there (pipelines/local_limits.py), and KFP cannot take a part of an item that is not text.
+        with dsl.ParallelFor(trials, name="trials", parallelism=parallelism) as trial:
+            trained = rest_rl(
+                model=model, rl=rl, dataset=dataset, policy=warmed.outputs["policy"], trial=trial, **common
+            )
+            policy = trained.outputs["trained"]
+            on_bfcl = evaluate_bfcl(model=model, bfcl=bfcl, policy=policy, **common)
+            on_api_bank = evaluate_api_bank(model=model, api_bank=api_bank, policy=policy, **common)
+        aggregated = aggregate(
+            ablation=ablation,
+            bfcl=dsl.Collected(on_bfcl.outputs["report"]),
+            api_bank=dsl.Collected(on_api_bank.outputs["report"]),
+            **common,
+        )
+        for task in (prepared, warmed, trained, on_bfcl, on_api_bank, aggregated):
+            _settle(task, platform)
+
+    return rest_ablation
+
+
+def _settle(task: dsl.PipelineTask, platform: Platform | None) -> None:
+    """Everything about a task that is not its place in the graph."""
+    image = getattr(platform.images, IMAGE_OF[task.name]) if platform is not None else None
+    task.set_container_image(image or BASE_IMAGE)
+    task.set_caching_options(task.name in CACHED_STAGES)
+    kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, "metadata.labels['pipeline/runid']")

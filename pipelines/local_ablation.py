@@ -1,0 +1,171 @@
+"""Runs an ablation on this machine with kfp's own local runner, in one folder a run.
+
+<folder>/log.txt        everything that kfp and the stages say
+<folder>/artifacts/     kfp's pipeline root: <pipeline>-<time>/[<loop>-iteration-<n>/]<stage>/<artifact>
+<folder>/report/        the report, and what else the stage aggregate leaves
+<folder>/summary.json   what `rest ablate` shows at the end
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.ablation_pipeline import SHARED_STAGES, TRIAL_STAGES, build
+from pipelines.local import SUMMARY_FILE, done_line, explain, new_folder, session
+from pipelines.monitor import Monitor, StageRun
+from pipelines.summary import RunStatus, duration
+from rest_core.ablation.report import HTML_FILE, JSON_FILE
+from rest_core.ablation.settings import AblationConfig, Trial, trials
+from rest_core.config import Config, WeightsConfig
+from rest_core.tracking import spool, store
+from rest_core.tracking.runs import new_pipeline_run
+
+REPORT_FOLDER = "report"
+LOCAL_PARALLELISM = 2  # kfp.local runs no more at the same time, whatever is asked for
+
+
+@dataclass(frozen=True)
+class AblationSummary:
+    run: str  # the pipeline run's name in MLflow
+    status: RunStatus
+    seconds: float
+    peak_rss_mib: float  # of the runner and all its processes together, at the worst moment
+    stages: Mapping[str, float]  # seconds by stage, those that were started
+    folder: str
+    mlflow: str  # where to look
+    unsent: int  # tracking records that MLflow has not got
+
+    @property
+    def report(self) -> Path:
+        """The folder of the report."""
+        return Path(self.folder) / REPORT_FOLDER
+
+
+def run_ablation(
+    config: Config,
+    *,
+    schemes: Mapping[str, WeightsConfig],
+    seeds: Sequence[int],
+    ablation: AblationConfig,
+    parallelism: int,
+    folder: Path,
+    console: Console,
+) -> AblationSummary:
+    """Run all trials in `folder` and compare them.
+
+    Args:
+        config, schemes, seeds, ablation: see `pipelines.ablation_pipeline.build`.
+        parallelism: trials at the same time, at most `LOCAL_PARALLELISM`.
+        folder: must not exist or be empty.
+        console: gets a line at the start and at the end of each stage.
+
+    Raises:
+        UserError: the folder is in use, the schemes do not go together, or a stage refused its input.
+        Preempted: a stage was told to stop.
+        StageFailed: a stage failed otherwise.
+    """
+    pipeline = build(config, schemes=schemes, seeds=seeds, ablation=ablation, parallelism=parallelism)
+    every = trials(schemes, seeds)
+    folder = new_folder(folder, config.model_dump_json(), *(trial.model_dump_json() for trial in every))
+    run = new_pipeline_run(config.profile, f"ablation of {len(schemes)} schemes")
+    expected = len(SHARED_STAGES) + len(TRIAL_STAGES) * len(every)
+
+    def tell_start(stage: StageRun, number: int) -> None:
+        console.print(f"[bold]▶ {stage.name}[/] ({number} of {expected})")
+
+    monitor = Monitor(
+        folder / "artifacts",
+        name=lambda task: stage_name(task, every),
+        on_start=tell_start,
+        on_done=lambda stage: console.print(done_line(stage)),
+    )
+    started = time.monotonic()
+    status: RunStatus = "interrupted"
+    failure: RuntimeError | None = None
+    try:
+        with session(folder, monitor):
+            pipeline(pipeline_run=run)
+        status = "succeeded"
+    except RuntimeError as error:  # what kfp.local raises when a task has failed
+        status, failure = "failed", error
+    finally:
+        summary = _summarize(config, folder, monitor, run, status, time.monotonic() - started)
+        (folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+    if failure is not None:
+        explain(folder, monitor, failure)
+    shutil.copytree(monitor.stages["aggregate"].folder / "report", summary.report)
+    return summary
+
+
+def stage_name(task: Path, every: Sequence[Trial]) -> str:
+    """The name of a stage by its task's folder: with its trial where it is in the loop."""
+    iteration = re.search(r"-iteration-(\d+)$", task.parent.name)
+    return task.name if iteration is None else f"{task.name} · {every[int(iteration[1])].label}"
+
+
+def show(summary: AblationSummary, console: Console) -> None:
+    """Print the deciding figure by scheme, what must be known before it, and where the report and MLflow are."""
+    report = json.loads((summary.report / JSON_FILE).read_text(encoding="utf-8"))
+    settings, comparisons = report["settings"], report["comparisons"]
+    deciding = [settings["metric"]] if settings["metric"] in comparisons else list(comparisons)
+    for metric in deciding:
+        console.print(_table(metric, comparisons[metric], settings))
+    for note in report["notes"]:
+        console.print(f"[bold yellow]![/] {escape(note)}", soft_wrap=True)
+    console.print(
+        f"{summary.status} after {duration(summary.seconds)}, at most {summary.peak_rss_mib / 1024:.1f} GiB of memory"
+    )
+    console.print(f"Report: {escape(str(summary.report / HTML_FILE))}", soft_wrap=True)
+    console.print(f"MLflow: {summary.mlflow}", soft_wrap=True)
+    if summary.unsent:
+        console.print(
+            f"[bold yellow]MLflow has not got {summary.unsent} records:[/] rest sync {escape(summary.folder)}",
+            soft_wrap=True,
+        )
+
+
+def _table(metric: str, comparison: Mapping[str, Any], settings: Mapping[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=metric, title_justify="left", padding=(0, 1, 0, 0))
+    interval = f"{settings['confidence']:.0%} interval"
+    for heading in ("scheme", "seeds", "mean", interval, f"minus {settings['baseline']}", interval):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "scheme" else "right")
+    for name, one in comparison["schemes"].items():
+        difference = comparison["differences"].get(name)
+        apart = ("", "") if difference is None else (f"{difference['mean']:+.3f}", _bounds(difference["interval"], "+"))
+        table.add_row(name, str(len(one["values"])), f"{one['mean']:.3f}", _bounds(one["interval"]), *apart)
+    return table
+
+
+def _bounds(interval: Mapping[str, float] | None, sign: str = "") -> str:
+    return "–" if interval is None else f"{interval['low']:{sign}.3f} to {interval['high']:{sign}.3f}"
+
+
+def _summarize(
+    config: Config, folder: Path, monitor: Monitor, run: str, status: RunStatus, seconds: float
+) -> AblationSummary:
+    uri = store.resolve_uri(config.tracking)
+    spools = [path.parent for path in sorted(folder.rglob(spool.JOURNAL))]
+    ids = [one for path in spools for one in spool.State.read(path).sections.values()]
+    look = (uri, ids[0].experiment, ids[0].root or ids[0].pipeline) if ids else (uri,)
+    return AblationSummary(
+        run=run,
+        status=status,
+        seconds=seconds,
+        peak_rss_mib=monitor.peak_rss_mib,
+        stages={name: stage.seconds for name, stage in monitor.stages.items()},
+        folder=str(folder),
+        mlflow=store.where_to_look(*look),
+        unsent=sum(1 for one in spools for _ in spool.read_records(one, spool.State.read(one).position)),
+    )

@@ -1,0 +1,146 @@
+"""The evaluations of an ablation, read from their folders and held against each other.
+
+An evaluation's manifest says which trial's policy it measured and how that was trained, so that the order in which the
+folders come does not matter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rest_core import manifest
+from rest_core.ablation.settings import Trial
+from rest_core.config import validate
+from rest_core.errors import UserError
+
+TRAINING = "training"  # key of a manifest's inputs: how the evaluated policy was trained
+
+
+@dataclass
+class TrialResult:
+    """What was measured of one trial."""
+
+    trial: Trial
+    metrics: dict[str, float] = field(default_factory=dict)
+    measured_on: dict[str, str] = field(default_factory=dict)  # by stage: the questions and settings
+    skipped: dict[str, str] = field(default_factory=dict)  # by stage: why there are no figures
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    folder: Path
+    stage: str
+    trial: Trial
+    policy: str  # hash
+    training: Mapping[str, Any]
+    measured_on: str | None
+    skipped: str | None
+    metrics: Mapping[str, float]
+
+
+def training_record(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation's manifest keeps of its policy's manifest: settings, inputs and figures of the training."""
+    return {"config": policy["config"], "inputs": policy["inputs"], "figures": policy["counts"]}
+
+
+def collect(folders: Iterable[Path]) -> list[TrialResult]:
+    """The results of all trials, by scheme and seed.
+
+    Raises:
+        UserError: a folder is no evaluation of a trial, stands twice, or trials differ in more than weights and seed
+            (data, starting policy, other settings, questions): their difference would not be the scheme's.
+    """
+    evaluations = [_read(folder) for folder in folders]
+    if not evaluations:
+        raise UserError("there are no evaluations to compare")
+    results: dict[str, TrialResult] = {}
+    first: dict[str, _Evaluation] = {}  # by stage
+    policies: dict[str, _Evaluation] = {}  # by trial
+    for one in evaluations:
+        result = results.setdefault(one.trial.label, TrialResult(one.trial))
+        if one.stage in result.measured_on or one.stage in result.skipped:
+            raise UserError(f"{one.folder}: {one.stage} of trial {one.trial.label} is there twice; leave one out")
+        known = policies.setdefault(one.trial.label, one)
+        if one.policy != known.policy:
+            raise UserError(
+                f"{one.folder} and {known.folder}: evaluations of other policies of trial {one.trial.label}; "
+                "evaluate the one that was trained last"
+            )
+        _require_same(evaluations[0], one)
+        if one.measured_on is None:
+            result.skipped[one.stage] = one.skipped or "not measured"
+        else:
+            reference = first.setdefault(one.stage, one)
+            if one.measured_on != reference.measured_on:
+                raise UserError(
+                    f"{one.folder}: measured on {one.measured_on}, but {reference.folder} on {reference.measured_on}; "
+                    "evaluate both on the same questions with the same settings"
+                )
+            result.measured_on[one.stage] = one.measured_on
+        result.metrics |= {**one.metrics, **_figures(one.training["figures"])}
+    _require_one_scheme_a_name(results.values())
+    return sorted(results.values(), key=lambda result: (result.trial.name, result.trial.seed))
+
+
+def _read(folder: Path) -> _Evaluation:
+    made = manifest.read(folder)
+    trial, training = made["config"].get("trial"), made["inputs"].get(TRAINING)
+    if trial is None or training is None:
+        raise UserError(
+            f"{folder}: no evaluation of a trial (it was made by {made['stage']}); evaluate a trial's policy"
+        )
+    skipped = made["counts"].get("skipped")
+    metrics = {} if skipped is not None else json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return _Evaluation(
+        folder,
+        made["stage"],
+        validate(Trial, trial, where=f"{folder}: trial"),
+        made["inputs"]["policy"],
+        training,
+        made["counts"].get("measured_on"),
+        skipped,
+        _figures(metrics),
+    )
+
+
+def _figures(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
+
+
+def _require_same(reference: _Evaluation, other: _Evaluation) -> None:
+    ours, theirs = (dict(_flat(_comparable(one.training))) for one in (reference, other))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{other.folder}: {name} is {theirs.get(name)!r:.80},"
+                f" but {ours.get(name)!r:.80} in {reference.folder}: "
+                "trials may differ in weights and seed alone"
+            )
+
+
+def _comparable(training: Mapping[str, Any]) -> dict[str, Any]:
+    config = {name: section for name, section in training["config"].items() if name != "trial"}
+    config["rl"] = {name: value for name, value in config.get("rl", {}).items() if name not in ("weights", "seed")}
+    return {**config, "inputs": training["inputs"]}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _require_one_scheme_a_name(results: Iterable[TrialResult]) -> None:
+    weights: dict[str, Trial] = {}
+    for result in results:
+        known = weights.setdefault(result.trial.name, result.trial)
+        if known.weights != result.trial.weights:
+            raise UserError(
+                f"trials {known.label} and {result.trial.label} have other weights under one name; name them apart"
+            )

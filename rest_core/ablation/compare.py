@@ -1,0 +1,85 @@
+"""Schemes compared over their seeds: mean and interval a scheme, paired differences from the baseline.
+
+The unit is a trial (a seed), not a question: what is asked is whether a scheme trains better policies, and a training
+with another seed is what repeats that. Trials with the same seed see the same prompts in the same order and draw with
+the same random numbers, so differences are taken within a seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from rest_core.ablation.collect import TrialResult
+from rest_core.evaluation.statistics import Interval, holm, mean_is_zero, t_interval
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One figure of one scheme."""
+
+    values: Mapping[int, float]  # by seed
+    mean: float
+    deviation: float | None  # sample standard deviation over seeds; None of one seed
+    interval: Interval | None  # of the mean; None where the values say nothing of their spread
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One figure of one scheme minus the baseline's, over the seeds that both have."""
+
+    values: Mapping[int, float]  # by seed
+    mean: float
+    interval: Interval | None
+    p: float | None  # two-sided, of a mean of 0
+    p_holm: float | None  # adjusted for the number of schemes
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure of all schemes that have it."""
+
+    metric: str
+    schemes: Mapping[str, Summary]
+    differences: Mapping[str, Difference]  # by scheme, the baseline left out
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the figure is a fraction of questions."""
+        return self.metric.startswith(("bfcl/", "api_bank/")) and "/count/" not in self.metric
+
+
+def compare(results: Sequence[TrialResult], metric: str, *, baseline: str, confidence: float) -> Comparison | None:
+    """The comparison of one figure; None where no trial has it."""
+    values: dict[str, dict[int, float]] = {}
+    for result in results:
+        if metric in result.metrics:
+            values.setdefault(result.trial.name, {})[result.trial.seed] = result.metrics[metric]
+    if not values:
+        return None
+    schemes = {name: _summary(by_seed, confidence) for name, by_seed in values.items()}
+    apart = {
+        name: {seed: value - values[baseline][seed] for seed, value in by_seed.items() if seed in values[baseline]}
+        for name, by_seed in values.items()
+        if name != baseline and baseline in values
+    }
+    apart = {name: by_seed for name, by_seed in apart.items() if by_seed}
+    p_values = {name: mean_is_zero(list(by_seed.values())) for name, by_seed in apart.items()}
+    adjusted = holm({name: p for name, p in p_values.items() if p is not None})
+    differences = {
+        name: Difference(
+            by_seed,
+            mean(by_seed.values()),
+            t_interval(list(by_seed.values()), confidence),
+            p_values[name],
+            adjusted.get(name),
+        )
+        for name, by_seed in apart.items()
+    }
+    return Comparison(metric, schemes, differences)
+
+
+def _summary(by_seed: Mapping[int, float], confidence: float) -> Summary:
+    values = list(by_seed.values())
+    return Summary(by_seed, mean(values), stdev(values) if len(values) > 1 else None, t_interval(values, confidence))

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from rest_core.ablation.collect import collect
+from rest_core.ablation.report import AblationReport
+from rest_core.ablation.settings import AblationConfig
+
+Evaluation = Callable[..., Path]
+FIGURES = {"uniform": (0.50, 0.54, 0.52), "paper": (0.55, 0.60, 0.59)}
+
+
+@pytest.fixture
+def report(evaluation: Evaluation) -> AblationReport:
+    folders = [
+        evaluation(name, seed, {"bfcl/overall": value, "bfcl/count/live": 8}, reward=value * 2)
+        for name, values in FIGURES.items()
+        for seed, value in enumerate(values)
+    ]
+    return AblationReport("Ablation <of> two", AblationConfig(), collect(folders))
+
+
+def test_the_files_say_the_same(report: AblationReport, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    written = report.write(out)
+    assert {path.name for path in written} == {"report.json", "trials.csv", "comparison.png", "report.html"}
+    found = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert list(found["comparisons"]) == ["bfcl/overall", "reward/after"]
+    overall = found["comparisons"]["bfcl/overall"]
+    assert overall["schemes"]["paper"]["mean"] == pytest.approx(0.58)
+    assert overall["differences"]["paper"]["mean"] == pytest.approx(0.06)
+    rows = list(csv.DictReader((out / "trials.csv").open(encoding="utf-8")))
+    assert [(row["scheme"], row["seed"], row["bfcl/overall"]) for row in rows] == [
+        (name, str(seed), str(value)) for name in ("paper", "uniform") for seed, value in enumerate(FIGURES[name])
+    ]
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_stands_alone_and_escapes_what_it_shows(report: AblationReport, tmp_path: Path) -> None:
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    HTMLParser().feed(page)
+    assert "Ablation &lt;of&gt; two" in page
+    assert 'src="data:image/png;base64,' in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "58.0%" in page
+    assert "+6.0%" in page
+    assert "0: 55.0%, 1: 60.0%, 2: 59.0%" in page
+
+
+def test_the_summary_for_mlflow_is_about_the_deciding_figure(report: AblationReport) -> None:
+    text = report.markdown()
+    assert "| scheme | seeds | bfcl/overall: mean |" in text
+    assert re.search(r"^\| uniform \| 3 \| 52\.0% \| 47\.0% to 57\.0% \|  \|  \|$", text, re.MULTILINE)
+    assert re.search(r"^\| paper \| 3 \| 58\.0% \| .* \| \+6\.0% \| \+3\.\d% to \+\d\.\d% \|$", text, re.MULTILINE)
+    assert "reward/after" not in text
+
+
+def test_figures_for_the_tracker(report: AblationReport) -> None:
+    assert report.metrics["ablation/bfcl/overall/uniform"] == pytest.approx(0.52)
+    low, high = (report.metrics[f"ablation/bfcl/overall/paper - uniform/{end}"] for end in ("low", "high"))
+    assert low < report.metrics["ablation/bfcl/overall/paper - uniform"] < high
+
+
+def test_what_weakens_the_figures_is_said_first(evaluation: Evaluation, tmp_path: Path) -> None:
+    folders = [
+        evaluation("uniform", 0, {"bfcl/live": 0.5, "bfcl/subset": 1.0}),
+        evaluation("paper", 0, {"bfcl/live": 0.6, "bfcl/subset": 1.0}),
+        evaluation("paper", 1, {"bfcl/live": 0.7, "bfcl/subset": 1.0}),
+        evaluation("paper", 1, {}, stage="evaluate-api-bank", skipped="no network"),
+    ]
+    report = AblationReport("t", AblationConfig(), collect(folders))
+    report.write(tmp_path)
+    notes = "\n".join(report.notes)
+    assert "bfcl/overall was not measured; measured were: bfcl/live" in notes
+    assert "different seeds (paper: 0, 1; uniform: 0)" in notes
+    assert "one seed has no interval" in notes
+    assert "part of the questions only: bfcl" in notes
+    assert "Skipped: evaluate-api-bank: no network" in notes
+    assert "| paper | 2 | 65.0% |" in report.markdown()  # without the deciding figure all are shown
+
+
+def test_nothing_that_is_shown_was_measured(evaluation: Evaluation, tmp_path: Path) -> None:
+    settings = AblationConfig(metric="a", metrics=("b",))
+    report = AblationReport("t", settings, collect([evaluation("paper", 0, {"bfcl/live": 0.5})]))
+    report.write(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["comparisons"] == {}
+    assert "No trial has the baseline uniform" in " ".join(report.notes)

@@ -1,0 +1,171 @@
+"""The ablation's graph and YAML, and what a local run of it is surrounded by."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp import dsl
+from kfp.pipeline_spec import pipeline_spec_pb2
+from rich.console import Console
+
+from components.aggregate.component import aggregate
+from components.runtime import RUN_ID_VARIABLE, run_stage
+from pipelines.ablation_pipeline import PARAMETERS, SHARED_STAGES, TRIAL_STAGES, build
+from pipelines.local_ablation import AblationSummary, show, stage_name
+from pipelines.monitor import Monitor
+from pipelines.platform import Platform
+from pipelines.rest_pipeline import compile_to
+from rest_core import config, manifest, stages
+from rest_core.ablation.report import AblationReport
+from rest_core.ablation.settings import AblationConfig, Trial, trials
+from rest_core.config import PaperWeights, UniformWeights
+from rest_core.errors import UserError
+from rest_core.stages import StageResult
+
+SCHEMES = {"uniform": UniformWeights(), "paper": PaperWeights()}
+LOOP = "for-loop-1"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pipeline spec and platform spec, as a cluster gets them."""
+    path = tmp_path_factory.mktemp("compiled") / "ablation.yaml"
+    platform = Platform.model_validate({"images": {"base": "r/base@sha256:0", "train": "r/train@sha256:1"}})
+    pipeline = build(config.load("tiny"), schemes=SCHEMES, seeds=[0, 1], parallelism=2, platform=platform)
+    compile_to(path, pipeline)
+    spec, platform_spec = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    return spec, platform_spec
+
+
+def test_the_yaml_is_a_pipeline_spec(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    spec = json_format.ParseDict(compiled[0], pipeline_spec_pb2.PipelineSpec())
+    assert set(spec.root.input_definitions.parameters) == {*PARAMETERS, "ablation", "trials", "pipeline_run"}
+
+
+def test_data_and_warm_up_are_shared_and_the_rest_is_done_for_each_trial(
+    compiled: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    spec, _ = compiled
+    tasks = spec["root"]["dag"]["tasks"]
+    (loop,) = set(tasks) - set(SHARED_STAGES)
+    assert tasks[loop]["dependentTasks"] == ["prepare-data", "sft-warmup"]
+    assert tasks["aggregate"]["dependentTasks"] == [loop]
+    inner = spec["components"][tasks[loop]["componentRef"]["name"]]["dag"]["tasks"]
+    assert set(inner) == set(TRIAL_STAGES)
+    assert {name: task.get("dependentTasks", []) for name, task in inner.items()} == {
+        "rest-rl": [],
+        "evaluate-bfcl": ["rest-rl"],
+        "evaluate-api-bank": ["rest-rl"],
+    }
+
+
+def test_trials_are_a_parameter_with_bounded_parallelism(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    spec, _ = compiled
+    trials_given = spec["root"]["inputDefinitions"]["parameters"]["trials"]
+    assert trials_given["parameterType"] == "LIST"
+    assert [(one["name"], one["seed"], one["weights"]["scheme"]) for one in trials_given["defaultValue"]] == [
+        ("uniform", 0, "uniform"),
+        ("paper", 0, "paper"),
+        ("uniform", 1, "uniform"),
+        ("paper", 1, "paper"),
+    ]
+    (loop,) = [task for task in spec["root"]["dag"]["tasks"].values() if "parameterIterator" in task]
+    assert loop["iteratorPolicy"] == {"parallelismLimit": 2}
+    item = loop["parameterIterator"]["itemInput"]
+    inside = spec["components"][loop["componentRef"]["name"]]
+    # A whole item of a list of structs: KFP's driver hands it on as it is, while a part of it would have to be text.
+    assert inside["inputDefinitions"]["parameters"][item]["parameterType"] == "STRUCT"
+    given = inside["dag"]["tasks"]["rest-rl"]["inputs"]["parameters"]["trial"]
+    assert given == {"componentInputParameter": item}
+
+
+def test_images_caching_and_run_id(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    spec, platform_spec = compiled
+    images = {
+        label.removeprefix("exec-"): executor["container"]["image"]
+        for label, executor in spec["deploymentSpec"]["executors"].items()
+    }
+    assert images["rest-rl"] == "r/train@sha256:1"
+    assert images["aggregate"] == "r/base@sha256:0"
+    assert set(images) == {*SHARED_STAGES, *TRIAL_STAGES}
+    every = [spec["root"], *spec["components"].values()]
+    tasks = {name: task for one in every for name, task in one.get("dag", {}).get("tasks", {}).items()}
+    cached = {name for name, task in tasks.items() if task.get("cachingOptions", {}).get("enableCache")}
+    assert cached - {name for name, task in tasks.items() if "parameterIterator" in task} == {
+        "prepare-data",
+        "evaluate-bfcl",
+        "evaluate-api-bank",
+    }
+    executors = platform_spec["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(executors) == set(spec["deploymentSpec"]["executors"])
+    for executor in executors.values():
+        assert executor["fieldPathAsEnv"][0]["name"] == RUN_ID_VARIABLE
+
+
+def test_what_would_fail_after_hours_is_not_compiled() -> None:
+    with pytest.raises(UserError, match=r"ablation\.baseline=uniform: no trial has this scheme"):
+        build(config.load("tiny"), schemes={"paper": PaperWeights()}, seeds=[0])
+
+
+def test_the_component_is_a_thin_wrapper_of_its_stage() -> None:
+    source = Path(inspect.getfile(aggregate.python_func)).read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 40
+    assert set(aggregate.component_spec.inputs) == set(inspect.signature(stages.aggregate).parameters) - {"out"}
+
+
+def _run(sections: dict[str, Any], folders: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+
+    def stage(*, out: Path, **arguments: Any) -> StageResult:
+        seen.update(arguments)
+        out.mkdir()
+        manifest.write(out, stage="test", config={}, inputs={}, counts={})
+        return StageResult({})
+
+    out, metrics = dsl.Artifact(uri=str(tmp_path / "out")), dsl.Metrics(uri=str(tmp_path / "metrics"))
+    run_stage(stage, sections=sections, pipeline_run="r", folders=folders, out=out, metrics=metrics)
+    return seen
+
+
+def test_a_stage_gets_its_trial_and_lists_of_folders(tmp_path: Path) -> None:
+    trial = Trial(name="paper", seed=3, weights=PaperWeights())
+    reports = [dsl.Artifact(uri=str(tmp_path / name)) for name in ("a", "b")]
+    seen = _run({"trial": trial.to_parameter()}, {"bfcl": reports}, tmp_path)
+    assert seen == {"trial": trial, "bfcl": [tmp_path / "a", tmp_path / "b"], "pipeline_run": "r"}
+
+
+def test_without_a_trial_there_is_none(tmp_path: Path) -> None:
+    assert _run({"trial": {}}, {}, tmp_path) == {"pipeline_run": "r"}
+
+
+def test_the_monitor_finds_the_stages_of_a_loop(tmp_path: Path) -> None:
+    every = trials(SCHEMES, [0])
+    with Monitor(tmp_path, name=lambda task: stage_name(task, every)) as monitor:
+        for place in ("prepare-data", f"{LOOP}-iteration-0/rest-rl", f"{LOOP}-iteration-1/rest-rl"):
+            task = tmp_path / "ablation-2026" / place
+            task.mkdir(parents=True)
+            (task / "executor_output.json").touch()
+    assert list(monitor.stages) == ["prepare-data", "rest-rl · uniform · seed 0", "rest-rl · paper · seed 0"]
+    assert all(stage.done for stage in monitor.stages.values())
+
+
+def test_the_summary_shows_figures_and_their_weakness(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rest_core.ablation.collect import TrialResult
+
+    (tmp_path / "report").mkdir()
+    results = [TrialResult(trial, {"x": 1.0 + trial.seed}) for trial in trials(SCHEMES, [0, 1])]
+    AblationReport("t", AblationConfig(metric="x", metrics=()), results).write(tmp_path / "report")
+    summary = AblationSummary("r", "succeeded", 61.0, 2048.0, {}, str(tmp_path), "look", 7)
+    show(summary, Console(width=100))
+    out = capsys.readouterr().out
+    assert "paper" in out
+    assert "minus uniform" in out
+    assert "2 seeds give very wide intervals" in out
+    assert f"rest sync {tmp_path}" in out
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["settings"]["metric"] == "x"
