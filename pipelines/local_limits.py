@@ -1,7 +1,7 @@
 """What kfp's local runner does otherwise than a cluster, found in a compiled pipeline before it is run.
 
 kfp.local (2.17) takes any pipeline that the compiler takes. Some constructs it then gets wrong without a word, some it
-cannot run, some it ignores. `tests/integration/test_local_limits.py` reproduces each against the real runner, so that
+cannot run, some it ignores. `tests/unit/test_kfp_local.py` reproduces each against the real runner, so that
 the test says when kfp has mended one.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from google.protobuf import json_format
 from kfp.dsl import component_factory
@@ -18,10 +18,12 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 Effect = Literal["wrong", "fails", "ignored"]
 
-PipelineSpec = pipeline_spec_pb2.PipelineSpec
-_Task = pipeline_spec_pb2.PipelineTaskSpec
-_Component = pipeline_spec_pb2.ComponentSpec
-_Executor = pipeline_spec_pb2.PipelineDeploymentConfig.ExecutorSpec
+# Messages of kfp.pipeline_spec.pipeline_spec_pb2: protobuf's generated classes have no types.
+PipelineSpec: TypeAlias = Any
+_Task: TypeAlias = Any
+_Component: TypeAlias = Any
+
+_ExecutorSpec = pipeline_spec_pb2.PipelineDeploymentConfig.ExecutorSpec
 
 _PLACEHOLDERS = {
     "{{$.pipeline_job_resource_name}}": "PIPELINE_JOB_RESOURCE_NAME_PLACEHOLDER",
@@ -63,7 +65,7 @@ class _Check:
     def __init__(self, spec: PipelineSpec, platform: Mapping[str, Any]) -> None:
         self._spec = spec
         self._executors = {
-            label: json_format.ParseDict(json_format.MessageToDict(executor), _Executor())
+            label: json_format.ParseDict(json_format.MessageToDict(executor), _ExecutorSpec())
             for label, executor in spec.deployment_spec["executors"].items()
         }
         kubernetes = platform.get("platforms", {}).get("kubernetes", {})
@@ -80,18 +82,9 @@ class _Check:
 
     def _dag(self, component: _Component, path: tuple[str, ...]) -> Iterator[Finding]:
         yield from _one_of(component, " / ".join(path))
-        seen: dict[str, str] = {}
         for name, task in component.dag.tasks.items():
             here = " / ".join([*path, name])
             called = self._spec.components[task.component_ref.name]
-            twin = seen.setdefault(task.component_ref.name, name)
-            if twin != name:
-                yield Finding(
-                    here,
-                    f"the same component as {twin}",
-                    "wrong",
-                    "both write to one folder, named after the component: the later replaces the earlier's outputs",
-                )
             yield from self._condition(task, component, here)
             yield from _loop(task, here)
             yield from _inputs(task, here)
