@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -26,7 +27,8 @@ from pipelines.ablation_pipeline import SHARED_STAGES, TRIAL_STAGES, build
 from pipelines.local import SUMMARY_FILE, done_line, explain, new_folder, session
 from pipelines.monitor import Monitor, StageRun
 from pipelines.summary import RunStatus, duration
-from rest_core.ablation.report import HTML_FILE, JSON_FILE
+from rest_core.ablation.compare import Comparison
+from rest_core.ablation.report import HTML_FILE, JSON_FILE, Format
 from rest_core.ablation.settings import AblationConfig, Trial, trials
 from rest_core.config import Config, WeightsConfig
 from rest_core.tracking import spool, store
@@ -121,7 +123,7 @@ def show(summary: AblationSummary, console: Console) -> None:
     settings, comparisons = report["settings"], report["comparisons"]
     deciding = [settings["metric"]] if settings["metric"] in comparisons else list(comparisons)
     for metric in deciding:
-        console.print(_table(metric, comparisons[metric], settings))
+        console.print(_table(TypeAdapter(Comparison).validate_python(comparisons[metric]), settings))
     for note in report["notes"]:
         console.print(f"[bold yellow]![/] {escape(note)}", soft_wrap=True)
     console.print(
@@ -136,20 +138,14 @@ def show(summary: AblationSummary, console: Console) -> None:
         )
 
 
-def _table(metric: str, comparison: Mapping[str, Any], settings: Mapping[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=metric, title_justify="left", padding=(0, 1, 0, 0))
+def _table(comparison: Comparison, settings: Mapping[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=comparison.metric, title_justify="left", padding=(0, 1, 0, 0))
     interval = f"{settings['confidence']:.0%} interval"
     for heading in ("scheme", "seeds", "mean", interval, f"minus {settings['baseline']}", interval):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "scheme" else "right")
-    for name, one in comparison["schemes"].items():
-        difference = comparison["differences"].get(name)
-        apart = ("", "") if difference is None else (f"{difference['mean']:+.3f}", _bounds(difference["interval"], "+"))
-        table.add_row(name, str(len(one["values"])), f"{one['mean']:.3f}", _bounds(one["interval"]), *apart)
+    for name in comparison.ordered(settings["baseline"]):
+        table.add_row(name, *Format(comparison).cells(comparison.schemes[name], comparison.differences.get(name)))
     return table
-
-
-def _bounds(interval: Mapping[str, float] | None, sign: str = "") -> str:
-    return "–" if interval is None else f"{interval['low']:{sign}.3f} to {interval['high']:{sign}.3f}"
 
 
 def _summarize(

@@ -49,6 +49,10 @@ class Comparison:
         """Whether the figure is a fraction of questions."""
         return self.metric.startswith(("bfcl/", "api_bank/")) and "/count/" not in self.metric
 
+    def ordered(self, baseline: str) -> list[str]:
+        """The schemes as they are shown: the baseline first, then the best."""
+        return sorted(self.schemes, key=lambda name: (name != baseline, -self.schemes[name].mean))
+
 
 def compare(results: Sequence[TrialResult], metric: str, *, baseline: str, confidence: float) -> Comparison | None:
     """The comparison of one figure; None where no trial has it."""

@@ -25,7 +25,7 @@ def comparison_figure(comparisons: Sequence[Comparison], settings: AblationConfi
     figure = Figure(figsize=(10, 0.9 + rows * (0.9 + 0.35 * schemes)), layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False)
     for (left, right), comparison in zip(panels, comparisons, strict=False):
-        names = list(comparison.schemes)
+        names = comparison.ordered(settings.baseline)
         percent = 100.0 if comparison.is_share else 1.0
         unit = "percent" if comparison.is_share else ""
         _panel(left, names, comparison.schemes, percent, settings.baseline)
@@ -34,6 +34,8 @@ def comparison_figure(comparisons: Sequence[Comparison], settings: AblationConfi
         left.set_xlabel(unit, fontsize=8)
         others = [name for name in names if name in comparison.differences]
         _panel(right, others, comparison.differences, percent, settings.baseline)
+        low, high = right.get_xlim()
+        right.set_xlim(min(low, -0.05 * (high - low)), max(high, 0.05 * (high - low)))  # no difference is always seen
         right.axvline(0, color=_GREY, linewidth=1, linestyle="--")
         right.set_title(f"minus {settings.baseline}, seed by seed", fontsize=9, loc="left")
         right.set_xlabel("points" if comparison.is_share else "", fontsize=8)
@@ -67,7 +69,7 @@ def _panel(
         axes.plot([scale * one.mean], [row], "D", color=colour, markersize=6)
     shown = [scale * value for name in names for value in found[name].values.values()]
     if shown:
-        room = _MARGIN * (max(shown) - min(shown)) or 0.05 * max(1.0, abs(shown[0]))
+        room = _MARGIN * (max(shown) - min(shown)) or 0.01 * scale
         axes.set_xlim(min(shown) - room, max(shown) + room)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)

@@ -6,7 +6,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -134,15 +134,12 @@ class AblationReport:
         return f"{self.settings.confidence:.0%} interval"
 
     def _rows(self, comparison: Comparison) -> list[list[str]]:
-        """A row a scheme, the baseline first, then by mean."""
-        order = sorted(comparison.schemes, key=lambda name: (name != self._baseline, -comparison.schemes[name].mean))
-        rows = []
-        for name in order:
-            one, difference = comparison.schemes[name], comparison.differences.get(name)
-            form = _Format(comparison)
-            cells = [name, str(len(one.values)), form.value(one.mean), form.interval(one.interval)]
-            rows.append(cells + (["", ""] if difference is None else _difference_cells(difference, form)))
-        return rows
+        """A row a scheme."""
+        form = Format(comparison)
+        return [
+            [name, *form.cells(comparison.schemes[name], comparison.differences.get(name))]
+            for name in comparison.ordered(self._baseline)
+        ]
 
     def _csv(self) -> str:
         """A row a trial, a column a figure."""
@@ -165,7 +162,7 @@ class AblationReport:
                     [
                         *row,
                         _p(comparison.differences.get(row[0])),
-                        _values(comparison.schemes[row[0]], _Format(comparison)),
+                        _values(comparison.schemes[row[0]], Format(comparison)),
                     ]
                     for row in self._rows(comparison)
                 ],
@@ -186,23 +183,27 @@ class AblationReport:
         )
 
 
-class _Format:
-    """Figures of one metric as people read them: shares in percent."""
+class Format:
+    """Figures of one metric as people read them: shares in percent, their differences in percentage points."""
 
     def __init__(self, comparison: Comparison) -> None:
-        self._form = ".1%" if comparison.is_share else ".3f"
+        self._share = comparison.is_share
 
-    def value(self, value: float, sign: str = "") -> str:
-        return format(value, f"{sign}{self._form}")
+    def value(self, value: float) -> str:
+        return f"{value:.1%}" if self._share else f"{value:.3f}"
 
-    def interval(self, interval: Interval | None, sign: str = "") -> str:
-        if interval is None:
-            return "–"
-        return f"{self.value(interval.low, sign)} to {self.value(interval.high, sign)}"
+    def difference(self, value: float) -> str:
+        return f"{100 * value:+.1f} pp" if self._share else f"{value:+.3f}"
 
+    def bounds(self, interval: Interval | None, form: Callable[[float], str]) -> str:
+        return "–" if interval is None else f"{form(interval.low)} to {form(interval.high)}"
 
-def _difference_cells(difference: Difference, form: _Format) -> list[str]:
-    return [form.value(difference.mean, "+"), form.interval(difference.interval, "+")]
+    def cells(self, one: Summary, difference: Difference | None) -> list[str]:
+        """Number of seeds, mean, its interval, difference from the baseline, its interval."""
+        cells = [str(len(one.values)), self.value(one.mean), self.bounds(one.interval, self.value)]
+        if difference is None:
+            return [*cells, "", ""]
+        return [*cells, self.difference(difference.mean), self.bounds(difference.interval, self.difference)]
 
 
 def _p(difference: Difference | None) -> str:
@@ -211,7 +212,7 @@ def _p(difference: Difference | None) -> str:
     return "< 0.001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}"
 
 
-def _values(summary: Summary, form: _Format) -> str:
+def _values(summary: Summary, form: Format) -> str:
     return ", ".join(f"{seed}: {form.value(value)}" for seed, value in sorted(summary.values.items()))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-SCRIPT = '''
+SCRIPT = """
 import sys
 from pathlib import Path
 
@@ -41,7 +41,7 @@ try:
         pipeline(folder=str(folder))
 except KeyboardInterrupt:
     sys.exit(130)
-'''
+"""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -308,23 +308,23 @@ def test_kfp_local_would_rewrite_python3_in_paths(tmp_path: Path) -> None:
 
 
 def test_a_failure_is_told_in_the_words_of_its_stage(tmp_path: Path) -> None:
-    from pipelines.local import LOG_FILE, _explain
+    from pipelines.local import LOG_FILE, explain
 
     failed = StageRun("prepare-data", tmp_path / "prepare-data")
     (failed.folder / "dataset").mkdir(parents=True)
     (tmp_path / LOG_FILE).write_text("\n".join(f"line {n}" for n in range(100)), encoding="utf-8")
     monitor: Any = SimpleNamespace(stages={"prepare-data": failed})
     with pytest.raises(StageFailed) as defect:
-        _explain(tmp_path, monitor, RuntimeError("kfp"))
+        explain(tmp_path, monitor, RuntimeError("kfp"))
     assert "line 99" in str(defect.value)
     assert "line 80\n" not in str(defect.value)
     (failed.folder / "dataset" / "error.json").write_text(json.dumps({"message": "x.json, line 3: not JSON"}))
     with pytest.raises(UserError, match=r"^prepare-data: x\.json, line 3: not JSON$"):
-        _explain(tmp_path, monitor, RuntimeError("kfp"))
+        explain(tmp_path, monitor, RuntimeError("kfp"))
     stopped = {"message": "SIGTERM: left after step 3 of 9", "exit_code": EXIT_PREEMPTED}
     (failed.folder / "dataset" / "error.json").write_text(json.dumps(stopped))
     with pytest.raises(Preempted, match=r"^prepare-data: SIGTERM: left after step 3 of 9$") as preempted:
-        _explain(tmp_path, monitor, RuntimeError("kfp"))
+        explain(tmp_path, monitor, RuntimeError("kfp"))
     assert preempted.value.exit_code == 75
 
 

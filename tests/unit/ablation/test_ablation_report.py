@@ -52,7 +52,7 @@ def test_the_page_stands_alone_and_escapes_what_it_shows(report: AblationReport,
     assert 'src="data:image/png;base64,' in page
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "58.0%" in page
-    assert "+6.0%" in page
+    assert "+6.0 pp" in page
     assert "0: 55.0%, 1: 60.0%, 2: 59.0%" in page
 
 
@@ -60,7 +60,9 @@ def test_the_summary_for_mlflow_is_about_the_deciding_figure(report: AblationRep
     text = report.markdown()
     assert "| scheme | seeds | bfcl/overall: mean |" in text
     assert re.search(r"^\| uniform \| 3 \| 52\.0% \| 47\.0% to 57\.0% \|  \|  \|$", text, re.MULTILINE)
-    assert re.search(r"^\| paper \| 3 \| 58\.0% \| .* \| \+6\.0% \| \+3\.\d% to \+\d\.\d% \|$", text, re.MULTILINE)
+    assert re.search(
+        r"^\| paper \| 3 \| 58\.0% \| .* \| \+6\.0 pp \| \+3\.\d pp to \+\d\.\d pp \|$", text, re.MULTILINE
+    )
     assert "reward/after" not in text
 
 
