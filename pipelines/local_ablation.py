@@ -25,6 +25,7 @@ from rich.table import Table
 
 from pipelines.ablation_pipeline import SHARED_STAGES, TRIAL_STAGES, build
 from pipelines.local import SUMMARY_FILE, done_line, explain, new_folder, session
+from pipelines.local_limits import require_runnable
 from pipelines.monitor import Monitor, StageRun
 from pipelines.summary import RunStatus, duration
 from rest_core.ablation.compare import Comparison
@@ -79,6 +80,7 @@ def run_ablation(
         StageFailed: a stage failed otherwise.
     """
     pipeline = build(config, schemes=schemes, seeds=seeds, ablation=ablation, parallelism=parallelism)
+    require_runnable(pipeline)
     every = trials(schemes, seeds)
     folder = new_folder(folder, config.model_dump_json(), *(trial.model_dump_json() for trial in every))
     run = new_pipeline_run(config.profile, f"ablation of {len(schemes)} schemes")

@@ -14,7 +14,10 @@ from typing import Any, Literal, TypeAlias
 
 from google.protobuf import json_format
 from kfp.dsl import component_factory
+from kfp.dsl.graph_component import GraphComponent
 from kfp.pipeline_spec import pipeline_spec_pb2
+
+from rest_core.errors import UserError
 
 Effect = Literal["wrong", "fails", "ignored"]
 
@@ -59,6 +62,17 @@ def check(spec: PipelineSpec, platform: Mapping[str, Any] | None = None) -> list
         setting without effect, which is what a local run is meant to do with a cluster's settings.
     """
     return [*_Check(spec, platform or {}).findings()]
+
+
+def require_runnable(pipeline: GraphComponent) -> None:
+    """Refuse to run a pipeline with kfp.local that would end in an error or, worse, in another result.
+
+    Raises:
+        UserError: names the constructs.
+    """
+    found = [str(finding) for finding in check(pipeline.pipeline_spec) if finding.effect != "ignored"]
+    if found:
+        raise UserError(f"kfp's local runner cannot run this as a cluster does: {'; '.join(found)}")
 
 
 class _Check:

@@ -8,9 +8,10 @@ import pytest
 from google.protobuf import json_format
 
 from pipelines import ablation_pipeline, rest_pipeline
-from pipelines.local_limits import Finding, check
+from pipelines.local_limits import Finding, check, require_runnable
 from rest_core import config
 from rest_core.config import PaperWeights, UniformWeights
+from rest_core.errors import UserError
 
 
 @pytest.fixture(params=["rest", "ablation"])
@@ -39,6 +40,13 @@ def test_the_check_leaves_the_pipeline_as_it_was(pipeline: Any) -> None:
     before = json_format.MessageToJson(pipeline.pipeline_spec)
     check(pipeline.pipeline_spec)
     assert json_format.MessageToJson(pipeline.pipeline_spec) == before
+
+
+def test_a_value_that_the_local_runner_would_change_is_refused() -> None:
+    require_runnable(rest_pipeline.build(config.load("tiny")))
+    changed = rest_pipeline.build(config.load("tiny", ("model.source=/opt/python3/model",)))
+    with pytest.raises(UserError, match=r"pipeline: 'python3' in default of the parameter model: .* \(wrong\)"):
+        require_runnable(changed)
 
 
 def test_a_finding_in_one_line() -> None:
