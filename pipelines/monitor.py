@@ -21,7 +21,7 @@ class StageRun:
     folder: Path  # the task's folder, with a folder or file for each output artifact
     done: bool = False
     seconds: float = 0.0
-    peak_rss_mib: float = 0.0  # this process and everything below it, sampled
+    peak_rss_mib: float = 0.0  # this process, everything below it, and the stage's container, sampled
 
 
 class Monitor:
@@ -29,8 +29,7 @@ class Monitor:
 
     kfp.local tells its progress to a log for people only; a task's folder appears when its component starts, and
     `executor_output.json` in it when the component has succeeded. Tasks run one after another. A `with` block is
-    watched from a thread, which calls `on_start` (with the stage and its
-    number, from 1) and `on_done`.
+    watched from a thread.
     """
 
     def __init__(
@@ -39,11 +38,19 @@ class Monitor:
         *,
         on_start: Callable[[StageRun, int], None] | None = None,
         on_done: Callable[[StageRun], None] | None = None,
+        memory_elsewhere: Callable[[], int] | None = None,
     ) -> None:
+        """
+        Args:
+            root: the pipeline's root.
+            on_start: called with a stage that starts and its number, from 1.
+            on_done: called with a stage that is done.
+            memory_elsewhere: bytes that the stages have at the moment outside this process and its descendants.
+        """
         self.stages: dict[str, StageRun] = {}
         self.peak_rss_mib = 0.0
         self._root = root
-        self._on_start, self._on_done = on_start, on_done
+        self._on_start, self._on_done, self._memory_elsewhere = on_start, on_done, memory_elsewhere
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
         self._since = time.monotonic()
@@ -79,7 +86,8 @@ class Monitor:
                     self._on_done(stage)
 
     def _sample_memory(self) -> None:
-        rss = sum(_rss(process) for process in family()) / 2**20
+        elsewhere = self._memory_elsewhere() if self._memory_elsewhere is not None else 0
+        rss = (sum(_rss(process) for process in family()) + elsewhere) / 2**20
         self.peak_rss_mib = max(self.peak_rss_mib, rss)
         for stage in self.stages.values():
             if not stage.done:

@@ -1,0 +1,112 @@
+# Images of the pipeline's stages; docs/images.md says what each holds, its size, and what the arguments mean.
+#
+#   base      compare-and-register, aggregate, report-status: Kubeflow, MLflow and S3, no torch
+#   train     preflight, sft-warmup, rest-rl
+#   evaluate  prepare-data, evaluate-bfcl, evaluate-api-bank
+#
+# Packages go in first, those that more images share before those that fewer do, so that images have layers in common;
+# the project goes in last, so that a change of its code installs nothing again. `make image` builds all three.
+
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# What torch computes on: cpu or cuda.
+ARG ACCELERATOR=cpu
+
+FROM ${PYTHON_IMAGE} AS python
+# Any user may run the images: Kubernetes gives a pod the user and the group that its security context names, OpenShift an
+# unknown user in group 0. So the home folder is everybody's, as /tmp is, and names that programs look up in /etc/passwd
+# come from USER. A run on one machine mounts folders where they lie there, which may be below /root: let users pass.
+ENV HOME=/home/rest \
+    USER=rest \
+    LOGNAME=rest \
+    XDG_CACHE_HOME=/home/rest/.cache \
+    HF_HOME=/home/rest/.cache/huggingface \
+    TRITON_CACHE_DIR=/home/rest/.cache/triton \
+    TORCHINDUCTOR_CACHE_DIR=/home/rest/.cache/torchinductor \
+    MPLCONFIGDIR=/home/rest/.cache/matplotlib \
+    PYTHONUNBUFFERED=1
+# The environment has no pip: what an image holds is what was locked.
+RUN python3 -m venv --without-pip /opt/venv \
+    && mkdir -p /home/rest/.cache \
+    && chmod 1777 /home/rest /home/rest/.cache \
+    && chmod 711 /root
+ENV PATH=/opt/venv/bin:$PATH
+LABEL org.opencontainers.image.title="ResT pipelines" \
+      org.opencontainers.image.licenses="Apache-2.0"
+WORKDIR /home/rest
+CMD ["rest", "--help"]
+# Settings of pip while packages are installed, here and in the stages below: a mirror of PyPI, and what RUN mounts.
+ARG PIP_INDEX_URL
+ARG PIP_CACHE_DIR=/var/cache/pip
+
+FROM python AS project
+RUN --mount=type=cache,target=/var/cache/pip \
+    --mount=type=bind,source=requirements/build.txt,target=/requirements/build.txt \
+    python3 -m venv /opt/build && /opt/build/bin/python -m pip install --no-deps -r /requirements/build.txt
+COPY . /src
+RUN /opt/build/bin/python -m pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /wheels /src \
+    && pip --python /opt/venv/bin/python install --no-deps --no-index --prefix /opt/project /wheels/*.whl
+
+FROM python AS base-packages
+RUN --mount=type=cache,target=/var/cache/pip \
+    --mount=type=bind,source=requirements/base.txt,target=/requirements/base.txt \
+    pip --python /opt/venv/bin/python install --no-deps -r /requirements/base.txt
+
+FROM base-packages AS models-cpu
+ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+RUN --mount=type=cache,target=/var/cache/pip \
+    --mount=type=bind,source=requirements/base.txt,target=/requirements/base.txt \
+    --mount=type=bind,source=requirements/models.txt,target=/requirements/models.txt \
+    pip --python /opt/venv/bin/python install --no-deps --extra-index-url "$TORCH_CPU_INDEX" -r /requirements/models.txt
+
+FROM base-packages AS models-cuda
+RUN --mount=type=cache,target=/var/cache/pip \
+    --mount=type=bind,source=requirements/base.txt,target=/requirements/base.txt \
+    --mount=type=bind,source=requirements/models.txt,target=/requirements/models.txt \
+    --mount=type=bind,source=requirements/cuda.txt,target=/requirements/cuda.txt \
+    pip --python /opt/venv/bin/python install --no-deps -r /requirements/models.txt -r /requirements/cuda.txt
+
+FROM models-${ACCELERATOR} AS models-packages
+ARG ACCELERATOR
+LABEL rest-pipelines.accelerator="${ACCELERATOR}"
+# Which build of torch an index serves is the index's choice: look.
+RUN python3 -c "import torch; made = 'cuda' if torch.version.cuda else 'cpu'; \
+    assert made == '${ACCELERATOR}', f'torch {torch.__version__} is a build for {made}, not ${ACCELERATOR}'"
+
+FROM models-packages AS train-packages
+RUN --mount=type=cache,target=/var/cache/pip \
+    --mount=type=bind,source=requirements/base.txt,target=/requirements/base.txt \
+    --mount=type=bind,source=requirements/models.txt,target=/requirements/models.txt \
+    --mount=type=bind,source=requirements/train.txt,target=/requirements/train.txt \
+    pip --python /opt/venv/bin/python install --no-deps -r /requirements/train.txt
+
+FROM models-packages AS evaluate-packages
+RUN --mount=type=cache,target=/var/cache/pip \
+    --mount=type=bind,source=requirements/base.txt,target=/requirements/base.txt \
+    --mount=type=bind,source=requirements/models.txt,target=/requirements/models.txt \
+    --mount=type=bind,source=requirements/evaluate.txt,target=/requirements/evaluate.txt \
+    pip --python /opt/venv/bin/python install --no-deps -r /requirements/evaluate.txt
+
+# The commit comes last: it changes more often than anything else.
+FROM base-packages AS base
+COPY --from=project /opt/project/ /opt/venv/
+USER 1000:0
+ARG VERSION=unknown
+ARG GIT_COMMIT=unknown
+ENV REST_GIT_COMMIT=${GIT_COMMIT}
+LABEL org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${GIT_COMMIT}"
+
+FROM train-packages AS train
+COPY --from=project /opt/project/ /opt/venv/
+USER 1000:0
+ARG VERSION=unknown
+ARG GIT_COMMIT=unknown
+ENV REST_GIT_COMMIT=${GIT_COMMIT}
+LABEL org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${GIT_COMMIT}"
+
+FROM evaluate-packages AS evaluate
+COPY --from=project /opt/project/ /opt/venv/
+USER 1000:0
+ARG VERSION=unknown
+ARG GIT_COMMIT=unknown
+ENV REST_GIT_COMMIT=${GIT_COMMIT}
+LABEL org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${GIT_COMMIT}"
