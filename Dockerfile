@@ -6,10 +6,9 @@
 #
 # Packages go in first, those that more images share before those that fewer do, so that images have layers in common;
 # the project goes in last, so that a change of its code installs nothing again. `make image` builds all three.
+# Nothing here needs BuildKit: Docker engines without buildx, Podman and Kaniko build it as well.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
-# What torch computes on: cpu or cuda.
-ARG ACCELERATOR=cpu
 
 FROM ${PYTHON_IMAGE} AS python
 # Any user may run the images: Kubernetes gives a pod the user and the group that its security context names, OpenShift an
@@ -34,57 +33,46 @@ LABEL org.opencontainers.image.title="ResT pipelines" \
       org.opencontainers.image.licenses="Apache-2.0"
 WORKDIR /home/rest
 CMD ["rest", "--help"]
-# Settings of pip while packages are installed, here and in the stages below: a mirror of PyPI, and what RUN mounts.
-ARG PIP_INDEX_URL
-ARG PIP_CACHE_DIR=/var/cache/pip
 
 FROM python AS project
-RUN --mount=type=cache,target=/var/cache/pip \
-    --mount=type=bind,source=requirements/build.txt,target=/requirements/build.txt \
-    python3 -m venv /opt/build && /opt/build/bin/python -m pip install --no-deps -r /requirements/build.txt
+ARG PIP_INDEX_URL
+COPY requirements/build.txt /requirements/
+RUN python3 -m venv /opt/build \
+    && /opt/build/bin/python -m pip install --no-cache-dir --no-deps -r /requirements/build.txt
 COPY . /src
 RUN /opt/build/bin/python -m pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /wheels /src \
     && pip --python /opt/venv/bin/python install --no-deps --no-index --prefix /opt/project /wheels/*.whl
 
 FROM python AS base-packages
-RUN --mount=type=cache,target=/var/cache/pip \
-    --mount=type=bind,source=requirements/base.txt,target=/requirements/base.txt \
-    pip --python /opt/venv/bin/python install --no-deps -r /requirements/base.txt
+ARG PIP_INDEX_URL
+COPY requirements/base.txt /requirements/
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r /requirements/base.txt
 
-FROM base-packages AS models-cpu
+FROM base-packages AS models-packages
+ARG PIP_INDEX_URL
+# What torch computes on: cpu or cuda. Which build of torch an index serves is the index's choice: look at what came.
+ARG ACCELERATOR=cpu
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
-RUN --mount=type=cache,target=/var/cache/pip \
-    --mount=type=bind,source=requirements/base.txt,target=/requirements/base.txt \
-    --mount=type=bind,source=requirements/models.txt,target=/requirements/models.txt \
-    pip --python /opt/venv/bin/python install --no-deps --extra-index-url "$TORCH_CPU_INDEX" -r /requirements/models.txt
-
-FROM base-packages AS models-cuda
-RUN --mount=type=cache,target=/var/cache/pip \
-    --mount=type=bind,source=requirements/base.txt,target=/requirements/base.txt \
-    --mount=type=bind,source=requirements/models.txt,target=/requirements/models.txt \
-    --mount=type=bind,source=requirements/cuda.txt,target=/requirements/cuda.txt \
-    pip --python /opt/venv/bin/python install --no-deps -r /requirements/models.txt -r /requirements/cuda.txt
-
-FROM models-${ACCELERATOR} AS models-packages
-ARG ACCELERATOR
 LABEL rest-pipelines.accelerator="${ACCELERATOR}"
-# Which build of torch an index serves is the index's choice: look.
-RUN python3 -c "import torch; made = 'cuda' if torch.version.cuda else 'cpu'; \
-    assert made == '${ACCELERATOR}', f'torch {torch.__version__} is a build for {made}, not ${ACCELERATOR}'"
+COPY requirements/models.txt requirements/cuda.txt /requirements/
+RUN case "$ACCELERATOR" in \
+        cpu) set -- --extra-index-url "$TORCH_CPU_INDEX" ;; \
+        cuda) set -- -r /requirements/cuda.txt ;; \
+        *) echo "ACCELERATOR=$ACCELERATOR: it is cpu or cuda" >&2; exit 1 ;; \
+    esac \
+    && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r /requirements/models.txt "$@" \
+    && python3 -c "import torch; made = 'cuda' if torch.version.cuda else 'cpu'; \
+assert made == '$ACCELERATOR', f'torch {torch.__version__} is a build for {made}, not for $ACCELERATOR'"
 
 FROM models-packages AS train-packages
-RUN --mount=type=cache,target=/var/cache/pip \
-    --mount=type=bind,source=requirements/base.txt,target=/requirements/base.txt \
-    --mount=type=bind,source=requirements/models.txt,target=/requirements/models.txt \
-    --mount=type=bind,source=requirements/train.txt,target=/requirements/train.txt \
-    pip --python /opt/venv/bin/python install --no-deps -r /requirements/train.txt
+ARG PIP_INDEX_URL
+COPY requirements/train.txt /requirements/
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r /requirements/train.txt
 
 FROM models-packages AS evaluate-packages
-RUN --mount=type=cache,target=/var/cache/pip \
-    --mount=type=bind,source=requirements/base.txt,target=/requirements/base.txt \
-    --mount=type=bind,source=requirements/models.txt,target=/requirements/models.txt \
-    --mount=type=bind,source=requirements/evaluate.txt,target=/requirements/evaluate.txt \
-    pip --python /opt/venv/bin/python install --no-deps -r /requirements/evaluate.txt
+ARG PIP_INDEX_URL
+COPY requirements/evaluate.txt /requirements/
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r /requirements/evaluate.txt
 
 # The commit comes last: it changes more often than anything else.
 FROM base-packages AS base

@@ -16,7 +16,7 @@ ACCELERATOR ?= cpu
 PYTHON_IMAGE ?= python:3.11-slim-bookworm
 TARGETS := base train evaluate
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' rest_core/__init__.py)
-BUILD := DOCKER_BUILDKIT=1 docker build --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --build-arg ACCELERATOR=$(ACCELERATOR) \
+BUILD := docker build --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --build-arg ACCELERATOR=$(ACCELERATOR) \
 	--build-arg VERSION=$(VERSION) --build-arg GIT_COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude='*' || echo unknown) \
 	$(BUILD_ARGS)
 

@@ -19,6 +19,7 @@ import docker
 from docker.errors import DockerException, NotFound
 from docker.types import DeviceRequest, Mount
 from kfp import local
+from requests.exceptions import JSONDecodeError
 
 from components.images import image
 from pipelines.platform import IMAGE_OF
@@ -94,9 +95,9 @@ def memory(client: docker.DockerClient, run: str) -> int:
     """Bytes of memory that the run's containers have at the moment, as `docker stats` counts them."""
     used = 0
     for container in _running(client, run):
-        with contextlib.suppress(NotFound):  # ended since it was listed
+        with contextlib.suppress(NotFound, JSONDecodeError):  # ended since it was listed, or is ending: an empty answer
             figures = container.stats(stream=False, one_shot=True)["memory_stats"]
-            if "usage" in figures:  # a container that is just starting or ending has none
+            if "usage" in figures:  # one that is just starting or ending has none
                 details = figures["stats"]
                 used += figures["usage"] - details.get("total_inactive_file", details.get("inactive_file", 0))
     return used

@@ -134,18 +134,19 @@ def session(folder: Path, monitor: Monitor, execution: Execution) -> Iterator[No
 
 def _explain(folder: Path, monitor: Monitor, failure: RuntimeError) -> NoReturn:
     """Raise what went wrong, in the words of the stage where it has left any."""
-    stage = next((one for one in monitor.stages.values() if not one.done), None)
-    for path in stage.folder.glob(f"*/{ERROR_FILE}") if stage is not None else ():
-        told = json.loads(path.read_text(encoding="utf-8"))
-        message = f"{stage.name}: {told['message']}"
-        exit_code = told.get("exit_code", EXIT_USER_ERROR)
-        if exit_code == EXIT_USER_ERROR:
-            raise UserError(message)
-        raise Preempted(message, exit_code=exit_code)
     log = folder / LOG_FILE
-    text = log.read_text(encoding="utf-8", errors="replace")
-    told_by_stage = _part_of(text, stage.name) if stage is not None else text
-    tail = told_by_stage.rstrip().splitlines()[-_LOG_TAIL_LINES:]
+    words = log.read_text(encoding="utf-8", errors="replace")
+    # The first that is not done: what ran after it, where kfp.local went on, has failed for want of its outputs.
+    for stage in [one for one in monitor.stages.values() if not one.done][:1]:
+        words = _part_of(words, stage.name)
+        for path in stage.folder.glob(f"*/{ERROR_FILE}"):
+            told = json.loads(path.read_text(encoding="utf-8"))
+            message = f"{stage.name}: {told['message']}"
+            exit_code = told.get("exit_code", EXIT_USER_ERROR)
+            if exit_code == EXIT_USER_ERROR:
+                raise UserError(message)
+            raise Preempted(message, exit_code=exit_code)
+    tail = words.rstrip().splitlines()[-_LOG_TAIL_LINES:]
     raise StageFailed("\n".join([*tail, f"the whole log: {log}"])) from failure
 
 

@@ -73,9 +73,10 @@ def test_what_runs_in_the_base_image_imports_only_what_that_holds() -> None:
         sys.modules.update(dict.fromkeys({absent!r}))  # an import of any of them raises ImportError
         from components.register.component import register
         from components.runtime import run_stage
-        from rest_core import cli, stages
+        from rest_core import cli, logs, stages
         from rest_core.model.reference import is_reference
         from rest_core.tracking import card, delivery, registry, store
+        logs.configure(sys.stdout)
         store.open_client("sqlite:///:memory:")
         from transformers import AutoConfig, AutoTokenizer
     """
