@@ -68,11 +68,17 @@ def connect() -> docker.DockerClient:
 
 
 def runner(client: docker.DockerClient, config: Config, *, run: str, root: Path) -> local.DockerRunner:
-    """kfp's runner for a run; `root` is the pipeline's root, which kfp mounts itself."""
+    """kfp's runner for a run; `root` is the pipeline's root, which kfp mounts itself.
+
+    Raises:
+        UserError: root runs it, and keeps for itself what the containers are to read.
+    """
     read, written = paths(config)
     user = f"{os.getuid()}:{os.getgid()}"
     if os.getuid() == 0:
         user = INSTEAD_OF_ROOT
+        for path in read:
+            require_readable(path)
         for path in (root, *written):
             open_to_group(path)
     has_gpus = "nvidia" in client.info()["Runtimes"]
@@ -107,6 +113,8 @@ def stop(client: docker.DockerClient, run: str, *, seconds: int) -> None:
     """End the run's containers: tell them to, and kill those that have not ended after so many seconds."""
     for container in _running(client, run):
         with contextlib.suppress(NotFound):
+            # The first process is the shell that kfp starts a component with, which passes no signal on: tell the others.
+            container.exec_run(["sh", "-c", "kill -TERM -1"])
             container.stop(timeout=seconds)
 
 
@@ -136,6 +144,17 @@ def paths(config: Config) -> tuple[list[Path], list[Path]]:
         folder.mkdir(parents=True, exist_ok=True)
     read = {path for _, location in config.inputs() if (path := _on_this_machine(location)) is not None}
     return sorted(read - written), sorted(written)
+
+
+def require_readable(path: Path) -> None:
+    """Raise `UserError` for a file or folder of root's that `INSTEAD_OF_ROOT` may not read."""
+    found = path.stat()
+    needed = 0o5 if path.is_dir() else 0o4
+    if (found.st_mode >> (3 if found.st_gid == 0 else 0)) & needed != needed:
+        raise UserError(
+            f"{path}: root alone may read it, and containers run as another user, in group 0; "
+            f"chgrp -R 0 and chmod -R g+rX it"
+        )
 
 
 def open_to_group(folder: Path) -> None:

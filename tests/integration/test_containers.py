@@ -72,6 +72,7 @@ def _rest(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "rest_core.cli", "run", "--runner", "docker", "--profile", "tiny", *arguments],
         cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # models this small lose by threads
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -145,6 +146,7 @@ def run(
 ) -> tuple[Path, dict[str, Any], str]:
     """A finished run in containers: the folder that it was started in, its summary, and what it printed."""
     folder = tmp_path_factory.mktemp("containers")
+    small_api_bank.chmod(0o755)  # pytest's folders are for their owner alone
     process = _rest(folder, "--output", "runs/tiny", "--api-bank", str(small_api_bank))
     out, err = process.communicate(timeout=2 * PIPELINE_SECONDS)
     assert process.returncode == 0, out + err
@@ -213,19 +215,20 @@ def test_mlflow_has_what_the_containers_recorded(run: tuple[Path, dict[str, Any]
 
 
 def test_a_wrong_record_ends_in_one_line_and_exit_code_2(tmp_path: Path, images: dict[str, Any]) -> None:
-    (tmp_path / "calls.jsonl").write_text('{"messages": [\n', encoding="utf-8")
+    record = {"messages": [{"role": "user", "content": "call f"}], "tools": [], "target": {"text": "no"}}
+    (tmp_path / "calls.jsonl").write_text(json.dumps(record) + '\n{"messages": [\n', encoding="utf-8")
     stop = ("--set", "data.on_invalid=stop")
     process = _rest(tmp_path, "--data", "calls.jsonl", *stop, "--output", "run")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert err.count("\n") == 1 and err.startswith("error: prepare-data: ")
-    assert "calls.jsonl" in err and "line 1" in err
+    assert "calls.jsonl" in err and "line 2" in err
     summary = json.loads((tmp_path / "run/summary.json").read_text(encoding="utf-8"))
     assert summary["status"] == "failed" and summary["stages"][0]["status"] == "failed"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_containers_too(
+def test_a_signal_ends_the_containers_at_once(
     tmp_path: Path, engine: docker.DockerClient, images: dict[str, Any], number: signal.Signals, code: int
 ) -> None:
     process = _rest(tmp_path, "--output", "run")

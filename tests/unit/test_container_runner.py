@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,19 @@ def test_a_folder_of_roots_is_opened_to_its_group_and_no_further(tmp_path: Path)
     (folder / "link").symlink_to(elsewhere)
     containers.open_to_group(folder)
     assert [oct(path.stat().st_mode & 0o777) for path in (folder, file, elsewhere)] == ["0o770", "0o660", "0o600"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root's containers have another user")
+def test_what_root_keeps_for_itself_is_told_before_anything_runs(tmp_path: Path) -> None:
+    file = tmp_path / "calls.jsonl"
+    file.touch(mode=0o600)
+    for path in (tmp_path, file):  # pytest's folders are for their owner alone
+        with pytest.raises(UserError, match=r"root alone may read it.*chmod -R g\+rX"):
+            containers.require_readable(path)
+    tmp_path.chmod(0o750)
+    file.chmod(0o640)
+    for path in (tmp_path, file):
+        containers.require_readable(path)
 
 
 def test_without_an_engine_a_run_ends_in_one_line_and_leaves_nothing(
