@@ -113,7 +113,7 @@ def stop(client: docker.DockerClient, run: str, *, seconds: int) -> None:
     """End the run's containers: tell them to, and kill those that have not ended after so many seconds."""
     for container in _running(client, run):
         with contextlib.suppress(NotFound):
-            # The first process is the shell that kfp starts a component with, which passes no signal on: tell the others.
+            # The first process, the shell that kfp starts a component with, passes no signal on: tell the others.
             container.exec_run(["sh", "-c", "kill -TERM -1"])
             container.stop(timeout=seconds)
 
