@@ -50,7 +50,7 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r /requi
 
 FROM base-packages AS models-packages
 ARG PIP_INDEX_URL
-# What torch computes on: cpu or cuda. Which build of torch an index serves is the index's choice: look at what came.
+# What torch computes on: cpu or cuda. Which build of it comes is the index's choice, so look at what came.
 ARG ACCELERATOR=cpu
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 LABEL rest-pipelines.accelerator="${ACCELERATOR}"
@@ -60,7 +60,8 @@ RUN case "$ACCELERATOR" in \
         cuda) set -- -r /requirements/cuda.txt ;; \
         *) echo "ACCELERATOR=$ACCELERATOR: it is cpu or cuda" >&2; exit 1 ;; \
     esac \
-    && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r /requirements/models.txt "$@" \
+    && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps "$(grep ^torch== /requirements/models.txt)" "$@" \
+    && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r /requirements/models.txt \
     && python3 -c "import torch; made = 'cuda' if torch.version.cuda else 'cpu'; \
 assert made == '$ACCELERATOR', f'torch {torch.__version__} is a build for {made}, not for $ACCELERATOR'"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from rich.console import Console
 
 from components.images import image
 from pipelines import containers
-from pipelines.local import run_local
+from pipelines.local import LOG_FILE, StageFailed, _explain, run_local
+from pipelines.monitor import StageRun
 from pipelines.rest_pipeline import STAGES
 from rest_core import config
 from rest_core.config import Config
@@ -84,6 +86,20 @@ def test_a_folder_of_roots_is_opened_to_its_group_and_no_further(tmp_path: Path)
     (folder / "link").symlink_to(elsewhere)
     containers.open_to_group(folder)
     assert [oct(path.stat().st_mode & 0o777) for path in (folder, file, elsewhere)] == ["0o770", "0o660", "0o600"]
+
+
+def test_of_stages_that_failed_one_after_another_the_first_is_told(tmp_path: Path) -> None:
+    stages = {name: StageRun(name, tmp_path / name) for name in ("prepare-data", "sft-warmup", "rest-rl")}
+    stages["prepare-data"].done = True
+    (tmp_path / "rest-rl" / "trained").mkdir(parents=True)
+    (tmp_path / "rest-rl" / "trained" / "error.json").write_text('{"message": "policy: no manifest.json"}')
+    log = "".join(f"12:00 - INFO - Executing task \x1b[96m'{name}'\x1b[0m\n    said by {name}\n" for name in stages)
+    (tmp_path / LOG_FILE).write_text(log, encoding="utf-8")
+    monitor: Any = SimpleNamespace(stages=stages)
+    with pytest.raises(StageFailed) as told:
+        _explain(tmp_path, monitor, RuntimeError("kfp"))
+    assert "said by sft-warmup" in str(told.value)
+    assert "said by prepare-data" not in str(told.value) and "said by rest-rl" not in str(told.value)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root's containers have another user")
