@@ -11,7 +11,16 @@ COMPILE := compile --profile qwen3-1.7b --gpus 1 --output pipelines/compiled/res
 # vLLM pins its own torch and transformers: an environment of its own (another place: make vllm VLLM=/path).
 VLLM ?= .venv-vllm
 
-.PHONY: help setup run test bench lint ui compile lock vllm clean
+# Container images (docs/images.md). ACCELERATOR is what torch computes on: cpu or cuda.
+ACCELERATOR ?= cpu
+PYTHON_IMAGE ?= python:3.11-slim-bookworm
+TARGETS := base train evaluate
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' rest_core/__init__.py)
+BUILD := docker build --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --build-arg ACCELERATOR=$(ACCELERATOR) \
+	--build-arg VERSION=$(VERSION) --build-arg GIT_COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude='*' || echo unknown) \
+	$(BUILD_ARGS)
+
+.PHONY: help setup run test test-containers bench lint ui compile image push lock lock-images vllm clean
 
 help:
 	@echo "make run      run the whole pipeline on this machine (profile quickstart)"
@@ -19,9 +28,13 @@ help:
 	@echo "make bench    one RL step against TRL's GRPOTrainer (about 40 minutes on two cores)"
 	@echo "make ui       MLflow's pages over what was run"
 	@echo "make compile  write the pipeline's YAML for a cluster"
+	@echo "make image    build the container images (for GPUs: make image ACCELERATOR=cuda)"
+	@echo "make push REGISTRY=HOST/PATH   push them, and write their digests for platform.yaml"
+	@echo "make test-containers           build them and run the pipeline in them (needs a Docker engine)"
 	@echo "make lint     ruff and mypy"
 	@echo "make vllm     an environment with vLLM for CPU, for rollouts and their tests"
 	@echo "make lock     choose new exact versions of all dependencies"
+	@echo "make lock-images               bring the images' lock files up to date with it"
 	@echo "make clean    remove the environment and caches (runs/ and mlruns/ stay)"
 
 setup: $(STAMP)
@@ -58,14 +71,43 @@ ui: $(STAMP)
 compile: $(STAMP)
 	$(BIN)/rest $(COMPILE)
 
+# A target after another: they share all that they can.
+image:
+	@for target in $(TARGETS); do \
+		echo "rest-pipelines-$$target:$(VERSION)"; \
+		$(BUILD) --target $$target --tag rest-pipelines-$$target:$(VERSION) . || exit 1; \
+	done
+	@docker image ls --filter reference='rest-pipelines-*:$(VERSION)' --format 'table {{.Repository}}:{{.Tag}}\t{{.ID}}\t{{.Size}}'
+
+# What is printed is the section `images` of platform.yaml: a digest names one image for ever, a tag does not.
+push:
+	@test -n "$(REGISTRY)" || { echo "which registry? make push REGISTRY=registry.example/team" >&2; exit 2; }
+	@mkdir -p build
+	@echo "images:" > build/images.yaml
+	@for target in $(TARGETS); do \
+		name=$(REGISTRY)/rest-pipelines-$$target; \
+		docker tag rest-pipelines-$$target:$(VERSION) $$name:$(VERSION) && docker push --quiet $$name:$(VERSION) || exit 1; \
+		docker image inspect $$name:$(VERSION) --format '{{range .RepoDigests}}{{println .}}{{end}}' \
+			| sed -n "s|^$$name@|  $$target: &|p" >> build/images.yaml; \
+	done
+	@cat build/images.yaml
+	@echo "written to build/images.yaml; torch computes on: $$(docker image inspect rest-pipelines-train:$(VERSION) --format '{{index .Config.Labels "rest-pipelines.accelerator"}}')" >&2
+
+test-containers: $(STAMP)
+	$(BIN)/python -m pytest -m containers --log-cli-level=INFO tests/integration/test_containers.py
+
 # A fresh environment from pyproject.toml's ranges, written down; lines that name a local build lose the name.
 lock:
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet '.[dev]'
-	{ sed -n '/^#/p' requirements/lock.txt; build/lock/bin/python -m pip freeze | sed '/^rest-pipelines/d; s/+.*//'; } > requirements/lock.new
+	{ sed -n '/^#/p' requirements/lock.txt; build/lock/bin/python -m pip freeze --all | sed '/^rest-pipelines/d; /^pip==/d; s/+.*//'; } > requirements/lock.new
 	mv requirements/lock.new requirements/lock.txt
+	build/lock/bin/python requirements/lock_images.py
 	rm -rf build/lock
+
+lock-images: $(STAMP)
+	$(BIN)/python requirements/lock_images.py
 
 vllm: $(VLLM)/.installed
 

@@ -1,5 +1,11 @@
-"""The container image of the components where the compiler is not told another (`rest compile --image`)."""
+"""The container images of the components: one a target of the Dockerfile, as `make image` tags them."""
 
 from rest_core import __version__
 
-BASE_IMAGE = f"rest-pipelines:{__version__}"
+TARGETS = ("base", "train", "evaluate")
+BASE_IMAGE = f"rest-pipelines:{__version__}"  # of a component that a pipeline gives no other
+
+
+def image(target: str) -> str:
+    """The image of a target ("base", "train" or "evaluate") that was built on this machine, of this version."""
+    return f"rest-pipelines-{target}:{__version__}"

@@ -1,4 +1,4 @@
-"""Runs the pipeline on this machine with kfp's own local runner, in one folder a run.
+"""Runs the pipeline on this machine with kfp's own local runners, in one folder a run.
 
 <folder>/log.txt        everything that kfp and the stages say
 <folder>/artifacts/     kfp's pipeline root: <pipeline>-<time>/<stage>/<artifact>
@@ -10,16 +10,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import psutil
 from kfp import local
@@ -44,28 +46,53 @@ class StageFailed(Exception):
     """A stage ended by a defect, not by its input; the message holds the end of its log."""
 
 
-def run_local(config: Config, *, folder: Path, console: Console) -> Summary:
+@dataclass(frozen=True)
+class Execution:
+    """kfp's runner, and what it leaves to us: to see what its stages take, and to end them."""
+
+    runner: local.SubprocessRunner | local.DockerRunner
+    end: Callable[[], None]
+    memory_elsewhere: Callable[[], int] | None = None  # bytes, as `Monitor` wants them
+    images: dict[str, str] | None = None
+
+
+def run_local(
+    config: Config, *, folder: Path, console: Console, runner: Literal["subprocess", "docker"] = "subprocess"
+) -> Summary:
     """Run all stages in `folder`; progress bars go to the terminal that stderr is, where it is one.
 
     Args:
         config: the whole configuration.
         folder: must not exist or be empty.
         console: gets a line at the start and at the end of each stage.
+        runner: each stage a process of this environment, or a container (`pipelines.containers`).
 
     Raises:
-        UserError: the folder is in use, or a stage refused its input (in its own words).
+        UserError: the folder is in use, a stage refused its input (in its own words), or no engine runs containers.
         Preempted: a stage was told to stop; its folder has what it takes to go on (`rest train --out`).
         StageFailed: a stage failed otherwise.
     """
-    folder = new_folder(folder, config.model_dump_json())
     run = new_pipeline_run(config.profile, config.rl.weights.scheme)
-    monitor = Monitor(folder / ARTIFACTS, on_start=partial(_tell_start, console), on_done=partial(_tell_done, console))
+    if runner == "subprocess":
+        refuse_python3(str(folder.absolute()), config.model_dump_json())
+        folder, execution = new_folder(folder), processes()
+    else:
+        folder, execution = _containers(folder, config, run)
+    monitor = Monitor(
+        folder / ARTIFACTS,
+        on_start=partial(_tell_start, console),
+        on_done=partial(_tell_done, console),
+        memory_elsewhere=execution.memory_elsewhere,
+    )
     started = time.monotonic()
     status: RunStatus = "interrupted"
     failure: RuntimeError | None = None
     try:
-        with session(folder, monitor):
-            build(config)(pipeline_run=run)
+        with session(folder, monitor, execution):
+            build(config, images=execution.images)(pipeline_run=run)
+        if undone := [name for name in STAGES if name not in monitor.stages or not monitor.stages[name].done]:
+            # A container that is removed before kfp.local asks for its exit code counts as one that succeeded.
+            raise RuntimeError(f"{undone[0]} has left no outputs")
         status = "succeeded"
     except RuntimeError as error:  # what kfp.local raises when a task has failed
         status, failure = "failed", error
@@ -77,31 +104,52 @@ def run_local(config: Config, *, folder: Path, console: Console) -> Summary:
     return summary
 
 
-def new_folder(folder: Path, *values: str) -> Path:
-    """Make the folder of a local run, and check the values that the run will be given.
+def new_folder(folder: Path) -> Path:
+    """Make the folder of a local run; the absolute path.
 
     Raises:
-        UserError: it holds something already, or the local runner would change its path or a value.
+        UserError: it holds something already.
     """
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: already holds something; give another --output")
-    _refuse_python3(str(folder), *values)
     (folder / ARTIFACTS).mkdir(parents=True)
     return folder
 
 
+def processes() -> Execution:
+    """Each stage a process of this environment."""
+    return Execution(local.SubprocessRunner(use_venv=False), end=_end_children)
+
+
+def _containers(folder: Path, config: Config, run: str) -> tuple[Path, Execution]:
+    from pipelines import containers
+
+    client = containers.connect()
+    folder = new_folder(folder)
+    return folder, Execution(
+        containers.runner(client, config, run=run, root=folder / ARTIFACTS),
+        end=partial(containers.stop, client, run, seconds=_SECONDS_TO_END),
+        memory_elsewhere=partial(containers.memory, client, run),
+        images=containers.stage_images(),
+    )
+
+
 @contextlib.contextmanager
-def session(folder: Path, monitor: Monitor) -> Iterator[None]:
+def session(folder: Path, monitor: Monitor, execution: Execution) -> Iterator[None]:
     """kfp.local set up to run a pipeline in `folder`; raises RuntimeError where a task of it has failed."""
-    with _children_end_with_us(), _terminal_as_stdin(), _stdout_to(folder / LOG_FILE), monitor:
-        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / ARTIFACTS))
+    with _ending_with_us(execution.end), _terminal_as_stdin(), _stdout_to(folder / LOG_FILE), monitor:
+        local.init(execution.runner, pipeline_root=str(folder / ARTIFACTS))
         yield
 
 
 def explain(folder: Path, monitor: Monitor, failure: RuntimeError) -> NoReturn:
     """Raise what went wrong, in the words of the stage where it has left any."""
-    for stage in monitor.stages.values():
+    log = folder / LOG_FILE
+    words = log.read_text(encoding="utf-8", errors="replace")
+    # The first that is not done: what ran after it, where kfp.local went on, has failed for want of its outputs.
+    for stage in [one for one in monitor.stages.values() if not one.done][:1]:
+        words = _part_of(words, stage.name)
         for path in stage.folder.glob(f"*/{ERROR_FILE}"):
             told = json.loads(path.read_text(encoding="utf-8"))
             message = f"{stage.name}: {told['message']}"
@@ -109,9 +157,14 @@ def explain(folder: Path, monitor: Monitor, failure: RuntimeError) -> NoReturn:
             if exit_code == EXIT_USER_ERROR:
                 raise UserError(message)
             raise Preempted(message, exit_code=exit_code)
-    log = folder / LOG_FILE
-    tail = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-_LOG_TAIL_LINES:]
+    tail = words.rstrip().splitlines()[-_LOG_TAIL_LINES:]
     raise StageFailed("\n".join([*tail, f"the whole log: {log}"])) from failure
+
+
+def _part_of(log: str, name: str) -> str:
+    """What kfp.local's log says of a task; the whole log where it says nothing."""
+    parts = re.split(r"^(?=.*Executing task )", log, flags=re.MULTILINE)
+    return next((part for part in parts if f"'{name}'" in part.partition("\n")[0]), log)
 
 
 def _tell_start(console: Console, stage: StageRun, number: int) -> None:
@@ -127,7 +180,7 @@ def done_line(stage: StageRun) -> str:
     return f"[green]✓[/] {stage.name}  {duration(stage.seconds)}, {stage.peak_rss_mib / 1024:.1f} GiB"
 
 
-def _refuse_python3(*texts: str) -> None:
+def refuse_python3(*texts: str) -> None:
     """kfp.local puts the interpreter's path in place of every "python3" among a task's arguments, paths included."""
     for text in texts:
         found = text.find("python3")
@@ -144,7 +197,7 @@ def _stdout_to(path: Path) -> Iterator[None]:
         contextlib.redirect_stdout(log),
         warnings.catch_warnings(),
     ):
-        # It doubts every image without "python" in its name, though the subprocess runner uses no image.
+        # It doubts every image without "python" in its name.
         warnings.filterwarnings("ignore", message=".*custom or non-Python base image", category=RuntimeWarning)
         yield
 
@@ -166,8 +219,8 @@ def _terminal_as_stdin() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _children_end_with_us() -> Iterator[None]:
-    """When the block is left, by SIGINT or SIGTERM too, end the processes that were started in it."""
+def _ending_with_us(end: Callable[[], None]) -> Iterator[None]:
+    """When the block is left, by SIGINT or SIGTERM too, end what was started in it."""
     leaving, left = threading.Event(), threading.Event()
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
@@ -180,10 +233,10 @@ def _children_end_with_us() -> Iterator[None]:
         # kfp.local waits for its task before it lets an exception pass, and in a loop starts all that is left.
         leaving.wait()
         while not left.wait(0.1):
-            _end_children()
+            end()
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
-    thread = threading.Thread(target=end_what_is_started, name="end-children", daemon=True)
+    thread = threading.Thread(target=end_what_is_started, name="end-stages", daemon=True)
     thread.start()
     try:
         yield
@@ -191,7 +244,7 @@ def _children_end_with_us() -> Iterator[None]:
         left.set()
         leaving.set()
         thread.join()
-        _end_children()
+        end()
         for number, handler in before.items():
             signal.signal(number, handler)
 

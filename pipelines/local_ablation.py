@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.ablation_pipeline import SHARED_STAGES, TRIAL_STAGES, build
-from pipelines.local import SUMMARY_FILE, done_line, explain, new_folder, session
+from pipelines.local import SUMMARY_FILE, done_line, explain, new_folder, processes, refuse_python3, session
 from pipelines.local_limits import require_runnable
 from pipelines.monitor import Monitor, StageRun
 from pipelines.summary import RunStatus, duration
@@ -82,7 +82,8 @@ def run_ablation(
     pipeline = build(config, schemes=schemes, seeds=seeds, ablation=ablation, parallelism=parallelism)
     require_runnable(pipeline)
     every = trials(schemes, seeds)
-    folder = new_folder(folder, config.model_dump_json(), *(trial.model_dump_json() for trial in every))
+    refuse_python3(str(folder.absolute()), config.model_dump_json(), *(trial.model_dump_json() for trial in every))
+    folder = new_folder(folder)
     run = new_pipeline_run(config.profile, f"ablation of {len(schemes)} schemes")
     expected = len(SHARED_STAGES) + len(TRIAL_STAGES) * len(every)
 
@@ -99,7 +100,7 @@ def run_ablation(
     status: RunStatus = "interrupted"
     failure: RuntimeError | None = None
     try:
-        with session(folder, monitor):
+        with session(folder, monitor, processes()):
             pipeline(pipeline_run=run)
         status = "succeeded"
     except RuntimeError as error:  # what kfp.local raises when a task has failed

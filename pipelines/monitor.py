@@ -25,7 +25,7 @@ class StageRun:
     folder: Path  # the task's folder, with a folder or file for each output artifact
     done: bool = False
     seconds: float = 0.0
-    peak_rss_mib: float = 0.0  # this process and everything below it, sampled
+    peak_rss_mib: float = 0.0  # this process, everything below it, and the stage's container, sampled
     since: float = 0.0  # on the monotonic clock
 
 
@@ -35,8 +35,7 @@ class Monitor:
     The tasks of a loop lie one folder deeper, `…/<loop>-iteration-<n>/<task>/`.
 
     kfp.local tells its progress to a log for people only; a task's folder appears when its component starts, and
-    `executor_output.json` in it when the component has succeeded. A `with` block is watched from a thread, which
-    calls `on_start` (with the stage and its number, from 1) and `on_done`. `name` tells a stage's name by its folder.
+    `executor_output.json` in it when the component has succeeded. A `with` block is watched from a thread.
     """
 
     def __init__(
@@ -46,11 +45,20 @@ class Monitor:
         name: Callable[[Path], str] = lambda folder: folder.name,
         on_start: Callable[[StageRun, int], None] | None = None,
         on_done: Callable[[StageRun], None] | None = None,
+        memory_elsewhere: Callable[[], int] | None = None,
     ) -> None:
+        """
+        Args:
+            root: the pipeline's root.
+            name: tells a stage's name by its folder.
+            on_start: called with a stage that starts and its number, from 1.
+            on_done: called with a stage that is done.
+            memory_elsewhere: bytes that the stages have at the moment outside this process and its descendants.
+        """
         self.stages: dict[str, StageRun] = {}
         self.peak_rss_mib = 0.0
         self._root, self._name = root, name
-        self._on_start, self._on_done = on_start, on_done
+        self._on_start, self._on_done, self._memory_elsewhere = on_start, on_done, memory_elsewhere
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
         self._since = time.monotonic()
@@ -88,7 +96,8 @@ class Monitor:
                     self._on_done(stage)
 
     def _sample_memory(self) -> None:
-        rss = sum(_rss(process) for process in family()) / 2**20
+        elsewhere = self._memory_elsewhere() if self._memory_elsewhere is not None else 0
+        rss = (sum(_rss(process) for process in family()) + elsewhere) / 2**20
         self.peak_rss_mib = max(self.peak_rss_mib, rss)
         for stage in self.stages.values():
             if not stage.done:

@@ -5,6 +5,7 @@ that the graph is the same for every run.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +47,19 @@ class Resources:
             raise UserError(f"--memory {self.memory!r}: write it as 64Gi or 64G")
 
 
-def build(config: Config, *, image: str = BASE_IMAGE, resources: Resources | None = None) -> GraphComponent:
+def build(
+    config: Config,
+    *,
+    image: str = BASE_IMAGE,
+    images: Mapping[str, str] | None = None,
+    resources: Resources | None = None,
+) -> GraphComponent:
     """The pipeline with `config` as the default of its parameters, one parameter a section.
 
     Args:
         config: defaults of the parameters; a submitted run may replace any section.
         image: container image of all components.
+        images: container images of single components, by the names of their tasks.
         resources: what each GPU stage asks for, the training tried again when it is stopped; None asks for nothing
             and tries nothing again (local runs).
     """
@@ -89,7 +97,7 @@ def build(config: Config, *, image: str = BASE_IMAGE, resources: Resources | Non
             **common,
         )
         for task in (prepared, warmed, trained, on_bfcl, on_api_bank, registered):
-            task.set_container_image(image)
+            task.set_container_image((images or {}).get(task.name, image))
             task.set_caching_options(task.name in CACHED_STAGES)
             kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, "metadata.labels['pipeline/runid']")
             if resources is not None and task.name in GPU_STAGES:

@@ -348,6 +348,19 @@ class Config(Section):
     registry: RegistryConfig = RegistryConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    def inputs(self) -> list[tuple[str, str]]:
+        """What a run reads from elsewhere: the field's name and the location."""
+        sources = [("data.sources", source.location) for source in self.data.sources]
+        return [*sources, ("model.source", self.model.source), *_given("api_bank.location", self.api_bank.location)]
+
+    def outputs(self) -> list[tuple[str, str]]:
+        """Where a run writes to besides its own folder and MLflow: the field's name and the location."""
+        return [*_given("rl.mirror", self.rl.mirror), *_given("registry.destination", self.registry.destination)]
+
+
+def _given(name: str, location: str | None) -> list[tuple[str, str]]:
+    return [(name, location)] if location else []
+
 
 def profile_folder() -> Path:
     """Where the profiles lie: inside the package when installed, beside it in a checkout."""

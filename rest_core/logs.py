@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import sys
 from collections.abc import Iterable
@@ -21,10 +22,12 @@ def configure(
     Args:
         stream: where to; libraries write nowhere else, so that a terminal is left to progress bars.
         level: the least level that is shown; talkative libraries are shown from WARNING on.
-        libraries: packages imported here first, because their import installs the handlers that are taken away.
+        libraries: packages imported here first, because their import installs the handlers that are taken away; those
+            that are installed (a container image holds what its stages need).
     """
     for name in libraries:
-        importlib.import_module(name)
+        if importlib.util.find_spec(name) is not None:
+            importlib.import_module(name)
     _fewer_progress_bars()
     for name in _OWN_HANDLERS:
         logger = logging.getLogger(name)

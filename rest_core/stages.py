@@ -221,7 +221,8 @@ def sft_warmup(
 ) -> StageResult:
     """Supervised warm-up; the model is passed on by reference where `sft.enabled` is false."""
     from rest_core.data.store import load_split, to_sample
-    from rest_core.model.loading import load_model, load_tokenizer, write_reference
+    from rest_core.model.loading import load_model, load_tokenizer
+    from rest_core.model.reference import write_reference
 
     with _stage("sft-warmup", out, tracking, pipeline_run, model=model, sft=sft) as stage:
         digest = stage.add_input("dataset", dataset)
@@ -268,7 +269,8 @@ def rest_rl(
     """
     from rest_core.data.store import load_split, to_sample
     from rest_core.model.chat import encode_prompt
-    from rest_core.model.loading import load_model, load_tokenizer, pass_on
+    from rest_core.model.loading import load_model, load_tokenizer
+    from rest_core.model.reference import pass_on
     from rest_core.response import parse
 
     if trial is not None:
@@ -386,7 +388,7 @@ def register(
     out: Path,
 ) -> StageResult:
     """Register the trained model as `challenger`, and close the pipeline's run."""
-    from rest_core.model.loading import is_reference
+    from rest_core.model.reference import is_reference
     from rest_core.tracking import registry as models
     from rest_core.tracking.store import connect
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +92,18 @@ def tiny_checkpoint(
     folder = tmp_path_factory.mktemp("tiny") / "model"
     _tiny_llama.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_api_bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two items a level, in the shape of ToolRL's files."""
+    folder = tmp_path_factory.mktemp("api-bank")
+    call = {"name": "GetWeather", "parameters": {"city": "Oslo"}}
+    for level in (1, 2, 3):
+        answer: Any = call if level == 2 else [call]
+        item = {"system": "Call tools.", "user": "Weather in Oslo?", "answer": answer}
+        (folder / f"level-{level}-api_processed.json").write_text(json.dumps([item, item]), encoding="utf-8")
     return folder
 
 

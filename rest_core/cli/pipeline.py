@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import click
@@ -24,16 +25,31 @@ from rest_core.errors import UserError
     metavar="DIR",
     help="Folder of the run, new or empty; default: runs/PROFILE-DATE-TIME.",
 )
-def run(profile: str, overrides: tuple[str, ...], data: str | None, api_bank: str | None, output: Path | None) -> None:
+@click.option(
+    "--runner",
+    type=click.Choice(["subprocess", "docker"]),
+    default="subprocess",
+    show_default=True,
+    help="Each stage as a process, or as a container of the images that `make image` built.",
+)
+def run(
+    profile: str,
+    overrides: tuple[str, ...],
+    data: str | None,
+    api_bank: str | None,
+    output: Path | None,
+    runner: Literal["subprocess", "docker"],
+) -> None:
     """Run the whole pipeline on this machine.
 
-    The stages run under kfp's own local runner, one after another.
+    The stages run under kfp's own local runners, one after another.
 
     \b
     Examples:
       rest run
       rest run --profile smollm2-135m --data my_calls.jsonl
       rest run --api-bank data/api-bank --set rl.steps=4 --set sft.enabled=false
+      rest run --runner docker
     """
     config = configuration(profile, overrides, data=data, api_bank=api_bank)
     from rich.console import Console
@@ -44,7 +60,7 @@ def run(profile: str, overrides: tuple[str, ...], data: str | None, api_bank: st
     console = Console(file=sys.stdout, highlight=False)  # bound now: the runner sends sys.stdout to its log
     folder = output or Path("runs") / f"{config.profile}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
-        summary = run_local(config, folder=folder, console=console)
+        summary = run_local(config, folder=folder, console=console, runner=runner)
     except StageFailed as error:
         click.echo(str(error), err=True)
         sys.exit(1)
@@ -106,10 +122,8 @@ def compile_(
 
 def _require_portable(config: Config) -> None:
     """The YAML goes to other machines and into a database: no path of this machine, no password."""
-    locations = [("data.sources", source.location) for source in config.data.sources]
-    locations += [("model.source", config.model.source), ("api_bank.location", config.api_bank.location or "")]
-    for name, location in locations:
-        if location and Path(location).expanduser().exists():
+    for name, location in config.inputs():
+        if Path(location).expanduser().exists():
             raise UserError(
                 f"{name} is a path of this machine ({location}), which a pod does not have: give an s3:// URI, a hub "
                 "id, embedded:NAME or published:NAME"

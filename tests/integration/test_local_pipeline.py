@@ -31,23 +31,11 @@ def _rest(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def _api_bank(folder: Path) -> Path:
-    """Two items a level, in the shape of ToolRL's files."""
-    folder.mkdir()
-    call = {"name": "GetWeather", "parameters": {"city": "Oslo"}}
-    for level in (1, 2, 3):
-        answer: Any = call if level == 2 else [call]
-        item = {"system": "Call tools.", "user": "Weather in Oslo?", "answer": answer}
-        (folder / f"level-{level}-api_processed.json").write_text(json.dumps([item, item]), encoding="utf-8")
-    return folder
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+def run(tmp_path_factory: pytest.TempPathFactory, small_api_bank: Path) -> tuple[Path, dict[str, Any], str]:
     """A finished run: the folder that it was started in, its summary, and what it printed."""
     folder = tmp_path_factory.mktemp("pipeline")
-    api_bank = _api_bank(folder / "api-bank")
-    process = _rest(folder, "run", "--profile", "tiny", "--output", "runs/tiny", "--api-bank", str(api_bank))
+    process = _rest(folder, "run", "--profile", "tiny", "--output", "runs/tiny", "--api-bank", str(small_api_bank))
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, out + err
     return folder, json.loads((folder / "runs/tiny/summary.json").read_text(encoding="utf-8")), out

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kfp import dsl
 
-from pipelines.local import session
+from pipelines.local import processes, session
 from pipelines.monitor import Monitor
 
 
@@ -37,7 +37,7 @@ def pipeline(folder: str) -> None:
 
 folder = Path(sys.argv[1])
 try:
-    with session(folder, Monitor(folder / "artifacts")):
+    with session(folder, Monitor(folder / "artifacts"), processes()):
         pipeline(folder=str(folder))
 except KeyboardInterrupt:
     sys.exit(130)

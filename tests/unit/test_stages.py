@@ -21,7 +21,7 @@ from rest_core import manifest, stages
 from rest_core.config import ApiBankConfig, BfclConfig, ModelConfig, RlConfig, SftConfig, TrackingConfig
 from rest_core.data import store
 from rest_core.errors import Preempted, UserError
-from rest_core.model import loading
+from rest_core.model import loading, reference
 from rest_core.records import Message, Sample, Tool, ToolCall
 from rest_core.response import render
 from rest_core.tracking import runs
@@ -164,7 +164,7 @@ def test_what_is_switched_off_passes_the_model_on(
     assert manifest.read(tmp_path / "sft")["counts"]["skipped"] == off.skipped
 
     assert train(RlConfig(enabled=False), policy=tmp_path / "sft").skipped
-    assert loading.is_reference(tmp_path / "rl")
+    assert reference.is_reference(tmp_path / "rl")
     assert loading.resolve(tmp_path / "rl") == str(tiny_checkpoint)
 
     shutil.rmtree(tmp_path / "rl")

@@ -1,0 +1,175 @@
+"""The stages of a local run as containers, by kfp.local's DockerRunner, from the images that `make image` builds.
+
+A container finds what a process would find, at the same path: MLflow's store where that is a file, the files that the
+configuration names, the caches of downloads. It has this machine's network, so that a server on localhost is reached,
+and of the environment what MLflow, S3, Hugging Face and proxies read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.errors import DockerException, NotFound
+from docker.types import DeviceRequest, Mount
+from kfp import local
+from requests.exceptions import JSONDecodeError
+
+from components.images import image
+from pipelines.platform import IMAGE_OF
+from pipelines.rest_pipeline import STAGES
+from rest_core import storage
+from rest_core.config import Config
+from rest_core.errors import UserError
+from rest_core.tracking import store
+
+RUN_LABEL = "rest-pipelines.run"
+# A container has the user that starts it, so that the files are that user's; in place of root it has what OpenShift
+# gives a pod: a user whom the image does not know, in group 0.
+INSTEAD_OF_ROOT = "54321:0"
+_SHM_SIZE = "1g"  # Docker's default, 64 MB, is too little for processes that exchange tensors
+_ENVIRONMENT = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    *("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"),
+    *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+    *("MLFLOW_S3_ENDPOINT_URL", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    "OMP_NUM_THREADS",
+)
+
+
+def stage_images() -> dict[str, str]:
+    """The image of each stage, by the name of its task."""
+    return {name: image(IMAGE_OF.get(name, "base")) for name in STAGES}
+
+
+def connect() -> docker.DockerClient:
+    """A client of the engine that DOCKER_HOST names, else of this machine's, which has the stages' images.
+
+    Raises:
+        UserError: no engine answers, or an image is not there.
+    """
+    try:
+        client = docker.from_env()
+        there = {tag for found in client.images.list() for tag in found.tags}
+    except DockerException as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"no Docker engine answers ({reason}); start it, or leave out --runner docker") from None
+    if missing := sorted(set(stage_images().values()) - there):
+        raise UserError(f"images that are not built: {', '.join(missing)}; run `make image`")
+    return client
+
+
+def runner(client: docker.DockerClient, config: Config, *, run: str, root: Path) -> local.DockerRunner:
+    """kfp's runner for a run; `root` is the pipeline's root, which kfp mounts itself.
+
+    Raises:
+        UserError: root runs it, and keeps for itself what the containers are to read.
+    """
+    read, written = paths(config)
+    user = f"{os.getuid()}:{os.getgid()}"
+    if os.getuid() == 0:
+        user = INSTEAD_OF_ROOT
+        for path in read:
+            require_readable(path)
+        for path in (root, *written):
+            open_to_group(path)
+    has_gpus = "nvidia" in client.info()["Runtimes"]
+    return local.DockerRunner(
+        user=user,
+        working_dir=str(Path.cwd()),
+        environment=environment(os.environ),
+        mounts=[
+            *(Mount(str(path), str(path), type="bind", read_only=True) for path in read),
+            *(Mount(str(path), str(path), type="bind") for path in written),
+        ],
+        network_mode="host",
+        shm_size=_SHM_SIZE,
+        device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if has_gpus else None,
+        labels={RUN_LABEL: run},
+    )
+
+
+def memory(client: docker.DockerClient, run: str) -> int:
+    """Bytes of memory that the run's containers have at the moment, as `docker stats` counts them."""
+    used = 0
+    for container in _running(client, run):
+        with contextlib.suppress(NotFound, JSONDecodeError):  # ended since it was listed, or is ending: an empty answer
+            figures = container.stats(stream=False, one_shot=True)["memory_stats"]
+            if "usage" in figures:  # one that is just starting or ending has none
+                details = figures["stats"]
+                used += figures["usage"] - details.get("total_inactive_file", details.get("inactive_file", 0))
+    return used
+
+
+def stop(client: docker.DockerClient, run: str, *, seconds: int) -> None:
+    """End the run's containers: tell them to, and kill those that have not ended after so many seconds."""
+    for container in _running(client, run):
+        with contextlib.suppress(NotFound):
+            # The first process, the shell that kfp starts a component with, passes no signal on: tell the others.
+            container.exec_run(["sh", "-c", "kill -TERM -1"])
+            container.stop(timeout=seconds)
+
+
+def _running(client: docker.DockerClient, run: str) -> list[Any]:
+    found: list[Any] = client.containers.list(filters={"label": f"{RUN_LABEL}={run}"}, ignore_removed=True)
+    return found
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """What of `variables` a container gets, and where its caches are."""
+    given = {name: variables[name] for name in _ENVIRONMENT if name in variables}
+    return {**given, "XDG_CACHE_HOME": str(storage.cache_folder().parent), "HF_HOME": str(_hugging_face_cache())}
+
+
+def paths(config: Config) -> tuple[list[Path], list[Path]]:
+    """What a container needs of this machine: absolute paths that it reads, and folders that it writes to.
+
+    The folders to write to are made where they are not there.
+    """
+    uri = store.resolve_uri(config.tracking)
+    database = store.sqlite_file(uri)
+    records = database.parent if database is not None else store.local_path(uri)
+    written = {storage.cache_folder(), _hugging_face_cache(), *([records.absolute()] if records else [])}
+    # The folder around it: a destination must not be there yet.
+    written |= {Path(place).expanduser().absolute().parent for _, place in config.outputs() if "://" not in place}
+    for folder in written:
+        folder.mkdir(parents=True, exist_ok=True)
+    read = {path for _, location in config.inputs() if (path := _on_this_machine(location)) is not None}
+    return sorted(read - written), sorted(written)
+
+
+def require_readable(path: Path) -> None:
+    """Raise `UserError` for a file or folder of root's that `INSTEAD_OF_ROOT` may not read."""
+    found = path.stat()
+    needed = 0o5 if path.is_dir() else 0o4
+    if (found.st_mode >> (3 if found.st_gid == 0 else 0)) & needed != needed:
+        raise UserError(
+            f"{path}: root alone may read it, and containers run as another user, in group 0; "
+            f"chgrp -R 0 and chmod -R g+rX it"
+        )
+
+
+def open_to_group(folder: Path) -> None:
+    """Let the group of a folder and of all below it do what the owner may."""
+    for path in (folder, *folder.rglob("*")):
+        mode = path.lstat().st_mode
+        if not stat.S_ISLNK(mode):
+            path.chmod(stat.S_IMODE(mode) | (mode & stat.S_IRWXU) >> 3)
+
+
+def _on_this_machine(location: str) -> Path | None:
+    """The file or folder that a location is or, for a pattern, is below; None for names, hub ids and URIs."""
+    literal = Path(*takewhile(lambda part: not set(part) & set("*?["), Path(location).parts))
+    return literal.absolute() if literal.exists() else None
+
+
+def _hugging_face_cache() -> Path:
+    return Path(os.environ.get("HF_HOME") or storage.cache_folder().with_name("huggingface")).absolute()

@@ -1,0 +1,94 @@
+"""The images' lock files against the developers' one, and the Dockerfile's targets against the components'."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+
+import pytest
+from lock_images import PARENTS, lock_files, pinned
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from components.images import TARGETS, image
+from pipelines.platform import IMAGE_OF
+from rest_core import __version__
+
+TOP = Path(__file__).resolve().parents[2]
+
+
+def _held(name: str) -> dict[str, str]:
+    """Everything that an image holds, from its lock file and those below it."""
+    parent = PARENTS[name]
+    return pinned(f"{name}.txt") | (_held(parent) if parent else {})
+
+
+@pytest.mark.parametrize("name", sorted(f"{name}.txt" for name in PARENTS))
+def test_the_images_hold_what_the_lock_says(name: str) -> None:
+    committed = (TOP / "requirements" / name).read_text(encoding="utf-8")
+    assert committed == lock_files()[name], f"requirements/{name} is stale: run `make lock-images`"
+
+
+def test_the_lock_has_the_versions_that_the_project_asks_for() -> None:
+    project = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    locked = {name: line.partition("==")[2] for name, line in pinned("lock.txt").items()}
+    for line in (*project["dependencies"], *project["optional-dependencies"]["dev"]):
+        wanted = Requirement(line)
+        if wanted.name != project["name"]:
+            version = locked.get(canonicalize_name(wanted.name))
+            assert version is not None and version in wanted.specifier, f"{line}: locked {version}; run `make lock`"
+
+
+def test_an_image_holds_nothing_that_its_stages_do_not_need() -> None:
+    held = {name: set(_held(name)) for name in TARGETS}
+    assert not held["base"] & {"torch", "datasets", "accelerate", "peft", "mlflow", "bfcl-eval"}
+    assert not held["evaluate"] & {"accelerate", "peft", "trl", "mlflow"}
+    assert not held["train"] & {"bfcl-eval", "trl", "mlflow"}
+    assert held["train"] >= {"accelerate", "peft", "torch"} and held["evaluate"] >= {"bfcl-eval", "torch"}
+    assert not any(name.startswith(("nvidia-", "cuda-")) for name in held["train"])
+    assert {"triton", "nvidia-nccl-cu13"} <= set(pinned("cuda.txt"))
+
+
+def test_every_stage_has_an_image_that_the_dockerfile_builds() -> None:
+    stages = re.findall(r"^FROM \S+ AS (\S+)$", (TOP / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(TARGETS) <= set(stages)
+    assert set(IMAGE_OF.values()) <= set(TARGETS)
+    assert image("train") == f"rest-pipelines-train:{__version__}"
+
+
+def test_what_runs_in_the_base_image_imports_only_what_that_holds() -> None:
+    held = {canonicalize_name(name) for name in _held("base")} | {"rest-pipelines"}
+    absent = sorted(
+        module
+        for module, owners in importlib.metadata.packages_distributions().items()
+        if not {canonicalize_name(owner) for owner in owners} & held
+    )
+    program = f"""
+        import sys
+        from importlib.machinery import PathFinder
+
+        class Held(PathFinder):
+            @classmethod
+            def find_spec(cls, name, path=None, target=None):
+                return None if name.partition(".")[0] in {set(absent)!r} else super().find_spec(name, path, target)
+
+        sys.meta_path = [Held if finder is PathFinder else finder for finder in sys.meta_path]
+        from components.register.component import register
+        from components.runtime import run_stage
+        from rest_core import cli, logs, stages
+        from rest_core.model.reference import is_reference
+        from rest_core.tracking import card, delivery, registry, store
+        logs.configure(sys.stdout)
+        store.open_client("sqlite:///:memory:")
+        from transformers import AutoConfig, AutoTokenizer
+    """
+    assert {"torch", "datasets", "sklearn"} <= set(absent)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=TOP, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
