@@ -43,7 +43,7 @@ def refused(method: str, url: str, status: int, *, body: bytes, headers: Mapping
     """The error for an answer with a status other than 2xx."""
     where = _address(url)
     detail = _detail(body)
-    said = f"{status}{f': {detail}' if detail else f' {reason}' if reason else ''}"
+    said = f"{status}: {detail or _text(body, headers) or reason}"
     if 300 <= status < 400:
         target = headers.get("Location", "an address that it does not give")
         message = (
@@ -144,6 +144,12 @@ def _detail(body: bytes) -> str:
         return ""
     text = said.get("message") or said.get("error_message") or said.get("error") or ""
     return _one_line(str(text))
+
+
+def _text(body: bytes, headers: Mapping[str, str]) -> str:
+    """What a proxy says in plain text, such as "RBAC: access denied"."""
+    plain = headers.get("Content-Type", "").startswith("text/plain")
+    return _one_line(body) if plain else ""
 
 
 def _reason(cause: Exception) -> str:

@@ -96,7 +96,10 @@ def read(
     Raises:
         UserError: the logs are nowhere; the message says where they were looked for.
     """
-    why = ""
+    if stage.state == "CACHED":
+        raise UserError(
+            f"stage {stage.name} was not run: its result came from KFP's cache, with the log of another run"
+        )
     try:
         api = _kubernetes()
         pods = _pods(api, cluster.namespace, str(run.run_id), stage.name)

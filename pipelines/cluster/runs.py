@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ from rest_core.errors import UserError, nearest
 ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 _STOPPING = ("CANCELING", "CANCELED")
 _RETRIED_FROM = ("FAILED", "CANCELED")
-# Nodes of Argo's workflow that KFP reports as tasks besides the pipeline's own.
-_INNER = re.compile(r"root|executor|.*-driver|(exit-handler|for-loop|condition(-branches)?)-\d+|.*\(.*\)")
+_NOT_RUN = ("SKIPPED", "OMITTED")
 _LAST = datetime.max.replace(tzinfo=UTC)
 
 
@@ -29,7 +27,8 @@ class Stage:
 
     Attributes:
         name: of the task.
-        states: KFP's state of each iteration; empty before the first has begun.
+        states: KFP's state of each iteration, and "CACHED" for one whose result came from KFP's cache; empty before the
+            first has begun.
         started: of the first to start.
         finished: of the last to end; None while one goes on.
         error: what KFP says about the first that failed.
@@ -46,7 +45,17 @@ class Stage:
     @property
     def state(self) -> str:
         """The state of the whole: the worst that was reached, while none goes on."""
-        for state in ("RUNNING", "CANCELING", "PENDING", "PAUSED", "FAILED", "CANCELED", "SUCCEEDED", "SKIPPED"):
+        for state in (
+            "RUNNING",
+            "CANCELING",
+            "PENDING",
+            "PAUSED",
+            "FAILED",
+            "CANCELED",
+            "SUCCEEDED",
+            "CACHED",
+            "SKIPPED",
+        ):
             if state in self.states:
                 return state
         return "PENDING"
@@ -76,14 +85,24 @@ def latest(cluster: Cluster, count: int, *, experiment_id: str | None = None) ->
 
 
 def stages(run: kfp_server_api.V2beta1Run) -> list[Stage]:
-    """The stages of a run: those that have begun in the order in which they did, then those still to come."""
+    """The stages of a run: those that have begun in the order in which they did, then those still to come.
+
+    KFP reports every node of Argo's workflow as a task: the root, loops and exit handlers, and of each stage "rest-rl"
+    a driver "rest-rl-driver", the stage itself, and below that its "executor", whose pod runs the stage's code.
+    """
     tasks = list((run.run_details and run.run_details.task_details) or [])
-    known = list(_task_names(run))
     by_hash = {_hash(task.pod_name): task for task in tasks if task.pod_name}
+    known = list(_task_names(run)) or [
+        task.display_name
+        for task in tasks
+        if _executors(task, by_hash) and not task.display_name.startswith("executor")
+    ]
     reported: dict[str, list[Any]] = {}
     for task in sorted(tasks, key=lambda task: moment(task.start_time) or moment(task.create_time) or _LAST):
         name = task.display_name or ""
-        if name in known or (not known and name and not _INNER.fullmatch(name)):
+        if task.state == "FAILED":  # a stage that fails in its driver never begins itself
+            name = name.removesuffix("-driver")
+        if name in known:
             reported.setdefault(name, []).append(task)
     begun = [_stage(name, of_name, by_hash) for name, of_name in reported.items()]
     return begun + [Stage(name) for name in known if name not in reported]
@@ -154,12 +173,14 @@ def _is_id(text: str) -> bool:
 
 
 def _stage(name: str, tasks: list[Any], by_hash: dict[str, Any]) -> Stage:
+    if any(task.display_name != name for task in tasks):  # failed drivers: their stages are there, too, but never began
+        tasks = [task for task in tasks if task.display_name != name or _executors(task, by_hash)]
     ends = [end for task in tasks if (end := moment(task.end_time))]
     starts = [start for task in tasks if (start := moment(task.start_time))]
     errors = [task.error.message for task in tasks if task.error and task.error.message]
     return Stage(
         name,
-        states=tuple(word(task.state).upper() for task in tasks),
+        states=tuple(_state(task, by_hash) for task in tasks),
         started=min(starts, default=None),
         finished=max(ends) if ends and len(ends) == len(tasks) else None,
         error=" ".join(errors[0].split()) if errors else None,
@@ -167,18 +188,29 @@ def _stage(name: str, tasks: list[Any], by_hash: dict[str, Any]) -> Stage:
     )
 
 
+def _state(task: Any, by_hash: dict[str, Any]) -> str:
+    executors = _executors(task, by_hash)
+    if task.state == "SUCCEEDED" and executors and all(executor.state in _NOT_RUN for executor in executors):
+        return "CACHED"
+    return word(task.state).upper()
+
+
 def _pods(task: Any, by_hash: dict[str, Any]) -> Iterator[str]:
-    """Names of the executor pods below a task: its child "executor", or that one's attempts "executor(0)" …
+    """Names of the pods that ran a task's code: its executor's, or those of the executor's attempts "executor(0)" …"""
+    for executor in _executors(task, by_hash):
+        attempts = list(_pods(executor, by_hash))
+        if attempts or executor.state not in _NOT_RUN:
+            yield from attempts or [executor.pod_name]
+
+
+def _executors(task: Any, by_hash: dict[str, Any]) -> list[Any]:
+    """The children of a task that are executors.
 
     A task names its children by their node ids (`<workflow>-<hash>`), and itself by its pod's name
     (`<workflow>-<template>-<hash>`).
     """
-    for child in task.child_tasks or []:
-        below = by_hash.get(_hash(child.pod_name or ""))
-        if below is None or not (below.display_name or "").startswith("executor"):
-            continue
-        attempts = list(_pods(below, by_hash))
-        yield from attempts or [below.pod_name]
+    below = [by_hash.get(_hash(child.pod_name or "")) for child in task.child_tasks or []]
+    return [task for task in below if task is not None and (task.display_name or "").startswith("executor")]
 
 
 def _hash(pod_name: str) -> str:

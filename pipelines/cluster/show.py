@@ -13,7 +13,14 @@ from rich.table import Table
 
 from pipelines.cluster.runs import Stage, moment, word
 
-_COLOURS = {"FAILED": "red", "SUCCEEDED": "green", "RUNNING": "cyan", "CANCELED": "yellow", "CANCELING": "yellow"}
+_COLOURS = {
+    "FAILED": "red",
+    "SUCCEEDED": "green",
+    "CACHED": "green",
+    "RUNNING": "cyan",
+    "CANCELED": "yellow",
+    "CANCELING": "yellow",
+}
 
 
 def stage_table(stages: Iterable[Stage]) -> Table:

@@ -34,7 +34,8 @@ class Failure:
     Attributes:
         method, path: of the requests that fail; `path` is a part of theirs.
         how: a status, or "drop" (closed without an answer), "half" (closed within it), "hang" (no answer in time),
-            "page" (a log-in page with status 200), "garbage" (no JSON), "redirect" (to another address).
+            "page" (a log-in page with status 200), "garbage" (no JSON), "redirect" (to another address), "proxy" (403
+            in plain text).
         times: how often.
         after: whether the request is carried out before its answer fails.
         headers: of the answer.
@@ -193,6 +194,8 @@ class FakeKfp:
             self._send(handler, 200, b'{"run_id": "x"')
         elif failure.how == "redirect":
             self._send(handler, 302, b"", Location="https://dex.example/auth")
+        elif failure.how == "proxy":
+            self._send(handler, 403, b"RBAC: access denied", **{"Content-Type": "text/plain"})
         elif failure.how == "hang":
             self.released.wait(10)
         elif failure.how == "half":
@@ -395,6 +398,7 @@ def tasks(workflow: str, stages: dict[str, Any]) -> list[dict[str, Any]]:
     """Task details as KFP makes them of Argo's nodes: root, and for each stage its driver, its DAG and its executor.
 
     A stage's value is its state, or a list of them for iterations of a loop, each a list for several attempts.
+    "CACHED": its executor was skipped. "DRIVER FAILED": it never began itself.
     """
     made: list[dict[str, Any]] = []
     number = 0
@@ -424,8 +428,15 @@ def tasks(workflow: str, stages: dict[str, Any]) -> list[dict[str, Any]]:
         for attempts in iterations if isinstance(iterations, list) else [iterations]:
             states = attempts if isinstance(attempts, list) else [attempts]
             error = "exit code 1" if states[-1] == "FAILED" else None
+            if states == ["DRIVER FAILED"]:
+                node(f"{name}-driver", "system-container-driver", "FAILED", [], "no such input")
+                below.append(node(name, "system-container-executor", "RUNTIME_STATE_UNSPECIFIED", []))
+                continue
             node(f"{name}-driver", "system-container-driver", "SUCCEEDED", [])
-            if len(states) == 1:
+            if states == ["CACHED"]:
+                states = ["SUCCEEDED"]
+                child = node("executor", "system-container-impl", "SKIPPED", [])
+            elif len(states) == 1:
                 child = node("executor", "system-container-impl", states[0], [], error)
             else:
                 tried = [node(f"executor({n})", "system-container-impl", state, []) for n, state in enumerate(states)]

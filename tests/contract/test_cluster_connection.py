@@ -172,6 +172,7 @@ def test_reads_are_not_tried_again_after_what_stays(at_server: Rest, kfp_server:
         ("garbage", "no valid JSON"),
         ("redirect", "sends requests on to https://dex.example/auth"),
         (404, "rest schedule list"),
+        ("proxy", "forbids this (403: RBAC: access denied)"),
     ],
 )
 def test_what_stays_wrong_is_told_in_one_line(

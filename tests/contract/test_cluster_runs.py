@@ -69,6 +69,20 @@ def test_stages_are_known_without_the_pipeline_too(at_server: Rest, kfp_server: 
     assert not {"root", "executor", "executor(0)"} & set(seen)
 
 
+def test_a_stage_that_fails_in_its_driver_has_failed(at_server: Rest, kfp_server: FakeKfp) -> None:
+    spec = render(config.load("tiny"), Platform()).inline_spec()
+    kfp_server.add_run("mine", "FAILED", {**GOING, "rest-rl": "DRIVER FAILED"}, pipeline_spec=spec)
+    out = at_server("status", "mine").out
+    assert rows(out)["rest-rl"][0] == "failed"
+    assert "no such input" in out
+
+
+def test_a_result_from_the_cache_is_no_run(at_server: Rest, kfp_server: FakeKfp) -> None:
+    kfp_server.add_run("mine", "RUNNING", {"prepare-data": "CACHED", "sft-warmup": "RUNNING"})
+    assert rows(at_server("status", "mine").out)["prepare-data"][0] == "cached"
+    assert "came from KFP's cache" in at_server("logs", "mine", "prepare-data").error
+
+
 def test_iterations_of_a_loop_are_counted(at_server: Rest, kfp_server: FakeKfp) -> None:
     kfp_server.add_run("mine", "RUNNING", {"rest-rl": ["SUCCEEDED", "RUNNING", "SUCCEEDED"]})
     assert "2 succeeded, 1 running" in at_server("status", "mine").out
