@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from rest_core.cli import ablation, pipeline, registry, rollouts, score, stages
+from rest_core.cli import ablation, cluster, pipeline, registry, rollouts, score, stages
 from rest_core.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Preempted, UserError
 
 
@@ -35,7 +35,7 @@ def cli() -> None:
     """
 
 
-for module in (pipeline, ablation, stages, rollouts, registry, score):
+for module in (pipeline, ablation, cluster, stages, rollouts, registry, score):
     for command in module.COMMANDS:
         cli.add_command(command)
 

@@ -47,18 +47,31 @@ def test_a_stop_on_request_has_its_own_exit_code(
 def test_the_commands_of_the_project_are_there() -> None:
     wanted = (
         "run ablate aggregate prepare sft train serve-rollouts eval-bfcl eval-api-bank register promote compile score "
-        "ui sync profiles"
+        "ui sync profiles submit status logs retry stop schedule"
     )
     assert set(cli.cli.commands) == set(wanted.split())
 
 
-@pytest.mark.parametrize("name", cli.cli.commands)
+def commands() -> list[str]:
+    """Every command with its group's name before it; groups themselves hold none of the work."""
+    groups = {name: command for name, command in cli.cli.commands.items() if isinstance(command, click.Group)}
+    return [
+        *(name for name in cli.cli.commands if name not in groups),
+        *(f"{name} {inner}" for name, group in groups.items() for inner in group.commands),
+    ]
+
+
+@pytest.mark.parametrize("name", commands())
 def test_help_has_examples_that_the_command_accepts(name: str) -> None:
-    result = CliRunner().invoke(cli.cli, [name, "--help"])
+    result = CliRunner().invoke(cli.cli, [*name.split(), "--help"])
     assert result.exit_code == 0
     examples = [line.strip() for line in result.output.splitlines() if line.strip().startswith(f"rest {name}")]
     assert examples
-    options = {option for parameter in cli.cli.commands[name].params for option in parameter.opts}
+    command: click.Command = cli.cli
+    for part in name.split():
+        assert isinstance(command, click.Group)
+        command = command.commands[part]
+    options = {option for parameter in command.params for option in parameter.opts}
     for example in examples:
         own = example.partition(" -- ")[0]  # what comes behind is for another program
         used = [word for word in own.split() if word.startswith("-") and word != "-"]

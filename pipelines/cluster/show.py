@@ -1,0 +1,95 @@
+"""Tables of runs, stages and schedules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+import kfp_server_api
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.cluster.runs import Stage, moment, word
+
+_COLOURS = {
+    "FAILED": "red",
+    "SUCCEEDED": "green",
+    "CACHED": "green",
+    "RUNNING": "cyan",
+    "CANCELED": "yellow",
+    "CANCELING": "yellow",
+}
+
+
+def stage_table(stages: Iterable[Stage]) -> Table:
+    table = _table("stage", "state", "time", "")
+    for stage in stages:
+        table.add_row(stage.name, _states(stage), _lasted(stage), escape(stage.error or ""))
+    return table
+
+
+def run_table(runs: Iterable[kfp_server_api.V2beta1Run]) -> Table:
+    table = _table("run", "state", "created", "id")
+    for run in runs:
+        table.add_row(escape(run.display_name or ""), _state(run.state), _when(run.created_at), run.run_id)
+    return table
+
+
+def schedule_table(schedules: Sequence[kfp_server_api.V2beta1RecurringRun]) -> Table:
+    table = _table("schedule", "", "when", "id")
+    for schedule in schedules:
+        table.add_row(
+            escape(schedule.display_name or ""),
+            str(schedule.status or "").lower(),
+            escape(trigger(schedule.trigger)),
+            schedule.recurring_run_id,
+        )
+    return table
+
+
+def trigger(value: kfp_server_api.V2beta1Trigger | None) -> str:
+    """A schedule's trigger for people: "cron 0 0 2 * * *", "every 6 h"."""
+    if value is None:
+        return ""
+    if value.cron_schedule is not None:
+        return f"cron {value.cron_schedule.cron}"
+    seconds = int(value.periodic_schedule.interval_second)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds % length == 0:
+            return f"every {seconds // length} {unit}"
+    return f"every {seconds} s"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    first, *others = columns
+    table.add_column(first, no_wrap=True)  # a name, to be copied whole
+    for column in others:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _states(stage: Stage) -> str:
+    if len(stage.states) < 2:
+        return _state(stage.state)
+    return ", ".join(f"{count} {_state(state)}" for state, count in Counter(stage.states).items())
+
+
+def _state(state: str | None) -> str:
+    colour = _COLOURS.get(state or "")
+    return f"[{colour}]{word(state)}[/]" if colour else word(state)
+
+
+def _lasted(stage: Stage) -> str:
+    if stage.started is None:
+        return ""
+    minutes, seconds = divmod(round(((stage.finished or datetime.now(UTC)) - stage.started).total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+
+def _when(value: datetime | None) -> str:
+    known = moment(value)
+    return known.astimezone().strftime("%Y-%m-%d %H:%M") if known else ""

@@ -1,0 +1,117 @@
+"""Commands against a local server that holds their requests against KFP's contract."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kfp
+import pytest
+from contract import Contract, generated, official
+from fake_kfp import FakeKfp
+from kubernetes.config import kube_config
+
+from pipelines.cluster import follow, once, render, transport
+from rest_core import cli
+
+OFFICIAL = Path(__file__).resolve().parents[3] / "shared/data/kfp/kfp_api_single_file.swagger.json"
+
+
+@pytest.fixture(scope="session")
+def official_contract() -> Contract:
+    if not OFFICIAL.is_file():
+        pytest.skip(f"the official OpenAPI file is not at hand ({OFFICIAL})")
+    return official(json.loads(OFFICIAL.read_text(encoding="utf-8")))
+
+
+@pytest.fixture(scope="session")
+def contract() -> Contract:
+    """The official file where it is at hand, else the generated models."""
+    if OFFICIAL.is_file():
+        return official(json.loads(OFFICIAL.read_text(encoding="utf-8")))
+    return generated()
+
+
+@pytest.fixture
+def kfp_server(contract: Contract) -> Iterator[FakeKfp]:
+    server = FakeKfp(contract)
+    yield server
+    server.close()
+    assert server.problems == []
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No cluster, token or context of whoever runs the tests; no long pauses."""
+    for name in (
+        "KF_PIPELINES_ENDPOINT",
+        "KF_PIPELINES_UI_ENDPOINT",
+        "KF_PIPELINES_TOKEN",
+        "KF_PIPELINES_SA_TOKEN_PATH",
+        "KUBERNETES_SERVICE_HOST",
+        "KUBERNETES_SERVICE_PORT",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    monkeypatch.setattr(kfp.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "kfp/context.json"))
+    monkeypatch.setattr(transport, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(once, "LOOKS", (0.0, 0.01))
+    monkeypatch.setattr(follow, "POLL_SECONDS", 0.001)
+
+
+_BUILT: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def _each_pipeline_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tests send the same one, and compiling it takes longer than all the rest."""
+    build = render._build
+
+    def once_each(*arguments: Any, **settings: Any) -> Any:
+        key = repr((arguments, settings))
+        if key not in _BUILT:
+            _BUILT[key] = build(*arguments, **settings)
+        return _BUILT[key]
+
+    monkeypatch.setattr(render, "_build", once_each)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line with which a command says what a user can mend."""
+        assert self.code == 2, self
+        assert self.err.startswith("error: ") and self.err.count("\n") == 1, self.err
+        return self.err.removeprefix("error: ").rstrip()
+
+
+@pytest.fixture
+def rest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """rest("submit", …): the command in this process."""
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["rest", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def at_server(rest: Callable[..., Outcome], kfp_server: FakeKfp) -> Callable[..., Outcome]:
+    """The same, with --host."""
+    return lambda *arguments: rest(*arguments, "--host", kfp_server.url)

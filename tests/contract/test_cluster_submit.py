@@ -1,0 +1,251 @@
+"""`rest submit`: what is sent, and that it is sent once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from contract import generated
+from fake_kfp import FakeKfp
+
+from pipelines.cluster import transport
+from pipelines.cluster.render import render
+from pipelines.platform import Platform, load_platform
+from rest_core import config
+
+Rest = Callable[..., Any]
+
+
+@pytest.fixture
+def platform_file(tmp_path: Path) -> Path:
+    path = tmp_path / "platform.yaml"
+    path.write_text(
+        "service_account: trainer\nimages: {train: registry.example/rest@sha256:aa}\n"
+        "stages: {default: {gpu: {count: 2}, memory: 64Gi}}\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_a_run_is_created_in_its_experiment(at_server: Rest, kfp_server: FakeKfp, platform_file: Path) -> None:
+    outcome = at_server("submit", "--profile", "tiny", "--set", "rl.seed=7", "--platform", str(platform_file))
+    assert outcome.code == 0, outcome
+    [run_id] = kfp_server.runs
+    [experiment] = kfp_server.experiments.values()
+    run = kfp_server.runs[run_id]
+    assert experiment["display_name"] == "rest"
+    assert run["experiment_id"] == experiment["experiment_id"]
+    assert re.fullmatch(r"tiny-paper-seed7-\d{8}-\d{6}", run["display_name"])
+    assert run["service_account"] == "trainer"
+    assert run["runtime_config"]["parameters"]["rl"]["seed"] == 7
+    assert run["runtime_config"]["parameters"]["model"]["source"] == "embedded:tiny-random"
+    assert "registry.example/rest@sha256:aa" in str(run["pipeline_spec"])
+    assert outcome.out.splitlines() == [
+        f"submitted {run['display_name']}",
+        run_id,
+        f"{kfp_server.url}/#/runs/details/{run_id}",
+    ]
+
+
+def test_what_was_there_is_used(at_server: Rest, kfp_server: FakeKfp) -> None:
+    for _ in range(2):
+        assert at_server("submit", "--profile", "tiny", "--upload", "--experiment", "mine").code == 0
+    assert len(kfp_server.sent("POST", "/experiments")) == 1
+    assert len(kfp_server.sent("POST", "/pipelines")) == 1
+    assert len(kfp_server.sent("POST", "/upload_version")) == 1
+    [version] = kfp_server.versions.values()
+    first, second = kfp_server.runs.values()
+    for run in (first, second):
+        assert run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
+        assert "pipeline_spec" not in run
+        assert run["runtime_config"]["parameters"]["rl"]["steps"] == 2
+    at_server("submit", "--profile", "tiny", "--upload", "--experiment", "mine", "--set", "rl.steps=3")
+    assert len(kfp_server.versions) == 2
+
+
+def test_parameters_come_from_profile_file_and_set_in_this_order(
+    at_server: Rest, kfp_server: FakeKfp, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "rl: {steps: 5, learning_rate: 1.0e-7, weights: {scheme: uniform}}\nsft: {seed: 3}\n", encoding="utf-8"
+    )
+    at_server(
+        "submit", "--profile", "tiny", "--parameters", str(file), "--set", "rl.steps=9", "--data", "s3://b/x.jsonl"
+    )
+    [run] = kfp_server.runs.values()
+    parameters = run["runtime_config"]["parameters"]
+    assert parameters["rl"]["steps"] == 9
+    assert parameters["rl"]["learning_rate"] == 1e-7
+    assert parameters["rl"]["weights"] == {"scheme": "uniform"}
+    assert parameters["sft"]["seed"] == 3
+    assert parameters["sft"]["max_steps"] == 2
+    assert parameters["data"]["sources"][0]["location"] == "s3://b/x.jsonl"
+    assert run["display_name"].startswith("tiny-uniform-seed0-")
+
+
+def test_a_dry_run_prints_what_would_be_sent_and_sends_nothing(
+    rest: Rest, at_server: Rest, kfp_server: FakeKfp, platform_file: Path
+) -> None:
+    arguments = ("submit", "--profile", "tiny", "--platform", str(platform_file), "--name", "mine")
+    outcome = rest(*arguments, "--dry-run")
+    assert (outcome.code, outcome.err, kfp_server.requests) == (0, "", [])
+    printed = yaml.safe_load(outcome.out)
+    assert at_server(*arguments).code == 0
+    [sent] = kfp_server.sent("POST", "/runs")
+    changing = ("description", "experiment_id")
+    assert {k: v for k, v in printed["run"].items() if k not in changing} == {
+        k: v for k, v in sent.body.items() if k not in changing
+    }
+    assert printed["experiment"] == "rest"
+
+
+@pytest.mark.parametrize("profile", config.profiles())
+def test_parameters_say_what_the_profile_says(profile: str) -> None:
+    settings = config.load(profile)
+    parameters = render(settings, Platform()).parameters
+    assert parameters.pop("pipeline_run") == ""
+    for name, values in parameters.items():
+        section = getattr(settings, name)
+        assert config.validate(type(section), values, where=name) == section
+
+
+def test_the_package_is_read_as_the_run_carries_it() -> None:
+    rendered = render(config.load("tiny"), Platform())
+    documents = list(yaml.safe_load_all(rendered.package()))
+    assert documents == [rendered.pipeline_spec, rendered.platform_spec]
+    assert rendered.key in rendered.description
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["lost request", "lost answer"])
+@pytest.mark.parametrize("how", ["drop", "half", "hang", "page", "garbage", 500, 502, 503, 504])
+def test_a_run_is_never_sent_twice(at_server: Rest, kfp_server: FakeKfp, how: int | str, after: bool) -> None:
+    kfp_server.fail("POST", "/runs", how, after=after)
+    outcome = at_server("submit", "--profile", "tiny", "--timeout", "0.5")
+    assert len(kfp_server.sent("POST", "/runs")) == 1
+    if after:
+        assert outcome.code == 0, outcome
+        [run_id] = kfp_server.runs
+        assert run_id in outcome.out
+    else:
+        assert "It was sent once, and" in outcome.error
+        assert "nothing shows that run tiny-paper-seed0-" in outcome.error
+        assert "rest status tiny-" in outcome.error
+
+
+def test_a_run_of_the_same_name_is_not_taken_for_the_lost_one(at_server: Rest, kfp_server: FakeKfp) -> None:
+    assert at_server("submit", "--profile", "tiny", "--name", "mine").code == 0
+    kfp_server.fail("POST", "/runs", "drop")
+    assert "nothing shows" in at_server("submit", "--profile", "tiny", "--name", "mine").error
+
+
+def test_where_looking_fails_too_the_user_is_told_that_nothing_is_known(at_server: Rest, kfp_server: FakeKfp) -> None:
+    kfp_server.fail("POST", "/runs", "drop", after=True)
+    kfp_server.fail("GET", "/runs", 503, times=100)
+    error = at_server("submit", "--profile", "tiny").error
+    assert "is not known, because looking failed too" in error
+    assert len(kfp_server.sent("POST", "/runs")) == 1
+
+
+@pytest.mark.parametrize("path", ["/experiments", "/pipelines", "/upload_version"])
+@pytest.mark.parametrize("how", ["drop", 503])
+def test_the_way_to_a_run_is_sent_once_too(at_server: Rest, kfp_server: FakeKfp, path: str, how: int | str) -> None:
+    kfp_server.fail("POST", path, how, after=True)
+    assert at_server("submit", "--profile", "tiny", "--upload").code == 0
+    assert len(kfp_server.sent("POST", path)) == 1
+
+
+def test_an_experiment_that_somebody_else_has_just_made_is_used(at_server: Rest, kfp_server: FakeKfp) -> None:
+    kfp_server.fail("POST", "/experiments", 409, after=True)
+    assert at_server("submit", "--profile", "tiny").code == 0
+    assert len(kfp_server.experiments) == 1
+
+
+def test_an_interrupted_submit_says_that_nothing_is_known(
+    at_server: Rest, kfp_server: FakeKfp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    send = transport.Transport.request
+    monkeypatch.setattr(
+        transport.Transport,
+        "request",
+        lambda self, method, url, **more: (
+            interrupted() if url.endswith("/runs") and method == "POST" else send(self, method, url, **more)
+        ),
+    )
+    outcome = at_server("submit", "--profile", "tiny")
+    assert outcome.code == 130
+    assert outcome.err.startswith("interrupted before an answer came; whether run tiny-")
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (400, "refused the request (400: made to fail with 400)"),
+        (401, "--token-file"),
+        (403, "--namespace"),
+        (404, "rest status"),
+        (409, "another name"),
+        (413, "limit of the proxy"),
+        ("redirect", "https://dex.example/auth"),
+    ],
+)
+def test_a_refusal_is_told_in_one_line_and_not_tried_again(
+    at_server: Rest, kfp_server: FakeKfp, status: int | str, advice: str
+) -> None:
+    kfp_server.fail("POST", "/runs", status)
+    error = at_server("submit", "--profile", "tiny").error
+    assert kfp_server.url in error
+    assert advice in error
+    assert len(kfp_server.sent("POST", "/runs")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "tracking.uri=http://user:secret@host:5000"], "holds a password"),
+        (["--data", __file__], "path of this machine"),
+        (["--parameters", "missing.yaml"], "missing.yaml: cannot be read"),
+        (["--parameters", "list.yaml"], "{section: {key: value}}"),
+        (["--parameters", "broken.yaml"], "is not YAML"),
+        (["--platform", "missing.yaml"], "missing.yaml: cannot be read"),
+        (["--profile", "tinny"], "did you mean 'tiny'?"),
+    ],
+)
+def test_what_cannot_be_submitted_is_said_before_anything_is_sent(
+    at_server: Rest,
+    kfp_server: FakeKfp,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.yaml").write_text("[1, 2]", encoding="utf-8")
+    (tmp_path / "broken.yaml").write_text("{", encoding="utf-8")
+    assert message in at_server("submit", "--profile", "tiny", *arguments).error
+    assert kfp_server.requests == []
+
+
+def test_the_same_holds_against_the_generated_models(rest: Rest, platform_file: Path) -> None:
+    """What a checkout without the official file tests with."""
+    server = FakeKfp(generated())
+    try:
+        arguments = ("submit", "--profile", "tiny", "--upload", "--platform", str(platform_file), "--host", server.url)
+        assert rest(*arguments).code == 0
+        assert server.problems == []
+    finally:
+        server.close()
+
+
+def test_the_platform_reaches_the_pipeline(platform_file: Path) -> None:
+    rendered = render(config.load("tiny"), load_platform(platform_file))
+    container = rendered.pipeline_spec["deploymentSpec"]["executors"]["exec-rest-rl"]["container"]
+    assert container["image"] == "registry.example/rest@sha256:aa"
+    assert container["resources"]["accelerator"]["resourceCount"] == "2"
