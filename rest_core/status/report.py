@@ -72,7 +72,7 @@ def _table(stages: Sequence[StageEnd]) -> str:
     lines = ["| | stage | ended as | time | MLflow |", "|---|---|---|---|---|"]
     for one in stages:
         ended = f"skipped: {one.skipped}" if one.skipped else "killed without a word" if one.is_open else one.status
-        lines.append(f"| {_MARKS.get(one.status, '❌')} | {one.stage} | {ended} | {one.seconds:.0f} s | {one.link} |")
+        lines.append(f"| {_MARKS.get(one.status, '❌')} | {one.name} | {ended} | {one.seconds:.0f} s | {one.link} |")
     return "\n".join(lines)
 
 

@@ -93,14 +93,16 @@ def _outcome(
     notes: list[str],
 ) -> Outcome:
     stages = pipeline.stages if pipeline else ()
-    recorded = {one.stage: one for one in stages}
-    failed = [one.stage for one in stages if one.status != "FINISHED"]
+    failed = [one for one in stages if one.status != "FINISHED"]
     # A pod that never came to run its stage (image, Secret, volume) is known to Kubernetes alone.
-    failed += [stage for stage, end in ends.items() if end.failed and stage not in recorded]
+    recorded = {one.stage for one in stages}
+    never_ran = [end for stage, end in ends.items() if end.failed and stage not in recorded]
     verdict = final.verdict or _guess(pipeline, failed)
-    failures: tuple[Failure, ...] = ()
+    failures: list[Failure] = []
     if verdict != "succeeded":
-        failures = tuple(_failure(stage, recorded.get(stage), ends.get(stage), client, uri) for stage in failed)
+        # Which pod was of which trial, its labels do not say.
+        failures = [_failure(one, None if one.trial else ends.get(one.stage), client, uri) for one in failed]
+        failures += [Failure(end.stage, _of_pod(end), end.log) for end in never_ran]
     message = final.error_message
     if not failures and not message and verdict == "failed":
         message = (
@@ -111,7 +113,7 @@ def _outcome(
     return Outcome(
         verdict=verdict,
         pipeline_run=pipeline_run,
-        failures=failures,
+        failures=tuple(failures),
         message=message,
         stages=stages,
         links=tuple((name, address) for name, address in addresses if address),
@@ -119,26 +121,27 @@ def _outcome(
     )
 
 
-def _guess(pipeline: PipelineEnd | None, failed: list[str]) -> Verdict:
+def _guess(pipeline: PipelineEnd | None, failed: list[StageEnd]) -> Verdict:
     """Where KFP does not say: the last stage closes the parent run when all went well."""
     return "succeeded" if pipeline is not None and pipeline.status == "FINISHED" and not failed else "failed"
 
 
-def _failure(
-    stage: str, recorded: StageEnd | None, end: PodEnd | None, client: MlflowClient | None, uri: str
-) -> Failure:
-    why = [recorded.error] if recorded and recorded.error else []
+def _failure(stage: StageEnd, end: PodEnd | None, client: MlflowClient | None, uri: str) -> Failure:
+    why = [stage.error] if stage.error else []
     if end is not None and end.failed:
-        ended = " ".join(
-            part for part in (end.reason, f"exit code {end.exit_code}" if end.exit_code is not None else None) if part
-        )
-        why.append(f"its pod {end.name} ended{f' ({ended})' if ended else ''}")
+        why.append(_of_pod(end))
     if not why:
         why.append("it ended without a word: killed (out of memory, lost node, time-out) or stopped")
     log_lines = end.log if end else ()
-    if not log_lines and client is not None and recorded is not None:
+    if not log_lines and client is not None:
         try:
-            log_lines = runs.traceback_of(client, recorded.run_id, lines=LOG_LINES)
+            log_lines = runs.traceback_of(client, stage.run_id, lines=LOG_LINES)
         except Exception as error:  # the artifact store's client has failures of its own
             log_lines = (f"(the traceback cannot be had: {delivery.explain(error)})",)
-    return Failure(stage, "; ".join(why), log_lines, tuple(commands(recorded, uri)) if recorded else ())
+    return Failure(stage.name, "; ".join(why), log_lines, tuple(commands(stage, uri)))
+
+
+def _of_pod(end: PodEnd) -> str:
+    exit_code = None if end.exit_code is None else f"exit code {end.exit_code}"
+    ended = ", ".join(part for part in (end.reason, exit_code) if part)
+    return f"its pod {end.name} ended{f' ({ended})' if ended else ''}"

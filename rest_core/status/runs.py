@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 STATUS_TAG = "rest.status"  # on the parent run: the outcome in one line
+_TRIAL_TAG = "rest.trial"  # on the stages' runs of an ablation's trial
 _OPEN = ("RUNNING", "SCHEDULED")
 _CLOSED_AS: dict[Verdict, str] = {"succeeded": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
@@ -28,6 +29,7 @@ class StageEnd:
     """The last attempt of a stage, as MLflow has it."""
 
     stage: str
+    trial: str | None  # of an ablation, which has stages of one name once a trial
     run_id: str
     status: str  # MLflow's: FINISHED, FAILED, KILLED; RUNNING where the pod ended without a word
     error: str | None
@@ -35,6 +37,11 @@ class StageEnd:
     seconds: float
     inputs: dict[str, str]  # by name: where each was read from
     link: str
+
+    @property
+    def name(self) -> str:
+        """What people call it: the stage, with its trial."""
+        return self.stage if self.trial is None else f"{self.stage} · {self.trial}"
 
     @property
     def is_open(self) -> bool:
@@ -50,6 +57,7 @@ class PipelineEnd:
     joined: bool  # somebody else (KFP's plugin) made it and will end it
     link: str
     stages: tuple[StageEnd, ...]  # in the order in which they started
+    open_trials: tuple[str, ...]  # ids of trials' runs, between the parent and the stages, that nobody has closed
 
 
 def read(client: MlflowClient, tracking: TrackingConfig, uri: str, pipeline_run: str) -> PipelineEnd | None:
@@ -58,15 +66,19 @@ def read(client: MlflowClient, tracking: TrackingConfig, uri: str, pipeline_run:
     parent = None if experiment is None else delivery.find_pipeline_run(client, experiment, pipeline_run)
     if experiment is None or parent is None:
         return None
-    wanted = f"tags.`{delivery.PIPELINE_RUN_TAG}` = '{pipeline_run}' AND tags.`{delivery.KIND_TAG}` = 'stage'"
-    found = client.search_runs([experiment], wanted, order_by=["attributes.start_time ASC"])
-    last = {run.data.tags[delivery.STAGE_TAG]: run for run in found}
+
+    def of_kind(kind: str) -> list[Run]:
+        wanted = f"tags.`{delivery.PIPELINE_RUN_TAG}` = '{pipeline_run}' AND tags.`{delivery.KIND_TAG}` = '{kind}'"
+        return list(client.search_runs([experiment], wanted, order_by=["attributes.start_time ASC"]))
+
+    last = {(run.data.tags[delivery.STAGE_TAG], run.data.tags.get(_TRIAL_TAG)): run for run in of_kind("stage")}
     return PipelineEnd(
         run_id=parent.info.run_id,
         status=parent.info.status,
         joined=delivery.JOINED_TAG in parent.data.tags,
         link=store.where_to_look(uri, experiment, parent.info.run_id),
-        stages=tuple(_stage_end(stage, run, uri, experiment) for stage, run in last.items()),
+        stages=tuple(_stage_end(stage, trial, run, uri, experiment) for (stage, trial), run in last.items()),
+        open_trials=tuple(run.info.run_id for run in of_kind("trial") if run.info.status in _OPEN),
     )
 
 
@@ -90,6 +102,8 @@ def close(client: MlflowClient, pipeline: PipelineEnd, verdict: Verdict, line: s
             if verdict != "succeeded":
                 client.set_tag(stage.run_id, delivery.ERROR_TAG, line[: delivery.MAX_TAG_VALUE])
             client.set_terminated(stage.run_id, "FINISHED" if verdict == "succeeded" else "KILLED")
+    for trial in pipeline.open_trials:
+        client.set_terminated(trial, _CLOSED_AS[verdict])
     client.set_tag(pipeline.run_id, STATUS_TAG, line[: delivery.MAX_TAG_VALUE])
     client.log_artifact(pipeline.run_id, str(page), "status")
     if not pipeline.joined and pipeline.status in _OPEN:
@@ -104,11 +118,12 @@ def _experiment(client: MlflowClient, tracking: TrackingConfig) -> str | None:
     return None if found is None else str(found.experiment_id)
 
 
-def _stage_end(stage: str, run: Run, uri: str, experiment: str) -> StageEnd:
+def _stage_end(stage: str, trial: str | None, run: Run, uri: str, experiment: str) -> StageEnd:
     tags: dict[str, str] = run.data.tags
     ended = run.info.end_time or int(time.time() * 1000)
     return StageEnd(
         stage=stage,
+        trial=trial,
         run_id=run.info.run_id,
         status=run.info.status,
         error=tags.get(delivery.ERROR_TAG),

@@ -225,7 +225,7 @@ def test_the_pods_tell_what_a_killed_stage_could_not(stage: Any, end: Any, clust
         "rest-rl", phase="Failed", terminated={"exitCode": 137, "reason": "OOMKilled"}, log="step 4 of 9\nstep 5 of 9"
     )
     outcome, report = end()
-    assert outcome.line == f"rest-rl failed: its pod {pod} ended (OOMKilled exit code 137)"
+    assert outcome.line == f"rest-rl failed: its pod {pod} ended (OOMKilled, exit code 137)"
     assert outcome.failures[0].log == ("step 4 of 9", "step 5 of 9")
     assert "- KFP: https://kfp.example/pipeline/#/runs/details/run-1" in report
 
@@ -244,6 +244,22 @@ def test_without_rights_and_without_mlflow_the_report_says_so(end: Any, cluster:
     assert "Pods and their logs could not be looked at: the service account may not list pods" in report
     assert "MLflow could not be asked: MLflow at http://127.0.0.1:1 does not answer" in report
     assert "kubectl get pods -l pipeline/runid=run-1" in outcome.line
+
+
+def test_each_trial_of_an_ablation_has_stages_of_its_own(
+    stage: Any, end: Any, client: MlflowClient, tracking: TrackingConfig
+) -> None:
+    stage("prepare-data")
+    experiment = parent(client, tracking).info.experiment_id
+    common = {"rest.pipeline_run": RUN, "rest.trial": "paper 1"}
+    trial = client.create_run(experiment, tags={**common, "rest.kind": "trial"})
+    for name, status in (("paper 0", "FINISHED"), ("paper 1", "FAILED")):
+        tags = {**common, "rest.kind": "stage", "rest.stage": "rest-rl", "rest.trial": name}
+        client.set_terminated(client.create_run(experiment, tags=tags).info.run_id, status)
+    outcome, report = end()
+    assert [one.stage for one in outcome.failures] == ["rest-rl · paper 1"]
+    assert "rest train --profile" in report
+    assert client.get_run(trial.info.run_id).info.status == "FAILED"
 
 
 def test_kfps_own_message_is_passed_on(end: Any) -> None:
