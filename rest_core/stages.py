@@ -520,13 +520,15 @@ def _evaluation_engine(policy: Path | str, model: ModelConfig) -> tuple[Transfor
     from rest_core.algorithm.token_bytes import stop_ids
     from rest_core.memory import keep_freed_memory
     from rest_core.model.loading import load_model, load_tokenizer
+    from rest_core.preflight.gpu import require_visible
     from rest_core.rollout.transformers_engine import TransformersEngine
 
+    on_gpu = require_visible() > 0
     keep_freed_memory()
     tokenizer = load_tokenizer(policy, model)
     dtype = getattr(torch, model.dtype)
     loaded = load_model(policy, model, dtype=dtype)
-    if torch.cuda.is_available():
+    if on_gpu:
         loaded.to("cuda")
     engine = TransformersEngine.taking_over(
         loaded, dtype=dtype, stop_ids=stop_ids(tokenizer), pad_id=tokenizer.pad_token_id

@@ -58,6 +58,24 @@ def fits(node: Any, asked: Gpus) -> bool:
     )
 
 
+def require_visible() -> int:
+    """The number of GPUs that torch sees; at least as many as the pod was given, lest work meant for one runs without.
+
+    Raises:
+        UserError: the pod was given GPUs that torch does not see.
+    """
+    import torch
+
+    given = pods.gpus_given()
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if visible < given:
+        raise UserError(
+            f"this pod was given {given} GPU{'s' if given > 1 else ''}, torch {torch.__version__} sees {visible}: use "
+            "the image's CUDA build, and a driver on the node that is new enough for it"
+        )
+    return visible
+
+
 def require_memory(source: str | Path, model: ModelConfig, section: SftConfig | RlConfig) -> None:
     """In a training, before anything is loaded: whether its GPUs are there and have room.
 
@@ -72,13 +90,7 @@ def require_memory(source: str | Path, model: ModelConfig, section: SftConfig | 
     """
     import torch
 
-    given = pods.gpus_given()
-    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if visible < given:
-        raise UserError(
-            f"this pod was given {given} GPU{'s' if given > 1 else ''}, torch {torch.__version__} sees {visible}: use "
-            "the image's CUDA build, and a driver on the node that is new enough for it"
-        )
+    visible = require_visible()
     if not visible:
         return
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"

@@ -72,8 +72,15 @@ def _table(stages: Sequence[StageEnd]) -> str:
     lines = ["| | stage | ended as | time | MLflow |", "|---|---|---|---|---|"]
     for one in stages:
         ended = f"skipped: {one.skipped}" if one.skipped else "killed without a word" if one.is_open else one.status
-        lines.append(f"| {_MARKS.get(one.status, '❌')} | {one.name} | {ended} | {one.seconds:.0f} s | {one.link} |")
+        lines.append(
+            f"| {_MARKS.get(one.status, '❌')} | {one.name} | {ended} | {one.seconds:.0f} s | {_link(one.link)} |"
+        )
     return "\n".join(lines)
+
+
+def _link(page: str) -> str:
+    """A link to a run's page; for a local store, how to get there."""
+    return f"[{page.partition('/runs/')[2][:8]}]({page})" if page.startswith("http") else page
 
 
 def _code(lines: Sequence[str], language: str = "") -> str:

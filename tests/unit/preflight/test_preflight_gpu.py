@@ -147,6 +147,7 @@ def test_a_training_on_a_cpu_needs_no_gpu_unless_it_was_given_one(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv(pods.GPUS_VARIABLE, raising=False)
     gpu.require_memory(model.source, model, RlConfig())
+    assert gpu.require_visible() == 0
     monkeypatch.setenv(pods.GPUS_VARIABLE, "2")
     with pytest.raises(UserError, match=r"was given 2 GPUs, torch .* sees 0: use the image's CUDA build"):
         gpu.require_memory(model.source, model, RlConfig())
