@@ -351,6 +351,19 @@ def test_the_committed_yaml_is_what_make_compile_writes(tmp_path: Path, monkeypa
     assert new == committed, "stale: run `make compile`"
 
 
+def test_a_platform_that_does_not_fit_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from rest_core.cli import cli
+
+    (tmp_path / "platform.yaml").write_text("stages: {rest_rl: {cpu: eight}}", encoding="utf-8")
+    files = ("--platform", str(tmp_path / "platform.yaml"), "--output", str(tmp_path / "rest.yaml"))
+    result = CliRunner().invoke(cli, ["compile", "--profile", "tiny", *files])
+    assert isinstance(result.exception, UserError)
+    assert "stages.rest_rl.cpu" in str(result.exception)
+    assert not (tmp_path / "rest.yaml").exists()
+
+
 def test_yaml_goes_into_a_yaml_file_that_can_be_written(tmp_path: Path) -> None:
     pipeline = build(config.load("tiny"))
     with pytest.raises(UserError, match=r"\.yaml"):
