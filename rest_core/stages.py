@@ -4,7 +4,9 @@ The same function runs from the command line, under kfp.local, in a container an
 writes `metrics.json` and, last of all, `manifest.json`; an error that the user can mend is also left as `error.json`.
 A stage that is switched off passes its input on, or says in its manifest that it was skipped and why.
 
-The training stages may run as several processes (`accelerate launch`): all train, the first alone writes and records.
+The training stages may run as several processes (`rest_core.nodes`, `accelerate launch`): all train, the first alone
+writes and records. Where a storage location is configured, large outputs go there, and the folder refers to them
+(`rest_core.handoff`).
 """
 
 from __future__ import annotations
@@ -23,21 +25,24 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from rest_core import manifest, storage
+from rest_core import handoff, manifest, storage
 from rest_core.config import (
     ApiBankConfig,
     BfclConfig,
     DataConfig,
     GenerationConfig,
+    LaunchConfig,
     ModelConfig,
     RegistryConfig,
     RlConfig,
     SftConfig,
+    StorageConfig,
     TrackingConfig,
+    VllmEngineConfig,
 )
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.failures import Failure, ending_together
-from rest_core.processes import is_main_process
+from rest_core.processes import is_launched, is_main_process
 from rest_core.tracking.runs import StageRun, finish_pipeline, stage_run
 
 if TYPE_CHECKING:
@@ -48,6 +53,9 @@ log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 ERROR_FILE = "error.json"
+
+_AS_IT_IS = StorageConfig()
+_BY_ITSELF = LaunchConfig()
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class _Stage:
     out: Path
     run: StageRun | _NoRun
     sections: Mapping[str, BaseModel]
+    storage: StorageConfig = _AS_IT_IS
     inputs: dict[str, Any] = field(default_factory=dict)
 
     def finish(self, metrics: dict[str, float], **counts: Any) -> StageResult:
@@ -75,7 +84,12 @@ class _Stage:
         self.run.summary(metrics)
         (self.out / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         config = {name: section.model_dump(mode="json") for name, section in self.sections.items()}
-        manifest.write(self.out, stage=self.name, config=config, inputs=self.inputs, counts={**counts, **metrics})
+        files = manifest.contents(self.out)
+        manifest.write(
+            self.out, stage=self.name, config=config, inputs=self.inputs, counts={**counts, **metrics}, files=files
+        )
+        if self.storage.location is not None and handoff.read(self.out) is None:
+            handoff.deliver(self.out, self.storage.location, self.name, files)
         return StageResult(metrics, counts.get("skipped"))
 
     def skip(self, reason: str) -> StageResult:
@@ -107,7 +121,12 @@ class _NoRun:
 
 @contextmanager
 def _stage(
-    name: str, out: Path, tracking: TrackingConfig, pipeline_run: str, **sections: BaseModel
+    name: str,
+    out: Path,
+    tracking: TrackingConfig,
+    pipeline_run: str,
+    storage_config: StorageConfig = _AS_IT_IS,
+    **sections: BaseModel,
 ) -> Iterator[_Stage]:
     """Everything around a stage: its folder, its MLflow run, and its errors told in one line."""
     if not is_main_process():
@@ -117,14 +136,14 @@ def _stage(
     try:
         with storage.disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
-            for stale in (ERROR_FILE, METRICS_FILE, manifest.FILE_NAME):
+            for stale in (ERROR_FILE, METRICS_FILE, manifest.FILE_NAME, handoff.FILE_NAME):
                 (out / stale).unlink(missing_ok=True)
         spool = out.with_name(f"{out.name}.tracking")
         with (
             stage_run(tracking, stage=name, pipeline_run=pipeline_run, spool=spool, parameters=sections) as run,
             ending_together(lambda failure: _record_failure(name, out, run, failure)),
         ):
-            yield _Stage(name, out, run, sections)
+            yield _Stage(name, out, run, sections, storage_config)
     except (UserError, Preempted) as error:
         _leave_error(name, out, error)
         raise
@@ -135,6 +154,17 @@ def _stage(
         full = UserError(f"{place}: no space left on the disk; free some and start the stage again")
         _leave_error(name, out, full)
         raise full from error
+
+
+@contextmanager
+def _errors_left(name: str, out: Path) -> Iterator[None]:
+    """Around a stage that runs elsewhere: an error that has left no `error.json` there leaves one here."""
+    try:
+        yield
+    except (UserError, Preempted) as error:
+        out.mkdir(parents=True, exist_ok=True)
+        _leave_error(name, out, error)
+        raise
 
 
 def _record_failure(name: str, out: Path, run: StageRun, failure: Failure) -> None:
@@ -161,6 +191,7 @@ def prepare_data(
     tracking: TrackingConfig,
     pipeline_run: str,
     out: Path,
+    storage: StorageConfig = _AS_IT_IS,
 ) -> StageResult:
     """Read, validate, deduplicate, measure and split the training data."""
     from rest_core.data.evaluation_sets import evaluation_questions
@@ -168,7 +199,9 @@ def prepare_data(
     from rest_core.data.prompts import template_text
     from rest_core.model.loading import load_tokenizer
 
-    with _stage("prepare-data", out, tracking, pipeline_run, model=model, data=data, api_bank=api_bank) as stage:
+    with _stage(
+        "prepare-data", out, tracking, pipeline_run, storage, model=model, data=data, api_bank=api_bank
+    ) as stage:
         tokenizer = load_tokenizer(model.source, model)
         folder, reason = _api_bank_folder(api_bank)
         if folder is None:
@@ -202,13 +235,37 @@ def prepare_data(
 
 
 def sft_warmup(
-    *, model: ModelConfig, sft: SftConfig, tracking: TrackingConfig, pipeline_run: str, dataset: Path, out: Path
+    *,
+    model: ModelConfig,
+    sft: SftConfig,
+    tracking: TrackingConfig,
+    pipeline_run: str,
+    dataset: Path,
+    out: Path,
+    launch: LaunchConfig = _BY_ITSELF,
+    storage: StorageConfig = _AS_IT_IS,
 ) -> StageResult:
-    """Supervised warm-up; the model is passed on by reference where `sft.enabled` is false."""
+    """Supervised warm-up; the model is passed on by reference where `sft.enabled` is false.
+
+    Runs as one process a GPU, or as many as `launch` says.
+    """
     from rest_core.data.store import load_split, to_sample
     from rest_core.model.loading import load_model, load_tokenizer, write_reference
+    from rest_core.nodes import launcher
 
-    with _stage("sft-warmup", out, tracking, pipeline_run, model=model, sft=sft) as stage:
+    sections = {"model": model, "sft": sft, "tracking": tracking, "storage": storage}
+    if sft.enabled and (processes := launcher.processes(launch)) > 1:
+        with _errors_left("sft-warmup", out):
+            return launcher.run(
+                "sft",
+                sections,
+                {"dataset": dataset},
+                pipeline_run=pipeline_run,
+                out=out,
+                processes=processes,
+                sharding=launch.sharding,
+            )
+    with _stage("sft-warmup", out, tracking, pipeline_run, storage, model=model, sft=sft) as stage:
         digest = stage.add_input("dataset", dataset)
         if not sft.enabled:
             if is_main_process():
@@ -216,6 +273,7 @@ def sft_warmup(
             return stage.skip("switched off (sft.enabled=false): cold start")
         from rest_core.training import sft as training
 
+        dataset = handoff.fetch(dataset)
         samples = [to_sample(row) for row in load_split(dataset, "sft")]
         validation = [to_sample(row) for row in load_split(dataset, "sft_validation")]
         stage.run.dataset("sft", source=str(dataset), digest_sha256=digest, rows=len(samples), context="training")
@@ -245,14 +303,41 @@ def rest_rl(
     dataset: Path,
     policy: Path | str,
     out: Path,
+    launch: LaunchConfig = _BY_ITSELF,
+    storage: StorageConfig = _AS_IT_IS,
 ) -> StageResult:
-    """ResT training; the policy is passed on where `rl.enabled` is false."""
+    """ResT training; the policy is passed on where `rl.enabled` is false.
+
+    Runs as one process a GPU, or as many as `launch` says, or on several nodes. Where a storage location is configured
+    and `rl.mirror` is not, checkpoints are mirrored to it, for this pipeline run to take up when the stage is retried.
+    """
     from rest_core.data.store import load_split, to_sample
     from rest_core.model.chat import encode_prompt
     from rest_core.model.loading import load_model, load_tokenizer, pass_on
+    from rest_core.nodes import launcher
     from rest_core.response import parse
 
-    with _stage("rest-rl", out, tracking, pipeline_run, model=model, rl=rl) as stage:
+    if storage.location is not None and rl.mirror is None:
+        rl = rl.model_copy(update={"mirror": f"{handoff.scratch(storage.location, pipeline_run)}/checkpoints"})
+    sections = {"model": model, "rl": rl, "tracking": tracking, "storage": storage}
+    if rl.enabled and launch.train_job is not None and not is_launched():
+        from rest_core.nodes import train_job
+
+        with _errors_left("rest-rl", out):
+            return train_job.run(sections, dataset, policy, pipeline_run=pipeline_run, out=out, launch=launch)
+    most = 1 if isinstance(rl.engine, VllmEngineConfig) else None  # vLLM in the process: a training of one
+    if rl.enabled and (processes := launcher.processes(launch, most)) > 1:
+        with _errors_left("rest-rl", out):
+            return launcher.run(
+                "train",
+                sections,
+                {"dataset": dataset, "policy": policy},
+                pipeline_run=pipeline_run,
+                out=out,
+                processes=processes,
+                sharding=launch.sharding,
+            )
+    with _stage("rest-rl", out, tracking, pipeline_run, storage, model=model, rl=rl) as stage:
         digest = stage.add_input("dataset", dataset)
         origin = stage.add_input("policy", policy)
         if not rl.enabled:
@@ -262,6 +347,7 @@ def rest_rl(
         from rest_core.training.plots import training_figure
         from rest_core.training.rl import Observer, RlTrainer, Task
 
+        dataset = handoff.fetch(dataset)
         tokenizer = load_tokenizer(policy, model)
         samples = [to_sample(row) for row in load_split(dataset, "rl")]
         held_out = [to_sample(row) for row in load_split(dataset, "rl_validation")] if rl.evaluate_every else []
@@ -363,7 +449,6 @@ def register(
     out: Path,
 ) -> StageResult:
     """Register the trained model as `challenger`, and close the pipeline's run."""
-    from rest_core.model.loading import is_reference
     from rest_core.tracking import registry as models
     from rest_core.tracking.store import connect
 
@@ -374,10 +459,11 @@ def register(
         checkpoint = Path(policy)
         if not registry.enabled:
             result = stage.skip("switched off (registry.enabled=false)")
-        elif not checkpoint.is_dir() or is_reference(checkpoint):
+        elif not checkpoint.is_dir() or handoff.is_base_model(checkpoint):
             result = stage.skip("nothing was trained: the policy is the base model")
         else:
             facts = _facts(pipeline_run, dataset, checkpoint, evaluations)
+            checkpoint = handoff.fetch(checkpoint)
             client = connect(tracking)
             if not stage.run.wait(timeout=60) or stage.run.run_id is None:
                 raise UserError("MLflow has not taken the stage's run within 60 s; start the stage again")
