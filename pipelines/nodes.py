@@ -1,13 +1,21 @@
-"""How the training stages are launched on a platform: a TrainJob where rest-rl is to run on several nodes."""
+"""What the stages are told of the platform: where large outputs go, and how trainings are launched.
+
+These two sections of the configuration are parameters of the pipelines, as the others are.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pipelines.platform import Platform, Volume
-from rest_core.config import LaunchConfig, TrainJobConfig
+from rest_core.config import LaunchConfig, StorageConfig, TrainJobConfig
 
 _SHM = "shm"  # the volume of that name in deploy/training-runtime.yaml
+
+
+def storage_on(platform: Platform, storage: StorageConfig) -> StorageConfig:
+    """`storage`, or the platform's location where the profile names none."""
+    return storage if storage.location is not None else StorageConfig(location=platform.storage.location)
 
 
 def launch_on(platform: Platform, launch: LaunchConfig) -> LaunchConfig:

@@ -1,18 +1,25 @@
-"""From platform.yaml to the TrainJob of rest-rl."""
+"""From platform.yaml to the sections `launch`, with the TrainJob of rest-rl, and `storage`."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipelines.nodes import launch_on
+from pipelines.nodes import launch_on, storage_on
 from pipelines.platform import Platform
-from rest_core.config import LaunchConfig, validate
+from rest_core.config import LaunchConfig, StorageConfig, validate
 
 
 @pytest.mark.parametrize("stages", [{}, {"rest_rl": {"nodes": 1}}, {"sft_warmup": {"nodes": 2}}])
 def test_one_node_needs_no_train_job(stages: dict[str, object]) -> None:
     launch = LaunchConfig(processes=4)
     assert launch_on(Platform.model_validate({"stages": stages}), launch) is launch
+
+
+def test_outputs_go_where_the_profile_says_else_the_platform() -> None:
+    platform = Platform.model_validate({"storage": {"location": "s3://rest/team"}})
+    assert storage_on(platform, StorageConfig()).location == "s3://rest/team"
+    assert storage_on(platform, StorageConfig(location="/work/rest")).location == "/work/rest"
+    assert storage_on(Platform(), StorageConfig()).location is None
 
 
 def test_what_the_platform_leaves_out_is_left_out() -> None:
