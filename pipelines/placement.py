@@ -38,6 +38,8 @@ def place(task: dsl.PipelineTask, platform: Platform, stage: str | None = None) 
     """
     stage = stage or task.name
     own = platform.stage(stage)
+    if (own.nodes or 1) > 1:
+        own = _waiting(platform, own)
     identify(task, stage)
     _choose_image(task, platform, stage)
     _ask_for_resources(task, own)
@@ -86,9 +88,27 @@ def surroundings(platform: Platform) -> Surroundings:
             for volume in (platform.volumes.model_cache, platform.volumes.work)
             if volume is not None
         ),
-        location=platform.storage.location,
         gpus=tuple(gpus),
     )
+
+
+def cache_variables(platform: Platform) -> dict[str, str]:
+    """Environment variables that send downloads to the model cache, else to a folder of the work volume."""
+    cache, work = platform.volumes.model_cache, platform.volumes.work
+    if cache is not None:
+        folder = cache.path.rstrip("/")
+    elif work is not None:
+        folder = f"{work.path.rstrip('/')}/.cache"
+    else:
+        return {}
+    return {"HF_HOME": f"{folder}/huggingface", "XDG_CACHE_HOME": folder}  # rest_core.storage.cache_folder reads this
+
+
+def _waiting(platform: Platform, own: StagePlatform) -> StagePlatform:
+    """What the pod of a training on several nodes asks for: it follows a TrainJob, whose pods have what `own` says."""
+    default = platform.stages.default
+    lasting = {"timeout_seconds": own.timeout_seconds, "retries": own.retries}
+    return default.model_copy(update={"gpu": None, "shm_size": None, **lasting})
 
 
 def _choose_image(task: dsl.PipelineTask, platform: Platform, stage: str) -> None:
@@ -105,25 +125,21 @@ def _ask_for_resources(task: dsl.PipelineTask, own: StagePlatform) -> None:
         task.set_cpu_request(own.cpu).set_cpu_limit(own.cpu)
     if own.memory is not None:
         task.set_memory_request(own.memory).set_memory_limit(own.memory)
-    # A training on several nodes has its GPUs in the pods of its TrainJob, not in the one that follows it.
-    if own.gpu is not None and (own.nodes or 1) == 1:
+    if own.gpu is not None:
         task.set_accelerator_type(own.gpu.resource).set_accelerator_limit(own.gpu.count)
         task.set_env_variable(GPUS_VARIABLE, str(own.gpu.count))
 
 
 def _mount(task: dsl.PipelineTask, platform: Platform, stage: str, shm_size: str | None) -> None:
-    """Volumes; downloads go to the model cache, else to a folder of the work volume, to be kept between runs."""
+    """Volumes; what is downloaded is kept on one of them between runs."""
     cache, work = platform.volumes.model_cache, platform.volumes.work
     if work is not None:
         kubernetes.mount_pvc(task, work.claim, work.path, work.sub_path)
     if stage in _LOAD_MODELS_OR_DATA:
-        folder = None if work is None else f"{work.path.rstrip('/')}/.cache"
         if cache is not None:
             kubernetes.mount_pvc(task, cache.claim, cache.path, cache.sub_path)
-            folder = cache.path.rstrip("/")
-        if folder is not None:
-            task.set_env_variable("HF_HOME", f"{folder}/huggingface")
-            task.set_env_variable("XDG_CACHE_HOME", folder)  # of rest_core.storage.cache_folder
+        for name, value in cache_variables(platform).items():
+            task.set_env_variable(name, value)
     if shm_size is not None:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=shm_size)
 

@@ -22,6 +22,7 @@ from components.prepare_data.component import prepare_data
 from components.report_status.component import report_status
 from components.rest_rl.component import rest_rl
 from components.sft_warmup.component import sft_warmup
+from pipelines.nodes import launch_on, storage_on
 from pipelines.placement import identify, place, surroundings
 from pipelines.platform import Platform
 from rest_core.config import Config
@@ -29,7 +30,7 @@ from rest_core.errors import UserError
 
 # The stages in their order, by the names of their tasks.
 STAGES = ("prepare-data", "sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank", "compare-and-register")
-PARAMETERS = ("model", "data", "sft", "rl", "bfcl", "api_bank", "registry", "tracking")
+PARAMETERS = ("model", "data", "sft", "rl", "bfcl", "api_bank", "registry", "tracking", "storage", "launch")
 
 
 def build(config: Config, *, platform: Platform | None = None) -> GraphComponent:
@@ -40,6 +41,9 @@ def build(config: Config, *, platform: Platform | None = None) -> GraphComponent
         platform: where and how the pods of a cluster run; None for a run on this machine.
     """
 
+    if platform is not None:
+        told = {"storage": storage_on(platform, config.storage), "launch": launch_on(platform, config.launch)}
+        config = config.model_copy(update=told)
     default = {name: getattr(config, name).to_parameter() for name in PARAMETERS}
 
     @dsl.pipeline(name="rest-pipeline", description="Prepare data, warm up, train with ResT, evaluate, register")
@@ -52,10 +56,13 @@ def build(config: Config, *, platform: Platform | None = None) -> GraphComponent
         api_bank: dict = default["api_bank"],
         registry: dict = default["registry"],
         tracking: dict = default["tracking"],
+        storage: dict = default["storage"],
+        launch: dict = default["launch"],
         pipeline_run: str = "",
     ) -> None:
         sections: dict[str, Any] = {"model": model, "data": data, "sft": sft, "rl": rl, "bfcl": bfcl}
-        sections |= {"api_bank": api_bank, "registry": registry, "tracking": tracking, "pipeline_run": pipeline_run}
+        sections |= {"api_bank": api_bank, "registry": registry, "tracking": tracking}
+        sections |= {"storage": storage, "launch": launch, "pipeline_run": pipeline_run}
         if platform is None:
             for stage, task in line(sections).items():
                 identify(task, stage)
@@ -80,12 +87,13 @@ def watched(platform: Platform, sections: dict[str, Any]) -> Iterator[dsl.Pipeli
     """
     # KFP itself fills in `final`, the status of what the handler surrounds.
     links = {"kfp": platform.kfp_url or "null"}
-    status = report_status(links=links, **_of(sections, "tracking", "pipeline_run"))
+    status = report_status(links=links, **_of(sections, "tracking", "storage", "launch", "pipeline_run"))
     place(status, platform, "report-status")
     with dsl.ExitHandler(status, name="run"):
         checked = preflight(
             surroundings=surroundings(platform).to_parameter(),
-            **_of(sections, "model", "data", "sft", "rl", "api_bank", "registry", "tracking", "pipeline_run"),
+            **_of(sections, "model", "data", "sft", "rl", "api_bank", "registry"),
+            **_of(sections, "tracking", "storage", "pipeline_run"),
         )
         place(checked, platform, "preflight")
         yield checked
@@ -100,12 +108,13 @@ def line(sections: dict[str, Any], *, after: dsl.PipelineTask | None = None) -> 
         after: a task that must have succeeded before the first stage.
     """
     common = _of(sections, "model", "tracking", "pipeline_run")
-    prepared = prepare_data(**common, **_of(sections, "data", "api_bank"))
+    training = {**common, **_of(sections, "launch", "storage")}
+    prepared = prepare_data(**common, **_of(sections, "data", "api_bank", "storage"))
     if after is not None:
         prepared.after(after)
     dataset = prepared.outputs["dataset"]
-    warmed = sft_warmup(**common, sft=sections["sft"], dataset=dataset)
-    trained = rest_rl(**common, rl=sections["rl"], dataset=dataset, policy=warmed.outputs["policy"])
+    warmed = sft_warmup(**training, sft=sections["sft"], dataset=dataset)
+    trained = rest_rl(**training, rl=sections["rl"], dataset=dataset, policy=warmed.outputs["policy"])
     policy = trained.outputs["trained"]
     on_bfcl = evaluate_bfcl(**common, bfcl=sections["bfcl"], policy=policy)
     on_api_bank = evaluate_api_bank(**common, api_bank=sections["api_bank"], policy=policy)

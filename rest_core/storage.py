@@ -120,7 +120,8 @@ def upload_folder(folder: Path, uri: str) -> str:
         if target.exists():
             raise UserError(f"{uri}: exists already; give a new destination")
         with disk_errors(target), written_aside(target) as aside:
-            shutil.copytree(folder, aside)
+            # Contents alone: whoever reads a shared folder may be another user than who could read the originals.
+            shutil.copytree(folder, aside, copy_function=shutil.copyfile)
         return uri
     bucket, prefix = _split(uri)
     files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: (p.name == MANIFEST, p))

@@ -14,6 +14,7 @@ def preflight(
     api_bank: dict,
     registry: dict,
     tracking: dict,
+    storage: dict,
     surroundings: dict,
     pipeline_run: str,
     report: dsl.Output[dsl.Artifact],
@@ -24,10 +25,10 @@ def preflight(
     from components.runtime import run_stage
     from rest_core import stages
 
-    sections = {"model": model, "data": data, "sft": sft, "rl": rl, "api_bank": api_bank}
+    sections = {"model": model, "data": data, "sft": sft, "rl": rl, "api_bank": api_bank, "registry": registry}
     run_stage(
         stages.preflight,
-        sections={**sections, "registry": registry, "tracking": tracking, "surroundings": surroundings},
+        sections={**sections, "tracking": tracking, "storage": storage, "surroundings": surroundings},
         pipeline_run=pipeline_run,
         out=report,
         metrics=metrics,

@@ -8,6 +8,8 @@ from components.images import image
 @dsl.component(base_image=image("base"), install_kfp_package=False)
 def report_status(
     tracking: dict,
+    storage: dict,
+    launch: dict,
     links: dict,
     pipeline_run: str,
     final: dsl.PipelineTaskFinalStatus,
@@ -21,9 +23,10 @@ def report_status(
     from components.runtime import run_stage
     from rest_core import stages
 
+    sections = {"tracking": tracking, "storage": storage, "launch": launch, "links": links}
     run_stage(
         stages.report_status,
-        sections={"tracking": tracking, "links": links, "final": asdict(final)},
+        sections={**sections, "final": asdict(final)},
         pipeline_run=pipeline_run,
         out=report,
         metrics=metrics,

@@ -10,6 +10,8 @@ def rest_rl(
     model: dict,
     rl: dict,
     tracking: dict,
+    launch: dict,
+    storage: dict,
     pipeline_run: str,
     dataset: dsl.Input[dsl.Dataset],
     policy: dsl.Input[dsl.Model],
@@ -22,7 +24,7 @@ def rest_rl(
 
     run_stage(
         stages.rest_rl,
-        sections={"model": model, "rl": rl, "tracking": tracking},
+        sections={"model": model, "rl": rl, "tracking": tracking, "launch": launch, "storage": storage},
         pipeline_run=pipeline_run,
         folders={"dataset": dataset, "policy": policy},
         out=trained,

@@ -10,6 +10,8 @@ def sft_warmup(
     model: dict,
     sft: dict,
     tracking: dict,
+    launch: dict,
+    storage: dict,
     pipeline_run: str,
     dataset: dsl.Input[dsl.Dataset],
     policy: dsl.Output[dsl.Model],
@@ -21,7 +23,7 @@ def sft_warmup(
 
     run_stage(
         stages.sft_warmup,
-        sections={"model": model, "sft": sft, "tracking": tracking},
+        sections={"model": model, "sft": sft, "tracking": tracking, "launch": launch, "storage": storage},
         pipeline_run=pipeline_run,
         folders={"dataset": dataset},
         out=policy,

@@ -90,7 +90,7 @@ COMMANDS = (
     _stage_command(
         "prepare",
         "prepare_data",
-        sections=("model", "data", "api_bank", "tracking"),
+        sections=("model", "data", "api_bank", "tracking", "storage"),
         inputs=(api_bank_option, data_option),
         help="""Make a dataset folder from tool-use data.
 
@@ -105,7 +105,7 @@ COMMANDS = (
     _stage_command(
         "sft",
         "sft_warmup",
-        sections=("model", "sft", "tracking"),
+        sections=("model", "sft", "tracking", "launch", "storage"),
         folders=("dataset",),
         help="""Warm the model up by supervised fine-tuning.
 
@@ -117,7 +117,7 @@ COMMANDS = (
     _stage_command(
         "train",
         "rest_rl",
-        sections=("model", "rl", "tracking"),
+        sections=("model", "rl", "tracking", "launch", "storage"),
         folders=("dataset", "policy"),
         help="""Train a policy with ResT.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,22 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from rest_core import storage
+from rest_core import handoff, storage
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError
 from rest_core.model import embedded
 
-REFERENCE_FILE = "policy.json"  # {"source": …}: a folder that stands for a model that lies elsewhere
-
 
 def write_reference(out: Path, source: str) -> None:
     """Make `out` a policy folder that refers to `source`, for a stage that passes its model on untouched."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / REFERENCE_FILE).write_text(json.dumps({"source": source}) + "\n", encoding="utf-8")
-
-
-def is_reference(folder: Path) -> bool:
-    """Whether a policy folder only refers to a model that lies elsewhere."""
-    return (folder / REFERENCE_FILE).is_file()
+    handoff.write(out, handoff.Reference(source=source))
 
 
 def pass_on(policy: str | Path, out: Path) -> None:
     """Make `out` the same policy as `policy`: a copy of a folder or of its reference, else a reference."""
     folder = Path(policy)
     if folder.is_dir():
-        (out / REFERENCE_FILE).unlink(missing_ok=True)  # of an earlier run into the same folder
+        (out / handoff.FILE_NAME).unlink(missing_ok=True)  # of an earlier run into the same folder
         shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json", "metrics.json"))
     else:
         write_reference(out, str(policy))
@@ -53,9 +44,9 @@ def resolve(source: str | Path) -> str:
     if text.startswith("s3://"):
         return resolve(storage.fetch(text, storage.cache_folder() / "models"))
     folder = Path(text)
-    if (folder / REFERENCE_FILE).is_file():
-        return resolve(_read_reference(folder / REFERENCE_FILE))
     if folder.is_dir():
+        if (reference := handoff.read(folder)) is not None:
+            return resolve(handoff.fetch(folder) if reference.files is not None else reference.source)
         if (folder / "config.json").is_file():
             return text
         if any(folder.glob("*.gguf")):
@@ -74,14 +65,6 @@ _PACKED = (
     "packed GGUF weights cannot be trained; load them once with GgufConfig(dequantize=True), save_pretrained() "
     "them, and give that folder"
 )
-
-
-def _read_reference(path: Path) -> str:
-    try:
-        source = json.loads(path.read_text(encoding="utf-8"))["source"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a reference to a model; run the stage that made it again") from None
-    return str(source)
 
 
 def load_tokenizer(source: str | Path, config: ModelConfig) -> Any:
@@ -168,7 +151,7 @@ def save_policy(model: Any, tokenizer: Any, out: Path, *, dtype: torch.dtype) ->
     described.dtype = dtype
     described.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / REFERENCE_FILE).unlink(missing_ok=True)  # of an earlier run into the same folder
+    (out / handoff.FILE_NAME).unlink(missing_ok=True)  # of an earlier run into the same folder
 
 
 def _configured_stop_ids(where: str, options: dict[str, Any]) -> list[int]:

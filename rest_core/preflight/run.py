@@ -6,7 +6,16 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from rest_core.config import ApiBankConfig, DataConfig, ModelConfig, RegistryConfig, RlConfig, SftConfig, TrackingConfig
+from rest_core.config import (
+    ApiBankConfig,
+    DataConfig,
+    ModelConfig,
+    RegistryConfig,
+    RlConfig,
+    SftConfig,
+    StorageConfig,
+    TrackingConfig,
+)
 from rest_core.errors import UserError
 from rest_core.pods import NotAllowed
 from rest_core.preflight import credentials, gpu, locations, mlflow_server, sources
@@ -31,11 +40,12 @@ def checks(
     api_bank: ApiBankConfig,
     registry: RegistryConfig,
     tracking: TrackingConfig,
+    storage: StorageConfig,
     surroundings: Surroundings,
 ) -> list[Check]:
     """The checks that this configuration on this platform calls for, with what each looks at."""
     places = (
-        ("storage.location", surroundings.location),
+        ("storage.location", storage.location),
         ("registry.destination", registry.destination if registry.enabled else None),
         ("rl.mirror", rl.mirror if rl.enabled else None),
     )

@@ -53,5 +53,4 @@ class Gpus(Section):
 class Surroundings(Section):
     secrets: tuple[Secret, ...] = ()
     mounts: tuple[Mount, ...] = ()
-    location: str | None = Field(None, description="s3:// URI or folder that large artifacts go to")
     gpus: tuple[Gpus, ...] = ()

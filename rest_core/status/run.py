@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rest_core import pods
-from rest_core.config import TrackingConfig
+from rest_core.config import LaunchConfig, StorageConfig, TrackingConfig
 from rest_core.errors import UserError
 from rest_core.pods import NotAllowed, PodEnd
-from rest_core.status import runs
+from rest_core.status import leftovers, runs
 from rest_core.status.final import FinalStatus, Links, Verdict
 from rest_core.status.report import Failure, Outcome, markdown
 from rest_core.status.reproduce import commands
@@ -25,8 +26,17 @@ log = logging.getLogger(__name__)
 LOG_LINES = 30
 
 
-def conclude(tracking: TrackingConfig, links: Links, final: FinalStatus, *, pipeline_run: str, page: Path) -> Outcome:
-    """Report on a run whose stages have all ended, and end its MLflow runs that are still open.
+def conclude(
+    tracking: TrackingConfig,
+    links: Links,
+    final: FinalStatus,
+    *,
+    storage: StorageConfig,
+    launch: LaunchConfig,
+    pipeline_run: str,
+    page: Path,
+) -> Outcome:
+    """Report on a run whose stages have all ended, end its MLflow runs that are still open, remove its leftovers.
 
     An MLflow server or a Kubernetes API that does not answer makes the report shorter, and is said in it.
 
@@ -34,6 +44,8 @@ def conclude(tracking: TrackingConfig, links: Links, final: FinalStatus, *, pipe
         tracking: where MLflow is.
         links: where KFP's pages are.
         final: what KFP tells of the whole.
+        storage: where the run's scratch space is.
+        launch: whether the run had TrainJobs.
         pipeline_run: the run's key in MLflow.
         page: the file that the report is written to.
     """
@@ -42,6 +54,8 @@ def conclude(tracking: TrackingConfig, links: Links, final: FinalStatus, *, pipe
     client, pipeline = _mlflow(tracking, pipeline_run, notes)
     uri = store.resolve_uri(tracking)
     outcome = _outcome(links, final, pipeline_run, client, pipeline, uri, ends, notes)
+    removed = leftovers.remove(storage, launch, pipeline_run, succeeded=outcome.succeeded)
+    outcome = replace(outcome, notes=(*outcome.notes, *removed))
     text = markdown(outcome)
     page.write_text(text, encoding="utf-8")
     log.info("%s\n%s", outcome.line, text)

@@ -172,7 +172,6 @@ def test_preflight_is_told_what_the_pods_are_promised(compiled: Compiled) -> Non
         "tracking": ("MLFLOW_TRACKING_URI",),
     }
     assert [(mount.claim, mount.path) for mount in surroundings.mounts] == [("cache", "/cache/"), ("work", "/work")]
-    assert surroundings.location == "s3://bucket/runs"
     asked = {gpus.stage: gpus for gpus in surroundings.gpus}
     assert set(asked) == set(GPU_STAGES)
     assert (asked["rest-rl"].resource, asked["rest-rl"].count, asked["rest-rl"].nodes) == ("amd.com/gpu", 8, 1)
@@ -219,12 +218,32 @@ def test_resources_are_requested_and_bounded_and_gpus_go_to_gpu_stages_alone(com
         assert compiled.environment(task).get(GPUS_VARIABLE, "") == expected[1]
 
 
-def test_a_training_on_several_nodes_holds_no_gpu_in_the_pod_that_follows_it(tmp_path: Path) -> None:
-    platform = Platform.model_validate({"stages": {"rest_rl": {"gpu": {"count": 8}, "nodes": 2}}})
+def test_a_training_on_several_nodes_asks_for_them_in_its_train_job_alone(tmp_path: Path) -> None:
+    stage = {"gpu": {"count": 8}, "nodes": 2, "memory": "512Gi", "shm_size": "64Gi", "node_selector": {"pool": "a100"}}
+    lasting = {"timeout_seconds": 86400, "retries": {"count": 5}}
+    platform = Platform.model_validate({"stages": {"default": {"memory": "8Gi"}, "rest_rl": {**stage, **lasting}}})
     compiled = Compiled(tmp_path / "pipeline.yaml", config.load("tiny"), platform)
-    assert not compiled.containers["rest-rl"].resources.HasField("accelerator")
+    resources = compiled.containers["rest-rl"].resources
+    assert not resources.HasField("accelerator") and resources.resource_memory_limit == "8Gi"
+    pod = compiled.pods["rest-rl"]
+    assert not pod.node_selector.labels and not pod.empty_dir_mounts
+    assert pod.active_deadline_seconds == 86400
+    assert compiled.handled["rest-rl"].retry_policy.max_retry_count == 5
     (asked,) = surroundings(platform).gpus
-    assert (asked.count, asked.nodes) == (8, 2)
+    assert (asked.count, asked.nodes, asked.node_selector) == (8, 2, {"pool": "a100"})
+    launch = json_format.MessageToDict(compiled.spec.root.input_definitions.parameters["launch"].default_value)
+    job = config.validate(config.LaunchConfig, launch, where="launch").train_job
+    assert job is not None
+    assert (job.nodes, job.resources) == (2, {"memory": "512Gi", "nvidia.com/gpu": "8"})
+
+
+def test_preflight_and_the_stages_are_told_where_large_outputs_go(compiled: Compiled) -> None:
+    storage = compiled.spec.root.input_definitions.parameters["storage"].default_value
+    assert json_format.MessageToDict(storage) == {"location": "s3://bucket/runs"}
+    for task in ("preflight", "prepare-data", "sft-warmup", "rest-rl"):
+        assert (
+            compiled.handled[task].inputs.parameters["storage"].component_input_parameter == "pipelinechannel--storage"
+        )
 
 
 def test_node_selectors_tolerations_and_shared_memory_are_of_their_stage(compiled: Compiled) -> None:

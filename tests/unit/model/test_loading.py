@@ -13,7 +13,7 @@ from moto import mock_aws
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from rest_core import storage
+from rest_core import handoff, storage
 from rest_core.algorithm.token_bytes import stop_ids, token_bytes
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError
@@ -44,15 +44,15 @@ def test_a_folder_and_a_hub_id_stand_for_themselves(tiny_checkpoint: Path) -> No
 def test_references_are_followed(tiny_checkpoint: Path, tmp_path: Path) -> None:
     loading.write_reference(tmp_path / "one", str(tiny_checkpoint))
     loading.write_reference(tmp_path / "two", str(tmp_path / "one"))
-    assert loading.is_reference(tmp_path / "two")
+    assert handoff.is_base_model(tmp_path / "two")
     assert loading.resolve(tmp_path / "two") == str(tiny_checkpoint)
     assert loading.load_tokenizer(tmp_path / "two", CONFIG).eos_token == "<|end|>"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '"x"'])
 def test_a_damaged_reference_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / "policy.json").write_text(content)
-    assert told(loading.resolve, tmp_path).startswith(f"{tmp_path / 'policy.json'}: not a reference")
+    (tmp_path / "reference.json").write_text(content)
+    assert told(loading.resolve, tmp_path).startswith(f"{tmp_path / 'reference.json'}: not a reference")
 
 
 def test_packed_weights_are_refused(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ SURROUNDINGS = Surroundings(
 
 
 def sections(config: Config, tracking: TrackingConfig) -> dict[str, Any]:
-    names = ("model", "data", "sft", "rl", "api_bank", "registry")
+    names = ("model", "data", "sft", "rl", "api_bank", "registry", "storage")
     return {**{name: getattr(config, name) for name in names}, "tracking": tracking}
 
 
@@ -54,11 +54,11 @@ def test_there_is_a_check_for_everything_that_the_run_uses(config: Config, track
     values = sections(config, tracking)
     names = [name for name, _ in run.checks(**values, surroundings=Surroundings())]
     assert names == ["MLflow", "model", "data"]
-    places = load("tiny", ("registry.destination=/models", "rl.mirror=/mirror"))
-    values |= {"registry": places.registry, "rl": places.rl, "api_bank": places.api_bank}
+    places = load("tiny", ("storage.location=/runs", "registry.destination=/models", "rl.mirror=/mirror"))
+    values |= {name: getattr(places, name) for name in ("storage", "registry", "rl", "api_bank")}
     names = [name for name, _ in run.checks(**values, surroundings=SURROUNDINGS)]
     assert names == [
-        *("Secret keys", "volume work", "registry.destination", "rl.mirror"),
+        *("Secret keys", "volume work", "storage.location", "registry.destination", "rl.mirror"),
         *("MLflow", "model", "data", "API-Bank", "GPU of rest-rl"),
     ]
 

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
 
-from rest_core import manifest, pods, stages
-from rest_core.config import RlConfig, TrackingConfig
+from rest_core import handoff, manifest, pods, stages
+from rest_core.config import LaunchConfig, RlConfig, StorageConfig, TrackingConfig
 from rest_core.errors import Preempted, UserError
 from rest_core.status.final import FinalStatus, Links
 from rest_core.status.reproduce import commands, locate
@@ -75,9 +75,13 @@ def stage(tracking: TrackingConfig, tmp_path: Path, client: MlflowClient) -> Cal
 def end(tracking: TrackingConfig, tmp_path: Path, client: MlflowClient) -> Callable[..., tuple[Any, str]]:
     """end(final) concludes the run; returns the outcome and the report."""
 
-    def run(final: FinalStatus = FAILED, where: TrackingConfig = tracking) -> tuple[Any, str]:
+    def run(
+        final: FinalStatus = FAILED,
+        where: TrackingConfig = tracking,
+        storage: StorageConfig = StorageConfig(),  # noqa: B008  (immutable)
+    ) -> tuple[Any, str]:
         page = tmp_path / "report.md"
-        outcome = conclude(where, LINKS, final, pipeline_run=RUN, page=page)
+        outcome = conclude(where, LINKS, final, storage=storage, launch=LaunchConfig(), pipeline_run=RUN, page=page)
         return outcome, page.read_text(encoding="utf-8")
 
     return run
@@ -246,6 +250,18 @@ def test_without_rights_and_without_mlflow_the_report_says_so(end: Any, cluster:
     assert "kubectl get pods -l pipeline/runid=run-1" in outcome.line
 
 
+def test_the_scratch_space_of_a_run_goes_when_it_is_needed_no_more(stage: Any, end: Any, tmp_path: Path) -> None:
+    storage = StorageConfig(location=str(tmp_path / "store"))
+    scratch = Path(handoff.scratch(str(storage.location), RUN))
+    (scratch / "checkpoints").mkdir(parents=True)
+    (scratch / "checkpoints" / "step-3").touch()
+    stage("rest-rl", UserError("no"))
+    end(FAILED, storage=storage)
+    assert (scratch / "checkpoints" / "step-3").exists()  # for a retry
+    end(SUCCEEDED, storage=storage)
+    assert not list(scratch.rglob("step-3"))
+
+
 def test_each_trial_of_an_ablation_has_stages_of_its_own(
     stage: Any, end: Any, client: MlflowClient, tracking: TrackingConfig
 ) -> None:
@@ -274,7 +290,8 @@ def test_the_stage_leaves_page_figures_and_manifest(
 ) -> None:
     stage("rest-rl", UserError("no"))
     out = tmp_path / "status"
-    result = stages.report_status(tracking=tracking, links=Links(), final=FAILED, pipeline_run=RUN, out=out)
+    sections: dict[str, Any] = {"tracking": tracking, "storage": StorageConfig(), "launch": LaunchConfig()}
+    result = stages.report_status(**sections, links=Links(), final=FAILED, pipeline_run=RUN, out=out)
     assert result.metrics == {"run/succeeded": 0.0}
     assert (out / stages.PAGE_FILE).read_text(encoding="utf-8").startswith("# ❌ failed in rest-rl")
     assert manifest.read(out)["counts"]["outcome"] == "rest-rl failed: no"
