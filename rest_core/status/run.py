@@ -52,7 +52,7 @@ def conclude(
     notes: list[str] = []
     ends = _pods(notes)
     client, pipeline = _mlflow(tracking, pipeline_run, notes)
-    uri = store.resolve_uri(tracking)
+    uri = store.resolve_uri(tracking) if pipeline is not None else ""
     outcome = _outcome(links, final, pipeline_run, client, pipeline, uri, ends, notes)
     removed = leftovers.remove(storage, launch, pipeline_run, succeeded=outcome.succeeded)
     outcome = replace(outcome, notes=(*outcome.notes, *removed))

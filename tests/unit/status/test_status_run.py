@@ -278,6 +278,11 @@ def test_each_trial_of_an_ablation_has_stages_of_its_own(
     assert client.get_run(trial.info.run_id).info.status == "FAILED"
 
 
+def test_an_address_of_mlflow_that_is_none_stops_no_report(end: Any) -> None:
+    _, report = end(FAILED, TrackingConfig(uri="htp://mlflow:5000"))
+    assert "MLflow could not be asked: tracking.uri 'htp://mlflow:5000': unknown scheme" in report
+
+
 def test_kfps_own_message_is_passed_on(end: Any) -> None:
     told = FinalStatus(state="FAILED", error_message="Task run ended with Argo status Error.", error_code=5.0)
     outcome, report = end(told)
