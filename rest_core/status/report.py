@@ -51,8 +51,12 @@ def markdown(outcome: Outcome) -> str:
     where = " and ".join(one.stage for one in outcome.failures)
     heading = f"{_VERDICT_MARKS[outcome.verdict]} {outcome.verdict}{f' in {where}' if where else ''}"
     blocks = [f"# {heading}", f"Run: {outcome.pipeline_run}"]
+    notes = list(outcome.notes)
     if outcome.message and not outcome.succeeded:
-        blocks.append(outcome.message)
+        if outcome.failures:  # which say more
+            notes.insert(0, f"KFP says: {outcome.message}")
+        else:
+            blocks.append(outcome.message)
     for failure in outcome.failures:
         blocks.append(f"## {failure.stage}\n\n{failure.why}")
         if failure.log:
@@ -63,8 +67,8 @@ def markdown(outcome: Outcome) -> str:
         blocks.append(_table(outcome.stages))
     if outcome.links:
         blocks.append("\n".join(f"- {name}: {address}" for name, address in outcome.links))
-    if outcome.notes:
-        blocks.append("\n".join(f"- {note}" for note in outcome.notes))
+    if notes:
+        blocks.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(blocks) + "\n"
 
 

@@ -288,6 +288,14 @@ def test_kfps_own_message_is_passed_on(end: Any) -> None:
     outcome, report = end(told)
     assert outcome.line == "failed: Task run ended with Argo status Error."
     assert f"MLflow has no run {RUN!r}" in report
+    assert report.index(str(told.error_message)) < report.index("MLflow has no run")
+
+
+def test_a_stages_own_words_come_before_kfps(stage: Any, end: Any) -> None:
+    stage("rest-rl", UserError("no"))
+    outcome, report = end(FinalStatus(state="FAILED", error_message="Task failed."))
+    assert outcome.line == "rest-rl failed: no"
+    assert "- KFP says: Task failed." in report
 
 
 def test_the_stage_leaves_page_figures_and_manifest(
