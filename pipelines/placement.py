@@ -40,13 +40,13 @@ def place(task: dsl.PipelineTask, platform: Platform, stage: str | None = None) 
     own = platform.stage(stage)
     if (own.nodes or 1) > 1:
         own = _waiting(platform, own)
-    identify(task, stage)
     _choose_image(task, platform, stage)
     _ask_for_resources(task, own)
     _mount(task, platform, stage, own.shm_size)
     _hand_secrets(task, platform, stage)
     _restrict(task, platform, own)
     _bound_and_repeat(task, own)
+    identify(task, stage)  # last: its labels are not to be replaced by the platform's
 
 
 def identify(task: dsl.PipelineTask, stage: str) -> None:

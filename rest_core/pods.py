@@ -81,7 +81,7 @@ def ends(api: CoreV1Api, namespace: str, run: str, *, lines: int) -> dict[str, P
     Raises:
         NotAllowed: the service account may not list pods, or the API does not answer.
     """
-    selector = f"{RUN_ID_LABEL}={run},{PART_OF_LABEL}={PROJECT}"
+    selector = f"{RUN_ID_LABEL}={run},{PART_OF_LABEL}={PROJECT},{STAGE_LABEL}"
     with _answers("list pods"):
         found = api.list_namespaced_pod(namespace, label_selector=selector, _request_timeout=_TIMEOUT_SECONDS).items
     last = {pod.metadata.labels[STAGE_LABEL]: pod for pod in sorted(found, key=_age)}

@@ -77,8 +77,7 @@ class Cluster:
             lines = self.logs.get(name)
             return (404, {"kind": "Status"}) if lines is None else (200, _tail(lines, query))
         if last == "pods":
-            wanted = dict(pair.split("=") for pair in query["labelSelector"].split(","))
-            found = [pod for pod in self.pods if wanted.items() <= pod["metadata"]["labels"].items()]
+            found = [pod for pod in self.pods if _selects(query["labelSelector"], pod["metadata"]["labels"])]
             return 200, {"kind": "PodList", "apiVersion": "v1", "items": found}
         return 200, {"kind": "NodeList", "apiVersion": "v1", "items": self.nodes}
 
@@ -118,6 +117,12 @@ class Cluster:
                 "status": {"allocatable": {"cpu": "8", "nvidia.com/gpu": str(gpus)}},
             }
         )
+
+
+def _selects(selector: str, labels: dict[str, str]) -> bool:
+    """Equality and existence, of what Kubernetes' label selectors have."""
+    parts = [part.split("=") for part in selector.split(",")]
+    return all(labels.get(key) == value[0] if value else key in labels for key, *value in parts)
 
 
 def _tail(text: str, query: dict[str, str]) -> str:

@@ -54,7 +54,7 @@ PLATFORM = {
         "pull_secrets": ["registry"],
     },
     "kfp_url": "https://kfp.example/pipeline",
-    "labels": {"team": "tools"},
+    "labels": {"team": "tools", "app.kubernetes.io/component": "mine"},
     "annotations": {"note": "of a run"},
     "security_context": {"run_as_user": 1000, "run_as_group": 2000},
     "secrets": {"s3": "s3-keys", "hugging_face": "hf", "mlflow": "tracking"},

@@ -28,6 +28,8 @@ def test_the_last_pod_of_each_stage_tells_how_it_ended(cluster: Any) -> None:
         terminated={"exitCode": 137, "reason": "OOMKilled"},
         log="\n".join(f"line {n}" for n in range(50)),
     )
+    cluster.add_pod("node of a TrainJob", phase="Failed")
+    del cluster.pods[-1]["metadata"]["labels"][pods.STAGE_LABEL]
     cluster.add_pod("rest-rl", run="another run", phase="Failed", created="2026-02-01T00:00:00Z")
     api, namespace = pods.connect()
     ends = pods.ends(api, namespace, "run-1", lines=3)
