@@ -3,7 +3,6 @@
 from rest_core import __version__
 
 TARGETS = ("base", "train", "evaluate")
-BASE_IMAGE = f"rest-pipelines:{__version__}"  # of a component that a pipeline gives no other
 
 
 def image(target: str) -> str:

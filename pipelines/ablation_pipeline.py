@@ -7,28 +7,28 @@ one policy and differ in what is asked about alone. Nothing is registered.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Dict, List  # noqa: UP035  (KFP knows the items of a list by these names)
 
-from kfp import dsl, kubernetes
+from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from components.aggregate.component import aggregate
 from components.evaluate_api_bank.component import evaluate_api_bank
 from components.evaluate_bfcl.component import evaluate_bfcl
-from components.images import BASE_IMAGE
 from components.prepare_data.component import prepare_data
 from components.rest_rl.component import rest_rl
-from components.runtime import RUN_ID_VARIABLE
 from components.sft_warmup.component import sft_warmup
-from pipelines.platform import IMAGE_OF, Platform
-from pipelines.rest_pipeline import CACHED_STAGES
+from pipelines.placement import identify, place
+from pipelines.platform import Platform
+from pipelines.rest_pipeline import on_platform, watched
 from rest_core.ablation.settings import AblationConfig, check, trials
 from rest_core.config import Config, WeightsConfig
 
 # The stages in their order, by the names of their tasks: once, and once a trial.
 SHARED_STAGES = ("prepare-data", "sft-warmup", "aggregate")
 TRIAL_STAGES = ("rest-rl", "evaluate-bfcl", "evaluate-api-bank")
-PARAMETERS = ("model", "data", "sft", "rl", "bfcl", "api_bank", "tracking")
+PARAMETERS = ("model", "data", "sft", "rl", "bfcl", "api_bank", "tracking", "storage", "launch")
 
 
 def build(
@@ -56,6 +56,7 @@ def build(
     compared = ablation or AblationConfig()
     every = trials(schemes, seeds)
     check(every, compared, config.rl)
+    config = on_platform(config, platform)
     default: dict[str, Any] = {name: getattr(config, name).to_parameter() for name in PARAMETERS}
     default |= {"ablation": compared.to_parameter(), "trials": [trial.to_parameter() for trial in every]}
 
@@ -70,36 +71,40 @@ def build(
         ablation: dict = default["ablation"],
         trials: List[Dict] = default["trials"],  # noqa: UP006
         tracking: dict = default["tracking"],
+        storage: dict = default["storage"],
+        launch: dict = default["launch"],
         pipeline_run: str = "",
     ) -> None:
-        common = {"tracking": tracking, "pipeline_run": pipeline_run}
-        prepared = prepare_data(model=model, data=data, api_bank=api_bank, **common)
-        dataset = prepared.outputs["dataset"]
-        warmed = sft_warmup(model=model, sft=sft, dataset=dataset, **common)
-        # Into the loop go pipeline inputs, artifacts and the item as a whole, nothing else: kfp.local replaces other
-        # parameters there (pipelines/local_limits.py), and KFP cannot take a part of an item that is not text.
-        with dsl.ParallelFor(trials, name="trials", parallelism=parallelism) as trial:
-            trained = rest_rl(
-                model=model, rl=rl, dataset=dataset, policy=warmed.outputs["policy"], trial=trial, **common
+        sections: dict[str, Any] = {"model": model, "data": data, "sft": sft, "rl": rl, "api_bank": api_bank}
+        sections |= {"tracking": tracking, "storage": storage, "launch": launch, "pipeline_run": pipeline_run}
+        sections["registry"] = {**config.registry.to_parameter(), "enabled": False}  # nothing is registered
+        with watched(platform, sections) if platform is not None else nullcontext() as checked:
+            common = {"model": model, "tracking": tracking, "pipeline_run": pipeline_run}
+            training = {**common, "storage": storage, "launch": launch}
+            prepared = prepare_data(**common, data=data, api_bank=api_bank, storage=storage)
+            if checked is not None:
+                prepared.after(checked)
+            dataset = prepared.outputs["dataset"]
+            warmed = sft_warmup(**training, sft=sft, dataset=dataset)
+            # Into the loop go pipeline inputs, artifacts and the item as a whole, nothing else: kfp.local replaces
+            # other parameters there (pipelines/local_limits.py), and KFP cannot take a part of an item that is not
+            # text.
+            with dsl.ParallelFor(trials, name="trials", parallelism=parallelism) as trial:
+                trained = rest_rl(**training, rl=rl, dataset=dataset, policy=warmed.outputs["policy"], trial=trial)
+                policy = trained.outputs["trained"]
+                on_bfcl = evaluate_bfcl(**common, bfcl=bfcl, policy=policy)
+                on_api_bank = evaluate_api_bank(**common, api_bank=api_bank, policy=policy)
+            aggregated = aggregate(
+                ablation=ablation,
+                tracking=tracking,
+                pipeline_run=pipeline_run,
+                bfcl=dsl.Collected(on_bfcl.outputs["report"]),
+                api_bank=dsl.Collected(on_api_bank.outputs["report"]),
             )
-            policy = trained.outputs["trained"]
-            on_bfcl = evaluate_bfcl(model=model, bfcl=bfcl, policy=policy, **common)
-            on_api_bank = evaluate_api_bank(model=model, api_bank=api_bank, policy=policy, **common)
-        aggregated = aggregate(
-            ablation=ablation,
-            bfcl=dsl.Collected(on_bfcl.outputs["report"]),
-            api_bank=dsl.Collected(on_api_bank.outputs["report"]),
-            **common,
-        )
         for task in (prepared, warmed, trained, on_bfcl, on_api_bank, aggregated):
-            _settle(task, platform)
+            if platform is None:
+                identify(task, task.name)
+            else:
+                place(task, platform)
 
     return rest_ablation
-
-
-def _settle(task: dsl.PipelineTask, platform: Platform | None) -> None:
-    """Everything about a task that is not its place in the graph."""
-    image = getattr(platform.images, IMAGE_OF[task.name]) if platform is not None else None
-    task.set_container_image(image or BASE_IMAGE)
-    task.set_caching_options(task.name in CACHED_STAGES)
-    kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, "metadata.labels['pipeline/runid']")

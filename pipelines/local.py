@@ -53,7 +53,6 @@ class Execution:
     runner: local.SubprocessRunner | local.DockerRunner
     end: Callable[[], None]
     memory_elsewhere: Callable[[], int] | None = None  # bytes, as `Monitor` wants them
-    images: dict[str, str] | None = None
 
 
 def run_local(
@@ -89,7 +88,7 @@ def run_local(
     failure: RuntimeError | None = None
     try:
         with session(folder, monitor, execution):
-            build(config, images=execution.images)(pipeline_run=run)
+            build(config)(pipeline_run=run)
         if undone := [name for name in STAGES if name not in monitor.stages or not monitor.stages[name].done]:
             # A container that is removed before kfp.local asks for its exit code counts as one that succeeded.
             raise RuntimeError(f"{undone[0]} has left no outputs")
@@ -131,7 +130,6 @@ def _containers(folder: Path, config: Config, run: str) -> tuple[Path, Execution
         containers.runner(client, config, run=run, root=folder / ARTIFACTS),
         end=partial(containers.stop, client, run, seconds=_SECONDS_TO_END),
         memory_elsewhere=partial(containers.memory, client, run),
-        images=containers.stage_images(),
     )
 
 

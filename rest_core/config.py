@@ -332,6 +332,47 @@ class RegistryConfig(Section):
     )
 
 
+class StorageConfig(Section):
+    """Where the stages' large outputs go: the pods hand on a small folder that refers to them."""
+
+    location: str | None = Field(
+        None,
+        description="s3://bucket/prefix, or a folder that every stage sees; null = outputs travel as they are",
+        pattern=r"^[\w./:~+=@-]+$",
+    )
+
+
+class TrainJobConfig(Section):
+    """A training on several nodes, as a TrainJob of Kubeflow Trainer; objects are spelled as Kubernetes spells them."""
+
+    nodes: int = Field(ge=1)
+    runtime: str = Field(description="TrainingRuntime of the namespace, or ClusterTrainingRuntime")
+    namespace: str | None = Field(None, description="null = the pod's own")
+    image: str | None = Field(None, description="null = the runtime's")
+    deadline_seconds: int = Field(7 * 24 * 3600, ge=1, description="after which the cluster ends the TrainJob")
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = Field({}, description="of the pods")
+    resources: dict[str, str] = Field({}, description="of a node: {cpu: 8, memory: 64Gi, nvidia.com/gpu: 8}")
+    environment: dict[str, str] = Field({}, description="variables that are no secrets")
+    service_account: str | None = None
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[dict[str, Any], ...] = ()
+    volumes: tuple[dict[str, Any], ...] = ()
+    volume_mounts: tuple[dict[str, Any], ...] = ()
+    pull_secrets: tuple[str, ...] = ()
+    security_context: dict[str, Any] = {}
+
+
+class LaunchConfig(Section):
+    """In how many processes the training stages run."""
+
+    processes: int | None = Field(None, ge=1, description="on this machine; null = one a GPU")
+    sharding: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="of several processes: each holds the whole model, or a shard of it (docs/training.md)"
+    )
+    train_job: TrainJobConfig | None = Field(None, description="rest-rl only: train on several nodes")
+
+
 class TrackingConfig(Section):
     uri: str | None = Field(None, description="MLflow server; null = MLFLOW_TRACKING_URI, else SQLite in mlruns/")
     experiment: str = "rest"
@@ -347,6 +388,8 @@ class Config(Section):
     api_bank: ApiBankConfig = ApiBankConfig()
     registry: RegistryConfig = RegistryConfig()
     tracking: TrackingConfig = TrackingConfig()
+    storage: StorageConfig = StorageConfig()
+    launch: LaunchConfig = LaunchConfig()
 
     def inputs(self) -> list[tuple[str, str]]:
         """What a run reads from elsewhere: the field's name and the location."""
@@ -374,11 +417,11 @@ def profiles() -> list[str]:
 
 
 def load(profile: str, overrides: tuple[str, ...] = ()) -> Config:
-    """The configuration of a profile (a name, or the path of a YAML file) with `a.b=value` overrides applied.
+    """The configuration of a profile (a name, or the path of a YAML or JSON file) with `a.b=value` overrides applied.
 
     Values of overrides are read as YAML: `rl.steps=5`, `rl.lora={r: 8}`, `sft.enabled=false`.
     """
-    path = Path(profile) if profile.endswith((".yaml", ".yml")) else profile_folder() / f"{profile}.yaml"
+    path = Path(profile) if profile.endswith((".yaml", ".yml", ".json")) else profile_folder() / f"{profile}.yaml"
     if not path.is_file():
         raise UserError(f"unknown profile {profile!r}{nearest(profile, profiles())} (known: {', '.join(profiles())})")
     try:

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,20 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def contents(folder: Path) -> dict[str, str]:
+    """Hex SHA-256 of every file below `folder` by its relative path, sorted; the manifest itself left out."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME)
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
+def sha256_contents(files: Mapping[str, str]) -> str:
+    """Hex SHA-256 over the relative paths and hashes that `contents` gives."""
+    return hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in files.items()).encode()).hexdigest()
+
+
 def sha256_folder(folder: Path) -> str:
-    """Hex SHA-256 over the sorted relative paths and file hashes below `folder`, the manifest itself left out."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n".encode())
-    return digest.hexdigest()
+    """Hex SHA-256 of what `folder` holds: of its `contents`."""
+    return sha256_contents(contents(folder))
 
 
 def git_commit() -> str | None:
@@ -55,15 +64,25 @@ def package_versions() -> dict[str, str]:
 
 
 def write(
-    folder: Path, *, stage: str, config: dict[str, Any], inputs: dict[str, Any], counts: dict[str, Any]
+    folder: Path,
+    *,
+    stage: str,
+    config: dict[str, Any],
+    inputs: dict[str, Any],
+    counts: dict[str, Any],
+    files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Hash the files of `folder` and write its manifest last and atomically; returns the manifest."""
+    """Hash the files of `folder` and write its manifest last and atomically; returns the manifest.
+
+    Args:
+        files: what `contents` has given for the folder already, so that nothing is hashed twice.
+    """
     manifest = {
         "stage": stage,
         "config": config,
         "inputs": inputs,
         "counts": counts,
-        "sha256": sha256_folder(folder),
+        "sha256": sha256_folder(folder) if files is None else sha256_contents(files),
         "git_commit": git_commit(),
         "packages": package_versions(),
     }

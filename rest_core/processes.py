@@ -11,3 +11,8 @@ def is_main_process() -> bool:
     The first alone writes files and records metrics. RANK is what both launchers set.
     """
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_launched() -> bool:
+    """Whether torchrun or accelerate has started this process, so that it starts no others."""
+    return "RANK" in os.environ

@@ -4,7 +4,11 @@ The same function runs from the command line, under kfp.local, in a container an
 writes `metrics.json` and, last of all, `manifest.json`; an error that the user can mend is also left as `error.json`.
 A stage that is switched off passes its input on, or says in its manifest that it was skipped and why.
 
-The training stages may run as several processes (`accelerate launch`): all train, the first alone writes and records.
+`preflight` and `report_status` come before and after the others on a cluster, and report on the run itself.
+
+The training stages may run as several processes (`rest_core.nodes`, `accelerate launch`): all train, the first alone
+writes and records. Where a storage location is configured, large outputs go there, and the folder refers to them
+(`rest_core.handoff`).
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from rest_core import manifest, storage
+from rest_core import handoff, manifest, storage
 from rest_core.ablation.collect import TRAINING, training_record
 from rest_core.ablation.settings import AblationConfig, Trial
 from rest_core.config import (
@@ -31,16 +35,22 @@ from rest_core.config import (
     BfclConfig,
     DataConfig,
     GenerationConfig,
+    LaunchConfig,
     ModelConfig,
     RegistryConfig,
     RlConfig,
     SftConfig,
+    StorageConfig,
     TrackingConfig,
+    VllmEngineConfig,
     validate,
 )
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.failures import Failure, ending_together
-from rest_core.processes import is_main_process
+from rest_core.preflight.surroundings import Surroundings
+from rest_core.processes import is_launched, is_main_process
+from rest_core.status.final import FinalStatus, Links
+from rest_core.tracking.delivery import INPUT_TAG
 from rest_core.tracking.runs import StageRun, TrialRun, finish_pipeline, stage_run
 
 if TYPE_CHECKING:
@@ -51,6 +61,10 @@ log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 ERROR_FILE = "error.json"
+PAGE_FILE = "report.md"  # of preflight and report-status, for people
+
+_AS_IT_IS = StorageConfig()
+_BY_ITSELF = LaunchConfig()
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,7 @@ class _Stage:
     out: Path
     run: StageRun | _NoRun
     sections: Mapping[str, BaseModel]
+    storage: StorageConfig = _AS_IT_IS
     inputs: dict[str, Any] = field(default_factory=dict)
 
     def finish(self, metrics: dict[str, float], **counts: Any) -> StageResult:
@@ -78,7 +93,12 @@ class _Stage:
         self.run.summary(metrics)
         (self.out / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         config = {name: section.model_dump(mode="json") for name, section in self.sections.items()}
-        manifest.write(self.out, stage=self.name, config=config, inputs=self.inputs, counts={**counts, **metrics})
+        files = manifest.contents(self.out)
+        manifest.write(
+            self.out, stage=self.name, config=config, inputs=self.inputs, counts={**counts, **metrics}, files=files
+        )
+        if self.storage.location is not None and handoff.read(self.out) is None:
+            handoff.deliver(self.out, self.storage.location, self.name, files)
         return StageResult(metrics, counts.get("skipped"))
 
     def skip(self, reason: str) -> StageResult:
@@ -87,8 +107,13 @@ class _Stage:
         return self.finish({}, skipped=reason)
 
     def add_input(self, name: str, folder: Path | str) -> str:
-        """Note an input folder's hash in the manifest; returns the hash, or the source of a model by reference."""
+        """Note an input folder's hash in the manifest; returns the hash, or the source of a model by reference.
+
+        Where it was read from is told MLflow: who reproduces a stage needs its inputs.
+        """
         path = Path(folder)
+        reference = handoff.read(path)
+        self.run.tags({f"{INPUT_TAG}{name}": str(folder) if reference is None else reference.source})
         digest = str(manifest.read(path)["sha256"]) if (path / manifest.FILE_NAME).is_file() else str(folder)
         self.inputs[name] = digest
         return digest
@@ -116,7 +141,13 @@ class _NoRun:
 
 @contextmanager
 def _stage(
-    name: str, out: Path, tracking: TrackingConfig, pipeline_run: str, trial: Trial | None = None, **sections: BaseModel
+    name: str,
+    out: Path,
+    tracking: TrackingConfig,
+    pipeline_run: str,
+    storage_config: StorageConfig = _AS_IT_IS,
+    trial: Trial | None = None,
+    **sections: BaseModel,
 ) -> Iterator[_Stage]:
     """Everything around a stage: its folder, its MLflow run (in its trial's), and its errors told in one line."""
     trial_run = None
@@ -130,7 +161,7 @@ def _stage(
     try:
         with storage.disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
-            for stale in (ERROR_FILE, METRICS_FILE, manifest.FILE_NAME):
+            for stale in (ERROR_FILE, METRICS_FILE, manifest.FILE_NAME, handoff.FILE_NAME):
                 (out / stale).unlink(missing_ok=True)
         spool = out.with_name(f"{out.name}.tracking")
         with (
@@ -139,7 +170,7 @@ def _stage(
             ) as run,
             ending_together(lambda failure: _record_failure(name, out, run, failure)),
         ):
-            yield _Stage(name, out, run, sections)
+            yield _Stage(name, out, run, sections, storage_config)
     except (UserError, Preempted) as error:
         _leave_error(name, out, error)
         raise
@@ -150,6 +181,17 @@ def _stage(
         full = UserError(f"{place}: no space left on the disk; free some and start the stage again")
         _leave_error(name, out, full)
         raise full from error
+
+
+@contextmanager
+def _errors_left(name: str, out: Path) -> Iterator[None]:
+    """Around a stage that runs elsewhere: an error that has left no `error.json` there leaves one here."""
+    try:
+        yield
+    except (UserError, Preempted) as error:
+        out.mkdir(parents=True, exist_ok=True)
+        _leave_error(name, out, error)
+        raise
 
 
 def _record_failure(name: str, out: Path, run: StageRun, failure: Failure) -> None:
@@ -168,6 +210,54 @@ def _leave_error(name: str, out: Path, error: UserError | Preempted) -> None:
         log.warning("%s cannot be written: %s", out / ERROR_FILE, problem)
 
 
+def preflight(
+    *,
+    model: ModelConfig,
+    data: DataConfig,
+    sft: SftConfig,
+    rl: RlConfig,
+    api_bank: ApiBankConfig,
+    registry: RegistryConfig,
+    tracking: TrackingConfig,
+    storage: StorageConfig,
+    surroundings: Surroundings,
+    pipeline_run: str,
+    out: Path,
+) -> StageResult:
+    """Check what the run needs of the cluster; all problems come as one `UserError`, a line each."""
+    from rest_core.preflight import report, run
+
+    listed = run.checks(
+        model=model,
+        data=data,
+        sft=sft,
+        rl=rl,
+        api_bank=api_bank,
+        registry=registry,
+        tracking=tracking,
+        storage=storage,
+        surroundings=surroundings,
+    )
+    findings = run.run_checks(listed)
+    out.mkdir(parents=True, exist_ok=True)
+    page = out / PAGE_FILE
+    if any(one.check == run.MLFLOW for one in report.problems(findings)):
+        # Nothing can be recorded there; the log and the artifact have the report.
+        page.write_text(report.markdown(findings), encoding="utf-8")
+        try:
+            report.require_none(findings)
+        except UserError as error:
+            _leave_error("preflight", out, error)
+            raise
+    with _stage("preflight", out, tracking, pipeline_run, surroundings=surroundings) as stage:
+        page.write_text(report.markdown(findings), encoding="utf-8")
+        stage.run.artifact(page)
+        figures = {f"preflight/{name}": float(count) for name, count in report.counts(findings).items()}
+        stage.run.summary(figures)
+        report.require_none(findings)
+        return stage.finish(figures)
+
+
 def prepare_data(
     *,
     model: ModelConfig,
@@ -176,6 +266,7 @@ def prepare_data(
     tracking: TrackingConfig,
     pipeline_run: str,
     out: Path,
+    storage: StorageConfig = _AS_IT_IS,
 ) -> StageResult:
     """Read, validate, deduplicate, measure and split the training data."""
     from rest_core.data.evaluation_sets import evaluation_questions
@@ -183,7 +274,9 @@ def prepare_data(
     from rest_core.data.prompts import template_text
     from rest_core.model.loading import load_tokenizer
 
-    with _stage("prepare-data", out, tracking, pipeline_run, model=model, data=data, api_bank=api_bank) as stage:
+    with _stage(
+        "prepare-data", out, tracking, pipeline_run, storage, model=model, data=data, api_bank=api_bank
+    ) as stage:
         tokenizer = load_tokenizer(model.source, model)
         folder, reason = _api_bank_folder(api_bank)
         if folder is None:
@@ -217,21 +310,47 @@ def prepare_data(
 
 
 def sft_warmup(
-    *, model: ModelConfig, sft: SftConfig, tracking: TrackingConfig, pipeline_run: str, dataset: Path, out: Path
+    *,
+    model: ModelConfig,
+    sft: SftConfig,
+    tracking: TrackingConfig,
+    pipeline_run: str,
+    dataset: Path,
+    out: Path,
+    launch: LaunchConfig = _BY_ITSELF,
+    storage: StorageConfig = _AS_IT_IS,
 ) -> StageResult:
-    """Supervised warm-up; the model is passed on by reference where `sft.enabled` is false."""
-    from rest_core.data.store import load_split, to_sample
-    from rest_core.model.loading import load_model, load_tokenizer
-    from rest_core.model.reference import write_reference
+    """Supervised warm-up; the model is passed on by reference where `sft.enabled` is false.
 
-    with _stage("sft-warmup", out, tracking, pipeline_run, model=model, sft=sft) as stage:
+    Runs as one process a GPU, or as many as `launch` says.
+    """
+    from rest_core.data.store import load_split, to_sample
+    from rest_core.model.loading import load_model, load_tokenizer, write_reference
+    from rest_core.nodes import launcher
+    from rest_core.preflight.gpu import require_memory
+
+    sections = {"model": model, "sft": sft, "tracking": tracking, "storage": storage}
+    if sft.enabled and (processes := launcher.processes(launch)) > 1:
+        with _errors_left("sft-warmup", out):
+            return launcher.run(
+                "sft",
+                sections,
+                {"dataset": dataset},
+                pipeline_run=pipeline_run,
+                out=out,
+                processes=processes,
+                sharding=launch.sharding,
+            )
+    with _stage("sft-warmup", out, tracking, pipeline_run, storage, model=model, sft=sft) as stage:
         digest = stage.add_input("dataset", dataset)
         if not sft.enabled:
             if is_main_process():
                 write_reference(out, _absolute(model.source))
             return stage.skip("switched off (sft.enabled=false): cold start")
+        require_memory(model.source, model, sft)
         from rest_core.training import sft as training
 
+        dataset = handoff.fetch(dataset)
         samples = [to_sample(row) for row in load_split(dataset, "sft")]
         validation = [to_sample(row) for row in load_split(dataset, "sft_validation")]
         stage.run.dataset("sft", source=str(dataset), digest_sha256=digest, rows=len(samples), context="training")
@@ -261,30 +380,57 @@ def rest_rl(
     dataset: Path,
     policy: Path | str,
     out: Path,
+    launch: LaunchConfig = _BY_ITSELF,
+    storage: StorageConfig = _AS_IT_IS,
     trial: Trial | None = None,
 ) -> StageResult:
     """ResT training, with the weights and the seed of a trial where one is given.
 
-    The policy is passed on where `rl.enabled` is false.
+    The policy is passed on where `rl.enabled` is false. Runs as one process a GPU, or as many as `launch` says, or on
+    several nodes. Where a storage location is configured and `rl.mirror` is not, checkpoints are mirrored to it, for
+    this pipeline run to take up when the stage is retried.
     """
     from rest_core.data.store import load_split, to_sample
     from rest_core.model.chat import encode_prompt
-    from rest_core.model.loading import load_model, load_tokenizer
-    from rest_core.model.reference import pass_on
+    from rest_core.model.loading import load_model, load_tokenizer, pass_on
+    from rest_core.nodes import launcher
+    from rest_core.preflight.gpu import require_memory
     from rest_core.response import parse
 
     if trial is not None:
         rl = trial.applied_to(rl)
-    with _stage("rest-rl", out, tracking, pipeline_run, trial, model=model, rl=rl) as stage:
+    if storage.location is not None and rl.mirror is None:
+        rl = rl.model_copy(update={"mirror": f"{handoff.scratch(storage.location, pipeline_run)}/checkpoints"})
+    sections = {"model": model, "rl": rl, "tracking": tracking, "storage": storage}
+    if rl.enabled and launch.train_job is not None and not is_launched():
+        from rest_core.nodes import train_job
+
+        with _errors_left("rest-rl", out):
+            return train_job.run(sections, dataset, policy, pipeline_run=pipeline_run, out=out, launch=launch)
+    most = 1 if isinstance(rl.engine, VllmEngineConfig) else None  # vLLM in the process: a training of one
+    if rl.enabled and (processes := launcher.processes(launch, most)) > 1:
+        with _errors_left("rest-rl", out):
+            return launcher.run(
+                "train",
+                sections,
+                {"dataset": dataset, "policy": policy},
+                pipeline_run=pipeline_run,
+                out=out,
+                processes=processes,
+                sharding=launch.sharding,
+            )
+    with _stage("rest-rl", out, tracking, pipeline_run, storage, trial, model=model, rl=rl) as stage:
         digest = stage.add_input("dataset", dataset)
         origin = stage.add_input("policy", policy)
         if not rl.enabled:
             if is_main_process():
                 pass_on(policy, out)
             return stage.skip("switched off (rl.enabled=false)")
+        require_memory(policy, model, rl)
         from rest_core.training.plots import training_figure
         from rest_core.training.rl import Observer, RlTrainer, Task
 
+        dataset = handoff.fetch(dataset)
         tokenizer = load_tokenizer(policy, model)
         samples = [to_sample(row) for row in load_split(dataset, "rl")]
         held_out = [to_sample(row) for row in load_split(dataset, "rl_validation")] if rl.evaluate_every else []
@@ -376,7 +522,7 @@ def evaluate_api_bank(
         return _finish_evaluation(stage, report, "api_bank", _settings(model, api_bank.generation))
 
 
-def register(
+def compare_and_register(
     *,
     registry: RegistryConfig,
     tracking: TrackingConfig,
@@ -387,32 +533,61 @@ def register(
     api_bank: Path,
     out: Path,
 ) -> StageResult:
-    """Register the trained model as `challenger`, and close the pipeline's run."""
-    from rest_core.model.reference import is_reference
+    """Register the trained model as `challenger`, compare it with the champion, and close the pipeline's run."""
     from rest_core.tracking import registry as models
     from rest_core.tracking.store import connect
 
     evaluations = {"bfcl": bfcl, "api_bank": api_bank}
-    with _stage("register", out, tracking, pipeline_run, registry=registry) as stage:
+    with _stage("compare-and-register", out, tracking, pipeline_run, registry=registry) as stage:
         for name, folder in {"dataset": dataset, "policy": policy, **evaluations}.items():
             stage.add_input(name, folder)
         checkpoint = Path(policy)
         if not registry.enabled:
             result = stage.skip("switched off (registry.enabled=false)")
-        elif not checkpoint.is_dir() or is_reference(checkpoint):
+        elif not checkpoint.is_dir() or handoff.is_base_model(checkpoint):
             result = stage.skip("nothing was trained: the policy is the base model")
         else:
             facts = _facts(pipeline_run, dataset, checkpoint, evaluations)
+            checkpoint = handoff.fetch(checkpoint)
             client = connect(tracking)
             if not stage.run.wait(timeout=60) or stage.run.run_id is None:
                 raise UserError("MLflow has not taken the stage's run within 60 s; start the stage again")
             made = models.register_model(client, registry, checkpoint=checkpoint, run_id=stage.run.run_id, facts=facts)
-            stage.run.tags({"rest.registered": f"{made.name} version {made.version}"})
+            comparison = models.compare_with_champion(client, made.name, made.version, metric=registry.metric)
+            log.info("%s", comparison)
+            stage.run.tags(
+                {"rest.registered": f"{made.name} version {made.version}", "rest.compared_with_champion": comparison}
+            )
             record = {"name": made.name, "version": made.version, "source": made.source, "location": made.location}
+            record["compared_with_champion"] = comparison
             (out / "registered.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             result = stage.finish({"registry/version": float(made.version)}, registered=record)
     finish_pipeline(tracking, pipeline_run=pipeline_run, spool=out.with_name(f"{out.name}.finish.tracking"))
     return result
+
+
+def report_status(
+    *,
+    tracking: TrackingConfig,
+    storage: StorageConfig,
+    launch: LaunchConfig,
+    links: Links,
+    final: FinalStatus,
+    pipeline_run: str,
+    out: Path,
+) -> StageResult:
+    """Say how a run on a cluster ended, where it failed and how to reproduce it; close and remove what it left."""
+    from rest_core.status import run
+
+    out.mkdir(parents=True, exist_ok=True)
+    outcome = run.conclude(
+        tracking, links, final, storage=storage, launch=launch, pipeline_run=pipeline_run, page=out / PAGE_FILE
+    )
+    metrics = {"run/succeeded": float(outcome.succeeded)}
+    (out / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    sections = {"links": links.model_dump(mode="json"), "final": final.model_dump(mode="json")}
+    manifest.write(out, stage="report-status", config=sections, inputs={}, counts={**metrics, "outcome": outcome.line})
+    return StageResult(metrics)
 
 
 def _facts(pipeline_run: str, dataset: Path, policy: Path, evaluations: Mapping[str, Path]) -> Any:
@@ -509,13 +684,15 @@ def _evaluation_engine(policy: Path | str, model: ModelConfig) -> tuple[Transfor
     from rest_core.algorithm.token_bytes import stop_ids
     from rest_core.memory import keep_freed_memory
     from rest_core.model.loading import load_model, load_tokenizer
+    from rest_core.preflight.gpu import require_visible
     from rest_core.rollout.transformers_engine import TransformersEngine
 
+    on_gpu = require_visible() > 0
     keep_freed_memory()
     tokenizer = load_tokenizer(policy, model)
     dtype = getattr(torch, model.dtype)
     loaded = load_model(policy, model, dtype=dtype)
-    if torch.cuda.is_available():
+    if on_gpu:
         loaded.to("cuda")
     engine = TransformersEngine.taking_over(
         loaded, dtype=dtype, stop_ids=stop_ids(tokenizer), pad_id=tokenizer.pad_token_id

@@ -4,10 +4,10 @@ from typing import List  # noqa: UP035  (KFP knows lists of artifacts by this na
 
 from kfp import dsl
 
-from components.images import BASE_IMAGE
+from components.images import image
 
 
-@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image("base"), install_kfp_package=False)
 def aggregate(
     ablation: dict,
     tracking: dict,

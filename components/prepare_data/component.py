@@ -2,15 +2,16 @@
 
 from kfp import dsl
 
-from components.images import BASE_IMAGE
+from components.images import image
 
 
-@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image("evaluate"), install_kfp_package=False)
 def prepare_data(
     model: dict,
     data: dict,
     api_bank: dict,
     tracking: dict,
+    storage: dict,
     pipeline_run: str,
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
@@ -21,7 +22,7 @@ def prepare_data(
 
     run_stage(
         stages.prepare_data,
-        sections={"model": model, "data": data, "api_bank": api_bank, "tracking": tracking},
+        sections={"model": model, "data": data, "api_bank": api_bank, "tracking": tracking, "storage": storage},
         pipeline_run=pipeline_run,
         out=dataset,
         metrics=metrics,

@@ -2,14 +2,16 @@
 
 from kfp import dsl
 
-from components.images import BASE_IMAGE
+from components.images import image
 
 
-@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image("train"), install_kfp_package=False)
 def rest_rl(
     model: dict,
     rl: dict,
     tracking: dict,
+    launch: dict,
+    storage: dict,
     pipeline_run: str,
     dataset: dsl.Input[dsl.Dataset],
     policy: dsl.Input[dsl.Model],
@@ -23,7 +25,14 @@ def rest_rl(
 
     run_stage(
         stages.rest_rl,
-        sections={"model": model, "rl": rl, "tracking": tracking, "trial": trial},
+        sections={
+            "model": model,
+            "rl": rl,
+            "tracking": tracking,
+            "launch": launch,
+            "storage": storage,
+            "trial": trial,
+        },
         pipeline_run=pipeline_run,
         folders={"dataset": dataset, "policy": policy},
         out=trained,

@@ -2,14 +2,16 @@
 
 from kfp import dsl
 
-from components.images import BASE_IMAGE
+from components.images import image
 
 
-@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image("train"), install_kfp_package=False)
 def sft_warmup(
     model: dict,
     sft: dict,
     tracking: dict,
+    launch: dict,
+    storage: dict,
     pipeline_run: str,
     dataset: dsl.Input[dsl.Dataset],
     policy: dsl.Output[dsl.Model],
@@ -21,7 +23,7 @@ def sft_warmup(
 
     run_stage(
         stages.sft_warmup,
-        sections={"model": model, "sft": sft, "tracking": tracking},
+        sections={"model": model, "sft": sft, "tracking": tracking, "launch": launch, "storage": storage},
         pipeline_run=pipeline_run,
         folders={"dataset": dataset},
         out=policy,

@@ -40,13 +40,16 @@ for module in (pipeline, ablation, cluster, stages, rollouts, registry, score):
         cli.add_command(command)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run a command; what a user can mend ends in one line on stderr and exit code 2.
 
     A stop on request ends in 75: the same command, started again, goes on.
+
+    Args:
+        arguments: the command line; None = the process's own.
     """
     try:
-        cli.main(standalone_mode=False)
+        cli.main(arguments, standalone_mode=False)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:  # a wrong option or argument

@@ -61,7 +61,10 @@ def save(splits: dict[str, list[dict[str, Any]]], folder: Path) -> None:
         for name, rows in splits.items()
     }
     with _no_progress_bars():
-        datasets.DatasetDict(made).save_to_disk(folder)
+        # datasets would write no file for a split without rows, and could not read that.
+        datasets.DatasetDict(made).save_to_disk(
+            folder, num_shards={name: None if rows else 1 for name, rows in splits.items()}
+        )
 
 
 @contextmanager

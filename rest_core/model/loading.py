@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,25 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from rest_core import storage
+from rest_core import handoff, storage
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError
-from rest_core.model import embedded, reference
+from rest_core.model import embedded
+
+
+def write_reference(out: Path, source: str) -> None:
+    """Make `out` a policy folder that refers to `source`, for a stage that passes its model on untouched."""
+    handoff.write(out, handoff.Reference(source=source))
+
+
+def pass_on(policy: str | Path, out: Path) -> None:
+    """Make `out` the same policy as `policy`: a copy of a folder or of its reference, else a reference."""
+    folder = Path(policy)
+    if folder.is_dir():
+        (out / handoff.FILE_NAME).unlink(missing_ok=True)  # of an earlier run into the same folder
+        shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json", "metrics.json"))
+    else:
+        write_reference(out, str(policy))
 
 
 def resolve(source: str | Path) -> str:
@@ -28,9 +44,9 @@ def resolve(source: str | Path) -> str:
     if text.startswith("s3://"):
         return resolve(storage.fetch(text, storage.cache_folder() / "models"))
     folder = Path(text)
-    if reference.is_reference(folder):
-        return resolve(reference.read_reference(folder))
     if folder.is_dir():
+        if (reference := handoff.read(folder)) is not None:
+            return resolve(handoff.fetch(folder) if reference.files is not None else reference.source)
         if (folder / "config.json").is_file():
             return text
         if any(folder.glob("*.gguf")):
@@ -135,7 +151,7 @@ def save_policy(model: Any, tokenizer: Any, out: Path, *, dtype: torch.dtype) ->
     described.dtype = dtype
     described.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / reference.FILE_NAME).unlink(missing_ok=True)  # of an earlier run into the same folder
+    (out / handoff.FILE_NAME).unlink(missing_ok=True)  # of an earlier run into the same folder
 
 
 def _configured_stop_ids(where: str, options: dict[str, Any]) -> list[int]:

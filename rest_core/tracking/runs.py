@@ -24,6 +24,7 @@ import re
 import secrets
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TRACEBACK_FILE = "traceback.txt"  # artifact of a run that a defect has ended
 GRACE_SECONDS = 10.0  # without an answer, at the end of a stage, before what is left stays in the spool
 MAX_PARAM_VALUE = 6000  # MLflow's limit
 _MAX_KEY = 250  # MLflow's limit
@@ -231,6 +233,10 @@ def stage_run(
         yield run
     except BaseException as error:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, Preempted))
+        if not stopped and not isinstance(error, UserError):
+            text = store.redact("".join(traceback.format_exception(error)))
+            file = run._spool.keep_bytes(text.encode(), TRACEBACK_FILE)
+            run._spool.append("artifact", to="run", file=file, folder="")
         _close(run, sender, stage, "KILLED" if stopped else "FAILED", _one_line(error))
         raise
     _close(run, sender, stage, "FINISHED", None)
@@ -280,10 +286,21 @@ def _open(
             "pipeline_run": pipeline_run,
             "stage": stage,
             "join": os.environ.get("MLFLOW_RUN_ID"),
-            "pipeline_tags": {**common, delivery.KIND_TAG: "pipeline"},
-            "tags": {**common, **of_trial, delivery.KIND_TAG: "stage", "rest.stage": stage},
+            "pipeline_tags": {**common, delivery.KIND_TAG: "pipeline", delivery.PIPELINE_RUN_TAG: pipeline_run},
+            "tags": {
+                **common,
+                **of_trial,
+                delivery.KIND_TAG: "stage",
+                delivery.PIPELINE_RUN_TAG: pipeline_run,
+                delivery.STAGE_TAG: stage,
+            },
             "trial": trial.name if trial else None,
-            "trial_tags": {**common, **of_trial, delivery.KIND_TAG: "trial"},
+            "trial_tags": {
+                **common,
+                **of_trial,
+                delivery.KIND_TAG: "trial",
+                delivery.PIPELINE_RUN_TAG: pipeline_run,
+            },
         },
     )
     return StageRun(spool, uri), Sender(folder, spool.section, uri, GRACE_SECONDS)

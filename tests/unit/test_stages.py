@@ -17,11 +17,11 @@ from mlflow import MlflowClient
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from rest_core import manifest, stages
-from rest_core.config import ApiBankConfig, BfclConfig, ModelConfig, RlConfig, SftConfig, TrackingConfig
+from rest_core import handoff, manifest, stages, storage
+from rest_core.config import ApiBankConfig, BfclConfig, ModelConfig, RlConfig, SftConfig, StorageConfig, TrackingConfig
 from rest_core.data import store
 from rest_core.errors import Preempted, UserError
-from rest_core.model import loading, reference
+from rest_core.model import loading
 from rest_core.records import Message, Sample, Tool, ToolCall
 from rest_core.response import render
 from rest_core.tracking import runs
@@ -164,7 +164,7 @@ def test_what_is_switched_off_passes_the_model_on(
     assert manifest.read(tmp_path / "sft")["counts"]["skipped"] == off.skipped
 
     assert train(RlConfig(enabled=False), policy=tmp_path / "sft").skipped
-    assert reference.is_reference(tmp_path / "rl")
+    assert handoff.is_base_model(tmp_path / "rl")
     assert loading.resolve(tmp_path / "rl") == str(tiny_checkpoint)
 
     shutil.rmtree(tmp_path / "rl")
@@ -306,3 +306,48 @@ def test_a_process_that_is_not_the_first_trains_and_writes_nothing(
     assert warm_up().metrics["sft/steps"] == 2
     assert warm_up(SftConfig(enabled=False)).skipped is not None
     assert [path for path in tmp_path.glob("sft*/**/*") if path.is_file()] == []
+
+
+def test_outputs_go_by_uri_and_a_lost_stage_goes_on(
+    dataset: Path,
+    model: ModelConfig,
+    tracking: TrackingConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    location = str(tmp_path / "volume")
+    prepared = tmp_path / "prepared"
+    handoff.write(prepared, handoff.store(dataset, location, "prepare-data"))
+    shutil.copyfile(dataset / manifest.FILE_NAME, prepared / manifest.FILE_NAME)
+    common: dict[str, Any] = {
+        "model": model,
+        "tracking": tracking,
+        "pipeline_run": RUN,
+        "storage": StorageConfig(location=location),
+        "dataset": prepared,
+    }
+    stages.sft_warmup(sft=SFT, out=tmp_path / "sft", **common)
+    first = stages.rest_rl(rl=RL, policy=tmp_path / "sft", out=tmp_path / "rl", **common)
+    for name in ("sft", "rl"):
+        out = tmp_path / name
+        assert {path.name for path in out.iterdir()} == {"reference.json", "manifest.json", "metrics.json"}
+        assert manifest.read(out)["sha256"] == manifest.sha256_folder(handoff.fetch(out))
+        assert not handoff.is_base_model(out)
+    inputs = manifest.read(tmp_path / "rl")["inputs"]
+    assert inputs == {
+        name: manifest.read(tmp_path / part)["sha256"] for name, part in (("dataset", "prepared"), ("policy", "sft"))
+    }
+    weights = loading.load_model(tmp_path / "rl", model).state_dict()
+
+    # The pod is lost after the training; the stage is tried again, elsewhere, with nothing on its disk.
+    again = stages.rest_rl(rl=RL, policy=tmp_path / "sft", out=tmp_path / "elsewhere" / "rl", **common)
+    place = f"{handoff.scratch(location, RUN)}/checkpoints"
+    assert any(record.message.startswith(f"downloading {place}/") for record in caplog.records)
+    assert again.metrics["rl/steps"] == first.metrics["rl/steps"]
+    for name, weight in loading.load_model(tmp_path / "elsewhere" / "rl", model).state_dict().items():
+        assert torch.equal(weight, weights[name])
+    handoff.remove_scratch(location, RUN)
+    assert storage.list_files(place) == []

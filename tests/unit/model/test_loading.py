@@ -13,11 +13,11 @@ from moto import mock_aws
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from rest_core import storage
+from rest_core import handoff, storage
 from rest_core.algorithm.token_bytes import stop_ids, token_bytes
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError
-from rest_core.model import loading, reference
+from rest_core.model import loading
 
 CONFIG = ModelConfig()
 
@@ -42,17 +42,17 @@ def test_a_folder_and_a_hub_id_stand_for_themselves(tiny_checkpoint: Path) -> No
 
 
 def test_references_are_followed(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    reference.write_reference(tmp_path / "one", str(tiny_checkpoint))
-    reference.write_reference(tmp_path / "two", str(tmp_path / "one"))
-    assert reference.is_reference(tmp_path / "two")
+    loading.write_reference(tmp_path / "one", str(tiny_checkpoint))
+    loading.write_reference(tmp_path / "two", str(tmp_path / "one"))
+    assert handoff.is_base_model(tmp_path / "two")
     assert loading.resolve(tmp_path / "two") == str(tiny_checkpoint)
     assert loading.load_tokenizer(tmp_path / "two", CONFIG).eos_token == "<|end|>"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '"x"'])
 def test_a_damaged_reference_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / "policy.json").write_text(content)
-    assert told(loading.resolve, tmp_path).startswith(f"{tmp_path / 'policy.json'}: not a reference")
+    (tmp_path / "reference.json").write_text(content)
+    assert told(loading.resolve, tmp_path).startswith(f"{tmp_path / 'reference.json'}: not a reference")
 
 
 def test_packed_weights_are_refused(tmp_path: Path) -> None:
@@ -203,9 +203,9 @@ def test_a_policy_replaces_the_reference_of_an_earlier_run(
     tiny_model: Any, tiny_tokenizer: Any, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     for name in ("saved", "passed"):
-        reference.write_reference(tmp_path / name, "owner/base")
+        loading.write_reference(tmp_path / name, "owner/base")
     loading.save_policy(tiny_model, tiny_tokenizer, tmp_path / "saved", dtype=torch.float32)
-    reference.pass_on(tiny_checkpoint, tmp_path / "passed")
+    loading.pass_on(tiny_checkpoint, tmp_path / "passed")
     for name in ("saved", "passed"):
         assert loading.resolve(tmp_path / name) == str(tmp_path / name)
 
@@ -214,12 +214,12 @@ def test_a_policy_is_passed_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "source"))
     for name in ("manifest.json", "metrics.json"):
         (source / name).write_text("{}")
-    reference.pass_on(source, tmp_path / "copied")
+    loading.pass_on(source, tmp_path / "copied")
     assert loading.resolve(tmp_path / "copied") == str(tmp_path / "copied")
     assert not (tmp_path / "copied" / "manifest.json").exists()
     assert not (tmp_path / "copied" / "metrics.json").exists()
-    reference.pass_on("owner/name", tmp_path / "referred")
-    reference.pass_on(tmp_path / "referred", tmp_path / "again")
+    loading.pass_on("owner/name", tmp_path / "referred")
+    loading.pass_on(tmp_path / "referred", tmp_path / "again")
     assert loading.resolve(tmp_path / "again") == "owner/name"
 
 

@@ -1,0 +1,308 @@
+"""Kubeflow Trainer through its SDK: make, follow and delete a TrainJob, with errors told in one line.
+
+The SDK has three backends (Kubernetes, containers, local processes); what is here works with each of them. Labels, the
+deadline and what concerns pods are for Kubernetes alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rest_core.config import TrainJobConfig
+from rest_core.errors import Preempted, UserError
+from rest_core.nodes.launcher import handling_signals
+from rest_core.nodes.train_on_node import train_on_node
+
+if TYPE_CHECKING:
+    from kubeflow.trainer import TrainerClient
+
+log = logging.getLogger(__name__)
+
+COMPLETE, FAILED = "Complete", "Failed"  # the SDK's words
+RUN_LABEL = "rest-pipelines/run"
+NODE = "node"  # the replicated job and its container, in the TrainingRuntime
+
+_POLL_SECONDS = 15.0
+_PATIENCE_SECONDS = 600.0  # with an API that does not answer, while a training runs
+_GONE_SECONDS = 120.0  # for a deleted TrainJob and its pods to be gone
+_ERROR = re.compile(r"(?:^|\s)error: (.*)")  # as the command line tells its own
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a TrainJob ended."""
+
+    status: str  # COMPLETE or FAILED
+    message: str  # one line: the error that a node told, or that none did
+    seconds: float  # since it was made
+
+
+def connect(namespace: str | None) -> TrainerClient:
+    """A client for the cluster that this pod runs in, else for that of kubectl's configuration.
+
+    Raises:
+        UserError: the SDK is not installed, or no cluster is configured.
+    """
+    try:
+        from kubeflow.common.types import KubernetesBackendConfig
+        from kubeflow.trainer import TrainerClient
+    except ImportError:
+        raise UserError("a training on several nodes needs the package kubeflow; use the image `train`") from None
+    from kubernetes.config import ConfigException
+
+    try:
+        return TrainerClient(KubernetesBackendConfig(namespace=namespace))
+    except ConfigException as error:
+        raise UserError(f"launch.train_job: no cluster to train on ({_one_line(error)})") from None
+
+
+def run_label(pipeline_run: str) -> dict[str, str]:
+    """The label of everything that belongs to a pipeline run; label values have at most 63 characters."""
+    return {RUN_LABEL: re.sub(r"[^A-Za-z0-9._-]", "-", pipeline_run)[:63].strip("-._")}
+
+
+def accelerate_environment(config_file: Path) -> dict[str, str]:
+    """The variables by which `accelerate launch` with a configuration file tells its processes about DDP or FSDP2.
+
+    Kubeflow Trainer starts the processes by torchrun, which says the rest (ranks, addresses).
+    """
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    given = launch_command_parser().parse_args(["--config_file", str(config_file), "script"])
+    arguments, _, _ = _validate_launch_command(given)  # reads the file; there is no public way to
+    made = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in made.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+
+
+def create(
+    client: TrainerClient,
+    name: str,
+    settings: TrainJobConfig,
+    *,
+    location: str,
+    environment: Mapping[str, str],
+    labels: Mapping[str, str],
+) -> None:
+    """Make the TrainJob `name`, whose processes run the job described at `location`.
+
+    Raises:
+        UserError: the runtime is not there, or the cluster refuses.
+    """
+    from kubeflow.trainer import CustomTrainer
+
+    trainer = CustomTrainer(
+        func=train_on_node,
+        func_args={"job": location},
+        image=settings.image,
+        num_nodes=settings.nodes,
+        resources_per_node=dict(settings.resources) or None,
+        env=dict(environment),
+    )
+    with _told(f"TrainingRuntime {settings.runtime}", missing="apply deploy/training-runtime.yaml to its namespace"):
+        runtime = client.get_runtime(settings.runtime)
+    with _told(f"TrainJob {name}", missing="install Kubeflow Trainer"):
+        client.train(runtime=runtime, trainer=trainer, options=_options(client, name, settings, labels))
+
+
+def _options(client: TrainerClient, name: str, settings: TrainJobConfig, labels: Mapping[str, str]) -> list[Any]:
+    from kubeflow.trainer import options
+    from kubeflow.trainer.backends.kubernetes.backend import KubernetesBackend
+
+    named = options.Name(name)
+    if not isinstance(client.backend, KubernetesBackend):
+        return [named]
+    mounts = options.ContainerPatch(name=NODE, volume_mounts=list(settings.volume_mounts))
+    pod = options.PodSpecPatch(
+        service_account_name=settings.service_account,
+        volumes=list(settings.volumes) or None,
+        containers=[mounts] if settings.volume_mounts else None,
+        image_pull_secrets=[{"name": secret} for secret in settings.pull_secrets] or None,
+        security_context=dict(settings.security_context) or None,
+        node_selector=dict(settings.node_selector) or None,
+        tolerations=list(settings.tolerations) or None,
+    )
+    metadata = {"labels": dict(labels)} | ({"annotations": settings.annotations} if settings.annotations else {})
+    template = options.PodTemplatePatch(metadata=metadata, spec=pod)
+    node = options.ReplicatedJobPatch(
+        name=NODE, template=options.JobTemplatePatch(spec=options.JobSpecPatch(template=template))
+    )
+    patch = options.JobSetTemplatePatch(spec=options.JobSetSpecPatch(replicated_jobs=[node]))
+    return [
+        named,
+        options.Labels(dict(labels)),
+        options.ActiveDeadlineSeconds(settings.deadline_seconds),
+        options.RuntimePatch(training_runtime_spec=options.TrainingRuntimeSpecPatch(template=patch)),
+    ]
+
+
+def status(client: TrainerClient, name: str) -> str | None:
+    """The status of a TrainJob in the SDK's words; None where there is none of that name."""
+    with _told(f"TrainJob {name}"):
+        try:
+            return str(client.get_job(name).status)
+        except (RuntimeError, ValueError) as error:
+            if _is_missing(error):
+                return None
+            raise
+
+
+def follow(client: TrainerClient, name: str) -> Ended:
+    """Wait for the end of a TrainJob, and log the lines of its first node as they come.
+
+    Raises:
+        UserError: it is gone, or the cluster has not answered for ten minutes.
+        Preempted: SIGTERM or SIGINT has come; the TrainJob goes on.
+    """
+
+    told: list[signal.Signals] = []
+    stop = threading.Event()
+
+    def handler(number: signal.Signals) -> None:
+        told.append(number)
+        stop.set()
+
+    seen, answered = 0, time.monotonic()
+    with handling_signals(handler):
+        while True:
+            try:
+                with _told(f"TrainJob {name}", missing="somebody has deleted it; start the stage again"):
+                    job = client.get_job(name)
+            except _NoAnswer as error:
+                if time.monotonic() - answered > _PATIENCE_SECONDS:
+                    raise
+                log.warning("%s; asked again in %.0f s", error, _POLL_SECONDS)
+            else:
+                answered = time.monotonic()
+                lines = _lines(client, name, f"{NODE}-0")
+                for line in lines[seen if seen <= len(lines) else 0 :]:  # shorter: the log was rotated
+                    log.info("%s | %s", name, line)
+                seen = len(lines) or seen
+                if job.status in (COMPLETE, FAILED):
+                    break
+            if stop.wait(_POLL_SECONDS):
+                raise Preempted(f"{told[0].name}: TrainJob {name} goes on; start the stage again to follow it")
+    made = job.creation_timestamp
+    seconds = (datetime.now(made.tzinfo) - made).total_seconds()
+    return Ended(job.status, "" if job.status == COMPLETE else _message(client, job), seconds)
+
+
+def _lines(client: TrainerClient, name: str, step: str) -> list[str]:
+    """What a node has printed so far; nothing where its log cannot be read, as between two of its starts."""
+    try:
+        with _told(f"log of {step} of TrainJob {name}"):
+            return "\n".join(part.rstrip("\n") for part in client.get_job_logs(name, step=step)).splitlines()
+    except UserError as error:
+        log.warning("%s", error)
+        return []
+
+
+def _message(client: TrainerClient, job: Any) -> str:
+    """The error that one of the nodes told."""
+    for step in job.steps:
+        lines = [_COLOURS.sub("", line) for line in _lines(client, job.name, step.name)]
+        told = [found[1] for line in lines if (found := _ERROR.search(line)) is not None]
+        if told:
+            return told[-1]
+    return "none of its nodes told why (out of memory, or their machine was taken?); their log is above"
+
+
+def delete(client: TrainerClient, name: str) -> None:
+    """Delete a TrainJob and wait until it is gone; nothing happens where there is none."""
+    with _told(f"TrainJob {name}"):
+        try:
+            client.delete_job(name)
+        except (RuntimeError, ValueError) as error:
+            if not _is_missing(error):
+                raise
+    deadline = time.monotonic() + _GONE_SECONDS
+    while status(client, name) is not None:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"TrainJob {name}: is not gone {_GONE_SECONDS:.0f} s after it was deleted; look at its pods"
+            )
+        time.sleep(1)
+
+
+def delete_labelled(labels: Mapping[str, str], namespace: str | None) -> list[str]:
+    """Delete the TrainJobs with these labels; returns their names."""
+    from kubeflow.trainer.constants import constants
+
+    backend = connect(namespace).backend
+    where = (constants.GROUP, constants.VERSION, backend.namespace, constants.TRAINJOB_PLURAL)
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    with _told(f"TrainJobs with {selector}"):
+        found = backend.custom_api.list_namespaced_custom_object(*where, label_selector=selector)
+        names = [item["metadata"]["name"] for item in found["items"]]
+        for name in names:
+            backend.custom_api.delete_namespaced_custom_object(*where, name=name)
+    return names
+
+
+class _NoAnswer(UserError):
+    """The API could not be reached, or failed: it may answer another time."""
+
+
+@contextmanager
+def _told(what: str, *, missing: str = "check its name and namespace") -> Iterator[None]:
+    """Turn the SDK's errors, which hide what the API said, into one line."""
+    try:
+        yield
+    except Exception as error:
+        cause = _api_error(error)
+        if cause is None:
+            if isinstance(error, (TimeoutError, OSError)) or _is_connection_error(error):
+                raise _NoAnswer(f"{what}: the Kubernetes API does not answer ({_one_line(error)})") from error
+            raise
+        said = f"{cause.status} {cause.reason}"
+        if cause.status in (401, 403):
+            raise UserError(
+                f"{what}: the cluster refuses it ({said}); give the pod's service account the Role of "
+                "deploy/service-account.yaml"
+            ) from error
+        if cause.status == 404:
+            raise UserError(f"{what}: is not there; {missing}") from error
+        if cause.status >= 500 or cause.status == 429:
+            raise _NoAnswer(f"{what}: the Kubernetes API failed ({said})") from error
+        raise UserError(f"{what}: the cluster refuses it ({said}: {_one_line(cause.body or '')})") from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__
+
+
+def _api_error(error: BaseException) -> Any:
+    """The API's own error behind the SDK's; None where there is none."""
+    from kubernetes.client import ApiException
+
+    return next((cause for cause in _causes(error) if isinstance(cause, ApiException)), None)
+
+
+def _is_connection_error(error: BaseException) -> bool:
+    from urllib3.exceptions import HTTPError
+
+    return any(isinstance(cause, (HTTPError, TimeoutError, OSError)) for cause in _causes(error))
+
+
+def _is_missing(error: BaseException) -> bool:
+    """Whether the SDK says so: by the API's 404, or in the words of the backends without an API."""
+    cause = _api_error(error)
+    return cause.status == 404 if cause is not None else str(error).startswith("No TrainJob with name")
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:300]

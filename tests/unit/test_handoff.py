@@ -1,0 +1,176 @@
+"""Outputs by URI: stored once, fetched once, checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from rest_core import handoff, manifest, storage
+from rest_core.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="rest")
+        yield client
+
+
+@pytest.fixture(params=["s3", "folder"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return str(tmp_path / "volume")
+    request.getfixturevalue("s3")
+    return "s3://rest/team"
+
+
+def output(folder: Path) -> tuple[Path, dict[str, str]]:
+    """A stage's complete folder."""
+    (folder / "deep").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights" * 1000)
+    (folder / "deep" / "config.json").write_text("{}")
+    (folder / "metrics.json").write_text('{"loss": 1.0}')
+    files = manifest.contents(folder)
+    manifest.write(folder, stage="rest-rl", config={}, inputs={}, counts={}, files=files)
+    return folder, files
+
+
+def test_an_output_is_stored_and_fetched_again(location: str, tmp_path: Path) -> None:
+    folder, files = output(tmp_path / "out")
+    handoff.deliver(folder, location, "rest-rl", files)
+    assert {path.name for path in folder.iterdir()} == {"reference.json", "manifest.json", "metrics.json"}
+    reference = handoff.read(folder)
+    assert reference is not None and reference.files == files
+    assert reference.sha256 == manifest.read(folder)["sha256"]
+    assert reference.bytes == 7000 + 2 + 13
+    fetched = handoff.fetch(folder)
+    assert manifest.contents(fetched) == files
+    assert manifest.read(fetched) == manifest.read(folder)
+
+
+def test_the_same_content_is_stored_once(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = handoff.store(output(tmp_path / "one")[0], "s3://rest/team", "rest-rl")
+    monkeypatch.setattr(storage, "upload_folder", lambda *_: pytest.fail("copied again"))
+    assert handoff.store(output(tmp_path / "two")[0], "s3://rest/team/", "rest-rl") == first
+
+
+def test_what_was_half_stored_is_completed(s3: Any, tmp_path: Path) -> None:
+    folder, files = output(tmp_path / "out")
+    reference = handoff.store(folder, "s3://rest/team", "rest-rl")
+    s3.delete_object(Bucket="rest", Key=f"{reference.source.removeprefix('s3://rest/')}/metrics.json")
+    handoff.deliver(folder, "s3://rest/team", "rest-rl", files)
+    assert manifest.contents(handoff.fetch(folder)) == files
+
+
+def test_a_folder_is_used_where_it_lies(tmp_path: Path, cache: Path) -> None:
+    folder, files = output(tmp_path / "out")
+    handoff.deliver(folder, str(tmp_path / "volume"), "rest-rl", files)
+    fetched = handoff.fetch(folder)
+    assert fetched.is_relative_to(tmp_path / "volume")
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.stat().st_size > 1000]
+
+
+def test_an_output_is_fetched_and_checked_once(location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, files = output(tmp_path / "out")
+    handoff.deliver(folder, location, "rest-rl", files)
+    place = handoff.fetch(folder)
+    monkeypatch.setattr(manifest, "sha256_file", lambda _: pytest.fail("hashed again"))
+    assert handoff.fetch(folder) == place
+
+
+def test_what_is_missing_or_changed_is_refused_by_name(location: str, tmp_path: Path) -> None:
+    folder, files = output(tmp_path / "out")
+    handoff.deliver(folder, location, "rest-rl", files)
+    reference = handoff.read(folder)
+    assert reference is not None
+    changed = f"{reference.source}/model.safetensors"
+    (tmp_path / "other").write_bytes(b"Weights" * 1000)
+    storage.put_file(tmp_path / "other", changed)
+    with pytest.raises(UserError, match=r"model\.safetensors: is not what was written there") as told:
+        handoff.fetch(folder)
+    assert changed in str(told.value)
+    storage.delete_file(changed)
+    with pytest.raises(UserError, match=r"model\.safetensors: is not there any more"):
+        handoff.fetch(folder)
+
+
+def test_a_place_that_is_gone_is_named(location: str, tmp_path: Path) -> None:
+    folder, files = output(tmp_path / "out")
+    handoff.deliver(folder, location, "rest-rl", files)
+    reference = handoff.read(folder)
+    assert reference is not None
+    for name in storage.list_files(reference.source):
+        storage.delete_file(f"{reference.source}/{name}")
+    with pytest.raises(UserError, match=reference.source):
+        handoff.fetch(folder)
+
+
+def test_what_lies_in_a_folder_may_be_read_by_others(tmp_path: Path) -> None:
+    folder, files = output(tmp_path / "out")
+    (folder / "model.safetensors").chmod(0o600)  # as safetensors writes it
+    reference = handoff.store(folder, str(tmp_path / "volume"), "rest-rl", files)
+    stored = Path(reference.source) / "model.safetensors"
+    (tmp_path / "new").touch()
+    assert stored.stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_a_folder_with_its_content_is_itself(tmp_path: Path) -> None:
+    folder, _ = output(tmp_path / "out")
+    assert handoff.read(folder) is None
+    assert handoff.fetch(folder) == folder
+
+
+def test_a_model_that_no_stage_has_made_is_not_fetched(tmp_path: Path) -> None:
+    handoff.write(tmp_path / "policy", handoff.Reference(source="owner/name"))
+    assert handoff.fetch(tmp_path / "policy") == tmp_path / "policy"
+
+
+@pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"files": {"a": "b"}}, {"more": 1}, {"source": None}])
+def test_a_damaged_reference_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder, files = output(tmp_path / "out")
+    handoff.deliver(folder, str(tmp_path / "volume"), "rest-rl", files)
+    path = folder / handoff.FILE_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=f"{path}: not a reference"):
+        handoff.fetch(folder)
+
+
+def test_a_full_location_leaves_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> str:
+        raise UserError("no room")
+
+    folder, files = output(tmp_path / "out")
+    monkeypatch.setattr(storage, "upload_folder", refuse)
+    with pytest.raises(UserError, match="no room"):
+        handoff.deliver(folder, str(tmp_path / "volume"), "rest-rl", files)
+    assert manifest.contents(folder) == files
+
+
+def test_the_work_of_a_run_is_removed_and_nothing_else(location: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    run, other = handoff.scratch(location, "a run/1"), handoff.scratch(location, "other")
+    assert run == f"{location}/runs/a-run-1"
+    for place in (run, f"{run}/checkpoints/step-000001", other):
+        storage.put_file(tmp_path / "file", f"{place}/file")
+    handoff.remove_scratch(location, "a run/1")
+    handoff.remove_scratch(location, "never made")
+    assert storage.list_files(run) == []
+    assert storage.list_files(other) == ["file"]
