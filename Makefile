@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/lock.txt requirements/no-deps.txt
 # What `make compile` writes; tests/unit/test_pipelines.py reads this line to say when the committed file is stale.
-COMPILE := compile --profile qwen3-1.7b --gpus 1 --output pipelines/compiled/rest_pipeline.yaml
+COMPILE := compile --profile qwen3-1.7b --platform deploy/platform.yaml --output pipelines/compiled/rest_pipeline.yaml
 
 # vLLM pins its own torch and transformers: an environment of its own (another place: make vllm VLLM=/path).
 VLLM ?= .venv-vllm

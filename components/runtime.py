@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,14 +17,17 @@ from typing import Any
 
 from kfp import dsl
 
-from rest_core import config, logs, manifest
+from rest_core import config, logs, manifest, pods
 from rest_core.errors import Preempted, UserError
-from rest_core.stages import StageResult
+from rest_core.preflight.surroundings import Surroundings
+from rest_core.stages import PAGE_FILE, StageResult
+from rest_core.status.final import FinalStatus, Links
 from rest_core.tracking import store
 
 log = logging.getLogger(__name__)
 
-RUN_ID_VARIABLE = "KFP_RUN_ID"  # set from the pod's label by the pipeline (pipelines/rest_pipeline.py)
+# Sections that are no configuration of a run: what the cluster is to give, and what the exit task is told.
+_OF_CLUSTERS: dict[str, type[config.Section]] = {"surroundings": Surroundings, "links": Links, "final": FinalStatus}
 
 
 def run_stage(
@@ -34,6 +38,7 @@ def run_stage(
     folders: Mapping[str, dsl.Artifact] | None = None,
     out: dsl.Artifact,
     metrics: dsl.Metrics,
+    page: dsl.Artifact | None = None,
 ) -> None:
     """Call a function of `rest_core.stages` and log what came back.
 
@@ -45,6 +50,8 @@ def run_stage(
         out: the artifact whose folder the stage fills; its metadata becomes the manifest's lineage.
         metrics: receives the stage's figures, and its cost as `stage/seconds` and `stage/peak_rss_mib`, also when it
             fails; the same figures are written as JSON to the artifact's file, without which KFP never caches the task.
+        page: receives the stage's report.md, which KFP shows. Such a stage reports on the run: it tells itself when
+            there is no MLflow server.
 
     Raises:
         UserError: a wrong configuration or input; the task fails with its one line.
@@ -52,7 +59,7 @@ def run_stage(
     """
     started = time.monotonic()
     figures: dict[str, float] = {}
-    if os.environ.get(RUN_ID_VARIABLE) and "tracking" in sections:
+    if pods.run_id() and "tracking" in sections and page is None:
         _require_shared_store(config.validate(config.TrackingConfig, sections["tracking"], where="tracking"))
     try:
         with _terminal_for_progress():
@@ -78,6 +85,8 @@ def run_stage(
         for name, value in finite.items():
             metrics.log_metric(name, value)
         Path(metrics.path).write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
+        if page is not None and (made_page := Path(out.path) / PAGE_FILE).is_file():
+            shutil.copyfile(made_page, page.path)
 
 
 def _require_shared_store(tracking: config.TrackingConfig) -> None:
@@ -91,15 +100,17 @@ def _require_shared_store(tracking: config.TrackingConfig) -> None:
 
 
 def _section(name: str, values: dict[str, Any]) -> config.Section:
-    model = config.Config.model_fields[name].annotation
+    model = _OF_CLUSTERS.get(name) or config.Config.model_fields[name].annotation
     assert isinstance(model, type) and issubclass(model, config.Section)
     return config.validate(model, values, where=name)
 
 
 def _kfp_run_id() -> str:
-    run_id = os.environ.get(RUN_ID_VARIABLE)
-    if not run_id:
-        raise UserError(f"pipeline_run is empty and {RUN_ID_VARIABLE} is not set: give the pipeline a pipeline_run")
+    run_id = pods.run_id()
+    if run_id is None:
+        raise UserError(
+            f"pipeline_run is empty and {pods.RUN_ID_VARIABLE} is not set: give the pipeline a pipeline_run"
+        )
     return run_id
 
 

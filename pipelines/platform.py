@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from rest_core.config import Section, validate
 from rest_core.errors import UserError
+from rest_core.preflight.surroundings import Toleration
 
 # Targets of the Dockerfile, and which of them each stage runs in.
 IMAGE_OF = {
@@ -29,6 +30,10 @@ IMAGE_OF = {
     "aggregate": "base",
     "report-status": "base",
 }
+
+
+# The stages that may have GPUs; `stages.default.gpu` is theirs alone.
+GPU_STAGES = ("sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank")
 
 
 def _quantity(pattern: str, example: str) -> AfterValidator:
@@ -59,22 +64,6 @@ class Images(Section):
 class Gpu(Section):
     resource: str = Field("nvidia.com/gpu", description="Kubernetes resource name")
     count: int = Field(1, ge=1, description="a pod")
-
-
-class Toleration(Section):
-    key: str | None = None
-    operator: Literal["Equal", "Exists"] = "Equal"
-    value: str | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    toleration_seconds: int | None = Field(None, ge=0)
-
-    @model_validator(mode="after")
-    def _as_kubernetes_has_it(self) -> Toleration:
-        if self.operator == "Exists" and self.value:
-            raise ValueError("operator Exists takes no value")
-        if not self.key and self.operator != "Exists":
-            raise ValueError("a toleration without a key must have operator Exists")
-        return self
 
 
 class Retries(Section):
@@ -111,6 +100,15 @@ class Volume(Section):
 class Volumes(Section):
     model_cache: Volume | None = Field(None, description="downloaded checkpoints, kept between runs")
     work: Volume | None = Field(None, description="work space that all pods share")
+
+    @model_validator(mode="after")
+    def _two_claims(self) -> Volumes:
+        if self.model_cache and self.work and self.model_cache.claim == self.work.claim:
+            raise ValueError(
+                f"model_cache and work are the same claim ({self.work.claim}), which KFP cannot mount twice in a pod; "
+                "leave model_cache out: downloads then go to the work volume's folder .cache"
+            )
+        return self
 
 
 class Secrets(Section):
@@ -154,11 +152,30 @@ class Stages(Section):
     aggregate: StagePlatform = StagePlatform()
     report_status: StagePlatform = StagePlatform()
 
+    @model_validator(mode="after")
+    def _only_where_it_is_used(self) -> Stages:
+        for name in IMAGE_OF:
+            own: StagePlatform = getattr(self, _field(name))
+            if own.gpu is not None and name not in GPU_STAGES:
+                raise ValueError(f"{_field(name)} uses no GPU: leave its gpu out (GPU stages: {', '.join(GPU_STAGES)})")
+            if own.nodes is not None and name != "rest-rl":
+                raise ValueError(f"{_field(name)} runs in one pod: leave its nodes out")
+        if self.default.nodes is not None:
+            raise ValueError("default: nodes is a setting of rest_rl alone")
+        return self
+
+
+def _field(task: str) -> str:
+    return task.replace("-", "_")
+
 
 class Platform(Section):
     """The whole of `platform.yaml`."""
 
     namespace: Name = "kubeflow"
+    kfp_url: str | None = Field(
+        None, pattern=r"^https?://", description="address of KFP's pages as people open it, for links in reports"
+    )
     images: Images = Images()
     service_account: Name | None = Field(None, description="of the run's pods; null = KFP's pipeline-runner")
     labels: dict[str, str] = Field({}, description="on every pod")
@@ -172,8 +189,9 @@ class Platform(Section):
 
     def stage(self, name: str) -> StagePlatform:
         """What the stage with the task name `name` ("rest-rl") asks for, defaults filled in."""
-        own = getattr(self.stages, name.replace("-", "_")).model_dump(exclude_none=True)
-        return StagePlatform.model_validate({**self.stages.default.model_dump(exclude_none=True), **own})
+        own = getattr(self.stages, _field(name)).model_dump(exclude_none=True)
+        default = self.stages.default.model_dump(exclude_none=True, exclude=set() if name in GPU_STAGES else {"gpu"})
+        return StagePlatform.model_validate({**default, **own})
 
 
 def load_platform(path: Path) -> Platform:

@@ -1,59 +1,43 @@
-"""The pipeline: prepare-data → sft-warmup → rest-rl → evaluate-bfcl ∥ evaluate-api-bank → register.
+"""The pipeline: preflight → prepare-data → sft-warmup → rest-rl → evaluate-bfcl ∥ evaluate-api-bank →
+compare-and-register, and report-status when all has ended.
 
 A stage that the configuration switches off still has its place: it passes its input on (see `rest_core.stages`), so
-that the graph is the same for every run.
+that the graph is the same for every run. preflight and report-status are of clusters alone: on one machine nothing can
+be missing that the first stage would not miss at once, and `pipelines.local` tells a failure itself.
 """
 
-import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from kfp import compiler, dsl, kubernetes
+from kfp import compiler, dsl
 from kfp.dsl.graph_component import GraphComponent
 
+from components.compare_and_register.component import compare_and_register
 from components.evaluate_api_bank.component import evaluate_api_bank
 from components.evaluate_bfcl.component import evaluate_bfcl
-from components.images import BASE_IMAGE
+from components.preflight.component import preflight
 from components.prepare_data.component import prepare_data
-from components.register.component import register
+from components.report_status.component import report_status
 from components.rest_rl.component import rest_rl
-from components.runtime import RUN_ID_VARIABLE
 from components.sft_warmup.component import sft_warmup
+from pipelines.placement import identify, place, surroundings
+from pipelines.platform import Platform
 from rest_core.config import Config
 from rest_core.errors import UserError
 
 # The stages in their order, by the names of their tasks.
-STAGES = ("prepare-data", "sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank", "register")
-GPU_STAGES = ("sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank")
+STAGES = ("prepare-data", "sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank", "compare-and-register")
 PARAMETERS = ("model", "data", "sft", "rl", "bfcl", "api_bank", "registry", "tracking")
-RETRIES = 5  # of the training, after pre-emption or a lost node
-CACHED_STAGES = ("prepare-data", "evaluate-bfcl", "evaluate-api-bank")
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What a GPU stage asks of the cluster; None leaves the cluster's default."""
-
-    gpus: int = 0
-    gpu_type: str = "nvidia.com/gpu"
-    cpu: str | None = None  # Kubernetes notation: "8", "500m"
-    memory: str | None = None  # Kubernetes notation: "64Gi"
-
-    def __post_init__(self) -> None:
-        if self.cpu is not None and not re.fullmatch(r"\d*\.?\d+m?", self.cpu):
-            raise UserError(f"--cpu {self.cpu!r}: write it as 8, 0.5 or 500m")
-        if self.memory is not None and not re.fullmatch(r"\d+([KMGTPE]i?)?", self.memory):
-            raise UserError(f"--memory {self.memory!r}: write it as 64Gi or 64G")
-
-
-def build(config: Config, *, image: str = BASE_IMAGE, resources: Resources | None = None) -> GraphComponent:
+def build(config: Config, *, platform: Platform | None = None) -> GraphComponent:
     """The pipeline with `config` as the default of its parameters, one parameter a section.
 
     Args:
         config: defaults of the parameters; a submitted run may replace any section.
-        image: container image of all components.
-        resources: what each GPU stage asks for, the training tried again when it is stopped; None asks for nothing
-            and tries nothing again (local runs).
+        platform: where and how the pods of a cluster run; None for a run on this machine.
     """
 
     default = {name: getattr(config, name).to_parameter() for name in PARAMETERS}
@@ -70,36 +54,69 @@ def build(config: Config, *, image: str = BASE_IMAGE, resources: Resources | Non
         tracking: dict = default["tracking"],
         pipeline_run: str = "",
     ) -> None:
-        # An empty pipeline_run means the KFP run's id, which each pod reads from its label: as an input (KFP resolves
-        # PIPELINE_JOB_ID_PLACEHOLDER there, and only as a task's constant) it would be part of the cache key.
-        common = {"tracking": tracking, "pipeline_run": pipeline_run}
-        prepared = prepare_data(model=model, data=data, api_bank=api_bank, **common)
-        dataset = prepared.outputs["dataset"]
-        warmed = sft_warmup(model=model, sft=sft, dataset=dataset, **common)
-        trained = rest_rl(model=model, rl=rl, dataset=dataset, policy=warmed.outputs["policy"], **common)
-        policy = trained.outputs["trained"]
-        on_bfcl = evaluate_bfcl(model=model, bfcl=bfcl, policy=policy, **common)
-        on_api_bank = evaluate_api_bank(model=model, api_bank=api_bank, policy=policy, **common)
-        registered = register(
-            registry=registry,
-            dataset=dataset,
-            policy=policy,
-            bfcl=on_bfcl.outputs["report"],
-            api_bank=on_api_bank.outputs["report"],
-            **common,
-        )
-        for task in (prepared, warmed, trained, on_bfcl, on_api_bank, registered):
-            task.set_container_image(image)
-            task.set_caching_options(task.name in CACHED_STAGES)
-            kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, "metadata.labels['pipeline/runid']")
-            if resources is not None and task.name in GPU_STAGES:
-                _ask_for(task, resources)
-        if resources is not None:
-            # A training that was pre-empted goes on from its mirrored checkpoint. KFP cannot look at the exit code: a
-            # wrong configuration, which fails at once, is tried again too.
-            trained.set_retry(RETRIES, backoff_duration="60s", backoff_factor=1.0)
+        sections: dict[str, Any] = {"model": model, "data": data, "sft": sft, "rl": rl, "bfcl": bfcl}
+        sections |= {"api_bank": api_bank, "registry": registry, "tracking": tracking, "pipeline_run": pipeline_run}
+        if platform is None:
+            for stage, task in line(sections).items():
+                identify(task, stage)
+        else:
+            with watched(platform, sections) as checked:
+                for stage, task in line(sections, after=checked).items():
+                    place(task, platform, stage)
 
     return rest_pipeline
+
+
+@contextmanager
+def watched(platform: Platform, sections: dict[str, Any]) -> Iterator[dsl.PipelineTask]:
+    """Around the stages of a run on a cluster: report-status runs last, come what may.
+
+    Args:
+        platform: where and how the pods run.
+        sections: the sections of the configuration and `pipeline_run`, as parameters of the pipeline.
+
+    Yields:
+        The task of preflight, which the first stage has to wait for.
+    """
+    # KFP itself fills in `final`, the status of what the handler surrounds.
+    links = {"kfp": platform.kfp_url or "null"}
+    status = report_status(links=links, **_of(sections, "tracking", "pipeline_run"))
+    place(status, platform, "report-status")
+    with dsl.ExitHandler(status, name="run"):
+        checked = preflight(
+            surroundings=surroundings(platform).to_parameter(),
+            **_of(sections, "model", "data", "sft", "rl", "api_bank", "registry", "tracking", "pipeline_run"),
+        )
+        place(checked, platform, "preflight")
+        yield checked
+
+
+def line(sections: dict[str, Any], *, after: dsl.PipelineTask | None = None) -> dict[str, dsl.PipelineTask]:
+    """The stages from data to registered model, by their names, in a pipeline that is being built.
+
+    Args:
+        sections: the sections of the configuration and `pipeline_run`, as parameters of the pipeline. An empty
+            pipeline_run means the KFP run's id, which each pod reads from its label.
+        after: a task that must have succeeded before the first stage.
+    """
+    common = _of(sections, "model", "tracking", "pipeline_run")
+    prepared = prepare_data(**common, **_of(sections, "data", "api_bank"))
+    if after is not None:
+        prepared.after(after)
+    dataset = prepared.outputs["dataset"]
+    warmed = sft_warmup(**common, sft=sections["sft"], dataset=dataset)
+    trained = rest_rl(**common, rl=sections["rl"], dataset=dataset, policy=warmed.outputs["policy"])
+    policy = trained.outputs["trained"]
+    on_bfcl = evaluate_bfcl(**common, bfcl=sections["bfcl"], policy=policy)
+    on_api_bank = evaluate_api_bank(**common, api_bank=sections["api_bank"], policy=policy)
+    registered = compare_and_register(
+        **_of(sections, "registry", "tracking", "pipeline_run"),
+        dataset=dataset,
+        policy=policy,
+        bfcl=on_bfcl.outputs["report"],
+        api_bank=on_api_bank.outputs["report"],
+    )
+    return dict(zip(STAGES, (prepared, warmed, trained, on_bfcl, on_api_bank, registered), strict=True))
 
 
 def compile_to(path: Path, pipeline: GraphComponent) -> None:
@@ -113,13 +130,5 @@ def compile_to(path: Path, pipeline: GraphComponent) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
-def _ask_for(task: dsl.PipelineTask, resources: Resources) -> None:
-    if resources.gpus:
-        task.set_accelerator_type(resources.gpu_type)
-        task.set_accelerator_limit(resources.gpus)
-    if resources.cpu is not None:
-        task.set_cpu_request(resources.cpu)
-        task.set_cpu_limit(resources.cpu)
-    if resources.memory is not None:
-        task.set_memory_request(resources.memory)
-        task.set_memory_limit(resources.memory)
+def _of(sections: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: sections[name] for name in names}

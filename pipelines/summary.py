@@ -29,7 +29,7 @@ _SECTIONS = {
     "rest-rl": "rl",
     "evaluate-bfcl": "bfcl",
     "evaluate-api-bank": "api_bank",
-    "register": "registry",
+    "compare-and-register": "registry",
 }
 _MARKS = {
     "done": "[green]✓[/]",
@@ -66,7 +66,7 @@ _FIGURES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("soft", "api_bank/overall_soft", ".1%"),
         ("strict", "api_bank/overall_strict", ".1%"),
     ),
-    "register": (("version", "registry/version", ".0f"),),
+    "compare-and-register": (("version", "registry/version", ".0f"),),
 }
 
 

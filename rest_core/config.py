@@ -361,11 +361,11 @@ def profiles() -> list[str]:
 
 
 def load(profile: str, overrides: tuple[str, ...] = ()) -> Config:
-    """The configuration of a profile (a name, or the path of a YAML file) with `a.b=value` overrides applied.
+    """The configuration of a profile (a name, or the path of a YAML or JSON file) with `a.b=value` overrides applied.
 
     Values of overrides are read as YAML: `rl.steps=5`, `rl.lora={r: 8}`, `sft.enabled=false`.
     """
-    path = Path(profile) if profile.endswith((".yaml", ".yml")) else profile_folder() / f"{profile}.yaml"
+    path = Path(profile) if profile.endswith((".yaml", ".yml", ".json")) else profile_folder() / f"{profile}.yaml"
     if not path.is_file():
         raise UserError(f"unknown profile {profile!r}{nearest(profile, profiles())} (known: {', '.join(profiles())})")
     try:

@@ -4,6 +4,8 @@ The same function runs from the command line, under kfp.local, in a container an
 writes `metrics.json` and, last of all, `manifest.json`; an error that the user can mend is also left as `error.json`.
 A stage that is switched off passes its input on, or says in its manifest that it was skipped and why.
 
+`preflight` and `report_status` come before and after the others on a cluster, and report on the run itself.
+
 The training stages may run as several processes (`accelerate launch`): all train, the first alone writes and records.
 """
 
@@ -37,7 +39,10 @@ from rest_core.config import (
 )
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.failures import Failure, ending_together
+from rest_core.preflight.surroundings import Surroundings
 from rest_core.processes import is_main_process
+from rest_core.status.final import FinalStatus, Links
+from rest_core.tracking.delivery import INPUT_TAG
 from rest_core.tracking.runs import StageRun, finish_pipeline, stage_run
 
 if TYPE_CHECKING:
@@ -48,6 +53,7 @@ log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 ERROR_FILE = "error.json"
+PAGE_FILE = "report.md"  # of preflight and report-status, for people
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,11 @@ class _Stage:
         return self.finish({}, skipped=reason)
 
     def add_input(self, name: str, folder: Path | str) -> str:
-        """Note an input folder's hash in the manifest; returns the hash, or the source of a model by reference."""
+        """Note an input folder's hash in the manifest; returns the hash, or the source of a model by reference.
+
+        Where it was read from is told MLflow: who reproduces a stage needs its inputs.
+        """
+        self.run.tags({f"{INPUT_TAG}{name}": str(folder)})
         path = Path(folder)
         digest = str(manifest.read(path)["sha256"]) if (path / manifest.FILE_NAME).is_file() else str(folder)
         self.inputs[name] = digest
@@ -153,6 +163,52 @@ def _leave_error(name: str, out: Path, error: UserError | Preempted) -> None:
         log.warning("%s cannot be written: %s", out / ERROR_FILE, problem)
 
 
+def preflight(
+    *,
+    model: ModelConfig,
+    data: DataConfig,
+    sft: SftConfig,
+    rl: RlConfig,
+    api_bank: ApiBankConfig,
+    registry: RegistryConfig,
+    tracking: TrackingConfig,
+    surroundings: Surroundings,
+    pipeline_run: str,
+    out: Path,
+) -> StageResult:
+    """Check what the run needs of the cluster; all problems come as one `UserError`, a line each."""
+    from rest_core.preflight import report, run
+
+    listed = run.checks(
+        model=model,
+        data=data,
+        sft=sft,
+        rl=rl,
+        api_bank=api_bank,
+        registry=registry,
+        tracking=tracking,
+        surroundings=surroundings,
+    )
+    findings = run.run_checks(listed)
+    out.mkdir(parents=True, exist_ok=True)
+    page = out / PAGE_FILE
+    if any(one.check == run.MLFLOW for one in report.problems(findings)):
+        # Nothing can be recorded there; the log and the artifact have the report.
+        page.write_text(report.markdown(findings), encoding="utf-8")
+        try:
+            report.require_none(findings)
+        except UserError as error:
+            _leave_error("preflight", out, error)
+            raise
+    with _stage("preflight", out, tracking, pipeline_run, surroundings=surroundings) as stage:
+        page.write_text(report.markdown(findings), encoding="utf-8")
+        stage.run.artifact(page)
+        figures = {f"preflight/{name}": float(count) for name, count in report.counts(findings).items()}
+        stage.run.summary(figures)
+        report.require_none(findings)
+        return stage.finish(figures)
+
+
 def prepare_data(
     *,
     model: ModelConfig,
@@ -207,6 +263,7 @@ def sft_warmup(
     """Supervised warm-up; the model is passed on by reference where `sft.enabled` is false."""
     from rest_core.data.store import load_split, to_sample
     from rest_core.model.loading import load_model, load_tokenizer, write_reference
+    from rest_core.preflight.gpu import require_memory
 
     with _stage("sft-warmup", out, tracking, pipeline_run, model=model, sft=sft) as stage:
         digest = stage.add_input("dataset", dataset)
@@ -214,6 +271,7 @@ def sft_warmup(
             if is_main_process():
                 write_reference(out, _absolute(model.source))
             return stage.skip("switched off (sft.enabled=false): cold start")
+        require_memory(model.source, model, sft)
         from rest_core.training import sft as training
 
         samples = [to_sample(row) for row in load_split(dataset, "sft")]
@@ -250,6 +308,7 @@ def rest_rl(
     from rest_core.data.store import load_split, to_sample
     from rest_core.model.chat import encode_prompt
     from rest_core.model.loading import load_model, load_tokenizer, pass_on
+    from rest_core.preflight.gpu import require_memory
     from rest_core.response import parse
 
     with _stage("rest-rl", out, tracking, pipeline_run, model=model, rl=rl) as stage:
@@ -259,6 +318,7 @@ def rest_rl(
             if is_main_process():
                 pass_on(policy, out)
             return stage.skip("switched off (rl.enabled=false)")
+        require_memory(policy, model, rl)
         from rest_core.training.plots import training_figure
         from rest_core.training.rl import Observer, RlTrainer, Task
 
@@ -351,7 +411,7 @@ def evaluate_api_bank(
         return _finish_evaluation(stage, report, "api_bank", _settings(model, api_bank.generation))
 
 
-def register(
+def compare_and_register(
     *,
     registry: RegistryConfig,
     tracking: TrackingConfig,
@@ -362,13 +422,13 @@ def register(
     api_bank: Path,
     out: Path,
 ) -> StageResult:
-    """Register the trained model as `challenger`, and close the pipeline's run."""
+    """Register the trained model as `challenger`, compare it with the champion, and close the pipeline's run."""
     from rest_core.model.loading import is_reference
     from rest_core.tracking import registry as models
     from rest_core.tracking.store import connect
 
     evaluations = {"bfcl": bfcl, "api_bank": api_bank}
-    with _stage("register", out, tracking, pipeline_run, registry=registry) as stage:
+    with _stage("compare-and-register", out, tracking, pipeline_run, registry=registry) as stage:
         for name, folder in {"dataset": dataset, "policy": policy, **evaluations}.items():
             stage.add_input(name, folder)
         checkpoint = Path(policy)
@@ -382,12 +442,32 @@ def register(
             if not stage.run.wait(timeout=60) or stage.run.run_id is None:
                 raise UserError("MLflow has not taken the stage's run within 60 s; start the stage again")
             made = models.register_model(client, registry, checkpoint=checkpoint, run_id=stage.run.run_id, facts=facts)
-            stage.run.tags({"rest.registered": f"{made.name} version {made.version}"})
+            comparison = models.compare_with_champion(client, made.name, made.version, metric=registry.metric)
+            log.info("%s", comparison)
+            stage.run.tags(
+                {"rest.registered": f"{made.name} version {made.version}", "rest.compared_with_champion": comparison}
+            )
             record = {"name": made.name, "version": made.version, "source": made.source, "location": made.location}
+            record["compared_with_champion"] = comparison
             (out / "registered.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             result = stage.finish({"registry/version": float(made.version)}, registered=record)
     finish_pipeline(tracking, pipeline_run=pipeline_run, spool=out.with_name(f"{out.name}.finish.tracking"))
     return result
+
+
+def report_status(
+    *, tracking: TrackingConfig, links: Links, final: FinalStatus, pipeline_run: str, out: Path
+) -> StageResult:
+    """Say how a run on a cluster ended, where it failed and how to reproduce it; close what it left open in MLflow."""
+    from rest_core.status import run
+
+    out.mkdir(parents=True, exist_ok=True)
+    outcome = run.conclude(tracking, links, final, pipeline_run=pipeline_run, page=out / PAGE_FILE)
+    metrics = {"run/succeeded": float(outcome.succeeded)}
+    (out / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    sections = {"links": links.model_dump(mode="json"), "final": final.model_dump(mode="json")}
+    manifest.write(out, stage="report-status", config=sections, inputs={}, counts={**metrics, "outcome": outcome.line})
+    return StageResult(metrics)
 
 
 def _facts(pipeline_run: str, dataset: Path, policy: Path, evaluations: Mapping[str, Path]) -> Any:
@@ -440,13 +520,15 @@ def _evaluation_engine(policy: Path | str, model: ModelConfig) -> tuple[Transfor
     from rest_core.algorithm.token_bytes import stop_ids
     from rest_core.memory import keep_freed_memory
     from rest_core.model.loading import load_model, load_tokenizer
+    from rest_core.preflight.gpu import require_visible
     from rest_core.rollout.transformers_engine import TransformersEngine
 
+    on_gpu = require_visible() > 0
     keep_freed_memory()
     tokenizer = load_tokenizer(policy, model)
     dtype = getattr(torch, model.dtype)
     loaded = load_model(policy, model, dtype=dtype)
-    if torch.cuda.is_available():
+    if on_gpu:
         loaded.to("cuda")
     engine = TransformersEngine.taking_over(
         loaded, dtype=dtype, stop_ids=stop_ids(tokenizer), pad_id=tokenizer.pad_token_id

@@ -286,16 +286,18 @@ def _inside(folder: Path, name: str, location: str) -> Path:
 def _s3_errors(location: str) -> Iterator[None]:
     try:
         yield
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
+    except (BotoCoreError, Boto3Error, ClientError) as error:
+        # An upload's failure comes wrapped; what S3 has said is below.
+        answer = error if isinstance(error, ClientError) else error.__context__
+        if not isinstance(answer, ClientError):
+            raise UserError(
+                f"{location}: S3 failed: {' '.join(str(error).split())}; check the AWS_* environment"
+            ) from error
+        code = answer.response.get("Error", {}).get("Code", "")
         if code in _MISSING:
             raise UserError(f"{location}: no such bucket or object ({code})") from error
         if code in _DENIED:
             raise UserError(
                 f"{location}: access denied ({code}); check the AWS_* credentials and the policy"
             ) from error
-        raise UserError(f"{location}: S3 refused: {' '.join(str(error).split())}") from error
-    except (BotoCoreError, Boto3Error) as error:
-        raise UserError(
-            f"{location}: S3 failed: {' '.join(str(error).split())}; check the AWS_* environment"
-        ) from error
+        raise UserError(f"{location}: S3 refused: {' '.join(str(answer).split())}") from error

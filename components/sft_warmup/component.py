@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from components.images import BASE_IMAGE
+from components.images import image
 
 
-@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image("train"), install_kfp_package=False)
 def sft_warmup(
     model: dict,
     sft: dict,

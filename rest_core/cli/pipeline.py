@@ -55,17 +55,13 @@ def run(profile: str, overrides: tuple[str, ...], data: str | None, api_bank: st
 @configured
 @data_option
 @api_bank_option
-@click.option("--image", metavar="IMAGE", help="Container image of the components; default: rest-pipelines:<version>.")
 @click.option(
-    "--gpus",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="GPUs of each training and evaluation stage; this version's components use one.",
+    "--platform",
+    "platform_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="platform.yaml: images, resources, volumes, Secrets of the pods; default: what the cluster gives by itself.",
 )
-@click.option("--gpu-type", default="nvidia.com/gpu", show_default=True, help="Kubernetes resource name of the GPUs.")
-@click.option("--cpu", metavar="N", help="CPU cores of each training and evaluation stage, such as 8.")
-@click.option("--memory", metavar="SIZE", help="Memory of each training and evaluation stage, such as 64Gi.")
 @click.option(
     "--output",
     "-o",
@@ -79,28 +75,25 @@ def compile_(
     overrides: tuple[str, ...],
     data: str | None,
     api_bank: str | None,
-    image: str | None,
-    gpus: int,
-    gpu_type: str,
-    cpu: str | None,
-    memory: str | None,
+    platform_file: Path | None,
     output: Path,
 ) -> None:
     """Write the pipeline as YAML for a cluster.
 
     The profile becomes the default of the pipeline's parameters, one parameter a section; a run may replace each.
+    Where and how the pods run is part of the YAML: deploy/platform.yaml is a complete example.
 
     \b
     Examples:
-      rest compile --profile qwen3-1.7b --gpus 1 --memory 256Gi --image registry.example/rest:1 -o rest.yaml
+      rest compile --profile qwen3-1.7b --platform deploy/platform.yaml -o rest.yaml
     """
     config = configuration(profile, overrides, data=data, api_bank=api_bank)
     _require_portable(config)
-    from components.images import BASE_IMAGE
-    from pipelines.rest_pipeline import Resources, build, compile_to
+    from pipelines.platform import Platform, load_platform
+    from pipelines.rest_pipeline import build, compile_to
 
-    resources = Resources(gpus=gpus, gpu_type=gpu_type, cpu=cpu, memory=memory)
-    compile_to(output, build(config, image=image or BASE_IMAGE, resources=resources))
+    platform = Platform() if platform_file is None else load_platform(platform_file)
+    compile_to(output, build(config, platform=platform))
     click.echo(f"wrote {output}")
 
 

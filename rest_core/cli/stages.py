@@ -16,7 +16,7 @@ import click
 from rest_core.cli.options import api_bank_option, configuration, configured, data_option
 
 _FOLDERS = {
-    "dataset": "Folder that `rest prepare` made.",
+    "dataset": "Folder that `rest prepare` made; like the others it may be an s3:// URI.",
     "policy": "Folder that `rest sft` or `rest train` made, or a model (hub id, folder, s3:// URI).",
     "bfcl": "Folder that `rest eval-bfcl` made.",
     "api_bank": "Folder that `rest eval-api-bank` made.",
@@ -47,13 +47,13 @@ def _stage_command(
         result = getattr(stages, stage)(
             **{section: getattr(config, section) for section in sections},
             # A policy may be a hub id or a URI, which are no paths.
-            **{folder: value if folder == "policy" else Path(value) for folder, value in given.items()},
+            **{folder: value if folder == "policy" else _local(value) for folder, value in given.items()},
             pipeline_run=pipeline_run,
             out=out,
         )
         if not is_main_process():
             return
-        if run_name is None and stage != "register":  # which closes its run itself
+        if run_name is None and stage != "compare_and_register":  # which closes its run itself
             spool = out.with_name(f"{out.name}.finish.tracking")
             finish_pipeline(config.tracking, pipeline_run=pipeline_run, spool=spool)
         for figure, value in sorted(result.metrics.items()):
@@ -77,6 +77,13 @@ def _stage_command(
     for option in inputs:
         run = option(run)
     return click.command(name, help=help)(configured(run))
+
+
+def _local(folder: str) -> Path:
+    """The folder of a stage's output; one that lies in S3 is downloaded."""
+    from rest_core import storage
+
+    return storage.fetch(folder, storage.cache_folder()) if storage.is_s3(folder) else Path(folder)
 
 
 COMMANDS = (
@@ -151,12 +158,12 @@ COMMANDS = (
     ),
     _stage_command(
         "register",
-        "register",
+        "compare_and_register",
         sections=("registry", "tracking"),
         folders=("dataset", "policy", "bfcl", "api_bank"),
         help="""Register a policy in MLflow as `challenger`.
 
-    Its figures and lineage go with it.
+    Its figures and lineage go with it, and whether it would become champion.
 
     \b
     Examples:

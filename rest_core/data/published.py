@@ -62,17 +62,37 @@ def fetch(location: str, *, cache: Path | None = None) -> Path:
         Unreachable: a file is not in the cache and cannot be downloaded.
         UserError: the name is unknown, a download is not the published file, or the disk is full.
     """
-    name = location.removeprefix(PREFIX).rstrip("/")
+    folder = cache or cache_folder()
+    for known in _names(location):
+        _fetch_file(known, folder / known)
+    return folder / _name(location)
+
+
+def require(location: str, *, cache: Path | None = None) -> None:
+    """Whether `fetch` would find `published:NAME`, without a download.
+
+    Raises:
+        Unreachable: a file is not in the cache and cannot be downloaded.
+        UserError: the name is unknown.
+    """
+    for known in _names(location):
+        if not _is_whole(known, (cache or cache_folder()) / known):
+            _answer(urllib.request.Request(_url(known), method="HEAD"))
+
+
+def _name(location: str) -> str:
+    return location.removeprefix(PREFIX).rstrip("/")
+
+
+def _names(location: str) -> list[str]:
+    name = _name(location)
     names = [known for known in FILES if known == name or known.startswith(f"{name}/")]
     if not names:
         raise UserError(
             f"{location}: nothing is published under this name{nearest(name, [*FILES, 'api-bank'])} "
             f"(known: api-bank, {', '.join(FILES)})"
         )
-    folder = cache or cache_folder()
-    for known in names:
-        _fetch_file(known, folder / known)
-    return folder / name
+    return names
 
 
 def git_blob_id(content: bytes) -> str:
@@ -81,12 +101,12 @@ def git_blob_id(content: bytes) -> str:
 
 
 def _fetch_file(name: str, target: Path) -> None:
-    path, blob = FILES[name]
-    if target.is_file() and git_blob_id(target.read_bytes()) == blob:
+    if _is_whole(name, target):
         return
-    url = f"{RAW_URL}/{REPOSITORY}/{COMMIT}/{path}"
+    path, blob = FILES[name]
+    url = _url(name)
     log.info("downloading %s", url)
-    content = _download(url)
+    content = _answer(urllib.request.Request(url))
     if (found := git_blob_id(content)) != blob:
         raise UserError(
             f"{url}: not the published {path} (git blob {found}, expected {blob}); check for a proxy that rewrites"
@@ -97,10 +117,20 @@ def _fetch_file(name: str, target: Path) -> None:
             aside.write_bytes(content)
 
 
-def _download(url: str) -> bytes:
+def _is_whole(name: str, target: Path) -> bool:
+    return target.is_file() and git_blob_id(target.read_bytes()) == FILES[name][1]
+
+
+def _url(name: str) -> str:
+    return f"{RAW_URL}/{REPOSITORY}/{COMMIT}/{FILES[name][0]}"
+
+
+def _answer(request: urllib.request.Request) -> bytes:
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             content: bytes = answer.read()
             return content
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        raise Unreachable(f"{url}: cannot be downloaded ({error}); give a local path or check the network") from error
+        raise Unreachable(
+            f"{request.full_url}: cannot be downloaded ({error}); give a local path or check the network"
+        ) from error

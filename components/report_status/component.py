@@ -1,0 +1,31 @@
+"""KFP component of the exit task, which runs when everything else has ended."""
+
+from kfp import dsl
+
+from components.images import image
+
+
+@dsl.component(base_image=image("base"), install_kfp_package=False)
+def report_status(
+    tracking: dict,
+    links: dict,
+    pipeline_run: str,
+    final: dsl.PipelineTaskFinalStatus,
+    report: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Say how the run ended, where it failed and how to reproduce it; close what it left open."""
+    from dataclasses import asdict
+
+    from components.runtime import run_stage
+    from rest_core import stages
+
+    run_stage(
+        stages.report_status,
+        sections={"tracking": tracking, "links": links, "final": asdict(final)},
+        pipeline_run=pipeline_run,
+        out=report,
+        metrics=metrics,
+        page=page,
+    )

@@ -1,0 +1,174 @@
+"""Puts a task where and how `platform.yaml` says, with kfp's and kfp-kubernetes' own setters.
+
+KFP sets the service account for a whole run, when it is submitted: `rest submit` reads it from the same file.
+"""
+
+from __future__ import annotations
+
+from kfp import dsl, kubernetes
+
+from components.images import image
+from pipelines.platform import GPU_STAGES, IMAGE_OF, Platform, StagePlatform
+from rest_core.pods import GPUS_VARIABLE, PART_OF_LABEL, PROJECT, RUN_ID_LABEL, RUN_ID_VARIABLE, STAGE_LABEL
+from rest_core.preflight.surroundings import Gpus, Mount, Secret, Surroundings
+
+CACHED_STAGES = ("prepare-data", "evaluate-bfcl", "evaluate-api-bank")
+_LOAD_MODELS_OR_DATA = ("preflight", "prepare-data", *GPU_STAGES)
+
+# Keys of the Secrets, which are the variables' names: what a Secret must have, and what it may have.
+_REQUIRED_KEYS = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "hugging_face": ("HF_TOKEN",),
+    "mlflow": ("MLFLOW_TRACKING_URI",),
+}
+_OPTIONAL_KEYS = {
+    "s3": ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"),
+    "hugging_face": (),
+    "mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+}
+
+
+def place(task: dsl.PipelineTask, platform: Platform, stage: str | None = None) -> None:
+    """Give a task its image, resources, volumes, secrets, retries and everything else of its stage.
+
+    Args:
+        task: a component's task.
+        platform: the whole `platform.yaml`.
+        stage: the stage's name where the task is called something else ("rest-rl-2").
+    """
+    stage = stage or task.name
+    own = platform.stage(stage)
+    identify(task, stage)
+    _choose_image(task, platform, stage)
+    _ask_for_resources(task, own)
+    _mount(task, platform, stage, own.shm_size)
+    _hand_secrets(task, platform, stage)
+    _restrict(task, platform, own)
+    _bound_and_repeat(task, own)
+
+
+def identify(task: dsl.PipelineTask, stage: str) -> None:
+    """Let the pod know its run, and others find the pod; cache the task where its inputs decide its result.
+
+    The run's id comes from the pod's label: as an input (KFP resolves PIPELINE_JOB_ID_PLACEHOLDER there, and only as a
+    task's constant) it would be part of the cache key.
+    """
+    kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, f"metadata.labels['{RUN_ID_LABEL}']")
+    kubernetes.add_pod_label(task, PART_OF_LABEL, PROJECT)
+    kubernetes.add_pod_label(task, STAGE_LABEL, stage)
+    task.set_caching_options(stage in CACHED_STAGES)
+
+
+def surroundings(platform: Platform) -> Surroundings:
+    """What the pods of a run are promised, for preflight to look whether it is there."""
+    gpus = []
+    for stage in GPU_STAGES:
+        own = platform.stage(stage)
+        if own.gpu is not None:
+            gpus.append(
+                Gpus(
+                    stage=stage,
+                    resource=own.gpu.resource,
+                    count=own.gpu.count,
+                    nodes=own.nodes or 1,
+                    node_selector=own.node_selector or {},
+                    tolerations=own.tolerations or (),
+                )
+            )
+    return Surroundings(
+        secrets=tuple(
+            Secret(name=name, variables=_REQUIRED_KEYS[kind])
+            for kind in _REQUIRED_KEYS
+            if (name := getattr(platform.secrets, kind)) is not None
+        ),
+        mounts=tuple(
+            Mount(claim=volume.claim, path=volume.path)
+            for volume in (platform.volumes.model_cache, platform.volumes.work)
+            if volume is not None
+        ),
+        location=platform.storage.location,
+        gpus=tuple(gpus),
+    )
+
+
+def _choose_image(task: dsl.PipelineTask, platform: Platform, stage: str) -> None:
+    target = IMAGE_OF[stage]
+    task.set_container_image(getattr(platform.images, target) or image(target))
+    kubernetes.set_image_pull_policy(task, platform.images.pull_policy)
+    if platform.images.pull_secrets:
+        kubernetes.set_image_pull_secrets(task, list(platform.images.pull_secrets))
+
+
+def _ask_for_resources(task: dsl.PipelineTask, own: StagePlatform) -> None:
+    """Requests equal limits: a training that is throttled or evicted costs more than a pod that waits."""
+    if own.cpu is not None:
+        task.set_cpu_request(own.cpu).set_cpu_limit(own.cpu)
+    if own.memory is not None:
+        task.set_memory_request(own.memory).set_memory_limit(own.memory)
+    # A training on several nodes has its GPUs in the pods of its TrainJob, not in the one that follows it.
+    if own.gpu is not None and (own.nodes or 1) == 1:
+        task.set_accelerator_type(own.gpu.resource).set_accelerator_limit(own.gpu.count)
+        task.set_env_variable(GPUS_VARIABLE, str(own.gpu.count))
+
+
+def _mount(task: dsl.PipelineTask, platform: Platform, stage: str, shm_size: str | None) -> None:
+    """Volumes; downloads go to the model cache, else to a folder of the work volume, to be kept between runs."""
+    cache, work = platform.volumes.model_cache, platform.volumes.work
+    if work is not None:
+        kubernetes.mount_pvc(task, work.claim, work.path, work.sub_path)
+    if stage in _LOAD_MODELS_OR_DATA:
+        folder = None if work is None else f"{work.path.rstrip('/')}/.cache"
+        if cache is not None:
+            kubernetes.mount_pvc(task, cache.claim, cache.path, cache.sub_path)
+            folder = cache.path.rstrip("/")
+        if folder is not None:
+            task.set_env_variable("HF_HOME", f"{folder}/huggingface")
+            task.set_env_variable("XDG_CACHE_HOME", folder)  # of rest_core.storage.cache_folder
+    if shm_size is not None:
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=shm_size)
+
+
+def _hand_secrets(task: dsl.PipelineTask, platform: Platform, stage: str) -> None:
+    """Secrets as environment variables; a pod whose required key is missing does not start.
+
+    Preflight's starts all the same, so that it can tell what is missing.
+    """
+    for kind, required in _REQUIRED_KEYS.items():
+        name = getattr(platform.secrets, kind)
+        if name is None or (kind == "hugging_face" and stage not in _LOAD_MODELS_OR_DATA):
+            continue
+        kubernetes.use_secret_as_env(task, name, {key: key for key in required}, optional=stage == "preflight")
+        if optional := _OPTIONAL_KEYS[kind]:
+            kubernetes.use_secret_as_env(task, name, {key: key for key in optional}, optional=True)
+
+
+def _restrict(task: dsl.PipelineTask, platform: Platform, own: StagePlatform) -> None:
+    """On which nodes, as whom, and under which labels the pod runs."""
+    for key, value in (own.node_selector or {}).items():
+        kubernetes.add_node_selector(task, key, value)
+    for one in own.tolerations or ():
+        kubernetes.add_toleration(task, **one.model_dump())
+    security = platform.security_context
+    kubernetes.set_security_context(
+        task,
+        run_as_user=security.run_as_user,
+        run_as_group=security.run_as_group,
+        run_as_non_root=security.run_as_non_root,
+    )
+    for key, value in platform.labels.items():
+        kubernetes.add_pod_label(task, key, value)
+    for key, value in platform.annotations.items():
+        kubernetes.add_pod_annotation(task, key, value)
+
+
+def _bound_and_repeat(task: dsl.PipelineTask, own: StagePlatform) -> None:
+    """KFP cannot look at the exit code: a wrong configuration, which fails at once, is tried again too."""
+    if own.timeout_seconds is not None:
+        kubernetes.set_timeout(task, own.timeout_seconds)
+    if own.retries is not None and own.retries.count:
+        task.set_retry(
+            own.retries.count,
+            backoff_duration=f"{own.retries.backoff_seconds}s",
+            backoff_factor=own.retries.backoff_factor,
+            backoff_max_duration=f"{own.retries.backoff_max_seconds}s",
+        )

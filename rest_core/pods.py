@@ -1,0 +1,142 @@
+"""The run that this pod belongs to, and what the Kubernetes API tells of the run's pods and the cluster's nodes.
+
+The API is asked as the pod's own service account, for reading alone (`deploy/` grants it). Where it may not be asked,
+`NotAllowed` says so and the caller goes on without.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kubernetes.client import CoreV1Api
+
+RUN_ID_VARIABLE = "KFP_RUN_ID"  # set from the pod's label by the pipeline (pipelines/placement.py)
+GPUS_VARIABLE = "REST_GPUS"  # the GPUs that the pod was given, likewise
+RUN_ID_LABEL = "pipeline/runid"  # KFP's own
+# The labels that Kubernetes recommends (kubernetes.io/docs/concepts/overview/working-with-objects/common-labels).
+PART_OF_LABEL, PROJECT = "app.kubernetes.io/part-of", "rest-pipelines"
+STAGE_LABEL = "app.kubernetes.io/component"
+
+_CONTAINER = "main"  # of KFP's pods, where the component runs
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_TIMEOUT_SECONDS = 10
+_FORBIDDEN = (401, 403)
+
+
+class NotAllowed(Exception):
+    """The Kubernetes API cannot be asked from here; the message says why."""
+
+
+@dataclass(frozen=True)
+class PodEnd:
+    """How the last pod of a stage ended."""
+
+    name: str
+    stage: str
+    failed: bool
+    reason: str | None  # Kubernetes' word for it: OOMKilled, Evicted, DeadlineExceeded, ErrImagePull …
+    exit_code: int | None
+    log: tuple[str, ...]  # the last lines; none where they are gone
+
+
+def run_id() -> str | None:
+    """The id of the KFP run that this process belongs to; None outside of a cluster."""
+    return os.environ.get(RUN_ID_VARIABLE) or None
+
+
+def gpus_given() -> int:
+    """The number of GPUs that the pod was given by `platform.yaml`; 0 where none or outside of a cluster."""
+    return int(os.environ.get(GPUS_VARIABLE) or 0)
+
+
+def connect() -> tuple[CoreV1Api, str]:
+    """A client as the pod's service account, and the pod's namespace.
+
+    Raises:
+        NotAllowed: this process is in no pod, or the pod has no service account token.
+    """
+    from kubernetes import client, config
+
+    try:
+        config.load_incluster_config()
+        namespace = _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
+    except (config.ConfigException, OSError) as error:
+        raise NotAllowed(f"there is no service account here ({' '.join(str(error).split())})") from None
+    return client.CoreV1Api(), namespace
+
+
+def ends(api: CoreV1Api, namespace: str, run: str, *, lines: int) -> dict[str, PodEnd]:
+    """How the last pod of each stage of a run ended, by the stage's name; stages whose pods are gone are not in it.
+
+    Args:
+        run: the KFP run's id.
+        lines: how many lines of the failed pods' logs.
+
+    Raises:
+        NotAllowed: the service account may not list pods, or the API does not answer.
+    """
+    selector = f"{RUN_ID_LABEL}={run},{PART_OF_LABEL}={PROJECT}"
+    with _answers("list pods"):
+        found = api.list_namespaced_pod(namespace, label_selector=selector, _request_timeout=_TIMEOUT_SECONDS).items
+    last = {pod.metadata.labels[STAGE_LABEL]: pod for pod in sorted(found, key=_age)}
+    return {stage: _end(api, namespace, pod, stage, lines) for stage, pod in last.items()}
+
+
+def nodes(api: CoreV1Api) -> list[Any]:
+    """The cluster's nodes (V1Node).
+
+    Raises:
+        NotAllowed: the service account may not list nodes, or the API does not answer.
+    """
+    with _answers("list nodes"):
+        return list(api.list_node(_request_timeout=_TIMEOUT_SECONDS).items)
+
+
+def _age(pod: Any) -> Any:
+    return pod.metadata.creation_timestamp
+
+
+def _end(api: CoreV1Api, namespace: str, pod: Any, stage: str, lines: int) -> PodEnd:
+    states = [one.state for one in pod.status.container_statuses or () if one.name == _CONTAINER]
+    ended = states[0].terminated if states else None
+    waiting = states[0].waiting if states else None
+    failed = pod.status.phase == "Failed" or (ended is not None and ended.exit_code != 0)
+    reason = pod.status.reason or (ended and ended.reason) or (waiting and waiting.reason)
+    log: tuple[str, ...] = ()
+    if failed:
+        try:
+            with _answers("read logs"):
+                text = api.read_namespaced_pod_log(
+                    pod.metadata.name,
+                    namespace,
+                    container=_CONTAINER,
+                    tail_lines=lines,
+                    _request_timeout=_TIMEOUT_SECONDS,
+                )
+            log = tuple(text.rstrip().splitlines())
+        except NotAllowed as problem:
+            log = (f"(the log cannot be had: {problem})",)
+    return PodEnd(
+        pod.metadata.name, stage, failed, None if reason == "Error" else reason, ended and ended.exit_code, log
+    )
+
+
+@contextmanager
+def _answers(to: str) -> Iterator[None]:
+    from kubernetes.client.exceptions import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ApiException as error:
+        if error.status in _FORBIDDEN:
+            raise NotAllowed(f"the service account may not {to} (deploy/ has a role for it)") from None
+        raise NotAllowed(f"the Kubernetes API did not {to}: HTTP {error.status} {error.reason}") from None
+    except HTTPError as error:
+        raise NotAllowed(f"the Kubernetes API does not answer ({' '.join(str(error).split())[:200]})") from None

@@ -1,0 +1,147 @@
+"""The end of a run on a cluster: gather how it ended, report it, and close what it left open."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rest_core import pods
+from rest_core.config import TrackingConfig
+from rest_core.errors import UserError
+from rest_core.pods import NotAllowed, PodEnd
+from rest_core.status import runs
+from rest_core.status.final import FinalStatus, Links, Verdict
+from rest_core.status.report import Failure, Outcome, markdown
+from rest_core.status.reproduce import commands
+from rest_core.status.runs import PipelineEnd, StageEnd
+from rest_core.tracking import delivery, store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+LOG_LINES = 30
+
+
+def conclude(tracking: TrackingConfig, links: Links, final: FinalStatus, *, pipeline_run: str, page: Path) -> Outcome:
+    """Report on a run whose stages have all ended, and end its MLflow runs that are still open.
+
+    An MLflow server or a Kubernetes API that does not answer makes the report shorter, and is said in it.
+
+    Args:
+        tracking: where MLflow is.
+        links: where KFP's pages are.
+        final: what KFP tells of the whole.
+        pipeline_run: the run's key in MLflow.
+        page: the file that the report is written to.
+    """
+    notes: list[str] = []
+    ends = _pods(notes)
+    client, pipeline = _mlflow(tracking, pipeline_run, notes)
+    uri = store.resolve_uri(tracking)
+    outcome = _outcome(links, final, pipeline_run, client, pipeline, uri, ends, notes)
+    text = markdown(outcome)
+    page.write_text(text, encoding="utf-8")
+    log.info("%s\n%s", outcome.line, text)
+    if client is not None and pipeline is not None:
+        try:
+            runs.close(client, pipeline, outcome.verdict, outcome.line, page)
+        except Exception as error:  # every client library has failures of its own; the report itself is made
+            log.warning("the run could not be closed in MLflow: %s", delivery.explain(error))
+    return outcome
+
+
+def _pods(notes: list[str]) -> dict[str, PodEnd]:
+    run_id = pods.run_id()
+    if run_id is None:
+        return {}
+    try:
+        api, namespace = pods.connect()
+        return pods.ends(api, namespace, run_id, lines=LOG_LINES)
+    except NotAllowed as reason:
+        notes.append(f"Pods and their logs could not be looked at: {reason}")
+        return {}
+
+
+def _mlflow(
+    tracking: TrackingConfig, pipeline_run: str, notes: list[str]
+) -> tuple[MlflowClient | None, PipelineEnd | None]:
+    try:
+        client = store.connect(tracking)
+        found = runs.read(client, tracking, store.resolve_uri(tracking), pipeline_run)
+    except UserError as problem:
+        notes.append(f"MLflow could not be asked: {problem}")
+        return None, None
+    except Exception as error:  # every client library has failures of its own: `explain` puts them into words
+        notes.append(f"MLflow could not be asked: {delivery.explain(error)}")
+        return None, None
+    if found is None:
+        notes.append(f"MLflow has no run {pipeline_run!r}: no stage got as far as that")
+    return client, found
+
+
+def _outcome(
+    links: Links,
+    final: FinalStatus,
+    pipeline_run: str,
+    client: MlflowClient | None,
+    pipeline: PipelineEnd | None,
+    uri: str,
+    ends: dict[str, PodEnd],
+    notes: list[str],
+) -> Outcome:
+    stages = pipeline.stages if pipeline else ()
+    failed = [one for one in stages if one.status != "FINISHED"]
+    # A pod that never came to run its stage (image, Secret, volume) is known to Kubernetes alone.
+    recorded = {one.stage for one in stages}
+    never_ran = [end for stage, end in ends.items() if end.failed and stage not in recorded]
+    verdict = final.verdict or _guess(pipeline, failed)
+    failures: list[Failure] = []
+    if verdict != "succeeded":
+        # Which pod was of which trial, its labels do not say.
+        failures = [_failure(one, None if one.trial else ends.get(one.stage), client, uri) for one in failed]
+        failures += [Failure(end.stage, _of_pod(end), end.log) for end in never_ran]
+    message = final.error_message
+    if not failures and not message and verdict == "failed":
+        message = (
+            "No stage has recorded an error: a pod may never have started (image, Secret, volume, quota). Look with: "
+            f"kubectl get pods -l {pods.RUN_ID_LABEL}={pods.run_id()}"
+        )
+    addresses = [("KFP", links.kfp_run(pods.run_id())), ("MLflow", pipeline.link if pipeline else None)]
+    return Outcome(
+        verdict=verdict,
+        pipeline_run=pipeline_run,
+        failures=tuple(failures),
+        message=message,
+        stages=stages,
+        links=tuple((name, address) for name, address in addresses if address),
+        notes=tuple(notes),
+    )
+
+
+def _guess(pipeline: PipelineEnd | None, failed: list[StageEnd]) -> Verdict:
+    """Where KFP does not say: the last stage closes the parent run when all went well."""
+    return "succeeded" if pipeline is not None and pipeline.status == "FINISHED" and not failed else "failed"
+
+
+def _failure(stage: StageEnd, end: PodEnd | None, client: MlflowClient | None, uri: str) -> Failure:
+    why = [stage.error] if stage.error else []
+    if end is not None and end.failed:
+        why.append(_of_pod(end))
+    if not why:
+        why.append("it ended without a word: killed (out of memory, lost node, time-out) or stopped")
+    log_lines = end.log if end else ()
+    if not log_lines and client is not None:
+        try:
+            log_lines = runs.traceback_of(client, stage.run_id, lines=LOG_LINES)
+        except Exception as error:  # the artifact store's client has failures of its own
+            log_lines = (f"(the traceback cannot be had: {delivery.explain(error)})",)
+    return Failure(stage.name, "; ".join(why), log_lines, tuple(commands(stage, uri)))
+
+
+def _of_pod(end: PodEnd) -> str:
+    exit_code = None if end.exit_code is None else f"exit code {end.exit_code}"
+    ended = ", ".join(part for part in (end.reason, exit_code) if part)
+    return f"its pod {end.name} ended{f' ({ended})' if ended else ''}"

@@ -1,0 +1,135 @@
+"""Servers of a test alone: what a cluster has and this machine has not."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from kubernetes import client
+
+from rest_core import pods
+
+Answer = tuple[Any, ...]  # HTTP status; body, text as it is and everything else as JSON; headers where there are any
+
+
+@pytest.fixture
+def http_server() -> Iterator[Callable[[Callable[[str, dict[str, str]], Answer]], str]]:
+    """http_server(answer) serves what answer(path, query) says to every GET, HEAD and POST; returns the address."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def serve(answer: Callable[[str, dict[str, str]], Answer]) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                parts = urlsplit(self.path)
+                query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+                status, body, *headers = answer(parts.path, query)
+                content = (body if isinstance(body, str) else json.dumps(body)).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "text/plain" if isinstance(body, str) else "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                for name, value in dict(*headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(content)
+
+            do_HEAD = do_POST = do_GET
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                """Nothing: the test's output is no access log."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+class Cluster:
+    """A Kubernetes API with the pods and nodes that a test puts there; `forbidden` are paths that it answers 403 to."""
+
+    namespace = "team"
+
+    def __init__(self) -> None:
+        self.pods: list[dict[str, Any]] = []
+        self.logs: dict[str, str] = {}
+        self.nodes: list[dict[str, Any]] = []
+        self.forbidden: set[str] = set()
+        self.asked: list[tuple[str, dict[str, str]]] = []
+
+    def answer(self, path: str, query: dict[str, str]) -> Answer:
+        self.asked.append((path, query))
+        last = path.rsplit("/", 1)[-1]
+        if last in self.forbidden:
+            return 403, {"kind": "Status", "message": "forbidden"}
+        if last == "log":
+            name = path.split("/")[-2]
+            lines = self.logs.get(name)
+            return (404, {"kind": "Status"}) if lines is None else (200, _tail(lines, query))
+        if last == "pods":
+            wanted = dict(pair.split("=") for pair in query["labelSelector"].split(","))
+            found = [pod for pod in self.pods if wanted.items() <= pod["metadata"]["labels"].items()]
+            return 200, {"kind": "PodList", "apiVersion": "v1", "items": found}
+        return 200, {"kind": "NodeList", "apiVersion": "v1", "items": self.nodes}
+
+    def add_pod(
+        self,
+        stage: str,
+        *,
+        run: str = "run-1",
+        phase: str = "Succeeded",
+        created: str = "2026-01-01T00:00:00Z",
+        log: str | None = None,
+        reason: str | None = None,
+        terminated: dict[str, Any] | None = None,
+        waiting: dict[str, Any] | None = None,
+    ) -> str:
+        name = f"rest-{stage}-{len(self.pods)}"
+        labels = {pods.RUN_ID_LABEL: run, pods.PART_OF_LABEL: pods.PROJECT, pods.STAGE_LABEL: stage}
+        state = {key: value for key, value in (("terminated", terminated), ("waiting", waiting)) if value}
+        status = {"name": "main", "image": "i", "imageID": "i", "ready": False, "restartCount": 0, "state": state}
+        self.pods.append(
+            {
+                "metadata": {"name": name, "labels": labels, "creationTimestamp": created},
+                "status": {"phase": phase, "reason": reason, "containerStatuses": [status]},
+            }
+        )
+        if log is not None:
+            self.logs[name] = log
+        return name
+
+    def add_node(
+        self, name: str, *, gpus: int = 0, labels: dict[str, str] | None = None, taints: tuple[dict[str, str], ...] = ()
+    ) -> None:
+        self.nodes.append(
+            {
+                "metadata": {"name": name, "labels": labels or {}},
+                "spec": {"taints": list(taints)},
+                "status": {"allocatable": {"cpu": "8", "nvidia.com/gpu": str(gpus)}},
+            }
+        )
+
+
+def _tail(text: str, query: dict[str, str]) -> str:
+    return "\n".join(text.splitlines()[-int(query["tailLines"]) :])
+
+
+@pytest.fixture
+def cluster(http_server: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """What `pods.connect` connects to; this process is a pod of the run "run-1"."""
+    made = Cluster()
+    settings = client.Configuration(host=http_server(made.answer))
+    api = client.CoreV1Api(client.ApiClient(settings))
+    monkeypatch.setattr(pods, "connect", lambda: (api, made.namespace))
+    monkeypatch.setenv(pods.RUN_ID_VARIABLE, "run-1")
+    return made

@@ -1,0 +1,98 @@
+"""platform.yaml: the complete example, what a stage inherits, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.platform import GPU_STAGES, IMAGE_OF, Platform, load_platform
+from rest_core.config import Section
+from rest_core.errors import UserError
+
+TOP = Path(__file__).resolve().parents[2]
+EXAMPLE = TOP / "deploy" / "platform.yaml"
+
+
+def load(tmp_path: Path, values: Any) -> Platform:
+    path = tmp_path / "platform.yaml"
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values), encoding="utf-8")
+    return load_platform(path)
+
+
+def test_the_example_is_complete_and_loads() -> None:
+    platform = load_platform(EXAMPLE)
+    values = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
+
+    def missing(section: Any, given: Any, path: str = "") -> list[str]:
+        absent = [f"{path}{name}" for name in type(section).model_fields if name not in given]
+        for name, inner in given.items():
+            value = getattr(section, name)
+            if isinstance(value, Section) and isinstance(inner, dict) and name != "stages":
+                absent += missing(value, inner, f"{path}{name}.")
+        return absent
+
+    # A volume's sub_path is for those who share a claim.
+    assert missing(platform, values) == ["volumes.model_cache.sub_path", "volumes.work.sub_path"]
+    of_stages = {key for stage in values["stages"].values() for key in stage}
+    assert of_stages == set(type(platform.stages.default).model_fields)
+
+
+def test_a_stage_has_its_own_values_and_the_defaults_for_the_rest(tmp_path: Path) -> None:
+    platform = load(
+        tmp_path,
+        {
+            "stages": {
+                "default": {"cpu": "2", "memory": "8Gi", "gpu": {"count": 1}},
+                "rest_rl": {"cpu": "16", "gpu": {"count": 8}},
+            }
+        },
+    )
+    assert (platform.stage("rest-rl").cpu, platform.stage("rest-rl").memory) == ("16", "8Gi")
+    counts = {name: (own.gpu.count if (own := platform.stage(name)).gpu else 0) for name in IMAGE_OF}
+    assert counts == {name: (8 if name == "rest-rl" else 1) if name in GPU_STAGES else 0 for name in IMAGE_OF}
+
+
+def test_an_empty_file_is_the_clusters_own_choice(tmp_path: Path) -> None:
+    assert load(tmp_path, "") == Platform()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("stages: [", "is not YAML"),
+        ({"image": {}}, "unknown key 'image'; did you mean 'images'"),
+        ({"stages": {"rest-rl": {}}}, "unknown key 'stages.rest-rl'; did you mean 'rest_rl'"),
+        ({"stages": {"rest_rl": {"cpu": "eight"}}}, "'eight' is no kubernetes quantity: write it as 8, 0.5 or 500m"),
+        ({"stages": {"rest_rl": {"memory": "64 GB"}}}, "write it as 64gi or 64g"),
+        ({"stages": {"rest_rl": {"shm_size": "-1"}}}, "write it as 64gi or 64g"),
+        ({"stages": {"rest_rl": {"timeout_seconds": 0}}}, r"stages\.rest_rl\.timeout_seconds"),
+        ({"stages": {"preflight": {"gpu": {}}}}, "preflight uses no gpu: leave its gpu out"),
+        ({"stages": {"sft_warmup": {"nodes": 2}}}, "sft_warmup runs in one pod: leave its nodes out"),
+        ({"stages": {"default": {"nodes": 2}}}, "nodes is a setting of rest_rl alone"),
+        (
+            {"stages": {"rest_rl": {"tolerations": [{"key": "x", "operator": "Exists", "value": "y"}]}}},
+            "takes no value",
+        ),
+        ({"stages": {"rest_rl": {"tolerations": [{"value": "y"}]}}}, "must have operator exists"),
+        ({"secrets": {"s3": "My_Secret"}}, r"secrets\.s3"),
+        ({"volumes": {"work": {"claim": "a", "path": "work"}}}, r"volumes\.work\.path"),
+        (
+            {"volumes": {"work": {"claim": "a", "path": "/w"}, "model_cache": {"claim": "a", "path": "/c"}}},
+            r"are the same claim \(a\), which kfp cannot mount twice",
+        ),
+        ({"kfp_url": "kfp.example"}, "kfp_url"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, values: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as told:
+        load(tmp_path, values)
+    assert "\n" not in str(told.value)
+    assert str(tmp_path / "platform.yaml") in str(told.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        load_platform(tmp_path / "no.yaml")
