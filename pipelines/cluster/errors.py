@@ -26,11 +26,15 @@ class ApiError(UserError):
     Attributes:
         status: the HTTP status; None where no answer came.
         unclear: it is not known whether the request was carried out. False for a refusal, and where it was never sent.
+        said: the API's own words, without advice; the message where it said nothing.
     """
 
-    def __init__(self, message: str, *, status: int | None = None, unclear: bool = False) -> None:
+    def __init__(
+        self, message: str, *, status: int | None = None, unclear: bool = False, said: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.said = said or message
         self.unclear = unclear
 
     @property
@@ -78,7 +82,7 @@ def refused(method: str, url: str, status: int, *, body: bytes, headers: Mapping
         )
     else:
         message = f"{where} refused the request ({said})"
-    return ApiError(message, status=status, unclear=method != "GET" and (status == 408 or status >= 500))
+    return ApiError(message, status=status, unclear=method != "GET" and (status == 408 or status >= 500), said=said)
 
 
 def no_json(method: str, url: str, status: int, *, body: bytes, reason: str) -> ApiError:

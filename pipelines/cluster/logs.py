@@ -221,14 +221,11 @@ def _from_kfp(cluster: Cluster, run_id: str, pod: str, *, why: str, tail: int | 
         )
     except ApiError as error:
         raise UserError(
-            f"no log of pod {pod} was found: {why}, and KFP has none in its archive either ({error}). Logs stay "
-            "readable after a pod is gone where Argo archives them (docs/commands.md, Logs)"
+            f"no log of pod {pod} was found: {why}, and KFP has none in its archive ({error.said}); logs stay readable "
+            "after a pod is gone where Argo archives them (docs/commands.md, Logs)"
         ) from None
     text = _pieces(stream, pod)
-    if tail is None:
-        yield from text
-    else:
-        yield from "".join(text).splitlines(keepends=True)[-tail:]
+    return text if tail is None else iter("".join(text).splitlines(keepends=True)[-tail:])
 
 
 def _pieces(stream: Any, pod: str) -> Iterator[str]:

@@ -64,7 +64,9 @@ def trigger(value: kfp_server_api.V2beta1Trigger | None) -> str:
 
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
+    first, *others = columns
+    table.add_column(first, no_wrap=True)  # a name, to be copied whole
+    for column in others:
         table.add_column(column, overflow="fold")
     return table
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_PIPE_WIDTH = 200  # where no terminal is, lines stay whole for other programs
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -479,7 +480,7 @@ def _follow(cluster: Cluster, run_id: str) -> None:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(file=sys.stdout, highlight=False)
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def _overrides(path: Path) -> tuple[str, ...]:
