@@ -35,6 +35,7 @@ class Connection:
             file, else "kubeflow".
         ca_cert: file with the authority of the API's certificate.
         seconds: time limit of a request.
+        pages: address of KFP's pages for people; None: `host`.
     """
 
     host: str | None = None
@@ -43,6 +44,7 @@ class Connection:
     namespace: str | None = None
     ca_cert: Path | None = None
     seconds: float = 30.0
+    pages: str | None = None
 
 
 class Cluster:
@@ -54,9 +56,10 @@ class Cluster:
         namespace: where the pods of runs are.
     """
 
-    def __init__(self, client: kfp.Client, *, namespace: str | None) -> None:
+    def __init__(self, client: kfp.Client, *, namespace: str | None, pages: str | None) -> None:
         self.client = client
         self.host: str = client._existing_config.host.rstrip("/")
+        self._pages = os.environ.get(_UI_VARIABLE) or pages or self.host
         self.namespace = namespace or client.get_user_namespace() or "kubeflow"
 
     @cached_property
@@ -66,7 +69,7 @@ class Cluster:
 
     def link(self, run_id: str) -> str:
         """The run's page in KFP's UI."""
-        return f"{os.environ.get(_UI_VARIABLE, self.host).rstrip('/')}/#/runs/details/{run_id}"
+        return f"{self._pages.rstrip('/')}/#/runs/details/{run_id}"
 
 
 class _Client(kfp.Client):
@@ -151,7 +154,7 @@ def connect(connection: Connection) -> Cluster:
                 f"{kfp.Client._LOCAL_KFP_CONTEXT}: is not kfp's context file, JSON with a namespace ({error!r}): mend "
                 "or remove it"
             ) from None
-    return Cluster(client, namespace=connection.namespace)
+    return Cluster(client, namespace=connection.namespace, pages=connection.pages)
 
 
 def named(name: str) -> str:

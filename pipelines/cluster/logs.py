@@ -29,8 +29,8 @@ from pipelines.cluster.errors import ApiError
 from pipelines.cluster.runs import Stage, stages, word
 from pipelines.cluster.transport import CONNECT_SECONDS
 from rest_core.errors import UserError, nearest
+from rest_core.pods import RUN_ID_LABEL
 
-RUN_LABEL = "pipeline/runid"
 _NODE_ANNOTATION = "workflows.argoproj.io/node-name"
 _CONTAINER = "main"  # the stage's; beside it are Argo's "init" and "wait"
 _READ_SECONDS = 30.0
@@ -138,7 +138,7 @@ def _pods(api: kubernetes_client.CoreV1Api, namespace: str, run_id: str, stage: 
     """Pods of the stage, the oldest first: those of its code, or where there are none those of its driver."""
     try:
         listed = api.list_namespaced_pod(
-            namespace, label_selector=f"{RUN_LABEL}={run_id}", _request_timeout=(CONNECT_SECONDS, _READ_SECONDS)
+            namespace, label_selector=f"{RUN_ID_LABEL}={run_id}", _request_timeout=(CONNECT_SECONDS, _READ_SECONDS)
         ).items
     except kubernetes_client.ApiException as error:
         raise NoKubernetes(f"Kubernetes does not list pods in the namespace {namespace} ({_refusal(error)})") from None

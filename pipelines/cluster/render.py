@@ -131,16 +131,9 @@ def render(
 
 
 def _build(config: Config, platform: Platform, pipeline: PipelineName, **settings: Any) -> GraphComponent:
-    from pipelines.rest_pipeline import Resources, build
+    from pipelines.rest_pipeline import build
 
-    stage = platform.stage("rest-rl")
-    resources = Resources(
-        gpus=stage.gpu.count if stage.gpu else 0,
-        gpu_type=stage.gpu.resource if stage.gpu else "nvidia.com/gpu",
-        cpu=stage.cpu,
-        memory=stage.memory,
-    )
-    return build(config, resources=resources, **({"image": platform.images.train} if platform.images.train else {}))
+    return build(config, platform=platform)
 
 
 def _what(config: Config, pipeline: PipelineName, settings: dict[str, Any]) -> str:

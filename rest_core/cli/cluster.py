@@ -43,10 +43,11 @@ class _Connect:
     namespace: str | None
     settings: dict[str, Any]
 
-    def __call__(self, namespace: str | None = None) -> Cluster:
+    def __call__(self, platform: Platform | None = None) -> Cluster:
         from pipelines.cluster.connection import Connection, connect
 
-        return connect(Connection(namespace=self.namespace or namespace, **self.settings))
+        namespace = self.namespace or (platform.namespace if platform else None)
+        return connect(Connection(namespace=namespace, pages=platform.kfp_url if platform else None, **self.settings))
 
 
 def _connected(command: Command) -> Command:
@@ -119,9 +120,9 @@ class _Work:
         return Platform() if self.platform_file is None else load_platform(self.platform_file)
 
     @property
-    def namespace(self) -> str | None:
-        """Of the platform file; None where there is none."""
-        return self.platform.namespace if self.platform_file else None
+    def given_platform(self) -> Platform | None:
+        """That of the platform file; None where there is none, so that kfp's context file may name the namespace."""
+        return self.platform if self.platform_file else None
 
     def render(self) -> Rendered:
         from pipelines.cluster.render import render
@@ -192,15 +193,11 @@ def submit(work: _Work, connect: _Connect, upload: bool, dry_run: bool, wait: bo
     """
     rendered = work.render()
     if dry_run:
-        from pipelines.cluster.render import as_yaml
-
-        click.echo(
-            as_yaml(_described(rendered, connect.namespace or work.namespace, upload, run=rendered.run())), nl=False
-        )
+        _print_request(work, connect, rendered, upload, run=rendered.run())
         return
     from pipelines.cluster.submit import submit as send
 
-    cluster = connect(work.namespace)
+    cluster = connect(work.given_platform)
     run = send(cluster, rendered, upload=upload)
     click.echo(f"submitted {run.display_name}\n{run.run_id}\n{cluster.link(run.run_id)}")
     if wait:
@@ -364,14 +361,10 @@ def schedule_create(
     rendered = work.render()
     settings["enabled"] = not disabled
     if dry_run:
-        from pipelines.cluster.render import as_yaml
-
         body = schedules.body(rendered, when, name=work.name, **settings)
-        click.echo(
-            as_yaml(_described(rendered, connect.namespace or work.namespace, upload, recurring_run=body)), nl=False
-        )
+        _print_request(work, connect, rendered, upload, recurring_run=body)
         return
-    made = schedules.create(connect(work.namespace), rendered, when, name=work.name, upload=upload, **settings)
+    made = schedules.create(connect(work.given_platform), rendered, when, name=work.name, upload=upload, **settings)
     from pipelines.cluster.show import trigger
 
     click.echo(f"scheduled {made.display_name}, {trigger(made.trigger)}\n{made.recurring_run_id}")
@@ -445,17 +438,21 @@ def _switch(cluster: Cluster, name: str, *, on: bool) -> None:
     click.echo(f"{'enabled' if on else 'disabled'} {found.display_name}")
 
 
-def _described(rendered: Rendered, namespace: str | None, upload: bool, **bodies: Any) -> dict[str, Any]:
+def _print_request(work: _Work, connect: _Connect, rendered: Rendered, upload: bool, **bodies: Any) -> None:
     """What would be sent, with the names that a cluster turns into ids."""
     import kfp_server_api
 
+    from pipelines.cluster.render import as_yaml
+
+    namespace = connect.namespace or (work.given_platform and work.given_platform.namespace)
     plain = kfp_server_api.ApiClient().sanitize_for_serialization
-    return {
+    request = {
         **({"namespace": namespace} if namespace else {}),
         "experiment": rendered.experiment,
         **({"pipeline": rendered.pipeline_name} if upload else {}),
         **{name: plain(body) for name, body in bodies.items()},
     }
+    click.echo(as_yaml(request), nl=False)
 
 
 def _follow(cluster: Cluster, run_id: str) -> None:

@@ -51,6 +51,21 @@ def test_a_run_is_created_in_its_experiment(at_server: Rest, kfp_server: FakeKfp
     ]
 
 
+def test_the_example_platform_is_sent_as_kfp_reads_it(at_server: Rest, kfp_server: FakeKfp) -> None:
+    example = Path(__file__).resolve().parents[2] / "deploy/platform.yaml"
+    assert at_server("submit", "--profile", "qwen3-1.7b", "--platform", str(example)).code == 0
+    [sent] = kfp_server.sent("POST", "/runs")
+    executors = sent.body["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert "rest-s3" in str(executors["exec-rest-rl"])
+
+
+def test_links_lead_to_the_pages_that_the_platform_names(at_server: Rest, tmp_path: Path) -> None:
+    file = tmp_path / "platform.yaml"
+    file.write_text("kfp_url: https://kfp.example/pipeline/\n", encoding="utf-8")
+    out = at_server("submit", "--profile", "tiny", "--platform", str(file)).out
+    assert "https://kfp.example/pipeline/#/runs/details/" in out
+
+
 def test_what_was_there_is_used(at_server: Rest, kfp_server: FakeKfp) -> None:
     for _ in range(2):
         assert at_server("submit", "--profile", "tiny", "--upload", "--experiment", "mine").code == 0
