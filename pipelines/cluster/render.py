@@ -131,6 +131,10 @@ def render(
 
 
 def _build(config: Config, platform: Platform, pipeline: PipelineName, **settings: Any) -> GraphComponent:
+    if pipeline == "ablation":
+        from pipelines.ablation_pipeline import build as build_ablation
+
+        return build_ablation(config, platform=platform, **settings)
     from pipelines.rest_pipeline import build
 
     return build(config, platform=platform)

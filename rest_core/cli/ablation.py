@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from rest_core.errors import UserError
 
 if TYPE_CHECKING:
     from rest_core.ablation.settings import AblationConfig
+    from rest_core.config import Config
 
 
 def compared(command: Command) -> Command:
@@ -35,21 +36,32 @@ def compared(command: Command) -> Command:
     return command
 
 
+def trials(command: Command) -> Command:
+    """Give a command the options that say what is trained and compared; it passes them to `settings`."""
+    for option in (
+        compared,
+        click.option(
+            "--seeds", default="0,1,2", show_default=True, metavar="N,N,…", help="Seeds of the training (rl.seed)."
+        ),
+        click.option(
+            "--scheme",
+            "schemes",
+            multiple=True,
+            default=("uniform", "paper"),
+            show_default=True,
+            metavar="NAME[={...}]",
+            help="A weight scheme, or settings of one under a name of its own. May be given again.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
 @configured
 @data_option
 @api_bank_option
-@click.option(
-    "--scheme",
-    "schemes",
-    multiple=True,
-    default=("uniform", "paper"),
-    show_default=True,
-    metavar="NAME[={...}]",
-    help="A weight scheme, or settings of one under a name of its own. May be given again.",
-)
-@click.option("--seeds", default="0,1,2", show_default=True, metavar="N,N,…", help="Seeds of the training (rl.seed).")
-@compared
+@trials
 @click.option(
     "--parallelism",
     type=click.IntRange(1, 2),
@@ -91,17 +103,21 @@ def ablate(
 
     from pipelines.local import StageFailed
     from pipelines.local_ablation import run_ablation, show
-    from rest_core.ablation.settings import parse_schemes
 
     console = Console(file=sys.stdout, highlight=False)  # bound now: the runner sends sys.stdout to its log
     folder = output or Path("runs") / f"{config.profile}-ablation-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         summary = run_ablation(
             config,
-            schemes=parse_schemes(schemes),
-            seeds=_seeds(seeds),
-            ablation=_settings(baseline, metric or config.registry.metric, confidence),
-            parallelism=parallelism,
+            **settings(
+                config,
+                schemes=schemes,
+                seeds=seeds,
+                baseline=baseline,
+                metric=metric,
+                confidence=confidence,
+                parallelism=parallelism,
+            ),
             folder=folder,
             console=console,
         )
@@ -158,6 +174,27 @@ def aggregate(
         out=out,
     )
     click.echo(f"wrote {out / 'report.html'}")
+
+
+def settings(
+    config: Config,
+    *,
+    schemes: tuple[str, ...],
+    seeds: str,
+    baseline: str,
+    metric: str | None,
+    confidence: float,
+    parallelism: int,
+) -> dict[str, Any]:
+    """What the options of `trials` and --parallelism say, as keywords of `pipelines.ablation_pipeline.build`."""
+    from rest_core.ablation.settings import parse_schemes
+
+    return {
+        "schemes": parse_schemes(schemes),
+        "seeds": _seeds(seeds),
+        "ablation": _settings(baseline, metric or config.registry.metric, confidence),
+        "parallelism": parallelism,
+    }
 
 
 def _seeds(text: str) -> list[int]:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import yaml
+from click.core import ParameterSource
 
+from rest_core.cli import ablation
 from rest_core.cli.options import api_bank_option, configuration, configured, data_option
 from rest_core.cli.pipeline import _require_portable
 from rest_core.config import Config
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipelines.cluster.connection import Cluster
-    from pipelines.cluster.render import Rendered
+    from pipelines.cluster.render import PipelineName, Rendered
     from pipelines.platform import Platform
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -112,6 +114,8 @@ class _Work:
     platform_file: Path | None
     experiment: str | None
     name: str | None
+    pipeline: PipelineName
+    trials: dict[str, Any]  # of an ablation: its options as they were given
 
     @functools.cached_property
     def platform(self) -> Platform:
@@ -127,7 +131,10 @@ class _Work:
     def render(self) -> Rendered:
         from pipelines.cluster.render import render
 
-        return render(self.config, self.platform, experiment=self.experiment, run_name=self.name)
+        settings = {} if self.pipeline == "rest" else ablation.settings(self.config, **self.trials)
+        return render(
+            self.config, self.platform, self.pipeline, experiment=self.experiment, run_name=self.name, **settings
+        )
 
 
 def _working(command: Command) -> Command:
@@ -140,6 +147,21 @@ def _working(command: Command) -> Command:
             type=_FILE,
             metavar="FILE",
             help="YAML or JSON of a profile's shape, {section: {key: value}}: each key as if given by --set.",
+        ),
+        click.option(
+            "--pipeline",
+            type=click.Choice(["rest", "ablation"]),
+            default="rest",
+            show_default=True,
+            help="One training, or weight schemes compared over seeds.",
+        ),
+        ablation.trials,
+        click.option(
+            "--parallelism",
+            type=click.IntRange(min=0),
+            default=1,
+            show_default=True,
+            help="Trials of an ablation at the same time; 0 = all.",
         ),
         click.option(
             "--platform",
@@ -168,12 +190,22 @@ def _working(command: Command) -> Command:
         platform_file: Path | None,
         experiment: str | None,
         name: str | None,
+        pipeline: PipelineName,
         **others: Any,
     ) -> Any:
+        trials = {
+            key: others.pop(key) for key in ("schemes", "seeds", "baseline", "metric", "confidence", "parallelism")
+        }
+        given = click.get_current_context().get_parameter_source
+        if pipeline == "rest" and any(given(key) is ParameterSource.COMMANDLINE for key in trials):
+            raise UserError(
+                "--scheme, --seeds and the like belong to --pipeline ablation; for one training: --set rl.seed=1 --set "
+                "'rl.weights={scheme: uniform}'"
+            )
         overrides = (*(_overrides(parameters) if parameters else ()), *overrides)
         config = configuration(profile, overrides, data=data, api_bank=api_bank)
         _require_portable(config)
-        return command(*arguments, work=_Work(config, platform_file, experiment, name), **others)
+        return command(*arguments, work=_Work(config, platform_file, experiment, name, pipeline, trials), **others)
 
     return configured(_with_options(wrapped, options))
 
@@ -190,6 +222,7 @@ def submit(work: _Work, connect: _Connect, upload: bool, dry_run: bool, wait: bo
       rest submit --profile qwen3-1.7b --platform platform.yaml --dry-run
       rest submit --profile qwen3-1.7b --platform platform.yaml --host http://127.0.0.1:8888 --wait
       rest submit --profile qwen3-1.7b --set rl.seed=1 --parameters run.yaml --upload
+      rest submit --profile qwen3-1.7b --pipeline ablation --scheme uniform --scheme paper --seeds 0,1,2
     """
     rendered = work.render()
     if dry_run:

@@ -66,6 +66,28 @@ def test_links_lead_to_the_pages_that_the_platform_names(at_server: Rest, tmp_pa
     assert "https://kfp.example/pipeline/#/runs/details/" in out
 
 
+def test_an_ablation_is_a_run_of_its_pipeline(at_server: Rest, kfp_server: FakeKfp) -> None:
+    arguments = ("--pipeline", "ablation", "--scheme", "paper", "--scheme", "uniform", "--seeds", "3,4,5")
+    assert at_server("submit", "--profile", "tiny", *arguments, "--baseline", "uniform", "--upload").code == 0
+    [run] = kfp_server.runs.values()
+    [pipeline] = kfp_server.pipelines.values()
+    assert pipeline["display_name"] == "rest-ablation"
+    assert re.fullmatch(r"tiny-ablation-2x3-\d{8}-\d{6}", run["display_name"])
+    trials = run["runtime_config"]["parameters"]["trials"]
+    assert [(trial["name"], trial["seed"]) for trial in trials] == [
+        (name, seed) for seed in (3, 4, 5) for name in ("paper", "uniform")
+    ]
+
+
+def test_settings_of_an_ablation_are_refused_for_one_training(at_server: Rest, kfp_server: FakeKfp) -> None:
+    assert "belong to --pipeline ablation" in at_server("submit", "--profile", "tiny", "--seeds", "1,2").error
+    assert (
+        "no trial has this scheme"
+        in at_server("submit", "--profile", "tiny", "--pipeline", "ablation", "--scheme", "paper").error
+    )
+    assert kfp_server.requests == []
+
+
 def test_what_was_there_is_used(at_server: Rest, kfp_server: FakeKfp) -> None:
     for _ in range(2):
         assert at_server("submit", "--profile", "tiny", "--upload", "--experiment", "mine").code == 0
