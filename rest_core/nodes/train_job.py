@@ -17,6 +17,7 @@ from rest_core.config import LaunchConfig, Section, TrainJobConfig
 from rest_core.errors import UserError
 from rest_core.nodes import launcher, trainer
 from rest_core.nodes.job import Job
+from rest_core.nodes.labels import run_label
 
 if TYPE_CHECKING:
     from kubeflow.trainer import TrainerClient
@@ -89,7 +90,7 @@ def _train(job: Job, settings: TrainJobConfig, sharding: str, client: TrainerCli
             settings,
             location=job.write(),
             environment=environment | settings.environment,
-            labels=settings.labels | trainer.run_label(job.pipeline_run),
+            labels=settings.labels | run_label(job.pipeline_run),
         )
         log.info("TrainJob %s: %d nodes", job.name, settings.nodes)
     else:
@@ -127,12 +128,3 @@ def _reference(place: Path | str, location: str, name: str) -> handoff.Reference
     if reference is None:
         return handoff.store(folder, location, name)
     return reference if reference.files is not None else _reference(reference.source, location, name)
-
-
-def delete_left(pipeline_run: str, namespace: str | None = None) -> list[str]:
-    """Delete the TrainJobs of a pipeline run that are left; returns their names. For the pipeline's exit handler.
-
-    Raises:
-        UserError: the cluster refuses.
-    """
-    return trainer.delete_labelled(trainer.run_label(pipeline_run), namespace)

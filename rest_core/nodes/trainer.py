@@ -11,8 +11,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rest_core.config import TrainJobConfig
 from rest_core.errors import Preempted, UserError
+from rest_core.nodes.api_errors import NoAnswer, api_error, one_line, told
 from rest_core.nodes.launcher import handling_signals
 from rest_core.nodes.train_on_node import train_on_node
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPLETE, FAILED = "Complete", "Failed"  # the SDK's words
-RUN_LABEL = "rest-pipelines/run"
 NODE = "node"  # the replicated job and its container, in the TrainingRuntime
 
 _POLL_SECONDS = 15.0
@@ -64,12 +63,7 @@ def connect(namespace: str | None) -> TrainerClient:
     try:
         return TrainerClient(KubernetesBackendConfig(namespace=namespace))
     except ConfigException as error:
-        raise UserError(f"launch.train_job: no cluster to train on ({_one_line(error)})") from None
-
-
-def run_label(pipeline_run: str) -> dict[str, str]:
-    """The label of everything that belongs to a pipeline run; label values have at most 63 characters."""
-    return {RUN_LABEL: re.sub(r"[^A-Za-z0-9._-]", "-", pipeline_run)[:63].strip("-._")}
+        raise UserError(f"launch.train_job: no cluster to train on ({one_line(error)})") from None
 
 
 def accelerate_environment(config_file: Path) -> dict[str, str]:
@@ -110,9 +104,9 @@ def create(
         resources_per_node=dict(settings.resources) or None,
         env=dict(environment),
     )
-    with _told(f"TrainingRuntime {settings.runtime}", missing="apply deploy/training-runtime.yaml to its namespace"):
+    with told(f"TrainingRuntime {settings.runtime}", missing="apply deploy/training-runtime.yaml to its namespace"):
         runtime = client.get_runtime(settings.runtime)
-    with _told(f"TrainJob {name}", missing="install Kubeflow Trainer"):
+    with told(f"TrainJob {name}", missing="install Kubeflow Trainer"):
         client.train(runtime=runtime, trainer=trainer, options=_options(client, name, settings, labels))
 
 
@@ -149,7 +143,7 @@ def _options(client: TrainerClient, name: str, settings: TrainJobConfig, labels:
 
 def status(client: TrainerClient, name: str) -> str | None:
     """The status of a TrainJob in the SDK's words; None where there is none of that name."""
-    with _told(f"TrainJob {name}"):
+    with told(f"TrainJob {name}"):
         try:
             return str(client.get_job(name).status)
         except (RuntimeError, ValueError) as error:
@@ -166,20 +160,20 @@ def follow(client: TrainerClient, name: str) -> Ended:
         Preempted: SIGTERM or SIGINT has come; the TrainJob goes on.
     """
 
-    told: list[signal.Signals] = []
+    signals: list[signal.Signals] = []
     stop = threading.Event()
 
     def handler(number: signal.Signals) -> None:
-        told.append(number)
+        signals.append(number)
         stop.set()
 
     seen, answered = 0, time.monotonic()
     with handling_signals(handler):
         while True:
             try:
-                with _told(f"TrainJob {name}", missing="somebody has deleted it; start the stage again"):
+                with told(f"TrainJob {name}", missing="somebody has deleted it; start the stage again"):
                     job = client.get_job(name)
-            except _NoAnswer as error:
+            except NoAnswer as error:
                 if time.monotonic() - answered > _PATIENCE_SECONDS:
                     raise
                 log.warning("%s; asked again in %.0f s", error, _POLL_SECONDS)
@@ -192,7 +186,7 @@ def follow(client: TrainerClient, name: str) -> Ended:
                 if job.status in (COMPLETE, FAILED):
                     break
             if stop.wait(_POLL_SECONDS):
-                raise Preempted(f"{told[0].name}: TrainJob {name} goes on; start the stage again to follow it")
+                raise Preempted(f"{signals[0].name}: TrainJob {name} goes on; start the stage again to follow it")
     made = job.creation_timestamp
     seconds = (datetime.now(made.tzinfo) - made).total_seconds()
     return Ended(job.status, "" if job.status == COMPLETE else _message(client, job), seconds)
@@ -201,7 +195,7 @@ def follow(client: TrainerClient, name: str) -> Ended:
 def _lines(client: TrainerClient, name: str, step: str) -> list[str]:
     """What a node has printed so far; nothing where its log cannot be read, as between two of its starts."""
     try:
-        with _told(f"log of {step} of TrainJob {name}"):
+        with told(f"log of {step} of TrainJob {name}"):
             return "\n".join(part.rstrip("\n") for part in client.get_job_logs(name, step=step)).splitlines()
     except UserError as error:
         log.warning("%s", error)
@@ -212,15 +206,15 @@ def _message(client: TrainerClient, job: Any) -> str:
     """The error that one of the nodes told."""
     for step in job.steps:
         lines = [_COLOURS.sub("", line) for line in _lines(client, job.name, step.name)]
-        told = [found[1] for line in lines if (found := _ERROR.search(line)) is not None]
-        if told:
-            return told[-1]
+        messages = [found[1] for line in lines if (found := _ERROR.search(line)) is not None]
+        if messages:
+            return messages[-1]
     return "none of its nodes told why (out of memory, or their machine was taken?); their log is above"
 
 
 def delete(client: TrainerClient, name: str) -> None:
     """Delete a TrainJob and wait until it is gone; nothing happens where there is none."""
-    with _told(f"TrainJob {name}"):
+    with told(f"TrainJob {name}"):
         try:
             client.delete_job(name)
         except (RuntimeError, ValueError) as error:
@@ -235,74 +229,7 @@ def delete(client: TrainerClient, name: str) -> None:
         time.sleep(1)
 
 
-def delete_labelled(labels: Mapping[str, str], namespace: str | None) -> list[str]:
-    """Delete the TrainJobs with these labels; returns their names."""
-    from kubeflow.trainer.constants import constants
-
-    backend = connect(namespace).backend
-    where = (constants.GROUP, constants.VERSION, backend.namespace, constants.TRAINJOB_PLURAL)
-    selector = ",".join(f"{key}={value}" for key, value in labels.items())
-    with _told(f"TrainJobs with {selector}"):
-        found = backend.custom_api.list_namespaced_custom_object(*where, label_selector=selector)
-        names = [item["metadata"]["name"] for item in found["items"]]
-        for name in names:
-            backend.custom_api.delete_namespaced_custom_object(*where, name=name)
-    return names
-
-
-class _NoAnswer(UserError):
-    """The API could not be reached, or failed: it may answer another time."""
-
-
-@contextmanager
-def _told(what: str, *, missing: str = "check its name and namespace") -> Iterator[None]:
-    """Turn the SDK's errors, which hide what the API said, into one line."""
-    try:
-        yield
-    except Exception as error:
-        cause = _api_error(error)
-        if cause is None:
-            if isinstance(error, (TimeoutError, OSError)) or _is_connection_error(error):
-                raise _NoAnswer(f"{what}: the Kubernetes API does not answer ({_one_line(error)})") from error
-            raise
-        said = f"{cause.status} {cause.reason}"
-        if cause.status in (401, 403):
-            raise UserError(
-                f"{what}: the cluster refuses it ({said}); give the pod's service account the Role of "
-                "deploy/service-account.yaml"
-            ) from error
-        if cause.status == 404:
-            raise UserError(f"{what}: is not there; {missing}") from error
-        if cause.status >= 500 or cause.status == 429:
-            raise _NoAnswer(f"{what}: the Kubernetes API failed ({said})") from error
-        raise UserError(f"{what}: the cluster refuses it ({said}: {_one_line(cause.body or '')})") from error
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__
-
-
-def _api_error(error: BaseException) -> Any:
-    """The API's own error behind the SDK's; None where there is none."""
-    from kubernetes.client import ApiException
-
-    return next((cause for cause in _causes(error) if isinstance(cause, ApiException)), None)
-
-
-def _is_connection_error(error: BaseException) -> bool:
-    from urllib3.exceptions import HTTPError
-
-    return any(isinstance(cause, (HTTPError, TimeoutError, OSError)) for cause in _causes(error))
-
-
 def _is_missing(error: BaseException) -> bool:
     """Whether the SDK says so: by the API's 404, or in the words of the backends without an API."""
-    cause = _api_error(error)
+    cause = api_error(error)
     return cause.status == 404 if cause is not None else str(error).startswith("No TrainJob with name")
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:300]

@@ -17,7 +17,7 @@ pytest.importorskip("kubeflow.trainer", reason="the package kubeflow is not inst
 
 from kubeflow.common.types import KubernetesBackendConfig
 from kubeflow.trainer import TrainerClient
-from kubernetes.client import Configuration
+from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
 from trainer_api import NAMESPACE, TRAINER, Cluster, serve
 
 from pipelines.nodes import launch_on
@@ -34,6 +34,8 @@ from rest_core.config import (
 from rest_core.errors import Preempted, UserError
 from rest_core.nodes import train_job, trainer
 from rest_core.nodes.job import Job
+from rest_core.nodes.labels import run_label
+from rest_core.nodes.leftovers import delete_left
 
 PLATFORM = {
     "namespace": NAMESPACE,
@@ -338,9 +340,7 @@ def test_without_a_storage_location_the_stage_says_so(client: TrainerClient, sta
         stage.run(client)
 
 
-def test_what_a_run_has_left_is_deleted_by_its_label(
-    client: TrainerClient, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_run_has_left_is_deleted_by_its_label(client: TrainerClient, cluster: Cluster) -> None:
     for name, run in (("a", "run 1"), ("b", "run 2"), ("c", "run 1")):
         trainer.create(
             client,
@@ -348,12 +348,16 @@ def test_what_a_run_has_left_is_deleted_by_its_label(
             TrainJobConfig(nodes=2, runtime="rest-torch"),
             location="s3://bucket/job.json",
             environment={},
-            labels=trainer.run_label(run),
+            labels=run_label(run),
         )
-    monkeypatch.setattr(trainer, "connect", lambda namespace: client)
-    assert train_job.delete_left("run 1") == ["a", "c"]
+    api = CustomObjectsApi(ApiClient(Configuration(host=cluster.url)))
+    assert delete_left("run 1", NAMESPACE, api) == ["a", "c"]
     assert list(cluster.jobs) == ["b"]
-    assert train_job.delete_left("run 3") == []
+    assert delete_left("run 3", NAMESPACE, api) == []
+    assert delete_left("run 2", "without-kubeflow-trainer", api) == []
+    cluster.fail.append(("GET", 403))
+    with pytest.raises(UserError, match="the cluster refuses it \\(403"):
+        delete_left("run 2", NAMESPACE, api)
 
 
 def test_a_model_without_a_stage_goes_by_its_name(tmp_path: Path) -> None:
