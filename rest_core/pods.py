@@ -65,10 +65,21 @@ def connect() -> tuple[CoreV1Api, str]:
 
     try:
         config.load_incluster_config()
-        namespace = _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
-    except (config.ConfigException, OSError) as error:
+    except config.ConfigException as error:
         raise NotAllowed(f"there is no service account here ({' '.join(str(error).split())})") from None
-    return client.CoreV1Api(), namespace
+    return client.CoreV1Api(), own_namespace()
+
+
+def own_namespace() -> str:
+    """The namespace of the pod that this process runs in.
+
+    Raises:
+        NotAllowed: this process is in no pod, or the pod has no service account token.
+    """
+    try:
+        return _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise NotAllowed(f"there is no service account here ({error.strerror}: {error.filename})") from None
 
 
 def ends(api: CoreV1Api, namespace: str, run: str, *, lines: int) -> dict[str, PodEnd]:

@@ -470,7 +470,7 @@ def evaluate_bfcl(
 ) -> StageResult:
     """BFCL's single-turn categories with the official checkers."""
     trial = _trial_of(policy)
-    with _stage("evaluate-bfcl", out, tracking, pipeline_run, trial, model=model, bfcl=bfcl) as stage:
+    with _stage("evaluate-bfcl", out, tracking, pipeline_run, trial=trial, model=model, bfcl=bfcl) as stage:
         stage.add_policy(policy)
         if not bfcl.enabled:
             return stage.skip("switched off (bfcl.enabled=false)")
@@ -501,7 +501,7 @@ def evaluate_api_bank(
 ) -> StageResult:
     """API-Bank, levels 1 to 3; skipped, loudly, where its files can neither be found nor downloaded."""
     trial = _trial_of(policy)
-    with _stage("evaluate-api-bank", out, tracking, pipeline_run, trial, model=model, api_bank=api_bank) as stage:
+    with _stage("evaluate-api-bank", out, tracking, pipeline_run, trial=trial, model=model, api_bank=api_bank) as stage:
         stage.add_policy(policy)
         folder, reason = _api_bank_folder(api_bank)
         if folder is None:

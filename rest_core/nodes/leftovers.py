@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rest_core import pods
 from rest_core.errors import UserError
 from rest_core.nodes.api_errors import one_line, told
 from rest_core.nodes.labels import run_label
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 TRAINJOBS = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")  # group, version, plural
 
 
-def delete_left(pipeline_run: str, namespace: str, api: CustomObjectsApi | None = None) -> list[str]:
+def delete_left(pipeline_run: str, namespace: str | None, api: CustomObjectsApi | None = None) -> list[str]:
     """Delete the TrainJobs of a pipeline run; returns their names.
 
     Args:
         pipeline_run: key of the pipeline run, on a cluster the KFP run's id.
-        namespace: where its pods run.
+        namespace: where its pods run; None = this pod's own.
         api: None = that of the cluster that this pod runs in, else of kubectl's.
 
     Raises:
@@ -34,6 +35,10 @@ def delete_left(pipeline_run: str, namespace: str, api: CustomObjectsApi | None 
         except config.ConfigException as error:
             raise UserError(f"TrainJobs of {pipeline_run}: no cluster is configured here ({one_line(error)})") from None
         api = client.CustomObjectsApi()
+    try:
+        namespace = namespace or pods.own_namespace()
+    except pods.NotAllowed as problem:
+        raise UserError(f"TrainJobs of {pipeline_run}: {problem}") from None
     group, version, plural = TRAINJOBS
     selector = ",".join(f"{key}={value}" for key, value in run_label(pipeline_run).items())
     with told(f"TrainJobs with {selector}"):

@@ -15,9 +15,9 @@ def remove(storage: StorageConfig, launch: LaunchConfig, pipeline_run: str, *, s
     lines = []
     try:
         if launch.train_job is not None:
-            from rest_core.nodes import train_job
+            from rest_core.nodes.leftovers import delete_left
 
-            deleted = train_job.delete_left(pipeline_run, launch.train_job.namespace)
+            deleted = delete_left(pipeline_run, launch.train_job.namespace)
             lines += [f"The TrainJob {name} was left and has been deleted" for name in deleted]
         if storage.location is not None and succeeded:
             handoff.remove_scratch(storage.location, pipeline_run)
