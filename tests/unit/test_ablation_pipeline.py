@@ -15,7 +15,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from rich.console import Console
 
 from components.aggregate.component import aggregate
-from components.runtime import RUN_ID_VARIABLE, run_stage
+from components.runtime import run_stage
 from pipelines.ablation_pipeline import PARAMETERS, SHARED_STAGES, TRIAL_STAGES, build
 from pipelines.local_ablation import AblationSummary, show, stage_name
 from pipelines.monitor import Monitor
@@ -26,6 +26,7 @@ from rest_core.ablation.report import AblationReport
 from rest_core.ablation.settings import AblationConfig, Trial, trials
 from rest_core.config import PaperWeights, UniformWeights
 from rest_core.errors import UserError
+from rest_core.pods import RUN_ID_VARIABLE
 from rest_core.stages import StageResult
 
 SCHEMES = {"uniform": UniformWeights(), "paper": PaperWeights()}
@@ -43,6 +44,14 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     return spec, platform_spec
 
 
+def _watched(spec: dict[str, Any]) -> dict[str, Any]:
+    """The tasks inside of the exit handler."""
+    outer = spec["root"]["dag"]["tasks"]
+    (handler,) = set(outer) - {"report-status"}
+    tasks: dict[str, Any] = spec["components"][outer[handler]["componentRef"]["name"]]["dag"]["tasks"]
+    return tasks
+
+
 def test_the_yaml_is_a_pipeline_spec(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
     spec = json_format.ParseDict(compiled[0], pipeline_spec_pb2.PipelineSpec())
     assert set(spec.root.input_definitions.parameters) == {*PARAMETERS, "ablation", "trials", "pipeline_run"}
@@ -52,8 +61,9 @@ def test_data_and_warm_up_are_shared_and_the_rest_is_done_for_each_trial(
     compiled: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     spec, _ = compiled
-    tasks = spec["root"]["dag"]["tasks"]
-    (loop,) = set(tasks) - set(SHARED_STAGES)
+    tasks = _watched(spec)
+    (loop,) = set(tasks) - {"preflight", *SHARED_STAGES}
+    assert tasks["prepare-data"]["dependentTasks"] == ["preflight"]
     assert tasks[loop]["dependentTasks"] == ["prepare-data", "sft-warmup"]
     assert tasks["aggregate"]["dependentTasks"] == [loop]
     inner = spec["components"][tasks[loop]["componentRef"]["name"]]["dag"]["tasks"]
@@ -75,7 +85,7 @@ def test_trials_are_a_parameter_with_bounded_parallelism(compiled: tuple[dict[st
         ("uniform", 1, "uniform"),
         ("paper", 1, "paper"),
     ]
-    (loop,) = [task for task in spec["root"]["dag"]["tasks"].values() if "parameterIterator" in task]
+    (loop,) = [task for task in _watched(spec).values() if "parameterIterator" in task]
     assert loop["iteratorPolicy"] == {"parallelismLimit": 2}
     item = loop["parameterIterator"]["itemInput"]
     inside = spec["components"][loop["componentRef"]["name"]]
@@ -93,7 +103,7 @@ def test_images_caching_and_run_id(compiled: tuple[dict[str, Any], dict[str, Any
     }
     assert images["rest-rl"] == "r/train@sha256:1"
     assert images["aggregate"] == "r/base@sha256:0"
-    assert set(images) == {*SHARED_STAGES, *TRIAL_STAGES}
+    assert set(images) == {"preflight", *SHARED_STAGES, *TRIAL_STAGES, "report-status"}
     every = [spec["root"], *spec["components"].values()]
     tasks = {name: task for one in every for name, task in one.get("dag", {}).get("tasks", {}).items()}
     cached = {name for name, task in tasks.items() if task.get("cachingOptions", {}).get("enableCache")}
