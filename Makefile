@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/lock.txt requirements/no-deps.txt
-# What `make compile` writes; tests/unit/test_pipelines.py reads this line to say when the committed file is stale.
+# What `make compile` writes; tests/unit/test_pipelines.py reads these lines to say when a committed file is stale.
 COMPILE := compile --profile qwen3-1.7b --platform deploy/platform.yaml --output pipelines/compiled/rest_pipeline.yaml
+COMPILE_ABLATION := compile --profile qwen3-1.7b --platform deploy/platform.yaml --pipeline ablation --output pipelines/compiled/ablation_pipeline.yaml
 
 # vLLM pins its own torch and transformers: an environment of its own (another place: make vllm VLLM=/path).
 VLLM ?= .venv-vllm
@@ -70,6 +71,7 @@ ui: $(STAMP)
 
 compile: $(STAMP)
 	$(BIN)/rest $(COMPILE)
+	$(BIN)/rest $(COMPILE_ABLATION)
 
 # A target after another: they share all that they can.
 image:

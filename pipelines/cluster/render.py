@@ -7,18 +7,16 @@ import getpass
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import kfp_server_api
 import yaml
 from google.protobuf import json_format
-from kfp.dsl.graph_component import GraphComponent
 
+from pipelines.build import PipelineName, build
 from pipelines.platform import Platform
 from rest_core import manifest
 from rest_core.config import Config
-
-PipelineName = Literal["rest", "ablation"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def render(
     Raises:
         UserError: the pipeline cannot be built under these settings.
     """
-    built = _build(config, platform, pipeline, **settings)
+    built = build(config, platform, pipeline, **settings)
     spec = json_format.MessageToDict(built.pipeline_spec)
     inputs = spec["root"].get("inputDefinitions", {}).get("parameters", {})
     key = secrets.token_hex(6)
@@ -128,16 +126,6 @@ def render(
         key=key,
         service_account=platform.service_account,
     )
-
-
-def _build(config: Config, platform: Platform, pipeline: PipelineName, **settings: Any) -> GraphComponent:
-    if pipeline == "ablation":
-        from pipelines.ablation_pipeline import build as build_ablation
-
-        return build_ablation(config, platform=platform, **settings)
-    from pipelines.rest_pipeline import build
-
-    return build(config, platform=platform)
 
 
 def _what(config: Config, pipeline: PipelineName, settings: dict[str, Any]) -> str:

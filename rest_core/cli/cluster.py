@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
-import yaml
-from click.core import ParameterSource
 
-from rest_core.cli import ablation
-from rest_core.cli.options import api_bank_option, configuration, configured, data_option
-from rest_core.cli.pipeline import _require_portable
-from rest_core.config import Config
+from rest_core.cli.options import FILE, Command, with_options
+from rest_core.cli.work import Work, working
 from rest_core.errors import EXIT_INTERRUPTED, Preempted, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pipelines.cluster.connection import Cluster
-    from pipelines.cluster.render import PipelineName, Rendered
+    from pipelines.cluster.render import Rendered
     from pipelines.platform import Platform
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 _PIPE_WIDTH = 200  # where no terminal is, lines stay whole for other programs
-_FILE = click.Path(path_type=Path, dir_okay=False)
-
-
-def _with_options(command: Callable[..., Any], options: tuple[Callable[..., Any], ...]) -> Any:
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @dataclass(frozen=True)
@@ -67,7 +53,7 @@ def _connected(command: Command) -> Command:
         ),
         click.option(
             "--token-file",
-            type=_FILE,
+            type=FILE,
             envvar="KF_PIPELINES_SA_TOKEN_PATH",
             show_envvar=True,
             metavar="FILE",
@@ -78,7 +64,7 @@ def _connected(command: Command) -> Command:
             metavar="NAME",
             help="Namespace of the runs; default: the platform file's, that of kfp's context file, or kubeflow.",
         ),
-        click.option("--ca-cert", type=_FILE, metavar="FILE", help="Authority of KFP's TLS certificate."),
+        click.option("--ca-cert", type=FILE, metavar="FILE", help="Authority of KFP's TLS certificate."),
         click.option(
             "--timeout",
             type=click.FloatRange(min=0, min_open=True),
@@ -103,74 +89,12 @@ def _connected(command: Command) -> Command:
         settings = {"host": host, "token": token, "token_file": token_file, "ca_cert": ca_cert, "seconds": timeout}
         return command(*arguments, connect=_Connect(namespace, settings), **others)
 
-    return _with_options(wrapped, options)
+    return with_options(wrapped, options)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What to run, as a command's options say it."""
-
-    config: Config
-    platform_file: Path | None
-    experiment: str | None
-    name: str | None
-    pipeline: PipelineName
-    trials: dict[str, Any]  # of an ablation: its options as they were given
-
-    @functools.cached_property
-    def platform(self) -> Platform:
-        from pipelines.platform import Platform, load_platform
-
-        return Platform() if self.platform_file is None else load_platform(self.platform_file)
-
-    @property
-    def given_platform(self) -> Platform | None:
-        """That of the platform file; None where there is none, so that kfp's context file may name the namespace."""
-        return self.platform if self.platform_file else None
-
-    def render(self) -> Rendered:
-        from pipelines.cluster.render import render
-
-        settings = {} if self.pipeline == "rest" else ablation.settings(self.config, **self.trials)
-        return render(
-            self.config, self.platform, self.pipeline, experiment=self.experiment, run_name=self.name, **settings
-        )
-
-
-def _working(command: Command) -> Command:
-    """Give a command the options that say what to run; it gets `work`."""
+def _rendering(command: Command) -> Command:
+    """Give a command the options that say what to run and under which names; it gets `work` and `rendered`."""
     options = (
-        data_option,
-        api_bank_option,
-        click.option(
-            "--parameters",
-            type=_FILE,
-            metavar="FILE",
-            help="YAML or JSON of a profile's shape, {section: {key: value}}: each key as if given by --set.",
-        ),
-        click.option(
-            "--pipeline",
-            type=click.Choice(["rest", "ablation"]),
-            default="rest",
-            show_default=True,
-            help="One training, or weight schemes compared over seeds.",
-        ),
-        ablation.trials,
-        click.option(
-            "--parallelism",
-            type=click.IntRange(min=0),
-            default=1,
-            show_default=True,
-            help="Trials of an ablation at the same time; 0 = all.",
-        ),
-        click.option(
-            "--platform",
-            "platform_file",
-            type=_FILE,
-            metavar="FILE",
-            help="Where and how the pods run (deploy/platform.yaml); default: the cluster's defaults, this "
-            "version's images.",
-        ),
         click.option(
             "--experiment", metavar="NAME", help="KFP's experiment; default: the profile's tracking.experiment."
         ),
@@ -180,41 +104,24 @@ def _working(command: Command) -> Command:
     )
 
     @functools.wraps(command)
-    def wrapped(
-        *arguments: Any,
-        profile: str,
-        overrides: tuple[str, ...],
-        data: str | None,
-        api_bank: str | None,
-        parameters: Path | None,
-        platform_file: Path | None,
-        experiment: str | None,
-        name: str | None,
-        pipeline: PipelineName,
-        **others: Any,
-    ) -> Any:
-        trials = {
-            key: others.pop(key) for key in ("schemes", "seeds", "baseline", "metric", "confidence", "parallelism")
-        }
-        given = click.get_current_context().get_parameter_source
-        if pipeline == "rest" and any(given(key) is ParameterSource.COMMANDLINE for key in trials):
-            raise UserError(
-                "--scheme, --seeds and the like belong to --pipeline ablation; for one training: --set rl.seed=1 --set "
-                "'rl.weights={scheme: uniform}'"
-            )
-        overrides = (*(_overrides(parameters) if parameters else ()), *overrides)
-        config = configuration(profile, overrides, data=data, api_bank=api_bank)
-        _require_portable(config)
-        return command(*arguments, work=_Work(config, platform_file, experiment, name, pipeline, trials), **others)
+    def wrapped(*arguments: Any, work: Work, experiment: str | None, name: str | None, **others: Any) -> Any:
+        from pipelines.cluster.render import render
 
-    return configured(_with_options(wrapped, options))
+        rendered = render(
+            work.config, work.platform, work.pipeline, experiment=experiment, run_name=name, **work.settings
+        )
+        return command(*arguments, work=work, rendered=rendered, name=name, **others)
+
+    return working(with_options(wrapped, options))
 
 
 @click.command()
-@_working
+@_rendering
 @click.option("--wait", is_flag=True, help="Follow the stages until the run has ended; exit code 1 where it failed.")
 @_connected
-def submit(work: _Work, connect: _Connect, upload: bool, dry_run: bool, wait: bool) -> None:
+def submit(
+    work: Work, rendered: Rendered, name: str | None, connect: _Connect, upload: bool, dry_run: bool, wait: bool
+) -> None:
     """Run the pipeline on Kubeflow Pipelines.
 
     \b
@@ -224,7 +131,6 @@ def submit(work: _Work, connect: _Connect, upload: bool, dry_run: bool, wait: bo
       rest submit --profile qwen3-1.7b --set rl.seed=1 --parameters run.yaml --upload
       rest submit --profile qwen3-1.7b --pipeline ablation --scheme uniform --scheme paper --seeds 0,1,2
     """
-    rendered = work.render()
     if dry_run:
         _print_request(work, connect, rendered, upload, run=rendered.run())
         return
@@ -356,7 +262,7 @@ def schedule() -> None:
 
 
 @schedule.command("create")
-@_working
+@_rendering
 @click.option(
     "--cron", metavar="EXPRESSION", help="Minute hour day month weekday, in the cluster's time zone (KFP: UTC)."
 )
@@ -370,7 +276,9 @@ def schedule() -> None:
 @click.option("--disabled", is_flag=True, help="Create it without starting it.")
 @_connected
 def schedule_create(
-    work: _Work,
+    work: Work,
+    rendered: Rendered,
+    name: str | None,
     connect: _Connect,
     upload: bool,
     dry_run: bool,
@@ -391,13 +299,12 @@ def schedule_create(
     from pipelines.cluster import schedule as schedules
 
     when = schedules.trigger(cron=cron, every=every, start=start, end=end)
-    rendered = work.render()
     settings["enabled"] = not disabled
     if dry_run:
-        body = schedules.body(rendered, when, name=work.name, **settings)
+        body = schedules.body(rendered, when, name=name, **settings)
         _print_request(work, connect, rendered, upload, recurring_run=body)
         return
-    made = schedules.create(connect(work.given_platform), rendered, when, name=work.name, upload=upload, **settings)
+    made = schedules.create(connect(work.given_platform), rendered, when, name=name, upload=upload, **settings)
     from pipelines.cluster.show import trigger
 
     click.echo(f"scheduled {made.display_name}, {trigger(made.trigger)}\n{made.recurring_run_id}")
@@ -471,7 +378,7 @@ def _switch(cluster: Cluster, name: str, *, on: bool) -> None:
     click.echo(f"{'enabled' if on else 'disabled'} {found.display_name}")
 
 
-def _print_request(work: _Work, connect: _Connect, rendered: Rendered, upload: bool, **bodies: Any) -> None:
+def _print_request(work: Work, connect: _Connect, rendered: Rendered, upload: bool, **bodies: Any) -> None:
     """What would be sent, with the names that a cluster turns into ids."""
     import kfp_server_api
 
@@ -514,23 +421,6 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-
-
-def _overrides(path: Path) -> tuple[str, ...]:
-    """The keys of a parameter file as `--set` has them."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
-        raise UserError(f"{path}: write {{section: {{key: value}}}}, as a profile has it")
-    return tuple(
-        f"{section}.{key}={yaml.safe_dump(value, default_flow_style=True)}"
-        for section, keys in values.items()
-        for key, value in keys.items()
-    )
 
 
 COMMANDS = (submit, status, logs, retry, stop, schedule)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +11,8 @@ import click
 from rest_core.config import Config, load
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def configured(command: Command) -> Command:
@@ -62,3 +64,10 @@ def configuration(
 def _absolute(location: str) -> str:
     """A path that exists here, from the root, so that its meaning does not hang on a working folder."""
     return str(Path(location).resolve()) if Path(location).exists() else location
+
+
+def with_options(command: Callable[..., Any], options: Sequence[Callable[..., Any]]) -> Any:
+    """The command with options, listed in its help in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command

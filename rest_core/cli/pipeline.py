@@ -6,13 +6,12 @@ import sys
 import time
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 import click
 
-from rest_core.cli.options import api_bank_option, configuration, configured, data_option
-from rest_core.config import Config, load, profiles
-from rest_core.errors import UserError
+from rest_core.cli.options import FILE, api_bank_option, configuration, configured, data_option
+from rest_core.cli.work import Work, working
+from rest_core.config import load, profiles
 
 
 @click.command()
@@ -68,33 +67,10 @@ def run(
 
 
 @click.command("compile")
-@configured
-@data_option
-@api_bank_option
-@click.option(
-    "--platform",
-    "platform_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="platform.yaml: images, resources, volumes, Secrets of the pods; default: what the cluster gives by itself.",
-)
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    metavar="FILE",
-    help="YAML file to write.",
-)
-def compile_(
-    profile: str,
-    overrides: tuple[str, ...],
-    data: str | None,
-    api_bank: str | None,
-    platform_file: Path | None,
-    output: Path,
-) -> None:
-    """Write the pipeline as YAML for a cluster.
+@working
+@click.option("--output", "-o", type=FILE, required=True, metavar="FILE", help="YAML file to write.")
+def compile_(work: Work, output: Path) -> None:
+    """Write a pipeline as YAML for a cluster.
 
     The profile becomes the default of the pipeline's parameters, one parameter a section; a run may replace each.
     Where and how the pods run is part of the YAML: deploy/platform.yaml is a complete example.
@@ -102,30 +78,13 @@ def compile_(
     \b
     Examples:
       rest compile --profile qwen3-1.7b --platform deploy/platform.yaml -o rest.yaml
+      rest compile --profile qwen3-1.7b --pipeline ablation --seeds 0,1,2 -o ablation.yaml
     """
-    config = configuration(profile, overrides, data=data, api_bank=api_bank)
-    _require_portable(config)
-    from pipelines.platform import Platform, load_platform
-    from pipelines.rest_pipeline import build, compile_to
+    from pipelines.build import build
+    from pipelines.rest_pipeline import compile_to
 
-    platform = Platform() if platform_file is None else load_platform(platform_file)
-    compile_to(output, build(config, platform=platform))
+    compile_to(output, build(work.config, work.platform, work.pipeline, **work.settings))
     click.echo(f"wrote {output}")
-
-
-def _require_portable(config: Config) -> None:
-    """The YAML goes to other machines and into a database: no path of this machine, no password."""
-    for name, location in config.inputs():
-        if Path(location).expanduser().exists():
-            raise UserError(
-                f"{name} is a path of this machine ({location}), which a pod does not have: give an s3:// URI, a hub "
-                "id, embedded:NAME or published:NAME"
-            )
-    if config.tracking.uri and urlsplit(config.tracking.uri).password is not None:
-        raise UserError(
-            "tracking.uri holds a password, which would stand in the YAML: leave it out, and set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the pods from a secret"
-        )
 
 
 @click.command("profiles")

@@ -69,7 +69,7 @@ _BUILT: dict[str, Any] = {}
 @pytest.fixture(autouse=True)
 def _each_pipeline_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most tests send the same one, and compiling it takes longer than all the rest."""
-    build = render._build
+    build = render.build
 
     def once_each(*arguments: Any, **settings: Any) -> Any:
         key = repr((arguments, settings))
@@ -77,7 +77,7 @@ def _each_pipeline_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _BUILT[key] = build(*arguments, **settings)
         return _BUILT[key]
 
-    monkeypatch.setattr(render, "_build", once_each)
+    monkeypatch.setattr(render, "build", once_each)
 
 
 @dataclass(frozen=True)

@@ -354,13 +354,14 @@ def test_a_local_run_is_the_stages_alone() -> None:
     assert cached == {"prepare-data", "evaluate-bfcl", "evaluate-api-bank"}
 
 
-def test_the_committed_yaml_is_what_make_compile_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variable", ["COMPILE", "COMPILE_ABLATION"])
+def test_the_committed_yaml_is_what_make_compile_writes(variable: str, tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     from rest_core.cli import cli
 
     makefile = (TOP / "Makefile").read_text(encoding="utf-8")
-    line = re.search(r"^COMPILE := (.*) --output (\S+)$", makefile, re.MULTILINE)
+    line = re.search(rf"^{variable} := (.*) --output (\S+)$", makefile, re.MULTILINE)
     assert line is not None
     result = CliRunner().invoke(cli, [*line[1].split(), "--output", str(tmp_path / "new.yaml")])
     assert result.exit_code == 0, result.output
