@@ -259,8 +259,9 @@ def rest_rl(
             if is_main_process():
                 pass_on(policy, out)
             return stage.skip("switched off (rl.enabled=false)")
+        from rest_core.training.judging import Task
         from rest_core.training.plots import training_figure
-        from rest_core.training.rl import Observer, RlTrainer, Task
+        from rest_core.training.rl import Observer, RlTrainer
 
         tokenizer = load_tokenizer(policy, model)
         samples = [to_sample(row) for row in load_split(dataset, "rl")]

@@ -26,7 +26,8 @@ from rest_core.model.logprobs import Policy
 from rest_core.records import Message, Rollout
 from rest_core.response import parse
 from rest_core.rollout.packed import PackedLinear
-from rest_core.training.rl import Observer, RlTrainer, Task
+from rest_core.training.judging import Task
+from rest_core.training.rl import Observer, RlTrainer
 from rest_core.training.update import Experience, PolicyUpdate
 
 pytestmark = [
