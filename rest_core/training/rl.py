@@ -85,6 +85,7 @@ class RlTrainer:
         folder: where checkpoints and history go.
         fingerprint: what else decides the result (hash of the data, the model's source …).
         validation: held-out prompts that task accuracy is measured on.
+        algorithm: what judges and weighs responses; by default ResT as `config` has it.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class RlTrainer:
         fingerprint: str,
         observer: Observer,
         validation: Sequence[Task] = (),
+        algorithm: ResT | None = None,
     ) -> None:
         self.config, self.tokenizer, self.tasks, self.observer = config, tokenizer, tasks, observer
         self.validation = validation
@@ -139,7 +141,7 @@ class RlTrainer:
         self.update = PolicyUpdate(
             policy, self.optimizer, self.accelerator, config, pad_id=tokenizer.pad_token_id, reference=reference
         )
-        self.algorithm = ResT(config, tokenizer)
+        self.algorithm = algorithm or ResT(config, tokenizer)
         self.judge = Judge(self.algorithm, config, gather=self._gather, main=self.accelerator.is_main_process)
         self.folder = TrainingFolder(
             folder,

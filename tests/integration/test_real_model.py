@@ -82,8 +82,8 @@ def test_one_step_of_rl(tokenizer: Any, tmp_path: Path) -> None:
         folder=tmp_path,
         fingerprint="test",
         observer=Observer(lambda metrics, step: seen.__setitem__(step, metrics), lambda rows, _: tables.append(rows)),
+        algorithm=Distinct(config, tokenizer),
     )
-    trainer.algorithm = Distinct(config, tokenizer)
     generated = []
     generate = trainer.engine.generate
     trainer.engine.generate = lambda *a, **k: generated.append(generate(*a, **k)) or generated[-1]  # type: ignore
