@@ -35,7 +35,8 @@ import tqdm
 import transformers
 
 from rest_core.manifest import git_commit
-from rest_core.training.rl import Observer, RlTrainer, Task
+from rest_core.training.judging import Task
+from rest_core.training.rl import Observer, RlTrainer
 
 MODES: dict[str, dict[str, Any]] = {
     "one update a rollout": {},

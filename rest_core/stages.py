@@ -427,8 +427,9 @@ def rest_rl(
                 pass_on(policy, out)
             return stage.skip("switched off (rl.enabled=false)")
         require_memory(policy, model, rl)
+        from rest_core.training.judging import Task
         from rest_core.training.plots import training_figure
-        from rest_core.training.rl import Observer, RlTrainer, Task
+        from rest_core.training.rl import Observer, RlTrainer
 
         dataset = handoff.fetch(dataset)
         tokenizer = load_tokenizer(policy, model)

@@ -15,7 +15,8 @@ from rest_core.algorithm.rewards import Reward
 from rest_core.config import ModelConfig, RlConfig
 from rest_core.response import Response, parse
 from rest_core.rollout.transformers_engine import TransformersEngine
-from rest_core.training.rl import Observer, RlTrainer, Task
+from rest_core.training.judging import Task
+from rest_core.training.rl import Observer, RlTrainer
 
 from .measure import Clock, PeakMemory, TokenCount
 from .models import model_of, tokenizer_of
@@ -71,8 +72,8 @@ class Ours:
             folder=folder,
             fingerprint="benchmark",
             observer=nothing,
+            algorithm=_Graded(config, self.tokenizer),
         )
-        self.trainer.algorithm = _Graded(config, self.tokenizer)
         self.trainer.engine = None  # type: ignore[assignment]  # its memory first, then the one that never stops
         self.trainer.engine = TransformersEngine.copy_of(
             self.trainer.model, dtype=torch.bfloat16, stop_ids=frozenset(), pad_id=self.tokenizer.pad_token_id
@@ -94,6 +95,8 @@ class Ours:
         begin, processor = self.clock.now(), time.process_time()
         metrics = self.trainer.train_step(self._step)
         wall = self.clock.now() - begin
+        if metrics["tokens/trained"] != metrics["tokens/generated"]:
+            raise RuntimeError(f"only {metrics['tokens/trained']:.0f} tokens of the step were trained")
         seconds = self.clock.seconds
         phases = {
             "rollout": seconds["rollout"],

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -83,6 +83,12 @@ def _name_layers(policy: Any) -> None:
     present = {type(module).__name__ for module in policy.modules()}
     named = [name for module in policy.modules() for name in getattr(module, "_no_split_modules", None) or ()]
     policy._no_split_modules = sorted(present.intersection(named))
+
+
+def gather_lists(accelerator: Accelerator, values: list[Any]) -> list[Any]:
+    """The lists of all processes joined, in their order; every process calls it."""
+    joined: list[Any] = gather_object(values) if accelerator.num_processes > 1 else values
+    return joined
 
 
 def gather_weights(model: Any) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,30 +19,26 @@ from typing import Any, NoReturn
 
 import numpy
 import torch
-from accelerate.utils import gather_object
-from torch import Tensor
 from tqdm import tqdm
 
-from rest_core.algorithm.advantages import zero_variance
-from rest_core.algorithm.entropy import region_sums
 from rest_core.algorithm.regions import Region, read_response
-from rest_core.algorithm.rest import Judgement, ResT
+from rest_core.algorithm.rest import ResT
 from rest_core.algorithm.success import succeeds
 from rest_core.config import ModelConfig, RlConfig
 from rest_core.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
-from rest_core.memory import keep_freed_memory, out_of_memory_names, peak_memory_gib
+from rest_core.memory import keep_freed_memory, out_of_memory_names
 from rest_core.model.batch import pad_rows
 from rest_core.model.loading import with_lora
 from rest_core.model.logprobs import Policy
-from rest_core.records import Rollout, Sample
-from rest_core.response import Response
+from rest_core.records import Rollout
 from rest_core.rollout.create import create_engine
 from rest_core.seeds import derive
 from rest_core.training.checkpoint import Best, TrainingState
-from rest_core.training.distributed import create_accelerator, prepare, prepare_frozen
+from rest_core.training.distributed import create_accelerator, gather_lists, prepare, prepare_frozen
 from rest_core.training.folder import TrainingFolder, on_first
+from rest_core.training.judging import Judge, Judged, Task
 from rest_core.training.mirror import Mirror
-from rest_core.training.reward_functions import GroupScore, RewardFunctions
+from rest_core.training.report import completions, function_metrics, step_metrics
 from rest_core.training.stop import GraceOver, Stopper, StopRequested
 from rest_core.training.update import Experience, PolicyUpdate
 
@@ -70,29 +65,6 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True)
-class Task:
-    """One training prompt as ids, with its parsed reference; `sample` is what reward functions are shown."""
-
-    id: str
-    prompt_ids: list[int]
-    reference: Response
-    sample: Sample | None = None
-
-
-@dataclass(frozen=True)
-class Judged:
-    """This process's responses of a step with their rewards; P prompts of G responses."""
-
-    judgements: list[list[Judgement]]
-    scores: list[GroupScore]  # P, of the reward functions
-    rewards: Tensor  # (P, G) totals, 0 in a dropped group
-    dropped: Tensor  # (P,) bool: groups that a reward function could not score
-
-    def kept(self) -> list[list[Judgement]]:
-        return [group for group, gone in zip(self.judgements, self.dropped.tolist(), strict=True) if not gone]
-
-
-@dataclass(frozen=True)
 class Observer:
     """Where the trainer reports to: scalars of a step, and tables of completions.
 
@@ -113,6 +85,7 @@ class RlTrainer:
         folder: where checkpoints and history go.
         fingerprint: what else decides the result (hash of the data, the model's source …).
         validation: held-out prompts that task accuracy is measured on.
+        algorithm: what judges and weighs responses; by default ResT as `config` has it.
     """
 
     def __init__(
@@ -127,6 +100,7 @@ class RlTrainer:
         fingerprint: str,
         observer: Observer,
         validation: Sequence[Task] = (),
+        algorithm: ResT | None = None,
     ) -> None:
         self.config, self.tokenizer, self.tasks, self.observer = config, tokenizer, tasks, observer
         self.validation = validation
@@ -167,8 +141,8 @@ class RlTrainer:
         self.update = PolicyUpdate(
             policy, self.optimizer, self.accelerator, config, pad_id=tokenizer.pad_token_id, reference=reference
         )
-        self.algorithm = ResT(config, tokenizer)
-        self.functions = RewardFunctions(config)
+        self.algorithm = algorithm or ResT(config, tokenizer)
+        self.judge = Judge(self.algorithm, config, gather=self._gather, main=self.accelerator.is_main_process)
         self.folder = TrainingFolder(
             folder,
             training={
@@ -377,38 +351,16 @@ class RlTrainer:
             statistics = self.update.run(experience, self._last_good())
             self.engine.synchronise(self.model, self.update.version)
         self._stop.hold()
-        if self.accelerator.num_processes > 1:
-            everyone = gather_object([statistics])
-            statistics.merge([other for n, other in enumerate(everyone) if n != self.accelerator.process_index])
+        everyone = self._gather([statistics])
+        statistics.merge([other for n, other in enumerate(everyone) if n != self.accelerator.process_index])
         step_entropy = self.algorithm.observe(statistics.entropy_sums, statistics.entropy_counts)
         if step % self.config.table_every == 0 or step == 1:
-            self._record_table(_completions(tasks, groups, judged, step), step)
-        return self._metrics(groups, judged, experience, step_entropy, seconds) | statistics.metrics()
-
-    def _judge(self, tasks: Sequence[Task], groups: list[list[Rollout]], step: int, where: str) -> Judged:
-        """Rewards and regions of this process's responses. A group that cannot be scored is dropped, loudly."""
-        judgements = [
-            [self.algorithm.judge(rollout.response_ids, task.reference, step) for rollout in group]
-            for task, group in zip(tasks, groups, strict=True)
-        ]
-        scores = [
-            self.functions.score(task.sample, [_text(j) for j in judged], [r.response_ids for r in group], step)
-            for task, group, judged in zip(tasks, groups, judgements, strict=True)
-        ]
-        shape = (len(tasks), self.config.group_size)  # (P, G); no prompt at all where there are more processes
-        own = torch.tensor([[judgement.reward.total for judgement in group] for group in judgements]).reshape(shape)
-        rewards = self.config.reward_weight * own + torch.tensor([score.totals for score in scores]).reshape(shape)
-        dropped = torch.tensor([score.failure is not None for score in scores], dtype=torch.bool)
-        rewards[dropped] = 0.0
-        if not bool(rewards.isfinite().all()):
-            raise UserError(f"{where}: a reward is not a finite number; {self._last_good()}")
-        failures = self._gather([score.failure for score in scores])
-        reasons = [failure for failure in failures if failure is not None]
-        if reasons and self.accelerator.is_main_process:
-            log.warning("%s: %d of %d groups dropped: %s", where, len(reasons), len(failures), reasons[0])
-        if len(reasons) == len(failures):
-            raise UserError(f"{where}: no group could be scored: {reasons[0]}; {self._last_good()}")
-        return Judged(judgements, scores, rewards, dropped)
+            self._record_table(completions(tasks, groups, judged, step), step)
+        metrics = step_metrics(judged, experience, step_entropy, seconds, self._gather) | statistics.metrics()
+        metrics["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        if self.config.reward_functions:
+            metrics |= function_metrics(judged, self._gather)
+        return metrics
 
     def _experience(self, groups: list[list[Rollout]], judged: Judged, step: int) -> Experience:
         """This process's rollouts with their weights.
@@ -496,74 +448,11 @@ class RlTrainer:
             visited.append(orders[epoch][place])
         return visited
 
-    def _metrics(
-        self,
-        groups: list[list[Rollout]],
-        judged: Judged,
-        experience: Experience,
-        step_entropy: Tensor,
-        seconds: dict[str, float],
-    ) -> dict[str, float]:
-        """Everything that is logged each step, over all processes."""
-        rollouts, kept, rewards = experience.rollouts, judged.kept(), judged.rewards[~judged.dropped]
-        local = {
-            "total": rewards.reshape(-1).tolist(),
-            "format": [judgement.reward.format for group in kept for judgement in group],
-            "correctness": [judgement.reward.correctness for group in kept for judgement in group],
-            "well_formed": [float(judgement.response.well_formed) for group in kept for judgement in group],
-            "tokens": [len(rollout.response_ids) for rollout in rollouts],
-            "truncated": [float(not rollout.finished) for rollout in rollouts],
-            "flat": zero_variance(rewards).float().tolist(),
-        }
-        everything = {name: self._gather(values) for name, values in local.items()}
-        mean = {name: sum(values) / len(values) for name, values in everything.items()}
-        generated = sum(everything["tokens"])
-        deviation = torch.tensor(everything["total"]).std().item() if len(everything["total"]) > 1 else 0.0
-        metrics = {
-            "reward/total": mean["total"],
-            "reward/std": deviation,
-            "reward/format": mean["format"],
-            "reward/correctness": mean["correctness"],
-            "reward/well_formed": mean["well_formed"],
-            "reward/zero_variance_share": mean["flat"],
-            "response/tokens": mean["tokens"],
-            "response/truncated_share": mean["truncated"],
-            "tokens/generated": float(generated),
-            "tokens_per_second/rollout": generated / max(1e-9, seconds["seconds/rollout"]),
-            "tokens_per_second/update": generated / max(1e-9, seconds["seconds/update"]),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "memory/peak_gib": peak_memory_gib(),
-            "seconds/step": sum(seconds.values()),
-        }
-        weight_sums, weight_counts = (
-            torch.tensor(self._gather([values.tolist()])).sum(dim=0)
-            for values in region_sums(experience.weights, experience.regions, experience.trained_mask())
-        )
-        for region in Region:
-            name = region.name.lower()
-            if not math.isnan(float(step_entropy[region])):
-                metrics[f"entropy/{name}"] = float(step_entropy[region])
-            if weight_counts[region]:
-                metrics[f"weight/{name}"] = float(weight_sums[region] / weight_counts[region])
-                metrics[f"tokens/{name}"] = float(weight_counts[region])
-        return metrics | seconds | self._function_metrics(judged)
-
-    def _function_metrics(self, judged: Judged) -> dict[str, float]:
-        """What reward functions gave and logged; nothing where there are none."""
-        if not self.functions.names:
-            return {}
-        parts = [
-            (f"reward/function/{name}", x) for score in judged.scores for name in score.parts for x in score.parts[name]
-        ]
-        logged = [pair for score in judged.scores for pair in score.metrics]
-        values: dict[str, list[float]] = {}
-        for name, value in self._gather(parts + logged):
-            values.setdefault(name, []).append(value)
-        dropped = float(sum(self._gather(judged.dropped.tolist())))
-        return {name: sum(each) / len(each) for name, each in values.items()} | {"reward/dropped_groups": dropped}
+    def _judge(self, tasks: Sequence[Task], groups: list[list[Rollout]], step: int, where: str) -> Judged:
+        return self.judge(tasks, groups, step, where=where, last_good=self._last_good())
 
     def _gather(self, values: list[Any]) -> list[Any]:
-        return gather_object(values) if self.accelerator.num_processes > 1 else values
+        return gather_lists(self.accelerator, values)
 
     def _save(self) -> None:
         assert self.state is not None
@@ -643,32 +532,3 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
-
-
-def _text(judgement: Judgement) -> str:
-    """The response as plain UTF-8; what is none becomes U+FFFD."""
-    return judgement.response.text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _completions(tasks: Sequence[Task], groups: list[list[Rollout]], judged: Judged, step: int) -> list[dict[str, Any]]:
-    rows = []
-    for task, group, judgements, score, rewards in zip(
-        tasks, groups, judged.judgements, judged.scores, judged.rewards.tolist(), strict=True
-    ):
-        for n, (rollout, judgement) in enumerate(zip(group, judgements, strict=True)):
-            row = {
-                "step": step,
-                "sample": task.id,
-                "response": _text(judgement),
-                "reference": task.reference.text,
-                "reward": rewards[n] if score.failure is None else None,
-                "format": judgement.reward.format,
-                "correctness": judgement.reward.correctness,
-                "tokens": len(rollout.response_ids),
-                "finished": rollout.finished,
-                "problems": "; ".join(judgement.response.problems),
-            }
-            row |= {f"function/{name}": values[n] for name, values in score.parts.items()}
-            row |= {f"extra/{name}": values[n] for name, values in score.extra.items()}
-            rows.append(row if score.failure is None else {**row, "dropped": score.failure})
-    return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -204,8 +205,12 @@ class PolicyUpdate:
             return
         statistics.divided_groups += _divided_groups(experience.rollouts, passes) if self.shared else 0
         scales = token_scales(experience.mask, experience.weights, self.config.loss.aggregation, denominators)
-        for groups in passes:
-            self._backward(experience, groups, scales, statistics, last_good)
+        for n, groups in enumerate(passes):
+            # DDP adds up gradients over the processes once, in the last pass. FSDP2 does in every pass: each process
+            # would have to hold the gradients of the whole model otherwise.
+            alone = n < len(passes) - 1 and not self.accelerator.is_fsdp2
+            with self.accelerator.no_sync(self.policy) if alone else nullcontext():
+                self._backward(experience, groups, scales, statistics, last_good)
         norm = float(whole(self.accelerator.clip_grad_norm_(self._trained(), self.config.max_grad_norm)))
         if not math.isfinite(norm):
             raise UserError(f"the gradient norm is {norm}: lower rl.learning_rate; {last_good}")

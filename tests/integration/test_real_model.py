@@ -26,7 +26,8 @@ from rest_core.model.logprobs import Policy
 from rest_core.records import Message, Rollout
 from rest_core.response import parse
 from rest_core.rollout.packed import PackedLinear
-from rest_core.training.rl import Observer, RlTrainer, Task
+from rest_core.training.judging import Task
+from rest_core.training.rl import Observer, RlTrainer
 from rest_core.training.update import Experience, PolicyUpdate
 
 pytestmark = [
@@ -81,8 +82,8 @@ def test_one_step_of_rl(tokenizer: Any, tmp_path: Path) -> None:
         folder=tmp_path,
         fingerprint="test",
         observer=Observer(lambda metrics, step: seen.__setitem__(step, metrics), lambda rows, _: tables.append(rows)),
+        algorithm=Distinct(config, tokenizer),
     )
-    trainer.algorithm = Distinct(config, tokenizer)
     generated = []
     generate = trainer.engine.generate
     trainer.engine.generate = lambda *a, **k: generated.append(generate(*a, **k)) or generated[-1]  # type: ignore

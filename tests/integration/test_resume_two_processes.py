@@ -104,7 +104,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rest_core.config import ModelConfig, RlConfig
 from rest_core.errors import Preempted
 from rest_core.response import parse
-from rest_core.training.rl import Observer, RlTrainer, Task
+from rest_core.training.judging import Task
+from rest_core.training.rl import Observer, RlTrainer
 
 source, out = sys.argv[1], Path(sys.argv[2])
 config = RlConfig(

@@ -15,7 +15,8 @@ from rest_core.errors import UserError
 from rest_core.response import parse
 from rest_core.rollout.create import create_engine
 from rest_core.rollout.transformers_engine import TransformersEngine
-from rest_core.training.rl import Observer, RlTrainer, Task
+from rest_core.training.judging import Task
+from rest_core.training.rl import Observer, RlTrainer
 
 # Regions of several kinds, so that the weights of a step depend on the entropies.
 TASKS = [Task(f"task/{n}", [10 + n, 256, 258], parse("words")) for n in range(4)]

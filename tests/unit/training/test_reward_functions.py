@@ -16,8 +16,9 @@ from rest_core.config import FrequencyWeights, ModelConfig, RewardFunction, RlCo
 from rest_core.errors import UserError
 from rest_core.records import Message, Sample, Tool
 from rest_core.response import parse
+from rest_core.training.judging import Task
 from rest_core.training.reward_functions import RewardFunctions
-from rest_core.training.rl import Observer, RlTrainer, Task
+from rest_core.training.rl import Observer, RlTrainer
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

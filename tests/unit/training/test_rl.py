@@ -25,7 +25,8 @@ from rest_core.config import LoraConfig, LossConfig, ModelConfig, RlConfig, load
 from rest_core.errors import Preempted, UserError
 from rest_core.response import parse
 from rest_core.training import rl
-from rest_core.training.rl import Observer, RlTrainer, Task
+from rest_core.training.judging import Task
+from rest_core.training.rl import Observer, RlTrainer
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
