@@ -47,7 +47,7 @@ _ENVIRONMENT = (
 
 def stage_images() -> dict[str, str]:
     """The image of each stage, by the name of its task."""
-    return {name: image(IMAGE_OF.get(name, "base")) for name in STAGES}
+    return {name: image(IMAGE_OF[name]) for name in STAGES}
 
 
 def connect() -> docker.DockerClient:

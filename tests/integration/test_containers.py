@@ -165,7 +165,7 @@ def test_the_pipeline_runs_in_the_images(run: tuple[Path, dict[str, Any], str]) 
     assert metrics["rest-rl"]["rl/steps"] == 2
     assert metrics["evaluate-bfcl"]["bfcl/count/simple_python"] == 2
     assert metrics["evaluate-api-bank"]["api_bank/count/overall"] == 6
-    assert metrics["register"]["registry/version"] == 1
+    assert metrics["compare-and-register"]["registry/version"] == 1
     # What a stage says of itself, and what the engine says of its container beside this program's own processes.
     for stage in summary["stages"]:
         assert stage["peak_rss_mib"] > 100
@@ -186,7 +186,7 @@ def test_each_stage_ran_in_its_image_as_an_ordinary_user(
     assert {"torch", "bfcl-eval"} <= packages["prepare-data"] and "peft" not in packages["prepare-data"]
     assert {"torch", "peft", "accelerate"} <= packages["rest-rl"] and "bfcl-eval" not in packages["rest-rl"]
     assert {"torch", "bfcl-eval"} <= packages["evaluate-bfcl"] and "accelerate" not in packages["evaluate-bfcl"]
-    assert "kfp" in packages["register"] and "torch" not in packages["register"]
+    assert "kfp" in packages["compare-and-register"] and "torch" not in packages["compare-and-register"]
     user = int(INSTEAD_OF_ROOT.partition(":")[0]) if os.getuid() == 0 else os.getuid()
     owners = {path.stat().st_uid for path in folder.glob("runs/tiny/artifacts/*/**/*")}
     assert owners == {user} and user != 0
