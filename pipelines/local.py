@@ -27,6 +27,7 @@ import psutil
 from kfp import local
 from rich.console import Console
 
+from pipelines.local_limits import require_runnable
 from pipelines.monitor import Monitor, StageRun, family
 from pipelines.rest_pipeline import STAGES, build
 from pipelines.summary import RunStatus, Summary, duration, summarize
@@ -71,6 +72,8 @@ def run_local(
         Preempted: a stage was told to stop; its folder has what it takes to go on (`rest train --out`).
         StageFailed: a stage failed otherwise.
     """
+    pipeline = build(config)
+    require_runnable(pipeline)
     run = new_pipeline_run(config.profile, config.rl.weights.scheme)
     if runner == "subprocess":
         refuse_python3(str(folder.absolute()), config.model_dump_json())
@@ -88,7 +91,7 @@ def run_local(
     failure: RuntimeError | None = None
     try:
         with session(folder, monitor, execution):
-            build(config)(pipeline_run=run)
+            pipeline(pipeline_run=run)
         if undone := [name for name in STAGES if name not in monitor.stages or not monitor.stages[name].done]:
             # A container that is removed before kfp.local asks for its exit code counts as one that succeeded.
             raise RuntimeError(f"{undone[0]} has left no outputs")
