@@ -294,6 +294,7 @@ def container_engine() -> str | None:
     return None if engine.returncode == 0 else f"docker: {engine.stderr.strip() or 'no image'}"
 
 
+@pytest.mark.containers  # after test_containers.py, which builds the image
 def test_the_sdks_container_backend_trains_on_two_nodes(
     kubeflow: Any, dataset: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
