@@ -399,6 +399,7 @@ def rest_rl(
 
     if trial is not None:
         rl = trial.applied_to(rl)
+    named = None if trial is None else trial.name
     if storage.location is not None and rl.mirror is None:
         rl = rl.model_copy(update={"mirror": f"{handoff.scratch(storage.location, pipeline_run)}/checkpoints"})
     sections = {"model": model, "rl": rl, "tracking": tracking, "storage": storage}
@@ -406,7 +407,9 @@ def rest_rl(
         from rest_core.nodes import train_job
 
         with _errors_left("rest-rl", out):
-            return train_job.run(sections, dataset, policy, pipeline_run=pipeline_run, out=out, launch=launch)
+            return train_job.run(
+                sections, dataset, policy, pipeline_run=pipeline_run, out=out, launch=launch, trial=named
+            )
     most = 1 if isinstance(rl.engine, VllmEngineConfig) else None  # vLLM in the process: a training of one
     if rl.enabled and (processes := launcher.processes(launch, most)) > 1:
         with _errors_left("rest-rl", out):
@@ -418,6 +421,7 @@ def rest_rl(
                 out=out,
                 processes=processes,
                 sharding=launch.sharding,
+                trial=named,
             )
     with _stage("rest-rl", out, tracking, pipeline_run, storage, trial, model=model, rl=rl) as stage:
         digest = stage.add_input("dataset", dataset)

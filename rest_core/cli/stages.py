@@ -9,11 +9,15 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rest_core.cli.options import api_bank_option, configuration, configured, data_option
+from rest_core.config import RlConfig, validate
+
+if TYPE_CHECKING:
+    from rest_core.ablation.settings import Trial
 
 _FOLDERS = {
     "dataset": "Folder that `rest prepare` made; like the others it may be an s3:// URI.",
@@ -21,6 +25,13 @@ _FOLDERS = {
     "bfcl": "Folder that `rest eval-bfcl` made.",
     "api_bank": "Folder that `rest eval-api-bank` made.",
 }
+
+
+def _trial(name: str, rl: RlConfig) -> Trial:
+    """The trial of an ablation that a training under `rl` is."""
+    from rest_core.ablation.settings import Trial
+
+    return validate(Trial, {"name": name, "seed": rl.seed, "weights": rl.weights.model_dump()}, where="--trial")
 
 
 def _stage_command(
@@ -36,6 +47,7 @@ def _stage_command(
 
     def run(profile: str, overrides: tuple[str, ...], out: Path, run_name: str | None, **options: Any) -> None:
         given = {folder: options.pop(folder) for folder in folders}
+        trial = options.pop("trial", None)
         config = configuration(profile, overrides, **options)
         from rest_core import logs, stages
         from rest_core.processes import is_main_process
@@ -46,6 +58,7 @@ def _stage_command(
         pipeline_run = run_name or new_pipeline_run(out.absolute().name)
         result = getattr(stages, stage)(
             **{section: getattr(config, section) for section in sections},
+            **({} if trial is None else {"trial": _trial(trial, config.rl)}),
             # A policy may be a hub id or a URI, which are no paths.
             **{folder: value if folder == "policy" else _local(value) for folder, value in given.items()},
             pipeline_run=pipeline_run,
@@ -119,6 +132,13 @@ COMMANDS = (
         "rest_rl",
         sections=("model", "rl", "tracking", "launch", "storage"),
         folders=("dataset", "policy"),
+        inputs=(
+            click.option(
+                "--trial",
+                metavar="NAME",
+                help="Name of the weight scheme in a comparison (`rest aggregate`) that this training is part of.",
+            ),
+        ),
         help="""Train a policy with ResT.
 
     Run it again with the same --out to resume.

@@ -21,8 +21,15 @@ def write_profile(path: Path, sections: Mapping[str, Section]) -> None:
 
 
 def arguments(
-    command: Command, profile: Path, folders: Mapping[str, Path | str], *, pipeline_run: str, out: Path
+    command: Command,
+    profile: Path,
+    folders: Mapping[str, Path | str],
+    *,
+    pipeline_run: str,
+    out: Path,
+    trial: str | None = None,
 ) -> list[str]:
     """The command line of a stage, without the word `rest`."""
     inputs = [part for name, place in folders.items() for part in (f"--{name.replace('_', '-')}", str(place))]
-    return [command, "--profile", str(profile), *inputs, "--out", str(out), "--run-name", pipeline_run]
+    of_trial = [] if trial is None else ["--trial", trial]
+    return [command, "--profile", str(profile), *inputs, "--out", str(out), "--run-name", pipeline_run, *of_trial]

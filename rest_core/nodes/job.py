@@ -31,6 +31,7 @@ class Job(BaseModel):
     pipeline_run: str
     dataset: handoff.Reference
     policy: handoff.Reference
+    trial: str | None = None  # its name in an ablation; `rl` has its weights and seed
 
     @property
     def name(self) -> str:

@@ -59,6 +59,7 @@ def run(
     out: Path,
     processes: int,
     sharding: str,
+    trial: str | None = None,
 ) -> StageResult:
     """Run a stage's command in `processes` processes, and wait for them; SIGTERM and SIGINT are passed on to them.
 
@@ -70,6 +71,7 @@ def run(
         out: folder that the stage fills.
         processes: at least two.
         sharding: "ddp" or "fsdp2".
+        trial: name of the trial of an ablation, whose weights and seed `sections` has.
 
     Raises:
         UserError: what one of the processes told, or that they ended otherwise.
@@ -84,9 +86,11 @@ def run(
         for stale in (ERROR_FILE, METRICS_FILE, manifest.FILE_NAME):
             (out / stale).unlink(missing_ok=True)
     launch = ["--config_file", str(accelerate_config(sharding)), "--num_processes", str(processes)]
-    stage = ["-m", "rest_core.cli", *arguments(command, profile, folders, pipeline_run=pipeline_run, out=out)]
+    told = arguments(command, profile, folders, pipeline_run=pipeline_run, out=out, trial=trial)
     log.info("%d processes by accelerate launch (%s)", processes, sharding)
-    launcher = subprocess.Popen([sys.executable, "-m", "accelerate.commands.launch", *launch, *stage])
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", "rest_core.cli", *told]
+    )
     with _passing_signals_to(launcher):
         code = launcher.wait()
     if (out / ERROR_FILE).is_file():

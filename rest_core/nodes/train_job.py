@@ -38,6 +38,7 @@ def run(
     pipeline_run: str,
     out: Path,
     launch: LaunchConfig,
+    trial: str | None = None,
     client: TrainerClient | None = None,
 ) -> StageResult:
     """Train on several nodes; `out` becomes what a training in this process would have left.
@@ -49,6 +50,7 @@ def run(
         pipeline_run: key of the pipeline run; the TrainJob's label.
         out: folder that the stage fills.
         launch: with its `train_job`.
+        trial: name of the trial of an ablation, whose weights and seed `sections` has.
         client: of Kubeflow Trainer; None = the cluster that this pod runs in, else kubectl's.
 
     Raises:
@@ -65,6 +67,7 @@ def run(
         pipeline_run=pipeline_run,
         dataset=_reference(dataset, location, "prepare-data"),
         policy=_reference(policy, location, "policy"),
+        trial=trial,
     )
     if client is None:
         client = trainer.connect(settings.namespace)

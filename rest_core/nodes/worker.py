@@ -34,7 +34,9 @@ def run(location: str) -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_USER_ERROR)
     out = work / "trained"
-    cli.main(arguments("train", work / "profile.yaml", folders, pipeline_run=job.pipeline_run, out=out))
+    cli.main(
+        arguments("train", work / "profile.yaml", folders, pipeline_run=job.pipeline_run, out=out, trial=job.trial)
+    )
     if is_main_process():
         for path in sorted(out.iterdir(), key=lambda path: path.name == manifest.FILE_NAME):  # the manifest last
             storage.put_file(path, f"{job.result}/{path.name}")

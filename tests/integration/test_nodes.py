@@ -20,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 
 from rest_core import handoff, manifest, stages, storage
+from rest_core.ablation.settings import Trial
 from rest_core.config import (
     LaunchConfig,
     ModelConfig,
@@ -29,6 +30,7 @@ from rest_core.config import (
     StorageConfig,
     TrackingConfig,
     TrainJobConfig,
+    UniformWeights,
 )
 from rest_core.data import store
 from rest_core.errors import Preempted, UserError
@@ -111,15 +113,21 @@ def test_a_stage_trains_in_two_processes(
     assert warmed.metrics["sft/steps"] == 1
     location = StorageConfig(location=str(tmp_path / "volume"))
     out = tmp_path / "rl"
-    result = stages.rest_rl(model=model, rl=RL, policy=tmp_path / "sft", out=out, storage=location, **common)
+    trial = Trial(name="plain", seed=3, weights=UniformWeights())
+    result = stages.rest_rl(
+        model=model, rl=RL, policy=tmp_path / "sft", out=out, storage=location, trial=trial, **common
+    )
     assert result.metrics["rl/steps"] == 2
     made = manifest.read(out)
     assert made["stage"] == "rest-rl" and made["inputs"]["policy"] == manifest.read(tmp_path / "sft")["sha256"]
     assert made["config"]["rl"]["mirror"] == f"{tmp_path}/volume/runs/run/checkpoints"
+    # An ablation tells its trainings apart by this, however many processes they run in.
+    assert Trial.model_validate(made["config"]["trial"]) == trial
+    assert RlConfig.model_validate(made["config"]["rl"]).weights == trial.weights and made["config"]["rl"]["seed"] == 3
     assert {path.name for path in out.iterdir()} == {"manifest.json", "metrics.json", "reference.json"}
     loading.load_model(out, model)
     (run,) = recorded(tracking)
-    assert run.info.status == "FINISHED"
+    assert run.info.status == "FINISHED" and run.data.tags["rest.scheme"] == "plain"
     # The checkpoints that a retry would go on from are in the run's own place, and the next run does not find them.
     assert any("/step-000002/" in name for name in storage.list_files(f"{tmp_path}/volume/runs/run/checkpoints"))
 
@@ -270,22 +278,22 @@ def test_the_sdks_local_backend_trains_in_two_processes(
         pipeline_run="run",
         out=out,
         launch=LaunchConfig(sharding=sharding, train_job=settings),
+        trial="plain",
         client=client,
     )
     assert result.metrics["rl/steps"] == 2
     assert client.list_jobs() == []
     loading.load_model(out, model)
     assert manifest.read(out)["inputs"]["dataset"] == manifest.read(dataset)["sha256"]
+    assert manifest.read(out)["config"]["trial"]["name"] == "plain"
     (run,) = recorded(tracking)
-    assert run.info.status == "FINISHED"
+    assert run.info.status == "FINISHED" and run.data.tags["rest.scheme"] == "plain"
 
 
 def container_engine() -> str | None:
     """Why the container backend cannot be tried here; None where it can."""
     from components import images
 
-    if not hasattr(images, "image"):
-        return "the images of this version are not named yet"
     if shutil.which("docker") is None:
         return "no Docker engine"
     engine = subprocess.run(
