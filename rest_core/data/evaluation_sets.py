@@ -1,10 +1,12 @@
-"""The questions of the evaluation sets, for the check that no training sample repeats one."""
+"""Where the evaluation sets' files are, and their questions, for the check that no training sample repeats one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from rest_core.data import bfcl_wheel, files
+from rest_core import storage
+from rest_core.config import ApiBankConfig
+from rest_core.data import bfcl_wheel, files, published
 from rest_core.data.fields import Rejected
 from rest_core.data.prompts import user_turns
 from rest_core.errors import UserError
@@ -13,6 +15,22 @@ from rest_core.records import Message
 _API_BANK_LEVELS = (1, 2, 3)
 # The sentence that ends every API-Bank prompt; it is no part of the question.
 _API_BANK_REQUEST = "Based on our conversation above, please only make one tool call to solve my need."
+
+
+def api_bank_folder(api_bank: ApiBankConfig) -> tuple[Path | None, str | None]:
+    """The folder of API-Bank's files, downloaded where that is needed; or None, and why there is none.
+
+    Raises:
+        UserError: a location was given, and nothing can be read there.
+    """
+    if not api_bank.enabled:
+        return None, "switched off (api_bank.enabled=false)"
+    if api_bank.location is not None and not api_bank.location.startswith(published.PREFIX):
+        return storage.fetch(api_bank.location, storage.cache_folder()), None
+    try:
+        return published.fetch(api_bank.location or f"{published.PREFIX}api-bank"), None
+    except published.Unreachable as error:
+        return None, str(error)
 
 
 def evaluation_questions(api_bank: Path | None = None) -> dict[str, list[str]]:

@@ -12,16 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from rest_core import manifest, storage
 from rest_core.config import LaunchConfig, Section, profile_folder
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.nodes.command import Command, arguments, write_profile
 from rest_core.processes import is_launched
-
-if TYPE_CHECKING:
-    from rest_core.stages import StageResult
+from rest_core.stages.stage import ERROR_FILE, METRICS_FILE, StageResult
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +74,6 @@ def run(
         UserError: what one of the processes told, or that they ended otherwise.
         Preempted: they were told to stop; the same stage, started again, goes on.
     """
-    from rest_core.stages import ERROR_FILE, METRICS_FILE
-
     profile = out.with_name(f"{out.name}.launch.yaml")
     with storage.disk_errors(profile):
         write_profile(profile, sections)
@@ -108,8 +103,6 @@ def run(
 
 def finished(out: Path) -> StageResult:
     """The result of a stage that other processes have run, from its folder."""
-    from rest_core.stages import METRICS_FILE, StageResult
-
     metrics = json.loads((out / METRICS_FILE).read_text(encoding="utf-8"))
     return StageResult(metrics, manifest.read(out)["counts"].get("skipped"))
 

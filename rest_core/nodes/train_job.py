@@ -18,11 +18,10 @@ from rest_core.errors import UserError
 from rest_core.nodes import launcher, trainer
 from rest_core.nodes.job import Job
 from rest_core.nodes.labels import run_label
+from rest_core.stages.stage import StageResult
 
 if TYPE_CHECKING:
     from kubeflow.trainer import TrainerClient
-
-    from rest_core.stages import StageResult
 
 log = logging.getLogger(__name__)
 

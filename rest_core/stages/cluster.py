@@ -1,0 +1,97 @@
+"""What comes before and after the other stages on a cluster, and reports on the run itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rest_core import manifest
+from rest_core.config import (
+    ApiBankConfig,
+    DataConfig,
+    LaunchConfig,
+    ModelConfig,
+    RegistryConfig,
+    RlConfig,
+    SftConfig,
+    StorageConfig,
+    TrackingConfig,
+)
+from rest_core.errors import UserError
+from rest_core.preflight.surroundings import Surroundings
+from rest_core.stages.stage import METRICS_FILE, StageResult, leave_error, open_stage
+from rest_core.status.final import FinalStatus, Links
+
+PAGE_FILE = "report.md"  # for people
+
+
+def preflight(
+    *,
+    model: ModelConfig,
+    data: DataConfig,
+    sft: SftConfig,
+    rl: RlConfig,
+    api_bank: ApiBankConfig,
+    registry: RegistryConfig,
+    tracking: TrackingConfig,
+    storage: StorageConfig,
+    surroundings: Surroundings,
+    pipeline_run: str,
+    out: Path,
+) -> StageResult:
+    """Check what the run needs of the cluster; all problems come as one `UserError`, a line each."""
+    from rest_core.preflight import report, run
+
+    listed = run.checks(
+        model=model,
+        data=data,
+        sft=sft,
+        rl=rl,
+        api_bank=api_bank,
+        registry=registry,
+        tracking=tracking,
+        storage=storage,
+        surroundings=surroundings,
+    )
+    findings = run.run_checks(listed)
+    out.mkdir(parents=True, exist_ok=True)
+    page = out / PAGE_FILE
+    if any(one.check == run.MLFLOW for one in report.problems(findings)):
+        # Nothing can be recorded there; the log and the artifact have the report.
+        page.write_text(report.markdown(findings), encoding="utf-8")
+        try:
+            report.require_none(findings)
+        except UserError as error:
+            leave_error("preflight", out, error)
+            raise
+    with open_stage("preflight", out, tracking, pipeline_run, surroundings=surroundings) as stage:
+        page.write_text(report.markdown(findings), encoding="utf-8")
+        stage.run.artifact(page)
+        figures = {f"preflight/{name}": float(count) for name, count in report.counts(findings).items()}
+        stage.run.summary(figures)
+        report.require_none(findings)
+        return stage.finish(figures)
+
+
+def report_status(
+    *,
+    tracking: TrackingConfig,
+    storage: StorageConfig,
+    launch: LaunchConfig,
+    links: Links,
+    final: FinalStatus,
+    pipeline_run: str,
+    out: Path,
+) -> StageResult:
+    """Say how a run on a cluster ended, where it failed and how to reproduce it; close and remove what it left."""
+    from rest_core.status import run
+
+    out.mkdir(parents=True, exist_ok=True)
+    outcome = run.conclude(
+        tracking, links, final, storage=storage, launch=launch, pipeline_run=pipeline_run, page=out / PAGE_FILE
+    )
+    metrics = {"run/succeeded": float(outcome.succeeded)}
+    (out / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    sections = {"links": links.model_dump(mode="json"), "final": final.model_dump(mode="json")}
+    manifest.write(out, stage="report-status", config=sections, inputs={}, counts={**metrics, "outcome": outcome.line})
+    return StageResult(metrics)

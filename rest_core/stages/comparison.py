@@ -1,0 +1,50 @@
+"""The trials of an ablation, compared."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from rest_core import manifest
+from rest_core.ablation.settings import AblationConfig
+from rest_core.config import TrackingConfig
+from rest_core.stages.stage import StageResult, open_stage
+from rest_core.tracking.runs import finish_pipeline
+
+log = logging.getLogger(__name__)
+
+
+def aggregate(
+    *,
+    ablation: AblationConfig,
+    tracking: TrackingConfig,
+    pipeline_run: str,
+    bfcl: Sequence[Path],
+    api_bank: Sequence[Path],
+    out: Path,
+) -> StageResult:
+    """Compare the trials of an ablation, and close the pipeline's run; the report is on that run.
+
+    Args:
+        bfcl, api_bank: folders of the trials' evaluations, in any order.
+    """
+    from rest_core.ablation.collect import collect
+    from rest_core.ablation.report import AblationReport
+
+    with open_stage("aggregate", out, tracking, pipeline_run, ablation=ablation) as stage:
+        evaluations = (*bfcl, *api_bank)
+        report = AblationReport(f"Ablation {pipeline_run}", ablation, collect(evaluations))
+        stage.inputs["evaluations"] = [manifest.read(folder)["sha256"] for folder in evaluations]
+        for note in report.notes:
+            log.warning("%s", note)
+        for file in report.write(out):
+            stage.run.artifact(file, to="pipeline")
+        result = stage.finish(report.metrics, trials=len(report.results))
+    finish_pipeline(
+        tracking,
+        pipeline_run=pipeline_run,
+        spool=out.with_name(f"{out.name}.finish.tracking"),
+        description=report.markdown(),
+    )
+    return result

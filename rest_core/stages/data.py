@@ -1,0 +1,63 @@
+"""The data for all that follows."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rest_core import manifest
+from rest_core.config import ApiBankConfig, DataConfig, ModelConfig, StorageConfig, TrackingConfig
+from rest_core.stages.stage import AS_IT_IS, StageResult, open_stage
+
+log = logging.getLogger(__name__)
+
+
+def prepare_data(
+    *,
+    model: ModelConfig,
+    data: DataConfig,
+    api_bank: ApiBankConfig,
+    tracking: TrackingConfig,
+    pipeline_run: str,
+    out: Path,
+    storage: StorageConfig = AS_IT_IS,
+) -> StageResult:
+    """Read, validate, deduplicate, measure and split the training data."""
+    from rest_core.data.evaluation_sets import api_bank_folder, evaluation_questions
+    from rest_core.data.prepare import prepare
+    from rest_core.data.prompts import template_text
+    from rest_core.model.loading import load_tokenizer
+
+    with open_stage(
+        "prepare-data", out, tracking, pipeline_run, storage, model=model, data=data, api_bank=api_bank
+    ) as stage:
+        tokenizer = load_tokenizer(model.source, model)
+        folder, reason = api_bank_folder(api_bank)
+        if folder is None:
+            log.warning("the overlap with API-Bank is not checked: %s", reason)
+        report = prepare(
+            data,
+            style=model.prompt_style,
+            tokenizer=tokenizer,
+            evaluation_questions=evaluation_questions(folder),
+            out=out,
+        )
+        (out / "prompt_template.txt").write_text(template_text(model.prompt_style) + "\n", encoding="utf-8")
+        stage.inputs["sources"] = report["inputs"]
+        for name in ("report.json", "prompt_template.txt"):
+            stage.run.artifact(out / name)
+        dropped = [{"reason": reason, "records": count} for reason, count in report["dropped"].items()]
+        if dropped:
+            stage.run.table(dropped, "dropped")
+        metrics = {f"data/{name}": float(count) for name, count in report["splits"].items()}
+        metrics["data/read"] = float(sum(source["read"] for source in report["sources"].values()))
+        metrics["data/dropped"] = float(sum(report["dropped"].values()))
+        result = stage.finish(metrics, overlap_with_api_bank=reason or "checked")
+        stage.run.dataset(
+            "prepared",
+            source=", ".join(source.location for source in data.sources),
+            digest_sha256=manifest.read(out)["sha256"],
+            rows=sum(report["splits"].values()),
+            context="training",
+        )
+        return result

@@ -1,0 +1,184 @@
+"""What all stages have in common: the output folder, the MLflow run, the manifest, and errors told in one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from safetensors import SafetensorError
+
+from rest_core import handoff, manifest, storage
+from rest_core.ablation.collect import TRAINING, training_record
+from rest_core.ablation.settings import Trial
+from rest_core.config import LaunchConfig, StorageConfig, TrackingConfig, validate
+from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
+from rest_core.failures import Failure, ending_together
+from rest_core.processes import is_main_process
+from rest_core.tracking.delivery import INPUT_TAG
+from rest_core.tracking.runs import StageRun, TrialRun, stage_run
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+ERROR_FILE = "error.json"
+
+AS_IT_IS = StorageConfig()
+BY_ITSELF = LaunchConfig()
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage hands to whoever called it, next to its folder."""
+
+    metrics: dict[str, float]
+    skipped: str | None = None  # why the stage did nothing
+
+
+@dataclass
+class Stage:
+    """A stage that runs: its folder and MLflow run, and what its manifest will say."""
+
+    name: str
+    out: Path
+    run: StageRun | _NoRun
+    sections: Mapping[str, BaseModel]
+    storage: StorageConfig = AS_IT_IS
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+    def finish(self, metrics: dict[str, float], **counts: Any) -> StageResult:
+        """Write metrics and manifest, record the main figures."""
+        if not is_main_process():
+            return StageResult(metrics, counts.get("skipped"))
+        self.run.summary(metrics)
+        (self.out / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        config = {name: section.model_dump(mode="json") for name, section in self.sections.items()}
+        files = manifest.contents(self.out)
+        manifest.write(
+            self.out, stage=self.name, config=config, inputs=self.inputs, counts={**counts, **metrics}, files=files
+        )
+        if self.storage.location is not None and handoff.read(self.out) is None:
+            handoff.deliver(self.out, self.storage.location, self.name, files)
+        return StageResult(metrics, counts.get("skipped"))
+
+    def skip(self, reason: str) -> StageResult:
+        log.warning("%s is skipped: %s", self.name, reason)
+        self.run.tags({"rest.skipped": reason})
+        return self.finish({}, skipped=reason)
+
+    def add_input(self, name: str, folder: Path | str) -> str:
+        """Note an input folder's hash in the manifest; returns the hash, or the source of a model by reference.
+
+        Where it was read from is told MLflow: who reproduces a stage needs its inputs.
+        """
+        path = Path(folder)
+        reference = handoff.read(path)
+        self.run.tags({f"{INPUT_TAG}{name}": str(folder) if reference is None else reference.source})
+        digest = str(manifest.read(path)["sha256"]) if (path / manifest.FILE_NAME).is_file() else str(folder)
+        self.inputs[name] = digest
+        return digest
+
+    def add_policy(self, policy: Path | str) -> None:
+        """Note the policy that is evaluated; of a trial's policy, how it was trained too."""
+        self.add_input("policy", policy)
+        if trial_of(policy) is not None:
+            self.inputs[TRAINING] = training_record(manifest.read(Path(policy)))
+
+
+class _NoRun:
+    """The MLflow run of a process that is not the first: nothing is recorded twice."""
+
+    run_id: str | None = None
+
+    def _nothing(self, *_: object, **__: object) -> None:
+        return
+
+    metrics = summary = tags = table = figure = artifact = dataset = _nothing
+
+    def wait(self, timeout: float) -> bool:
+        return True
+
+
+@contextmanager
+def open_stage(
+    name: str,
+    out: Path,
+    tracking: TrackingConfig,
+    pipeline_run: str,
+    storage_config: StorageConfig = AS_IT_IS,
+    trial: Trial | None = None,
+    **sections: BaseModel,
+) -> Iterator[Stage]:
+    """Everything around a stage: its folder, its MLflow run (in its trial's), and its errors told in one line."""
+    trial_run = None
+    if trial is not None:
+        sections = {**sections, "trial": trial}
+        trial_run = TrialRun(trial.label, {"rest.scheme": trial.name, "rest.seed": str(trial.seed)})
+    if not is_main_process():
+        with ending_together():
+            yield Stage(name, out, _NoRun(), sections)
+        return
+    try:
+        with storage.disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+            for stale in (ERROR_FILE, METRICS_FILE, manifest.FILE_NAME, handoff.FILE_NAME):
+                (out / stale).unlink(missing_ok=True)
+        spool = out.with_name(f"{out.name}.tracking")
+        with (
+            stage_run(
+                tracking, stage=name, pipeline_run=pipeline_run, spool=spool, parameters=sections, trial=trial_run
+            ) as run,
+            ending_together(lambda failure: _record_failure(name, out, run, failure)),
+        ):
+            yield Stage(name, out, run, sections, storage_config)
+    except (UserError, Preempted) as error:
+        leave_error(name, out, error)
+        raise
+    except (OSError, SafetensorError) as error:
+        if not storage.disk_is_full(error):
+            raise
+        place = getattr(error, "filename", None) or out
+        full = UserError(f"{place}: no space left on the disk; free some and start the stage again")
+        leave_error(name, out, full)
+        raise full from error
+
+
+@contextmanager
+def errors_left(name: str, out: Path) -> Iterator[None]:
+    """Around a stage that runs elsewhere: an error that has left no `error.json` there leaves one here."""
+    try:
+        yield
+    except (UserError, Preempted) as error:
+        out.mkdir(parents=True, exist_ok=True)
+        leave_error(name, out, error)
+        raise
+
+
+def _record_failure(name: str, out: Path, run: StageRun, failure: Failure) -> None:
+    """Leave another process's failure where this one's own would be."""
+    if failure.exit_code == EXIT_USER_ERROR:
+        leave_error(name, out, UserError(failure.message))
+    run.fail(failure.message)
+
+
+def leave_error(name: str, out: Path, error: UserError | Preempted) -> None:
+    exit_code = error.exit_code if isinstance(error, Preempted) else EXIT_USER_ERROR
+    report = {"stage": name, "message": str(error), "exit_code": exit_code}
+    try:
+        (out / ERROR_FILE).write_text(json.dumps(report) + "\n", encoding="utf-8")
+    except OSError as problem:  # the folder may be what is wrong; the error itself is raised in any case
+        log.warning("%s cannot be written: %s", out / ERROR_FILE, problem)
+
+
+def trial_of(policy: Path | str) -> Trial | None:
+    """The trial that has trained a policy."""
+    folder = Path(policy)
+    if not (folder / manifest.FILE_NAME).is_file():
+        return None
+    trial = manifest.read(folder)["config"].get("trial")
+    return None if trial is None else validate(Trial, trial, where=f"{folder / manifest.FILE_NAME}: trial")

@@ -1,0 +1,206 @@
+"""The training stages: supervised warm-up and ResT.
+
+Both may run as several processes (`rest_core.nodes`, `accelerate launch`): all train, the first alone writes and
+records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rest_core import handoff
+from rest_core.ablation.settings import Trial
+from rest_core.config import (
+    LaunchConfig,
+    ModelConfig,
+    RlConfig,
+    SftConfig,
+    StorageConfig,
+    TrackingConfig,
+    VllmEngineConfig,
+)
+from rest_core.processes import is_launched, is_main_process
+from rest_core.stages.stage import AS_IT_IS, BY_ITSELF, StageResult, errors_left, open_stage
+
+
+def sft_warmup(
+    *,
+    model: ModelConfig,
+    sft: SftConfig,
+    tracking: TrackingConfig,
+    pipeline_run: str,
+    dataset: Path,
+    out: Path,
+    launch: LaunchConfig = BY_ITSELF,
+    storage: StorageConfig = AS_IT_IS,
+) -> StageResult:
+    """Supervised warm-up; the model is passed on by reference where `sft.enabled` is false.
+
+    Runs as one process a GPU, or as many as `launch` says.
+    """
+    from rest_core.data.store import load_split, to_sample
+    from rest_core.model.loading import load_model, load_tokenizer, write_reference
+    from rest_core.nodes import launcher
+    from rest_core.preflight.gpu import require_memory
+
+    sections = {"model": model, "sft": sft, "tracking": tracking, "storage": storage}
+    if sft.enabled and (processes := launcher.processes(launch)) > 1:
+        with errors_left("sft-warmup", out):
+            return launcher.run(
+                "sft",
+                sections,
+                {"dataset": dataset},
+                pipeline_run=pipeline_run,
+                out=out,
+                processes=processes,
+                sharding=launch.sharding,
+            )
+    with open_stage("sft-warmup", out, tracking, pipeline_run, storage, model=model, sft=sft) as stage:
+        digest = stage.add_input("dataset", dataset)
+        if not sft.enabled:
+            if is_main_process():
+                write_reference(out, _absolute(model.source))
+            return stage.skip("switched off (sft.enabled=false): cold start")
+        require_memory(model.source, model, sft)
+        from rest_core.training import sft as training
+
+        dataset = handoff.fetch(dataset)
+        samples = [to_sample(row) for row in load_split(dataset, "sft")]
+        validation = [to_sample(row) for row in load_split(dataset, "sft_validation")]
+        stage.run.dataset("sft", source=str(dataset), digest_sha256=digest, rows=len(samples), context="training")
+        tokenizer = load_tokenizer(model.source, model)
+        # Leftovers of another attempt are taken up only where data, model and settings are the same.
+        described = "/".join([digest, model.model_dump_json(), sft.model_dump_json()])
+        trained, metrics = training.train(
+            load_model(model.source, model),
+            tokenizer,
+            samples,
+            validation,
+            sft,
+            model,
+            folder=out / "checkpoints" / hashlib.sha256(described.encode()).hexdigest()[:16],
+            on_metrics=stage.run.metrics,
+        )
+        _save(trained, tokenizer, model, out)
+        return stage.finish(metrics)
+
+
+def rest_rl(
+    *,
+    model: ModelConfig,
+    rl: RlConfig,
+    tracking: TrackingConfig,
+    pipeline_run: str,
+    dataset: Path,
+    policy: Path | str,
+    out: Path,
+    launch: LaunchConfig = BY_ITSELF,
+    storage: StorageConfig = AS_IT_IS,
+    trial: Trial | None = None,
+) -> StageResult:
+    """ResT training, with the weights and the seed of a trial where one is given.
+
+    The policy is passed on where `rl.enabled` is false. Runs as one process a GPU, or as many as `launch` says, or on
+    several nodes. Where a storage location is configured and `rl.mirror` is not, checkpoints are mirrored to it, for
+    this pipeline run to take up when the stage is retried.
+    """
+    from rest_core.data.store import load_split, to_sample
+    from rest_core.model.chat import encode_prompt
+    from rest_core.model.loading import load_model, load_tokenizer, pass_on
+    from rest_core.nodes import launcher
+    from rest_core.preflight.gpu import require_memory
+    from rest_core.response import parse
+
+    if trial is not None:
+        rl = trial.applied_to(rl)
+    named = None if trial is None else trial.name
+    if storage.location is not None and rl.mirror is None:
+        rl = rl.model_copy(update={"mirror": f"{handoff.scratch(storage.location, pipeline_run)}/checkpoints"})
+    sections = {"model": model, "rl": rl, "tracking": tracking, "storage": storage}
+    if rl.enabled and launch.train_job is not None and not is_launched():
+        from rest_core.nodes import train_job
+
+        with errors_left("rest-rl", out):
+            return train_job.run(
+                sections, dataset, policy, pipeline_run=pipeline_run, out=out, launch=launch, trial=named
+            )
+    most = 1 if isinstance(rl.engine, VllmEngineConfig) else None  # vLLM in the process: a training of one
+    if rl.enabled and (processes := launcher.processes(launch, most)) > 1:
+        with errors_left("rest-rl", out):
+            return launcher.run(
+                "train",
+                sections,
+                {"dataset": dataset, "policy": policy},
+                pipeline_run=pipeline_run,
+                out=out,
+                processes=processes,
+                sharding=launch.sharding,
+                trial=named,
+            )
+    with open_stage("rest-rl", out, tracking, pipeline_run, storage, trial, model=model, rl=rl) as stage:
+        digest = stage.add_input("dataset", dataset)
+        origin = stage.add_input("policy", policy)
+        if not rl.enabled:
+            if is_main_process():
+                pass_on(policy, out)
+            return stage.skip("switched off (rl.enabled=false)")
+        require_memory(policy, model, rl)
+        from rest_core.training.judging import Task
+        from rest_core.training.plots import training_figure
+        from rest_core.training.rl import Observer, RlTrainer
+
+        dataset = handoff.fetch(dataset)
+        tokenizer = load_tokenizer(policy, model)
+        samples = [to_sample(row) for row in load_split(dataset, "rl")]
+        held_out = [to_sample(row) for row in load_split(dataset, "rl_validation")] if rl.evaluate_every else []
+        tasks, validation = (
+            [Task(s.id, encode_prompt(tokenizer, s.prompt), parse(s.reference), s) for s in part]
+            for part in (samples, held_out)
+        )
+        stage.run.dataset("rl", source=str(dataset), digest_sha256=digest, rows=len(tasks), context="training")
+        master = load_model(policy, model)
+        trainer = RlTrainer(
+            master,
+            tokenizer,
+            tasks,
+            rl,
+            model,
+            # Beside `out` and not in it: it must outlive the moment when `out` is complete.
+            folder=out.with_name(f"{out.name}.training"),
+            fingerprint=f"{digest}/{origin}",
+            observer=Observer(stage.run.metrics, stage.run.table),
+            validation=validation,
+        )
+        metrics = trainer.train()
+        history = trainer.folder.history.entries
+        if history:
+            stage.run.figure(training_figure(history), "training")
+            last = next(entry for entry in reversed(history) if "reward/total" in entry)
+            metrics |= {f"rl/last/{name}": last[name] for name in ("reward/total", "response/truncated_share")}
+        _save(trainer.model, tokenizer, model, out)
+        result = stage.finish(metrics)
+        if is_main_process():
+            shutil.rmtree(trainer.folder.folder, ignore_errors=True)
+        return result
+
+
+def _save(trained: Any, tokenizer: Any, model: ModelConfig, out: Path) -> None:
+    """The flat checkpoint; what was needed to resume goes once it is whole."""
+    import torch
+
+    from rest_core.model.loading import save_policy
+    from rest_core.training.distributed import gather_weights
+
+    gather_weights(trained)
+    if not is_main_process():
+        return
+    save_policy(trained, tokenizer, out, dtype=getattr(torch, model.dtype))
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def _absolute(source: str) -> str:
+    """A relative folder as an absolute one, so that a reference to it holds from anywhere."""
+    return str(Path(source).absolute()) if Path(source).is_dir() else source
