@@ -34,7 +34,7 @@ from pipelines.summary import RunStatus, Summary, duration, summarize
 from rest_core.config import Config
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.stages import ERROR_FILE
-from rest_core.tracking.runs import new_pipeline_run
+from rest_core.tracking.runs import finish_pipeline, new_pipeline_run
 
 LOG_FILE = "log.txt"
 ARTIFACTS = "artifacts"
@@ -99,11 +99,19 @@ def run_local(
     except RuntimeError as error:  # what kfp.local raises when a task has failed
         status, failure = "failed", error
     finally:
+        close_run(config, folder, run, monitor, status)
         summary = summarize(config, folder, monitor, run=run, status=status, seconds=time.monotonic() - started)
         (folder / SUMMARY_FILE).write_text(json.dumps(summary.to_json(), indent=2) + "\n", encoding="utf-8")
     if failure is not None:
         explain(folder, monitor, failure)
     return summary
+
+
+def close_run(config: Config, folder: Path, run: str, monitor: Monitor, status: RunStatus) -> None:
+    """End the run in MLflow that no stage has ended: it was left between two of them, or one was killed whole."""
+    if status != "succeeded" and monitor.stages:
+        as_what: Literal["FAILED", "KILLED"] = "FAILED" if status == "failed" else "KILLED"
+        finish_pipeline(config.tracking, pipeline_run=run, spool=folder / "finish.tracking", status=as_what)
 
 
 def new_folder(folder: Path) -> Path:

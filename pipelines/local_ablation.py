@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.ablation_pipeline import SHARED_STAGES, TRIAL_STAGES, build
-from pipelines.local import SUMMARY_FILE, done_line, explain, new_folder, processes, refuse_python3, session
+from pipelines.local import SUMMARY_FILE, close_run, done_line, explain, new_folder, processes, refuse_python3, session
 from pipelines.local_limits import require_runnable
 from pipelines.monitor import Monitor, StageRun
 from pipelines.summary import RunStatus, duration
@@ -106,6 +106,7 @@ def run_ablation(
     except RuntimeError as error:  # what kfp.local raises when a task has failed
         status, failure = "failed", error
     finally:
+        close_run(config, folder, run, monitor, status)
         summary = _summarize(config, folder, monitor, run, status, time.monotonic() - started)
         (folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
     if failure is not None:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
@@ -250,10 +250,12 @@ def finish_pipeline(
     description: str | None = None,
     metrics: Mapping[str, float] | None = None,
     tags: Mapping[str, str] | None = None,
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED",
 ) -> str:
-    """Close the parent run as FINISHED, with a Markdown description, figures and tags; returns where to look.
+    """Close the parent run, with a Markdown description, figures and tags; returns where to look.
 
-    Called once, by what runs last. A parent that somebody else made (KFP) is described, not ended.
+    Called once, by what runs last, or by who ends a run before that. A parent of which a stage has failed is FAILED
+    whatever `status` is; one that somebody else made (KFP) is described, not ended.
     """
     run, sender = _open(tracking, "pipeline", "finish", pipeline_run, spool)
     values = dict(tags or {})
@@ -262,7 +264,7 @@ def finish_pipeline(
     if values:
         run.tags(values)
     run.metrics(metrics or {})
-    _close(run, sender, "finish", "FINISHED", None)
+    _close(run, sender, "finish", status, None)
     return run.link
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from pipelines.rest_pipeline import STAGES
 
@@ -117,9 +118,13 @@ def test_a_signal_ends_the_stages_too(tmp_path: Path, number: signal.Signals, co
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=90)
     assert process.returncode == code
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
     summary = json.loads((tmp_path / "run/summary.json").read_text(encoding="utf-8"))
     assert (summary["status"], summary["stages"][0]["status"]) == ("interrupted", "interrupted")
+    assert summary["unsent"] == 0
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    recorded = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert "KILLED" in {run.info.status for run in recorded} <= {"KILLED", "FAILED"}  # and none RUNNING
