@@ -67,7 +67,6 @@ def body(
     rendered: Rendered,
     when: kfp_server_api.V2beta1Trigger,
     *,
-    name: str | None = None,
     experiment_id: str | None = None,
     version: kfp_server_api.V2beta1PipelineVersion | None = None,
     max_concurrency: int = 1,
@@ -78,7 +77,7 @@ def body(
     mode = kfp_server_api.RecurringRunMode
     return kfp_server_api.V2beta1RecurringRun(
         experiment_id=experiment_id,
-        display_name=name or rendered.run_name,
+        display_name=rendered.run_name,
         description=rendered.description,
         runtime_config=rendered.runtime_config(),
         service_account=rendered.service_account,
@@ -95,7 +94,6 @@ def create(
     rendered: Rendered,
     when: kfp_server_api.V2beta1Trigger,
     *,
-    name: str | None = None,
     upload: bool = False,
     **settings: Any,
 ) -> kfp_server_api.V2beta1RecurringRun:
@@ -103,15 +101,14 @@ def create(
 
     Args:
         cluster: where.
-        rendered: the run.
+        rendered: the run; the schedule has its name.
         when: its trigger.
-        name: of the schedule; None: the run's.
         upload: upload the pipeline as a version, and run that.
         settings: max_concurrency, catch_up, enabled, as `body` has them.
     """
     experiment_id = experiment(cluster, rendered.experiment)
     version = upload_version(cluster, rendered) if upload else None
-    made = body(rendered, when, name=name, experiment_id=experiment_id, version=version, **settings)
+    made = body(rendered, when, experiment_id=experiment_id, version=version, **settings)
     return send_once(
         lambda: cluster.client.recurring_runs.recurring_run_service_create_recurring_run(recurring_run=made),
         lambda: with_key(

@@ -110,7 +110,7 @@ def _rendering(command: Command) -> Command:
         rendered = render(
             work.config, work.platform, work.pipeline, experiment=experiment, run_name=name, **work.settings
         )
-        return command(*arguments, work=work, rendered=rendered, name=name, **others)
+        return command(*arguments, work=work, rendered=rendered, **others)
 
     return working(with_options(wrapped, options))
 
@@ -119,9 +119,7 @@ def _rendering(command: Command) -> Command:
 @_rendering
 @click.option("--wait", is_flag=True, help="Follow the stages until the run has ended; exit code 1 where it failed.")
 @_connected
-def submit(
-    work: Work, rendered: Rendered, name: str | None, connect: _Connect, upload: bool, dry_run: bool, wait: bool
-) -> None:
+def submit(work: Work, rendered: Rendered, connect: _Connect, upload: bool, dry_run: bool, wait: bool) -> None:
     """Run the pipeline on Kubeflow Pipelines.
 
     \b
@@ -278,7 +276,6 @@ def schedule() -> None:
 def schedule_create(
     work: Work,
     rendered: Rendered,
-    name: str | None,
     connect: _Connect,
     upload: bool,
     dry_run: bool,
@@ -301,10 +298,10 @@ def schedule_create(
     when = schedules.trigger(cron=cron, every=every, start=start, end=end)
     settings["enabled"] = not disabled
     if dry_run:
-        body = schedules.body(rendered, when, name=name, **settings)
+        body = schedules.body(rendered, when, **settings)
         _print_request(work, connect, rendered, upload, recurring_run=body)
         return
-    made = schedules.create(connect(work.given_platform), rendered, when, name=name, upload=upload, **settings)
+    made = schedules.create(connect(work.given_platform), rendered, when, upload=upload, **settings)
     from pipelines.cluster.show import trigger
 
     click.echo(f"scheduled {made.display_name}, {trigger(made.trigger)}\n{made.recurring_run_id}")
