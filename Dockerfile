@@ -67,6 +67,11 @@ assert made == '$ACCELERATOR', f'torch {torch.__version__} is a build for {made}
 
 FROM models-packages AS train-packages
 ARG PIP_INDEX_URL
+ARG ACCELERATOR=cpu
+# Triton compiles with a C compiler what launches a kernel: without one there is no FlexAttention, which trees need.
+RUN if [ "$ACCELERATOR" = cuda ]; then \
+        apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY requirements/train.txt /requirements/
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r /requirements/train.txt
 

@@ -16,6 +16,7 @@ VLLM ?= .venv-vllm
 ACCELERATOR ?= cpu
 PYTHON_IMAGE ?= python:3.11-slim-bookworm
 TARGETS := base train evaluate
+PUSHED ?= build/images.yaml
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' rest_core/__init__.py)
 BUILD := docker build --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --build-arg ACCELERATOR=$(ACCELERATOR) \
 	--build-arg VERSION=$(VERSION) --build-arg GIT_COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude='*' || echo unknown) \
@@ -81,19 +82,27 @@ image:
 	done
 	@docker image ls --filter reference='rest-pipelines-*:$(VERSION)' --format 'table {{.Repository}}:{{.Tag}}\t{{.ID}}\t{{.Size}}'
 
-# What is printed is the section `images` of platform.yaml: a digest names one image for ever, a tag does not.
+# What is printed is the section `images` of platform.yaml: a digest names one image, a tag the one pushed last. Each push
+# also gets a tag of its own, by commit: registries that clean up take away what no tag names.
 push:
 	@test -n "$(REGISTRY)" || { echo "which registry? make push REGISTRY=registry.example/team" >&2; exit 2; }
-	@mkdir -p build
-	@echo "images:" > build/images.yaml
+	@mkdir -p "$(dir $(PUSHED))"
+	@echo "images:" > $(PUSHED)
 	@for target in $(TARGETS); do \
 		name=$(REGISTRY)/rest-pipelines-$$target; \
-		docker tag rest-pipelines-$$target:$(VERSION) $$name:$(VERSION) && docker push --quiet $$name:$(VERSION) || exit 1; \
-		docker image inspect $$name:$(VERSION) --format '{{range .RepoDigests}}{{println .}}{{end}}' \
-			| sed -n "s|^$$name@|  $$target: &|p" >> build/images.yaml; \
+		labels=$$(docker image inspect rest-pipelines-$$target:$(VERSION) --format \
+			'{{index .Config.Labels "org.opencontainers.image.revision"}} {{index .Config.Labels "rest-pipelines.accelerator"}}') || exit 1; \
+		own=$(VERSION)-$$(echo $$labels | tr ' ' '-'); \
+		for tag in $(VERSION) $$own; do \
+			docker tag rest-pipelines-$$target:$(VERSION) $$name:$$tag && docker push --quiet $$name:$$tag || exit 1; \
+		done; \
+		digest=$$(docker image inspect $$name:$$own --format '{{range .RepoDigests}}{{println .}}{{end}}' \
+			| sed -n "s|^$${name#docker.io/}@||p" | head -1); \
+		test -n "$$digest" || { echo "$$name:$$own: the engine knows no digest of it after the push" >&2; exit 2; }; \
+		echo "  $$target: $$name@$$digest" >> $(PUSHED); \
 	done
-	@cat build/images.yaml
-	@echo "written to build/images.yaml; torch computes on: $$(docker image inspect rest-pipelines-train:$(VERSION) --format '{{index .Config.Labels "rest-pipelines.accelerator"}}')" >&2
+	@cat $(PUSHED)
+	@echo "written to $(PUSHED); torch computes on: $$(docker image inspect rest-pipelines-train:$(VERSION) --format '{{index .Config.Labels "rest-pipelines.accelerator"}}')" >&2
 
 test-containers: $(STAMP)
 	$(BIN)/python -m pytest -m containers --log-cli-level=INFO tests/integration/test_containers.py tests/integration/test_nodes.py

@@ -87,7 +87,7 @@ def why_not_shared(model: Any) -> str | None:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # any other failure of a model on this layout means the same: not for this model
-            return f"{name} does not run on shared rows ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+            return f"{name} does not run on shared rows ({type(error).__name__}: {' '.join(str(error).split())[:400]})"
         finally:
             model.set_attn_implementation(before)
     if not asked:

@@ -14,26 +14,27 @@ import pytest
 from contract import Contract, generated, official
 from fake_kfp import FakeKfp
 from kubernetes.config import kube_config
+from public_data import missing, public
 
 from pipelines.cluster import follow, once, render, transport
 from rest_core import cli
 
-OFFICIAL = Path(__file__).resolve().parents[3] / "shared/data/kfp/kfp_api_single_file.swagger.json"
+OFFICIAL = "kfp/kfp_api_single_file.swagger.json"
 
 
 @pytest.fixture(scope="session")
 def official_contract() -> Contract:
-    if not OFFICIAL.is_file():
-        pytest.skip(f"the official OpenAPI file is not at hand ({OFFICIAL})")
-    return official(json.loads(OFFICIAL.read_text(encoding="utf-8")))
+    if (path := public(OFFICIAL)) is None:
+        pytest.skip(missing(OFFICIAL))
+    return official(json.loads(path.read_text(encoding="utf-8")))
 
 
 @pytest.fixture(scope="session")
 def contract() -> Contract:
     """The official file where it is at hand, else the generated models."""
-    if OFFICIAL.is_file():
-        return official(json.loads(OFFICIAL.read_text(encoding="utf-8")))
-    return generated()
+    if (path := public(OFFICIAL)) is None:
+        return generated()
+    return official(json.loads(path.read_text(encoding="utf-8")))
 
 
 @pytest.fixture

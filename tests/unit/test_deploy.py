@@ -15,6 +15,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 FOLDERS = (DEPLOY, DEPLOY / "mlflow")
 _PLAIN = {"str": str, "int": int, "bool": bool, "datetime": str}
 _NOT_MANIFESTS = {"kustomization.yaml", "platform.yaml"}
+_BY_ITSELF = {"training-runtime.yaml"}  # of a kind that only clusters with Kubeflow Trainer know
 
 
 def objects(*folders: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -154,7 +155,7 @@ def test_no_example_holds_a_secret():
             assert name.split("/")[-3].endswith("secrets.example.yaml")
             assert "data" not in value
             for key, text in value["stringData"].items():
-                assert text == "CHANGE-ME" or key in {"AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI"}
+                assert text == "CHANGE-ME" or key in {"AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI"}
 
 
 def test_services_find_their_pods_and_ports():
@@ -178,7 +179,7 @@ def test_services_find_their_pods_and_ports():
 
 
 def test_mlflow_answers_under_the_names_that_pods_use():
-    from mlflow.server.security_utils import is_allowed_host_header
+    from mlflow.server.security_utils import is_allowed_host_header, should_block_cors_request
 
     deployment = ALL["mlflow/mlflow.yaml/Deployment/mlflow"]["spec"]["template"]["spec"]["containers"][0]
     environment = {variable["name"]: variable.get("value") for variable in deployment["env"]}
@@ -186,6 +187,11 @@ def test_mlflow_answers_under_the_names_that_pods_use():
     uri = ALL["secrets.example.yaml/Secret/rest-mlflow"]["stringData"]["MLFLOW_TRACKING_URI"]
     assert is_allowed_host_header(allowed, uri.removeprefix("http://"))
     assert not is_allowed_host_header(allowed, "elsewhere.example.com")
+    # People open it under the last of the hosts: what the page itself sends must be let in, too.
+    origins = environment["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+    assert [f"https://{allowed[-1]}"] == origins
+    assert not should_block_cors_request(origins[0], "POST", origins)
+    assert should_block_cors_request("https://elsewhere.example.com", "POST", origins)
 
 
 def test_mlflows_settings_are_options_of_its_server():
@@ -215,10 +221,12 @@ def test_the_service_account_may_do_what_a_run_does():
     trainer = "trainer.kubeflow.org"
     assert {(trainer, "trainjobs", verb) for verb in ("create", "get", "list", "delete")} <= allowed
     assert {(trainer, "trainingruntimes", "get"), ("", "pods", "list"), ("", "pods/log", "get")} <= allowed
+    everywhere = ALL["service-account.yaml/ClusterRole/rest-pipeline-cluster"]["rules"]
+    assert {"apiGroups": [trainer], "resources": ["clustertrainingruntimes"], "verbs": ["get"]} in everywhere
     assert not any("*" in entry or entry[1] == "secrets" for entry in allowed)
     namespace = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text(encoding="utf-8"))["namespace"]
     bindings = [value for value in ALL.values() if value["kind"] in ("RoleBinding", "ClusterRoleBinding")]
-    assert {binding["roleRef"]["name"] for binding in bindings} >= {"rest-pipeline", "rest-pipeline-nodes"}
+    assert {binding["roleRef"]["name"] for binding in bindings} >= {"rest-pipeline", "rest-pipeline-cluster"}
     for binding in bindings:
         subject = {"kind": "ServiceAccount", "name": "rest-pipeline", "namespace": namespace}
         assert binding["subjects"] == [subject]
@@ -228,7 +236,9 @@ def test_the_service_account_may_do_what_a_run_does():
 def test_kustomization_has_every_manifest(folder: Path):
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))
     there = {path.name for path in folder.glob("*.yaml")} - _NOT_MANIFESTS
-    assert set(kustomization["resources"]) == {name for name in there if not name.endswith(".example.yaml")}
+    assert set(kustomization["resources"]) == {
+        name for name in there - _BY_ITSELF if not name.endswith(".example.yaml")
+    }
     assert kustomization["namespace"]
     for name, value in objects(folder):
         assert "namespace" not in value["metadata"], f"{name}: the kustomization says the namespace"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -11,12 +12,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from lock_images import PARENTS, lock_files, pinned
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from components.images import TARGETS, image
-from pipelines.platform import IMAGE_OF
+from pipelines.platform import IMAGE_OF, Images
 from rest_core import __version__
 
 TOP = Path(__file__).resolve().parents[2]
@@ -92,3 +94,27 @@ def test_what_runs_in_the_base_image_imports_only_what_that_holds() -> None:
         [sys.executable, "-c", textwrap.dedent(program)], cwd=TOP, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_push_without_a_digest_fails(tmp_path: Path) -> None:
+    """An engine that does not say what it pushed; of Docker Hub's images it leaves the host's name out."""
+    program = tmp_path / "docker"
+    program.write_text(
+        '#!/bin/sh\nif [ "$2" = inspect ]; then case "$5" in\n'
+        '  *RepoDigests*) test -z "$DIGEST" || { image=${3#docker.io/}; echo "${image%%:*}@$DIGEST"; } ;;\n'
+        "  *) echo abc cpu ;;\nesac; fi\n",
+        encoding="utf-8",
+    )
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["make", "push", "REGISTRY=docker.io/team", f"PUSHED={tmp_path}/images.yaml"]
+    for digest in ("", "sha256:" + "a" * 64):
+        done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, env={**environment, "DIGEST": digest})
+        assert done.returncode == (0 if digest else 2), done.stderr
+    written = yaml.safe_load((tmp_path / "images.yaml").read_text(encoding="utf-8"))
+    assert Images.model_validate(written["images"]).train == f"docker.io/team/rest-pipelines-train@{digest}"
+
+
+def test_a_push_asks_for_its_registry() -> None:
+    done = subprocess.run(["make", "push"], cwd=TOP, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "make push REGISTRY=" in done.stderr

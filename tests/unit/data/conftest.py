@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from public_data import missing, public
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-SHARED_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
@@ -28,9 +28,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _shared(name: str) -> Path:
-    folder = SHARED_DATA / name
-    if not folder.is_dir():
-        pytest.skip(f"{name}'s public files are not beside the checkout")
+    if (folder := public(name)) is None:
+        pytest.skip(missing(name))
     return folder
 
 
