@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ _GPU_RESPONSES = 256  # a step of ToolRL's shape on a GPU
 _SCALING_RESPONSES = (64, 128, 256, 512, 1024)
 _SCALING_ROUNDS, _SCALING_STEPS = 3, 2  # each size comes up in every round
 _PARAMETERS = {"embedded:smollm2-135m-instruct": 135e6, "random:qwen3-0.6b": 0.6e9, "random:qwen3-1.7b": 1.7e9}
+_BESIDES = ("ceiling", "decode", "scaling")  # what a report may hold besides works
 _BEGIN = time.monotonic()
 
 
@@ -91,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
     }
     report: dict[str, Any] = {
         "file": machine.short_name(device),
-        "command": " ".join(sys.argv[1:]),
+        "command": command(sys.argv[1:]),
         "model": options.model,
         "threads": options.threads,
         "openmp": {name: os.environ.get(name, "default") for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")},
@@ -256,10 +258,10 @@ def combine(files: list[Path]) -> dict[str, Any]:
     """Reports of the same machine and model as one.
 
     A work that is in several of them takes its sides from all, each with the ratios of its own run; a side that is in
-    several, ours for one, keeps the figures of the first.
+    several, ours for one, keeps the figures of the first. `parts` says which command at which commit gave what.
     """
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    joined = reports[0] | {"command": " ; ".join(report["command"] for report in reports)}
+    joined = reports[0] | {"parts": [part for report in reports for part in parts_of(report)]}
     works: dict[str, Any] = {}
     for path, report in zip(files, reports, strict=True):
         for what in ("file", "model"):
@@ -271,8 +273,26 @@ def combine(files: list[Path]) -> dict[str, Any]:
                 raise UserError(f"{path}: work {name} has another size than in the files before it")
             known["arms"] = work["arms"] | known["arms"]
             known["ratios"] = work["ratios"] | known["ratios"]
-        joined |= {part: report[part] for part in ("ceiling", "decode", "scaling") if part in report}
+        joined |= {part: report[part] for part in _BESIDES if part in report}
     return joined | {"works": works}
+
+
+def parts_of(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a report was made by: of one that was joined already, each of its runs."""
+    gave = [*report.get("works", {}), *(part for part in _BESIDES if part in report)]
+    once = {"command": report["command"], "commit": report["machine"]["commit"], "gave": gave}
+    return report.get("parts", [once])
+
+
+def command(arguments: list[str]) -> str:
+    """The command line that measures the same again; where the report went is no part of it."""
+    kept, rest = [], iter(arguments)
+    for word in rest:
+        if word in ("--output", "--name"):
+            next(rest)
+        elif not word.startswith(("--output=", "--name=")):
+            kept.append(word)
+    return shlex.join(["python", "benchmarks/rl_step.py", *kept])
 
 
 def write(report: dict[str, Any], folder: Path, machine_name: str, name: str, prefix: str = "rl_step") -> None:

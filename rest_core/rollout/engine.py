@@ -12,6 +12,21 @@ from typing import Any, Protocol
 from rest_core.records import Rollout
 
 
+def seed_of_each(
+    prompts: Sequence[Sequence[int]], seeds: Sequence[int] | None, temperature: float
+) -> Sequence[int | None]:
+    """The seed of each prompt's responses; None where the most likely tokens are taken, which needs none.
+
+    Raises:
+        ValueError: there is not one seed a prompt to sample with.
+    """
+    if temperature <= 0:
+        return [None] * len(prompts)
+    if seeds is None or len(seeds) != len(prompts):
+        raise ValueError("sampling needs one seed a prompt")
+    return seeds
+
+
 class Engine(Protocol):
     def synchronise(self, master: Any, version: int) -> None:
         """Take over the weights of the policy `master`, which are those after `version` updates.

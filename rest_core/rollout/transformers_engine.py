@@ -18,6 +18,7 @@ import torch
 
 from rest_core.records import Rollout
 from rest_core.rollout import decoding, packed, plain
+from rest_core.rollout.engine import seed_of_each
 from rest_core.rollout.sampling import uniforms
 from rest_core.rollout.trial import reason_against
 from rest_core.rollout.weights import merged_weights, without_adapters
@@ -92,13 +93,11 @@ class TransformersEngine:
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Rollout]]:
         """See `rest_core.rollout.engine.Engine`."""
-        if temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
-            raise ValueError("sampling needs one seed a prompt")
+        drawn = seed_of_each(prompts, seeds, temperature)
         results: list[list[Rollout]] = [[] for _ in prompts]
         for part in self._batches(prompts, samples, max_new_tokens, batch_tokens):
-            draws = None
-            if temperature > 0 and seeds is not None:
-                draws = torch.cat([uniforms(seeds[n], samples, max_new_tokens) for n in part]).to(self.device)
+            numbers = [uniforms(seed, samples, max_new_tokens) for n in part if (seed := drawn[n]) is not None]
+            draws = torch.cat(numbers).to(self.device) if numbers else None
             chosen = [prompts[n] for n in part]
             arguments: dict[str, Any] = {
                 "samples": samples,

@@ -23,6 +23,7 @@ from rest_core.errors import UserError
 from rest_core.model.parameters import without_wrapper
 from rest_core.records import Rollout
 from rest_core.rollout.checkpoint_weights import checkpoint_weights
+from rest_core.rollout.engine import seed_of_each
 from rest_core.rollout.vllm_sampling import VERSION, Vocabulary, accept, sampling
 
 WORKER = "rest_core.rollout.vllm_worker.PolicyWorker"
@@ -108,11 +109,9 @@ class VllmEngine:
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Rollout]]:
         """See `rest_core.rollout.engine.Engine`; vLLM packs its own batches, `batch_tokens` is not used."""
-        if temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
-            raise ValueError("sampling needs one seed a prompt")
+        drawn = seed_of_each(prompts, seeds, temperature)
         if not prompts:
             return []
-        drawn = seeds if temperature > 0 and seeds is not None else [None] * len(prompts)
         parameters = [
             self._parameters(**sampling(self.vocabulary, samples, max_new_tokens, temperature, seed)) for seed in drawn
         ]

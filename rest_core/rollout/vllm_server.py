@@ -23,6 +23,7 @@ from rest_core.errors import UserError
 from rest_core.model.parameters import without_wrapper
 from rest_core.records import Rollout
 from rest_core.rollout.checkpoint_weights import checkpoint_weights
+from rest_core.rollout.engine import seed_of_each
 from rest_core.rollout.vllm_http import Server
 from rest_core.rollout.vllm_nccl import NcclTransfer
 from rest_core.rollout.vllm_sampling import VERSION, Vocabulary, accept, sampling
@@ -63,8 +64,7 @@ class VllmServerEngine:
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Rollout]]:
         """See `rest_core.rollout.engine.Engine`; the server packs its own batches, `batch_tokens` is not used."""
-        if temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
-            raise ValueError("sampling needs one seed a prompt")
+        drawn = seed_of_each(prompts, seeds, temperature)
         results: list[list[Rollout]] = [[] for _ in prompts]
         if not prompts:
             return results
@@ -74,13 +74,7 @@ class VllmServerEngine:
                 pool.submit(
                     self._group,
                     prompt,
-                    sampling(
-                        self.vocabulary,
-                        samples,
-                        max_new_tokens,
-                        temperature,
-                        seeds[n] if temperature > 0 and seeds is not None else None,
-                    ),
+                    sampling(self.vocabulary, samples, max_new_tokens, temperature, drawn[n]),
                 ): n
                 for n, prompt in enumerate(prompts)
             }

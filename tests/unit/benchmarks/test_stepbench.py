@@ -156,7 +156,7 @@ def _report(**changes: Any) -> dict[str, Any]:
         settings.OURS: _found([6.0, 12.0, 6.0], rss=2.0e9, body=44),
         settings.TRL_BEST: _found([18.0, 36.0, 24.0], rss=4.0e9, body=84),
     }
-    machine = {"cpu": "some", "cores": 2, "packages": {"torch": "2"}}
+    machine = {"cpu": "some", "cores": 2, "packages": {"torch": "2"}, "commit": "abc"}
     works = {"a": summary.summarise(_WORK, found, cores=2, peak_flops=1e6)}
     return {"file": "cpu", "model": "m", "command": "c", "machine": machine, "works": works} | changes
 
@@ -216,8 +216,16 @@ def test_reports_are_joined(tmp_path: Path) -> None:
     assert set(joined["works"]["a"]["ratios"]) == {settings.TRL_BEST, settings.TRL_DEFAULT}
     assert joined["works"]["a"]["arms"][settings.OURS]["seconds"]["median"] == 6.0
     assert joined["decode"] == {"batch": 1}
+    assert [part["gave"] for part in joined["parts"]] == [["a"], ["a", "b4", "decode"]]
+    (tmp_path / "joined.json").write_text(json.dumps(joined), encoding="utf-8")
+    assert len(rl_step.combine([tmp_path / "joined.json", files[1]])["parts"]) == 3
     with pytest.raises(UserError, match=r"3\.json: model is 'another'"):
         rl_step.combine(files)
+
+
+def test_a_report_names_the_command_that_measures_it_again() -> None:
+    given = ["--work", "a,b4", "--output", "/somewhere", "--name=x", "--ours", "{lora: null}"]
+    assert rl_step.command(given) == "python benchmarks/rl_step.py --work a,b4 --ours '{lora: null}'"
 
 
 def test_unknown_names_are_refused() -> None:
