@@ -101,6 +101,6 @@ def test_names_are_text_and_nothing_for_the_terminal(at_server: Rest, kfp_server
     assert not {"\x1b", "\x07", "\x9b", "\ud800"} & set(listed + shown)
 
 
-def test_an_encoding_that_nobody_knows_does_not_matter(at_server: Rest, kfp_server: FakeKfp) -> None:
+def test_a_mark_of_the_byte_order_hides_no_runs(at_server: Rest, kfp_server: FakeKfp) -> None:
     kfp_server.fail("GET", "/runs", b'\xef\xbb\xbf{"runs": [{"run_id": "x", "display_name": "\xc3\xbc"}]}')
-    assert "ü" in at_server("status").out  # and a mark of the byte order
+    assert "ü" in at_server("status").out
