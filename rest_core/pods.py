@@ -27,6 +27,7 @@ _CONTAINER = "main"  # of KFP's pods, where the component runs
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _TIMEOUT_SECONDS = 10
 _FORBIDDEN = (401, 403)
+_NO_REASONS = ("Error", "Completed", "PodInitializing")  # they say no more than that it ended, or waits for others
 
 
 class NotAllowed(Exception):
@@ -99,6 +100,23 @@ def ends(api: CoreV1Api, namespace: str, run: str, *, lines: int) -> dict[str, P
     return {stage: _end(api, namespace, pod, stage, lines) for stage, pod in last.items()}
 
 
+def reason(pod: Any) -> tuple[str | None, str | None]:
+    """Why a pod has ended or has not begun: Kubernetes' word for it (OOMKilled, Evicted, ErrImagePull …), its message.
+
+    The pod's own come first: of one that was evicted or ran out of time, its container says at most that it was killed.
+    Then that of its main container, or of one that must end before that begins.
+    """
+    if pod.status.reason:
+        return pod.status.reason, pod.status.message
+    main = [one.state for one in pod.status.container_statuses or () if one.name == _CONTAINER]
+    before = [one.state for one in pod.status.init_container_statuses or ()]
+    for state in (*main, *before):
+        why = state.terminated or state.waiting
+        if why is not None and why.reason and why.reason not in _NO_REASONS:
+            return why.reason, None if state.terminated else why.message
+    return None, None
+
+
 def nodes(api: CoreV1Api) -> list[Any]:
     """The cluster's nodes (V1Node).
 
@@ -116,9 +134,7 @@ def _age(pod: Any) -> Any:
 def _end(api: CoreV1Api, namespace: str, pod: Any, stage: str, lines: int) -> PodEnd:
     states = [one.state for one in pod.status.container_statuses or () if one.name == _CONTAINER]
     ended = states[0].terminated if states else None
-    waiting = states[0].waiting if states else None
     failed = pod.status.phase == "Failed" or (ended is not None and ended.exit_code != 0)
-    reason = pod.status.reason or (ended and ended.reason) or (waiting and waiting.reason)
     log: tuple[str, ...] = ()
     if failed:
         try:
@@ -133,9 +149,7 @@ def _end(api: CoreV1Api, namespace: str, pod: Any, stage: str, lines: int) -> Po
             log = tuple(text.rstrip().splitlines())
         except NotAllowed as problem:
             log = (f"(the log cannot be had: {problem})",)
-    return PodEnd(
-        pod.metadata.name, stage, failed, None if reason == "Error" else reason, ended and ended.exit_code, log
-    )
+    return PodEnd(pod.metadata.name, stage, failed, reason(pod)[0], ended and ended.exit_code, log)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +14,13 @@ from typing import Any
 
 import kfp
 import kfp_server_api
-from kfp.client import token_credentials_base
-from kubernetes.config import kube_config
+import urllib3
+from kubernetes import client as kubernetes_client
+from kubernetes import config as kubernetes_config
 
+from pipelines.cluster import answers, credentials, kubeconfig
 from pipelines.cluster.transport import Transport
+from pipelines.cluster.words import one_line
 from rest_core.errors import UserError
 
 _EQUALS = 1  # of filter.proto; kfp.Client has it as _FILTER_OPERATIONS
@@ -34,7 +38,7 @@ class Connection:
         namespace: of the runs' pods, and of experiments where KFP serves several users; None: that of kfp's context
             file, else "kubeflow".
         ca_cert: file with the authority of the API's certificate.
-        seconds: time limit of a request.
+        seconds: how long the API may send nothing.
         pages: address of KFP's pages for people; None: `host`.
     """
 
@@ -73,10 +77,19 @@ class Cluster:
 
 
 class _Client(kfp.Client):
-    """kfp's client over our transport."""
+    """kfp's client over our transport.
 
-    def __init__(self, connection: Connection, **settings: Any) -> None:
+    Args:
+        connection: what the command is told.
+        configuration: of the generated client; None: as kfp makes it of the settings.
+        settings: of kfp.Client.
+    """
+
+    def __init__(
+        self, connection: Connection, configuration: kfp_server_api.Configuration | None, **settings: Any
+    ) -> None:
         self._connection = connection
+        self._configuration = configuration
         self._healthz: kfp_server_api.V2beta1GetHealthzResponse | None = None
         super().__init__(**settings)
         self._use_transport()
@@ -91,32 +104,15 @@ class _Client(kfp.Client):
             self._healthz = self._healthz_api.healthz_service_get_healthz()
         return self._healthz
 
+    def _load_config(self, *arguments: Any, **settings: Any) -> kfp_server_api.Configuration:
+        return self._configuration or super()._load_config(*arguments, **settings)
+
     def _use_transport(self) -> None:
         api_client = self._run_api.api_client  # one for all of kfp.Client's services
         if isinstance(api_client.rest_client, Transport):
             return
-        settings = api_client.configuration
-        if "://" not in settings.host:  # kfp's address of the service inside a cluster
-            settings.host = f"http://{settings.host}"
-        api_client.rest_client = Transport(settings, seconds=self._connection.seconds)
-
-
-class _TokenFile(token_credentials_base.TokenCredentialsBase):
-    """A token that is read for every request."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def refresh_api_key_hook(self, config: Any) -> None:
-        try:
-            token = token_credentials_base.read_token_from_file(str(self._path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"--token-file {self._path}: cannot be read ({getattr(error, 'strerror', None) or error})"
-            ) from None
-        if not token:
-            raise UserError(f"--token-file {self._path}: is empty")
-        config.api_key["authorization"] = token
+        api_client.rest_client = Transport(api_client.configuration, seconds=self._connection.seconds)
+        api_client.deserialize = answers.checked(api_client.deserialize)
 
 
 def connect(connection: Connection) -> Cluster:
@@ -127,41 +123,81 @@ def connect(connection: Connection) -> Cluster:
     file (~/.config/kfp/context.json).
 
     Raises:
-        UserError: nothing says where the API is, or a file cannot be read.
+        UserError: nothing says where the API is, or a file or a value does not serve.
         ApiError: the API does not answer.
     """
-    if connection.host is None and "KUBERNETES_SERVICE_HOST" not in os.environ and not _has_kubeconfig():
+    if connection.ca_cert is not None and not connection.ca_cert.is_file():
+        raise UserError(f"--ca-cert {connection.ca_cert}: no such file")
+    if connection.token:
+        credentials.require_sendable(connection.token, source="--token (KF_PIPELINES_TOKEN)")
+    credentials.check_context(Path(kfp.Client._LOCAL_KFP_CONTEXT))
+    token_file = credentials.TokenFile(connection.token_file, source="--token-file") if connection.token_file else None
+    host, configuration = connection.host, None
+    if host:
+        _require_address(host)
+    elif _in_cluster():
+        host = f"http://{kfp.Client._IN_CLUSTER_DNS_NAME.format('kubeflow')}"
+        token_file = token_file or credentials.of_the_pod()
+    elif kubeconfig.exists():
+        configuration = _by_kubeconfig(connection, token_file)
+    else:
         raise UserError(
             "no address of Kubeflow Pipelines: give --host (or KF_PIPELINES_ENDPOINT), such as http://127.0.0.1:8888 "
             "after `kubectl port-forward -n kubeflow svc/ml-pipeline 8888:8888`"
         )
-    if connection.ca_cert is not None and not connection.ca_cert.is_file():
-        raise UserError(f"--ca-cert {connection.ca_cert}: no such file")
     # urllib3 reports each retry as a warning; what counts is told when the last one has failed.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # that the client is for KFP 2: we know
-        try:
-            client = _Client(
-                connection,
-                host=connection.host,
-                existing_token=connection.token,
-                credentials=_TokenFile(connection.token_file) if connection.token_file else None,
-                ssl_ca_cert=str(connection.ca_cert) if connection.ca_cert else None,
-            )
-        except (json.JSONDecodeError, KeyError) as error:
-            raise UserError(
-                f"{kfp.Client._LOCAL_KFP_CONTEXT}: is not kfp's context file, JSON with a namespace ({error!r}): mend "
-                "or remove it"
-            ) from None
+        client = _Client(
+            connection,
+            configuration,
+            host=host,
+            existing_token=connection.token,
+            credentials=token_file,
+            ssl_ca_cert=str(connection.ca_cert) if connection.ca_cert else None,
+        )
     return Cluster(client, namespace=connection.namespace, pages=connection.pages)
+
+
+def _require_address(host: str) -> None:
+    """kfp.Client takes what has no scheme for https, with a warning, and whatever begins with "http" as it is."""
+    try:
+        parts = urllib3.util.parse_url(host)
+    except urllib3.exceptions.LocationValueError:
+        parts = urllib3.util.Url()
+    whole = parts.scheme in ("http", "https") and parts.host
+    if not whole or parts.query is not None or parts.fragment is not None or re.search(r"\s", host):
+        shown = one_line(host.rpartition("@")[2])  # without credentials
+        raise UserError(
+            f"--host {shown} is no address of an API: give it as https://HOST[:PORT][/PREFIX], or with http:// where "
+            "there is no TLS"
+        )
+
+
+def _in_cluster() -> bool:
+    """Whether this is a pod. One without a service account may have a kubeconfig, which comes first, as for kfp."""
+    try:
+        kubernetes_config.load_incluster_config(client_configuration=kubernetes_client.Configuration())
+    except kubernetes_config.ConfigException:
+        return "KUBERNETES_SERVICE_HOST" in os.environ and not kubeconfig.exists()
+    return True
+
+
+def _by_kubeconfig(connection: Connection, token_file: credentials.TokenFile | None) -> kfp_server_api.Configuration:
+    """As kfp.Client makes it, but an unusable kubeconfig is told, and a token that is given comes first."""
+    settings = kfp_server_api.Configuration()
+    kubeconfig.load(settings)
+    settings.host = f"{settings.host}/{kfp.Client._KUBE_PROXY_PATH.format('kubeflow')}"
+    if connection.ca_cert is not None:
+        settings.ssl_ca_cert = str(connection.ca_cert)
+    if connection.token or token_file:
+        settings.api_key["authorization"] = connection.token or "read for every request"
+        settings.api_key_prefix["authorization"] = "Bearer"
+        settings.refresh_api_key_hook = token_file.refresh_api_key_hook if token_file and not connection.token else None
+    return settings
 
 
 def named(name: str) -> str:
     """The API's filter (`backend/api/v2beta1/filter.proto`) for a display name."""
     return json.dumps({"predicates": [{"operation": _EQUALS, "key": "display_name", "stringValue": name}]})
-
-
-def _has_kubeconfig() -> bool:
-    places = kube_config.KUBE_CONFIG_DEFAULT_LOCATION.split(os.pathsep)  # that of KUBECONFIG where it is set
-    return any(Path(place).expanduser().is_file() for place in places if place)

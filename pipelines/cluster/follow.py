@@ -34,7 +34,9 @@ def follow(cluster: Cluster, run_id: str, console: Console) -> kfp_server_api.V2
                 run = cluster.client.get_run(run_id)
             except ApiError as error:
                 now = time.monotonic()
-                if not error.passing or (away_since is not None and now - away_since > PATIENCE_SECONDS):
+                # The API has answered before this command waits: a page now is a proxy's, while it is away.
+                lasting = not error.passing and not error.foreign
+                if lasting or (away_since is not None and now - away_since > PATIENCE_SECONDS):
                     raise
                 if away_since is None:
                     away_since = now

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,9 +9,10 @@ from typing import Any
 
 import kfp_server_api
 
+from pipelines.cluster import lookup
 from pipelines.cluster.connection import Cluster, named
-from pipelines.cluster.once import send_once
-from rest_core.errors import UserError, nearest
+from pipelines.cluster.once import change_once
+from rest_core.errors import UserError
 
 ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 _STOPPING = ("CANCELING", "CANCELED")
@@ -67,16 +67,16 @@ def find(cluster: Cluster, name: str) -> kfp_server_api.V2beta1Run:
     Raises:
         UserError: there is none, or several have the name.
     """
-    if _is_id(name):
-        return cluster.client.get_run(name)
-    found = _list(cluster, page_size=10, filter=named(name))
-    if not found:
-        known = [run.display_name for run in latest(cluster, 50)]
-        raise UserError(f"no run is named {name!r}{nearest(name, known)}; `rest status` lists the latest")
-    if len(found) > 1:
-        ids = ", ".join(str(run.run_id) for run in found)
-        raise UserError(f"{len(found)} runs are named {name!r}: give the id of one, newest first: {ids}")
-    return cluster.client.get_run(found[0].run_id)
+    return lookup.find(
+        name,
+        kind="run",
+        listed_by="rest status",
+        get=cluster.client.get_run,
+        named=lambda name: _list(cluster, page_size=10, filter=named(name)),
+        latest=lambda: latest(cluster, 50),
+        id_of=lambda run: str(run.run_id),
+        name_of=lambda run: run.display_name,
+    )
 
 
 def latest(cluster: Cluster, count: int, *, experiment_id: str | None = None) -> list[kfp_server_api.V2beta1Run]:
@@ -90,12 +90,12 @@ def stages(run: kfp_server_api.V2beta1Run) -> list[Stage]:
     KFP reports every node of Argo's workflow as a task: the root, loops and exit handlers, and of each stage "rest-rl"
     a driver "rest-rl-driver", the stage itself, and below that its "executor", whose pod runs the stage's code.
     """
-    tasks = list((run.run_details and run.run_details.task_details) or [])
+    tasks = [task for task in (run.run_details and run.run_details.task_details) or [] if task is not None]
     by_hash = {_hash(task.pod_name): task for task in tasks if task.pod_name}
     known = list(_task_names(run)) or [
         task.display_name
         for task in tasks
-        if _executors(task, by_hash) and not task.display_name.startswith("executor")
+        if _executors(task, by_hash) and task.display_name and not task.display_name.startswith("executor")
     ]
     reported: dict[str, list[Any]] = {}
     for task in sorted(tasks, key=lambda task: moment(task.start_time) or moment(task.create_time) or _LAST):
@@ -120,15 +120,13 @@ def retry(cluster: Cluster, run: kfp_server_api.V2beta1Run) -> None:
             f"run {run.display_name} is {word(run.state)}: only a run that failed or was stopped is retried"
         )
 
-    def send() -> bool:
-        cluster.client.runs.run_service_retry_run(run_id=run.run_id)
-        return True
-
-    def look() -> bool | None:
-        return True if cluster.client.get_run(run.run_id).state not in _RETRIED_FROM else None
-
     # Once: a second retry would restart what the first has started.
-    send_once(send, look, what=f"run {run.display_name} was started again", advice=_see(run))
+    change_once(
+        lambda: cluster.client.runs.run_service_retry_run(run_id=run.run_id),
+        lambda: cluster.client.get_run(run.run_id).state not in _RETRIED_FROM,
+        what=f"run {run.display_name} was started again",
+        advice=_see(run),
+    )
 
 
 def stop(cluster: Cluster, run: kfp_server_api.V2beta1Run) -> bool:
@@ -136,15 +134,14 @@ def stop(cluster: Cluster, run: kfp_server_api.V2beta1Run) -> bool:
     if run.state in ENDED or run.state in _STOPPING:
         return False
 
-    def send() -> bool:
-        cluster.client.terminate_run(run.run_id)
-        return True
-
-    def look() -> bool | None:
-        return True if cluster.client.get_run(run.run_id).state in (*ENDED, *_STOPPING) else None
-
     # Once: KFP refuses to stop a run that it is stopping.
-    return send_once(send, look, what=f"run {run.display_name} was stopped", advice=_see(run))
+    change_once(
+        lambda: cluster.client.terminate_run(run.run_id),
+        lambda: cluster.client.get_run(run.run_id).state in (*ENDED, *_STOPPING),
+        what=f"run {run.display_name} was stopped",
+        advice=_see(run),
+    )
+    return True
 
 
 def word(state: str | None) -> str:
@@ -153,8 +150,10 @@ def word(state: str | None) -> str:
 
 
 def moment(value: datetime | None) -> datetime | None:
-    """A time of the API; None for its ways of saying that there is none (the years 1 and 1970)."""
-    return value if value is not None and value.year > 1970 else None
+    """A time of the API, which writes UTC; None for its ways of saying that there is none (the years 1 and 1970)."""
+    if value is None or value.year <= 1970:
+        return None
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def _see(run: kfp_server_api.V2beta1Run) -> str:
@@ -163,13 +162,6 @@ def _see(run: kfp_server_api.V2beta1Run) -> str:
 
 def _list(cluster: Cluster, **options: Any) -> list[kfp_server_api.V2beta1Run]:
     return cluster.client.list_runs(namespace=cluster.api_namespace, sort_by="created_at desc", **options).runs or []
-
-
-def _is_id(text: str) -> bool:
-    try:
-        return str(uuid.UUID(text)) == text.lower()
-    except ValueError:
-        return False
 
 
 def _stage(name: str, tasks: list[Any], by_hash: dict[str, Any]) -> Stage:
@@ -198,7 +190,7 @@ def _state(task: Any, by_hash: dict[str, Any]) -> str:
 def _pods(task: Any, by_hash: dict[str, Any]) -> Iterator[str]:
     """Names of the pods that ran a task's code: its executor's, or those of the executor's attempts "executor(0)" …"""
     for executor in _executors(task, by_hash):
-        attempts = list(_pods(executor, by_hash))
+        attempts = [attempt.pod_name for attempt in _executors(executor, by_hash) if attempt.state not in _NOT_RUN]
         if attempts or executor.state not in _NOT_RUN:
             yield from attempts or [executor.pod_name]
 
@@ -209,7 +201,7 @@ def _executors(task: Any, by_hash: dict[str, Any]) -> list[Any]:
     A task names its children by their node ids (`<workflow>-<hash>`), and itself by its pod's name
     (`<workflow>-<template>-<hash>`).
     """
-    below = [by_hash.get(_hash(child.pod_name or "")) for child in task.child_tasks or []]
+    below = [by_hash.get(_hash(child.pod_name or "")) for child in task.child_tasks or [] if child is not None]
     return [task for task in below if task is not None and (task.display_name or "").startswith("executor")]
 
 
@@ -219,16 +211,21 @@ def _hash(pod_name: str) -> str:
 
 def _task_names(run: kfp_server_api.V2beta1Run) -> Iterator[str]:
     """Names of the pipeline's tasks that run code, where the run carries its pipeline."""
-    spec = run.pipeline_spec or {}
-    spec = spec.get("pipeline_spec", spec)
-    components = spec.get("components", {})
+    spec = _mapping(run.pipeline_spec)
+    spec = _mapping(spec.get("pipeline_spec", spec))
+    components = _mapping(spec.get("components"))
 
-    def below(dag: dict[str, Any]) -> Iterator[str]:
-        for name, task in dag.get("tasks", {}).items():
-            component = components.get(task.get("componentRef", {}).get("name"), {})
-            if "dag" in component:
-                yield from below(component["dag"])
-            else:
+    def below(dag: Any, above: tuple[str, ...]) -> Iterator[str]:
+        for name, task in _mapping(_mapping(dag).get("tasks")).items():
+            component_name = str(_mapping(_mapping(task).get("componentRef")).get("name"))
+            component = _mapping(components.get(component_name))
+            if "dag" not in component:
                 yield name
+            elif component_name not in above:
+                yield from below(component["dag"], (*above, component_name))
 
-    yield from dict.fromkeys(below(spec.get("root", {}).get("dag", {})))
+    yield from dict.fromkeys(below(_mapping(spec.get("root")).get("dag"), ()))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -8,15 +8,18 @@ from typing import Any
 
 import kfp_server_api
 
+from pipelines.cluster import lookup
 from pipelines.cluster.connection import Cluster, named
 from pipelines.cluster.errors import ApiError
-from pipelines.cluster.once import send_once
+from pipelines.cluster.once import change_once, send_once
 from pipelines.cluster.render import Rendered
 from pipelines.cluster.submit import experiment, upload_version, with_key
-from rest_core.errors import UserError, nearest
+from rest_core.errors import UserError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 SHORTEST_SECONDS = 60
+_NEWEST = "created_at desc"
+_SEE = "see `rest schedule list`"
 
 
 def trigger(
@@ -118,65 +121,59 @@ def create(
             rendered.key,
         ),
         what=f"schedule {made.display_name} was created",
-        advice="see `rest schedule list` before you create it again",
+        advice=f"{_SEE} before you create it again",
     )
 
 
 def list_all(cluster: Cluster, *, count: int = 100) -> list[kfp_server_api.V2beta1RecurringRun]:
     """At most `count` schedules, the newest first."""
-    return _list(cluster, page_size=count, sort_by="created_at desc")
+    return _list(cluster, page_size=count, sort_by=_NEWEST)
 
 
 def find(cluster: Cluster, name: str) -> kfp_server_api.V2beta1RecurringRun:
     """The schedule with the id, or else the name, `name`."""
-    if re.fullmatch(r"[0-9a-fA-F-]{36}", name):
-        return cluster.client.get_recurring_run(name)
-    found = _list(cluster, filter=named(name), page_size=10)
-    if not found:
-        known = [schedule.display_name for schedule in list_all(cluster)]
-        raise UserError(f"no schedule is named {name!r}{nearest(name, known)}; `rest schedule list` lists them")
-    if len(found) > 1:
-        ids = ", ".join(str(schedule.recurring_run_id) for schedule in found)
-        raise UserError(f"{len(found)} schedules are named {name!r}: give the id of one: {ids}")
-    return found[0]
+    return lookup.find(
+        name,
+        kind="schedule",
+        listed_by="rest schedule list",
+        get=cluster.client.get_recurring_run,
+        named=lambda name: _list(cluster, filter=named(name), page_size=10, sort_by=_NEWEST),
+        latest=lambda: list_all(cluster),
+        id_of=lambda schedule: str(schedule.recurring_run_id),
+        name_of=lambda schedule: schedule.display_name,
+    )
 
 
 def switch(cluster: Cluster, schedule: kfp_server_api.V2beta1RecurringRun, *, on: bool) -> None:
     """Enable or disable a schedule; runs that have started go on."""
     wanted = "ENABLED" if on else "DISABLED"
-    schedule_id = schedule.recurring_run_id
-
-    def send() -> bool:
-        (cluster.client.enable_recurring_run if on else cluster.client.disable_recurring_run)(schedule_id)
-        return True
-
-    def look() -> bool | None:
-        return True if cluster.client.get_recurring_run(schedule_id).status == wanted else None
-
-    send_once(send, look, what=f"schedule {schedule.display_name} was {wanted.lower()}", advice=_SEE)
+    send = cluster.client.enable_recurring_run if on else cluster.client.disable_recurring_run
+    change_once(
+        lambda: send(schedule.recurring_run_id),
+        lambda: cluster.client.get_recurring_run(schedule.recurring_run_id).status == wanted,
+        what=f"schedule {schedule.display_name} was {wanted.lower()}",
+        advice=_SEE,
+    )
 
 
 def delete(cluster: Cluster, schedule: kfp_server_api.V2beta1RecurringRun) -> None:
     """Delete a schedule; its runs stay."""
-    schedule_id = schedule.recurring_run_id
 
-    def send() -> bool:
-        cluster.client.delete_recurring_run(schedule_id)
-        return True
-
-    def look() -> bool | None:
+    def gone() -> bool:
         try:
-            cluster.client.get_recurring_run(schedule_id)
+            cluster.client.get_recurring_run(schedule.recurring_run_id)
         except ApiError as error:
             if error.status == 404:
                 return True
             raise
-        return None
+        return False
 
-    send_once(send, look, what=f"schedule {schedule.display_name} was deleted", advice=_SEE)
-
-
-_SEE = "see `rest schedule list`"
+    change_once(
+        lambda: cluster.client.delete_recurring_run(schedule.recurring_run_id),
+        gone,
+        what=f"schedule {schedule.display_name} was deleted",
+        advice=_SEE,
+    )
 
 
 def _list(cluster: Cluster, **options: Any) -> list[kfp_server_api.V2beta1RecurringRun]:

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import kfp_server_api
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.cluster.runs import Stage, moment, word
 
@@ -26,36 +26,33 @@ _COLOURS = {
 def stage_table(stages: Iterable[Stage]) -> Table:
     table = _table("stage", "state", "time", "")
     for stage in stages:
-        table.add_row(stage.name, _states(stage), _lasted(stage), escape(stage.error or ""))
+        _add(table, stage.name, _states(stage), _lasted(stage), stage.error)
     return table
 
 
 def run_table(runs: Iterable[kfp_server_api.V2beta1Run]) -> Table:
     table = _table("run", "state", "created", "id")
     for run in runs:
-        table.add_row(escape(run.display_name or ""), _state(run.state), _when(run.created_at), run.run_id)
+        _add(table, run.display_name, _state(run.state), _when(run.created_at), run.run_id)
     return table
 
 
 def schedule_table(schedules: Sequence[kfp_server_api.V2beta1RecurringRun]) -> Table:
     table = _table("schedule", "", "when", "id")
     for schedule in schedules:
-        table.add_row(
-            escape(schedule.display_name or ""),
-            str(schedule.status or "").lower(),
-            escape(trigger(schedule.trigger)),
-            schedule.recurring_run_id,
-        )
+        status = str(schedule.status or "").lower()
+        _add(table, schedule.display_name, status, trigger(schedule.trigger), schedule.recurring_run_id)
     return table
 
 
 def trigger(value: kfp_server_api.V2beta1Trigger | None) -> str:
     """A schedule's trigger for people: "cron 0 0 2 * * *", "every 6 h"."""
-    if value is None:
-        return ""
-    if value.cron_schedule is not None:
+    if value is not None and value.cron_schedule is not None:
         return f"cron {value.cron_schedule.cron}"
-    seconds = int(value.periodic_schedule.interval_second)
+    interval = str(value and value.periodic_schedule and value.periodic_schedule.interval_second)
+    if not interval.isdecimal():
+        return ""
+    seconds = int(interval)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds % length == 0:
             return f"every {seconds // length} {unit}"
@@ -71,15 +68,19 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _states(stage: Stage) -> str:
+def _add(table: Table, *cells: str | Text | None) -> None:
+    """A row; text is text, whatever markup it may look like."""
+    table.add_row(*(cell if isinstance(cell, Text) else Text(cell or "") for cell in cells))
+
+
+def _states(stage: Stage) -> Text:
     if len(stage.states) < 2:
         return _state(stage.state)
-    return ", ".join(f"{count} {_state(state)}" for state, count in Counter(stage.states).items())
+    return Text(", ").join(Text(f"{count} ") + _state(state) for state, count in Counter(stage.states).items())
 
 
-def _state(state: str | None) -> str:
-    colour = _COLOURS.get(state or "")
-    return f"[{colour}]{word(state)}[/]" if colour else word(state)
+def _state(state: str | None) -> Text:
+    return Text(word(state), style=_COLOURS.get(state or "", ""))
 
 
 def _lasted(stage: Stage) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import kfp_server_api
 
 from pipelines.cluster.connection import Cluster, named
-from pipelines.cluster.errors import ApiError
 from pipelines.cluster.once import send_once
 from pipelines.cluster.render import Rendered
 from rest_core import __version__
@@ -56,14 +55,7 @@ def experiment(cluster: Cluster, name: str) -> str:
         made = kfp_server_api.V2beta1Experiment(display_name=name, namespace=cluster.api_namespace)
         return str(cluster.client.experiments.experiment_service_create_experiment(experiment=made).experiment_id)
 
-    if known := find():
-        return known
-    try:
-        return send_once(create, find, what=f"experiment {name} was created", advice=_AGAIN)
-    except ApiError as error:
-        if error.status == 409 and (known := find()):  # somebody else was faster
-            return known
-        raise
+    return find() or send_once(create, find, what=f"experiment {name} was created", advice=_AGAIN, shared=True)
 
 
 def upload_version(cluster: Cluster, rendered: Rendered) -> kfp_server_api.V2beta1PipelineVersion:
@@ -91,7 +83,11 @@ def upload_version(cluster: Cluster, rendered: Rendered) -> kfp_server_api.V2bet
         return str(client.pipelines.pipeline_service_create_pipeline(pipeline=made).pipeline_id)
 
     pipeline_id = find_pipeline() or send_once(
-        create_pipeline, find_pipeline, what=f"pipeline {rendered.pipeline_name} was created", advice=_AGAIN
+        create_pipeline,
+        find_pipeline,
+        what=f"pipeline {rendered.pipeline_name} was created",
+        advice=_AGAIN,
+        shared=True,
     )
     if known := find_version(pipeline_id):
         return known
@@ -103,6 +99,7 @@ def upload_version(cluster: Cluster, rendered: Rendered) -> kfp_server_api.V2bet
             lambda: find_version(pipeline_id),
             what=f"version {name} of pipeline {rendered.pipeline_name} was uploaded",
             advice=_AGAIN,
+            shared=True,
         )
 
 

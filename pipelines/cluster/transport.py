@@ -8,14 +8,13 @@ counts as "other", such as a TLS error while the answer is read); nothing here i
 from __future__ import annotations
 
 import copy
-import json
 from typing import Any
 
 import urllib3
 from kfp_server_api import ApiException, Configuration
 from kfp_server_api.rest import RESTClientObject
 
-from pipelines.cluster import errors
+from pipelines.cluster import answers, errors
 
 CONNECT_SECONDS = 5.0
 BACKOFF_SECONDS = 0.5  # urllib3's factor: tries after 0, 1, 2, 4 s
@@ -24,9 +23,19 @@ _PASSING = (429, 500, 502, 503, 504)
 ONCE = urllib3.Retry(total=False)  # any failure is raised as it is, a redirect is the answer
 
 
+class _Retry(urllib3.Retry):
+    """Takes a Retry-After that does not read for none."""
+
+    def get_retry_after(self, response: urllib3.BaseHTTPResponse) -> float | None:
+        try:
+            return super().get_retry_after(response)
+        except urllib3.exceptions.InvalidHeader:
+            return None
+
+
 def reads() -> urllib3.Retry:
     """Retries of a request that changes nothing; never of a redirect."""
-    return urllib3.Retry(
+    return _Retry(
         total=4,
         connect=2,
         read=3,
@@ -42,11 +51,11 @@ def reads() -> urllib3.Retry:
 
 
 class Transport(RESTClientObject):
-    """The generated client's `rest_client`, with our limits, retries and errors.
+    """The generated client's `rest_client`, with our limits, retries, answers and errors.
 
     Args:
         configuration: the client's: TLS and proxy settings.
-        seconds: how long an answer may take.
+        seconds: how long the server may send nothing.
     """
 
     def __init__(self, configuration: Configuration, *, seconds: float) -> None:
@@ -79,9 +88,11 @@ class Transport(RESTClientObject):
                 _preload_content=_preload_content,
                 _request_timeout=_request_timeout or (CONNECT_SECONDS, self._seconds),
             )
+            if not _preload_content and response.headers.get("Content-Type", "").startswith("text/html"):
+                raise errors.no_json(method, url, response.status, body=response.read(10_000), reason="")
         except ApiException as error:
-            if not error.status:  # how the generated client tells a TLS error
-                raise errors.unreachable(method, url, urllib3.exceptions.SSLError(error.reason), seconds=0) from None
+            if isinstance(error.__context__, urllib3.exceptions.SSLError):  # which the generated client makes text of
+                raise errors.unreachable(method, url, error.__context__, seconds=self._seconds) from None
             raise errors.refused(
                 method,
                 url,
@@ -92,12 +103,11 @@ class Transport(RESTClientObject):
             ) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise errors.unreachable(method, url, error, seconds=self._seconds) from None
-        if _preload_content:
-            try:
-                json.loads(response.data)
-            except ValueError as error:
-                raise errors.no_json(method, url, response.status, body=response.data, reason=str(error)) from None
-        return response
+        except ValueError:  # of http.client, whose message holds the header
+            raise errors.unsendable(url) from None
+        if not _preload_content:
+            return response
+        return answers.answer(method, url, response.status, response.data, reason=response.reason)
 
 
 def _with_retries(configuration: Configuration, retries: urllib3.Retry) -> Configuration:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rest_core.cli.options import Command, api_bank_option, configuration, configured, data_option
+from rest_core.cli.options import Command, api_bank_option, configuration, configured, data_option, with_options
 from rest_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 def compared(command: Command) -> Command:
     """Give a command the options of a comparison; it passes them to `_settings`."""
-    for option in (
-        click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the intervals."),
-        click.option(
-            "--metric", metavar="NAME", help="The figure that decides; default: the profile's registry.metric."
-        ),
+    options = (
         click.option(
             "--baseline",
             default="uniform",
@@ -31,18 +27,17 @@ def compared(command: Command) -> Command:
             metavar="NAME",
             help="Scheme that the others are held against.",
         ),
-    ):
-        command = option(command)
-    return command
+        click.option(
+            "--metric", metavar="NAME", help="The figure that decides; default: the profile's registry.metric."
+        ),
+        click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the intervals."),
+    )
+    return with_options(command, options)
 
 
 def trials(command: Command) -> Command:
     """Give a command the options that say what is trained and compared; it passes them to `settings`."""
-    for option in (
-        compared,
-        click.option(
-            "--seeds", default="0,1,2", show_default=True, metavar="N,N,…", help="Seeds of the training (rl.seed)."
-        ),
+    options = (
         click.option(
             "--scheme",
             "schemes",
@@ -52,9 +47,12 @@ def trials(command: Command) -> Command:
             metavar="NAME[={...}]",
             help="A weight scheme, or settings of one under a name of its own. May be given again.",
         ),
-    ):
-        command = option(command)
-    return command
+        click.option(
+            "--seeds", default="0,1,2", show_default=True, metavar="N,N,…", help="Seeds of the training (rl.seed)."
+        ),
+        compared,
+    )
+    return with_options(command, options)
 
 
 @click.command()

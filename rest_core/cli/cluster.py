@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from rest_core.cli.work import Work, working
 from rest_core.errors import EXIT_INTERRUPTED, Preempted, UserError
 
 if TYPE_CHECKING:
+    from kfp_server_api import V2beta1RecurringRun, V2beta1Run
     from rich.console import Console
 
     from pipelines.cluster.connection import Cluster
@@ -22,6 +24,20 @@ if TYPE_CHECKING:
     from pipelines.platform import Platform
 
 _PIPE_WIDTH = 200  # where no terminal is, lines stay whole for other programs
+_LONGEST_TIMEOUT = 86_400.0
+
+
+class _Seconds(click.FloatRange):
+    """A time that a socket can wait for: "nan" is a float that passes every range."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True, max=_LONGEST_TIMEOUT)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
 
 
 @dataclass(frozen=True)
@@ -34,8 +50,26 @@ class _Connect:
     def __call__(self, platform: Platform | None = None) -> Cluster:
         from pipelines.cluster.connection import Connection, connect
 
-        namespace = self.namespace or (platform.namespace if platform else None)
-        return connect(Connection(namespace=namespace, pages=platform.kfp_url if platform else None, **self.settings))
+        pages = platform.kfp_url if platform else None
+        return connect(Connection(namespace=self.namespace_under(platform), pages=pages, **self.settings))
+
+    def namespace_under(self, platform: Platform | None) -> str | None:
+        """The namespace that the option or the platform file names."""
+        return self.namespace or (platform.namespace if platform else None)
+
+    def to_run(self, name: str) -> tuple[Cluster, V2beta1Run]:
+        """The installation, and the run of this id or name on it."""
+        cluster = self()
+        from pipelines.cluster import runs
+
+        return cluster, runs.find(cluster, name)
+
+    def to_schedule(self, name: str) -> tuple[Cluster, V2beta1RecurringRun]:
+        """The same for a schedule."""
+        cluster = self()
+        from pipelines.cluster import schedule
+
+        return cluster, schedule.find(cluster, name)
 
 
 def _connected(command: Command) -> Command:
@@ -67,11 +101,11 @@ def _connected(command: Command) -> Command:
         click.option("--ca-cert", type=FILE, metavar="FILE", help="Authority of KFP's TLS certificate."),
         click.option(
             "--timeout",
-            type=click.FloatRange(min=0, min_open=True),
+            type=_Seconds(),
             default=30.0,
             show_default=True,
             metavar="SECONDS",
-            help="How long one answer of KFP may take.",
+            help="How long KFP may send nothing before a request is given up.",
         ),
     )
 
@@ -136,7 +170,7 @@ def submit(work: Work, rendered: Rendered, connect: _Connect, upload: bool, dry_
 
     cluster = connect(work.given_platform)
     run = send(cluster, rendered, upload=upload)
-    click.echo(f"submitted {run.display_name}\n{run.run_id}\n{cluster.link(run.run_id)}")
+    click.echo(f"submitted {rendered.run_name}\n{run.run_id}\n{cluster.link(run.run_id)}")
     if wait:
         _follow(cluster, run.run_id)
 
@@ -159,14 +193,13 @@ def status(run: str | None, connect: _Connect, limit: int, wait: bool) -> None:
     """
     if run is None and wait:
         raise UserError("--wait needs a run: rest status RUN --wait")
-    cluster = connect()
     from pipelines.cluster import runs, show
 
     console = _console()
     if run is None:
-        console.print(show.run_table(runs.latest(cluster, limit)))
+        console.print(show.run_table(runs.latest(connect(), limit)))
         return
-    found = runs.find(cluster, run)
+    cluster, found = connect.to_run(run)
     if wait:
         _follow(cluster, found.run_id)
         return
@@ -192,19 +225,27 @@ def logs(run: str, stage: str | None, connect: _Connect, tail: int | None, follo
       rest logs qwen3-1.7b-official-seed0-20260101-120000
       rest logs qwen3-1.7b-official-seed0-20260101-120000 rest-rl --follow --tail 100
     """
-    cluster = connect()
+    cluster, found = connect.to_run(run)
     from pipelines.cluster import logs as pod_logs
-    from pipelines.cluster import runs
 
-    found = runs.find(cluster, run)
     chosen = pod_logs.choose_stage(found, stage)
+    broken: UserError | None = None
     for log in pod_logs.read(cluster, found, chosen, tail=tail, follow=follow):
         click.echo(f"==> {chosen.name}: pod {log.pod}, {log.state} <==", err=True)
+        if log.missing:
+            click.echo(log.missing, err=True)
         last = ""
-        for last in log.lines:
-            click.echo(last, nl=False)
+        try:
+            for last in log.lines:
+                click.echo(last, nl=False)
+        except UserError as error:  # what the next pods wrote may say more
+            if broken is not None:
+                click.echo(str(broken), err=True)
+            broken = error
         if last and not last.endswith("\n"):
             click.echo()
+    if broken is not None:
+        raise broken
 
 
 @click.command()
@@ -218,10 +259,9 @@ def retry(run: str, connect: _Connect, wait: bool) -> None:
     Examples:
       rest retry qwen3-1.7b-official-seed0-20260101-120000 --wait
     """
-    cluster = connect()
+    cluster, found = connect.to_run(run)
     from pipelines.cluster import runs
 
-    found = runs.find(cluster, run)
     runs.retry(cluster, found)
     click.echo(f"started {found.display_name} again")
     if wait:
@@ -238,10 +278,9 @@ def stop(run: str, connect: _Connect) -> None:
     Examples:
       rest stop qwen3-1.7b-official-seed0-20260101-120000
     """
-    cluster = connect()
+    cluster, found = connect.to_run(run)
     from pipelines.cluster import runs
 
-    found = runs.find(cluster, run)
     if runs.stop(cluster, found):
         click.echo(f"stopping {found.display_name}")
     else:
@@ -304,7 +343,7 @@ def schedule_create(
     made = schedules.create(connect(work.given_platform), rendered, when, upload=upload, **settings)
     from pipelines.cluster.show import trigger
 
-    click.echo(f"scheduled {made.display_name}, {trigger(made.trigger)}\n{made.recurring_run_id}")
+    click.echo(f"scheduled {rendered.run_name}, {trigger(when)}\n{made.recurring_run_id}")
 
 
 @schedule.command("list")
@@ -333,7 +372,7 @@ def schedule_disable(name: str, connect: _Connect) -> None:
     Examples:
       rest schedule disable weekly
     """
-    _switch(connect(), name, on=False)
+    _switch(connect, name, on=False)
 
 
 @schedule.command("enable")
@@ -346,7 +385,7 @@ def schedule_enable(name: str, connect: _Connect) -> None:
     Examples:
       rest schedule enable weekly
     """
-    _switch(connect(), name, on=True)
+    _switch(connect, name, on=True)
 
 
 @schedule.command("delete")
@@ -359,18 +398,17 @@ def schedule_delete(name: str, connect: _Connect) -> None:
     Examples:
       rest schedule delete weekly
     """
-    cluster = connect()
+    cluster, found = connect.to_schedule(name)
     from pipelines.cluster import schedule as schedules
 
-    found = schedules.find(cluster, name)
     schedules.delete(cluster, found)
     click.echo(f"deleted {found.display_name}")
 
 
-def _switch(cluster: Cluster, name: str, *, on: bool) -> None:
+def _switch(connect: _Connect, name: str, *, on: bool) -> None:
+    cluster, found = connect.to_schedule(name)
     from pipelines.cluster import schedule as schedules
 
-    found = schedules.find(cluster, name)
     schedules.switch(cluster, found, on=on)
     click.echo(f"{'enabled' if on else 'disabled'} {found.display_name}")
 
@@ -381,7 +419,7 @@ def _print_request(work: Work, connect: _Connect, rendered: Rendered, upload: bo
 
     from pipelines.cluster.render import as_yaml
 
-    namespace = connect.namespace or (work.given_platform and work.given_platform.namespace)
+    namespace = connect.namespace_under(work.given_platform)
     plain = kfp_server_api.ApiClient().sanitize_for_serialization
     request = {
         **({"namespace": namespace} if namespace else {}),

@@ -15,16 +15,16 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
+def with_options(command: Callable[..., Any], options: Sequence[Callable[..., Any]]) -> Any:
+    """The command with options, listed in its help in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def configured(command: Command) -> Command:
     """Give a command `--profile` and `--set`; it passes both to `configuration`."""
-    for option in (
-        click.option(
-            "--set",
-            "overrides",
-            multiple=True,
-            metavar="A.B=VALUE",
-            help="Replace one value of the profile; the value is read as YAML. May be given again.",
-        ),
+    options = (
         click.option(
             "--profile",
             default="quickstart",
@@ -32,9 +32,15 @@ def configured(command: Command) -> Command:
             metavar="NAME|FILE",
             help="A profile's name, or a YAML file of the same shape.",
         ),
-    ):
-        command = option(command)
-    return command
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="A.B=VALUE",
+            help="Replace one value of the profile; the value is read as YAML. May be given again.",
+        ),
+    )
+    return with_options(command, options)
 
 
 data_option = click.option(
@@ -61,13 +67,16 @@ def configuration(
     return config
 
 
+def local_path(location: str) -> Path | None:
+    """What exists here under `location`; None where nothing does, or it is no path at all."""
+    try:
+        path = Path(location).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, of a user whom nobody knows, with a null character
+        return None
+
+
 def _absolute(location: str) -> str:
     """A path that exists here, from the root, so that its meaning does not hang on a working folder."""
-    return str(Path(location).resolve()) if Path(location).exists() else location
-
-
-def with_options(command: Callable[..., Any], options: Sequence[Callable[..., Any]]) -> Any:
-    """The command with options, listed in its help in this order."""
-    for option in reversed(options):
-        command = option(command)
-    return command
+    path = local_path(location)
+    return str(path.resolve()) if path else location

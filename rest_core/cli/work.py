@@ -13,7 +13,16 @@ import yaml
 from click.core import ParameterSource
 
 from rest_core.cli import ablation
-from rest_core.cli.options import FILE, Command, api_bank_option, configuration, configured, data_option, with_options
+from rest_core.cli.options import (
+    FILE,
+    Command,
+    api_bank_option,
+    configuration,
+    configured,
+    data_option,
+    local_path,
+    with_options,
+)
 from rest_core.config import Config
 from rest_core.errors import UserError
 
@@ -105,8 +114,12 @@ def working(command: Command) -> Command:
                 "--scheme, --seeds and the like belong to --pipeline ablation; for one training: --set rl.seed=1 --set "
                 "'rl.weights={scheme: uniform}'"
             )
-        overrides = (*(_overrides(parameters) if parameters else ()), *overrides)
-        config = configuration(profile, overrides, data=data, api_bank=api_bank)
+        given_by_file = _overrides(parameters) if parameters else ()
+        try:
+            config = configuration(profile, (*given_by_file, *overrides), data=data, api_bank=api_bank)
+        except UserError as error:
+            configuration(profile, overrides)  # where that fails too, it is not the file's fault
+            raise UserError(f"--parameters {parameters}: {error}") from None
         _require_portable(config)
         return command(*arguments, work=Work(config, platform_file, pipeline, trials), **others)
 
@@ -123,17 +136,19 @@ def _overrides(path: Path) -> tuple[str, ...]:
         raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
         raise UserError(f"{path}: write {{section: {{key: value}}}}, as a profile has it")
-    return tuple(
-        f"{section}.{key}={yaml.safe_dump(value, default_flow_style=True)}"
-        for section, keys in values.items()
-        for key, value in keys.items()
-    )
+    return tuple(f"{section}.{key}={_flow(value)}" for section, keys in values.items() for key, value in keys.items())
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML in one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
+    return str(text).removesuffix("...\n").rstrip("\n")  # the mark after a scalar
 
 
 def _require_portable(config: Config) -> None:
     """The YAML goes to other machines and into a database: no path of this machine, no password."""
     for name, location in config.inputs():
-        if Path(location).expanduser().exists():
+        if local_path(location):
             raise UserError(
                 f"{name} is a path of this machine ({location}), which a pod does not have: give an s3:// URI, a hub "
                 "id, embedded:NAME or published:NAME"

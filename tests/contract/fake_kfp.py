@@ -35,7 +35,7 @@ class Failure:
         method, path: of the requests that fail; `path` is a part of theirs.
         how: a status, or "drop" (closed without an answer), "half" (closed within it), "hang" (no answer in time),
             "page" (a log-in page with status 200), "garbage" (no JSON), "redirect" (to another address), "proxy" (403
-            in plain text).
+            in plain text), or the body of a success.
         times: how often.
         after: whether the request is carried out before its answer fails.
         headers: of the answer.
@@ -43,7 +43,7 @@ class Failure:
 
     method: str
     path: str
-    how: int | str
+    how: int | str | bytes
     times: int = 1
     after: bool = False
     headers: dict[str, str] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class FakeKfp:
         self._http.shutdown()
         self._http.server_close()
 
-    def fail(self, method: str, path: str, how: int | str, **settings: Any) -> None:
+    def fail(self, method: str, path: str, how: int | str | bytes, **settings: Any) -> None:
         self.failures.append(Failure(method, path, how, **settings))
 
     def sent(self, method: str, path: str) -> list[Request]:
@@ -188,6 +188,8 @@ class FakeKfp:
         if isinstance(failure.how, int):
             body = {"code": _CODES.get(failure.how, 2), "message": f"made to fail\nwith {failure.how}", "details": []}
             self._send(handler, failure.how, body, **failure.headers)
+        elif isinstance(failure.how, bytes):
+            self._send(handler, 200, failure.how)
         elif failure.how == "page":
             self._send(handler, 200, LOG_IN_PAGE, **{"Content-Type": "text/html"})
         elif failure.how == "garbage":

@@ -59,10 +59,22 @@ class FakeKubernetes:
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
 
     def add_pod(
-        self, name: str, *, run_id: str, node: str, created: str, log: str | None, state: dict[str, Any], phase: str
+        self,
+        name: str,
+        *,
+        run_id: str,
+        node: str,
+        created: str,
+        log: str | None,
+        state: dict[str, Any],
+        phase: str,
+        **more: Any,
     ) -> None:
-        """A pod that Argo made for the workflow's node `node`; `state` is that of its main container."""
-        status: dict[str, Any] = {"phase": phase}
+        """A pod that Argo made for the workflow's node `node`.
+
+        `state` is that of its main container, `more` are further fields of the pod's status.
+        """
+        status: dict[str, Any] = {"phase": phase, **more}
         if state:
             container = {"image": "i", "imageID": "i", "ready": False, "restartCount": 0}
             status["containerStatuses"] = [
@@ -98,7 +110,11 @@ class FakeKubernetes:
             self._send(handler, 200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": found})
         elif url.path.startswith(f"{pods}/") and url.path.endswith("/log"):
             assert query["container"] == ["main"]
-            lines = self._logs[url.path.split("/")[-2]].splitlines(keepends=True)
+            log = self._logs.get(url.path.split("/")[-2])
+            if log is None:
+                self._send(handler, 404, {"kind": "Status", "message": "the container is gone"})
+                return
+            lines = log.splitlines(keepends=True)
             self._stream(handler, lines[-int(query["tailLines"][0]) :] if "tailLines" in query else lines)
         else:
             self._send(handler, 404, {"kind": "Status", "message": f"{url.path} not found"})

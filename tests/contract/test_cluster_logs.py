@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fake_kfp import FakeKfp
 from fake_kubernetes import FakeKubernetes
+from kubernetes.config import kube_config
 
 Rest = Callable[..., Any]
 
@@ -59,7 +60,7 @@ def test_the_failed_stages_attempts_are_printed_in_order(
     assert outcome.code == 0, outcome
     assert outcome.out == "first\nsecond ü\nend\n"
     assert outcome.err.splitlines() == [
-        "==> rest-rl: pod wf-1, failed: Error, exit code 1 <==",
+        "==> rest-rl: pod wf-1, failed, exit code 1 <==",
         "==> rest-rl: pod wf-2, failed: OOMKilled, exit code 137 <==",
     ]
     assert at_server("logs", "mine", "prepare-data").out == "data\n"
@@ -79,15 +80,91 @@ def test_tail_and_follow_are_asked_for(at_server: Rest, kubernetes: FakeKubernet
             "ImagePullBackOff: Back-off pulling x",
         ),
         ({}, "Unschedulable: 0/3 nodes: no GPU"),
+        ({"waiting": {"reason": "PodInitializing"}}, "ImagePullBackOff: no such image"),
     ],
 )
 def test_a_pod_that_has_not_started_says_why(
     at_server: Rest, kubernetes: FakeKubernetes, run_id: str, state: dict[str, Any], told: str
 ) -> None:
-    add(kubernetes, run_id, "wf-1", "rest-rl.executor", 5, None, state=state, phase="Pending")
+    launcher = {"name": "kfp-launcher", "image": "i", "imageID": "i", "ready": False, "restartCount": 0}
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+    before = {"initContainerStatuses": [{**launcher, "state": waiting}]} if "PodInit" in str(state) else {}
+    add(kubernetes, run_id, "wf-1", "rest-rl.executor", 5, None, state=state, phase="Pending", **before)
     outcome = at_server("logs", "mine", "rest-rl")
     assert (outcome.code, outcome.out) == (0, "")
     assert outcome.err == f"==> rest-rl: pod wf-1, pending: {told} <==\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (
+            {"state": {}, "reason": "Evicted", "message": "The node was low on memory."},
+            "failed: Evicted: The node was low on memory.",
+        ),
+        (
+            {"state": {"terminated": {"exitCode": 137, "reason": "Error"}}, "reason": "DeadlineExceeded"},
+            "failed: DeadlineExceeded, exit code 137",
+        ),
+    ],
+)
+def test_a_pod_that_was_ended_from_outside_says_why(
+    at_server: Rest, kubernetes: FakeKubernetes, run_id: str, status: dict[str, Any], told: str
+) -> None:
+    add(kubernetes, run_id, "wf-1", "rest-rl.executor", 5, "l\n", phase="Failed", **status)
+    assert at_server("logs", "mine", "rest-rl").err == f"==> rest-rl: pod wf-1, {told} <==\n"
+
+
+def test_a_log_that_is_gone_hides_no_other(
+    at_server: Rest, kfp_server: FakeKfp, kubernetes: FakeKubernetes, run_id: str
+) -> None:
+    details = kfp_server.runs[run_id]["run_details"]["task_details"]
+    tried = {task["display_name"]: task["pod_name"] for task in details}
+    kfp_server.logs = {tried["executor(1)"]: "from KFP\n"}
+    outcome = at_server("logs", "mine")
+    assert (outcome.code, outcome.out) == (0, "from KFP\n")
+    assert f"no log of pod {tried['executor(0)']} was found" in outcome.err
+    for number, log in enumerate([None, "from Kubernetes\n", None]):
+        add(kubernetes, run_id, f"wf-{number}", "rest-rl.executor", number, log, state=EXIT_1, phase="Failed")
+    outcome = at_server("logs", "mine")
+    assert (outcome.code, outcome.out) == (0, "from Kubernetes\n")
+    assert [line.split()[3] for line in outcome.err.splitlines() if line.startswith("==>")] == [
+        "wf-0,",
+        "wf-1,",
+        "wf-2,",
+    ]
+    assert outcome.err.count("the container is gone") == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "current-context: x\n", "\x00"])
+def test_an_unusable_kubeconfig_is_no_access_to_kubernetes(
+    at_server: Rest, kfp_server: FakeKfp, run_id: str, content: str, tmp_path: Path
+) -> None:
+    (tmp_path / "kubeconfig").write_text(content, encoding="utf-8")
+    assert "there is no access to Kubernetes (the kubeconfig" in at_server("logs", "mine").error
+
+
+def test_another_server_than_kubernetes_is_none(at_server: Rest, kfp_server: FakeKfp, run_id: str) -> None:
+    FakeKubernetes.write_kubeconfig(Path(kube_config.KUBE_CONFIG_DEFAULT_LOCATION), kfp_server.url, token="t")
+    kfp_server.fail("GET", "/namespaces/", "page")
+    assert f"what answers at {kfp_server.url} is not the Kubernetes API" in at_server("logs", "mine").error
+
+
+def test_a_log_in_page_is_no_log(at_server: Rest, kfp_server: FakeKfp, run_id: str) -> None:
+    kfp_server.fail("GET", "/log", "page", times=10)
+    assert "a web page ('Log in to Dex')" in at_server("logs", "mine").error
+
+
+@pytest.mark.parametrize("tail", [(), ("--tail", "1")])
+def test_what_came_of_a_log_is_printed(
+    at_server: Rest, kfp_server: FakeKfp, run_id: str, tail: tuple[str, ...]
+) -> None:
+    details = kfp_server.runs[run_id]["run_details"]["task_details"]
+    kfp_server.logs = {task["pod_name"]: "second\n" for task in details}
+    kfp_server.fail("GET", "/log", "half")  # the first attempt's
+    outcome = at_server("logs", "mine", *tail)
+    assert (outcome.code, outcome.out) == (2, '{"run_id": "\nsecond\n')
+    assert "broke off (12 bytes came)" in outcome.err
 
 
 def test_a_stage_that_failed_in_its_driver_shows_that(at_server: Rest, kubernetes: FakeKubernetes, run_id: str) -> None:

@@ -144,9 +144,11 @@ def test_wait_ends_with_1_where_the_run_did_not_succeed(at_server: Rest, kfp_ser
     assert outcome.err == f"stage rest-rl failed: exit code 1; see `rest logs {run_id} rest-rl`\n"
 
 
-def test_wait_outlasts_an_api_that_is_away(at_server: Rest, kfp_server: FakeKfp) -> None:
+@pytest.mark.parametrize("how", [503, "page", "garbage", b"", b"{}"])
+def test_wait_outlasts_an_api_that_is_away(at_server: Rest, kfp_server: FakeKfp, how: int | str | bytes) -> None:
+    """Some proxies tell that in a page of their own, with status 200."""
     kfp_server.progress = [("RUNNING", TRAINING), ("SUCCEEDED", DONE)]
-    kfp_server.fail("GET", "/runs/", 503, times=12)  # more than the retries of one look
+    kfp_server.fail("GET", "/runs/", how, times=12)  # more than the retries of one look
     outcome = at_server("submit", "--profile", "tiny", "--wait")
     assert outcome.code == 0, outcome
     assert outcome.out.count("still waiting") == 1

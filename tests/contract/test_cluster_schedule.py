@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -120,3 +121,18 @@ def test_a_change_is_sent_once_and_then_looked_for(
         assert outcome.code == 0, outcome
     else:
         assert f"nothing shows that schedule mine was {command}" in outcome.error
+
+
+@pytest.mark.parametrize("body", [b"{}", b"null"])
+def test_a_schedule_without_an_id_is_not_taken_for_created(create: Rest, kfp_server: FakeKfp, body: bytes) -> None:
+    kfp_server.fail("POST", "/recurringruns", body)
+    assert "nothing shows that schedule daily was created" in create("--every", "1d", "--name", "daily").error
+
+
+@pytest.mark.parametrize(
+    "trigger", [None, {}, {"periodic_schedule": {}}, {"periodic_schedule": {"interval_second": "x"}}]
+)
+def test_a_schedule_without_times_is_listed(at_server: Rest, kfp_server: FakeKfp, trigger: Any) -> None:
+    schedule = {"recurring_run_id": "an-id", "display_name": "mine", "status": "ENABLED", "trigger": trigger}
+    kfp_server.fail("GET", "/recurringruns", json.dumps({"recurringRuns": [schedule]}).encode())
+    assert "an-id" in at_server("schedule", "list").out

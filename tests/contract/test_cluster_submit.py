@@ -12,7 +12,7 @@ import yaml
 from contract import generated
 from fake_kfp import FakeKfp
 
-from pipelines.cluster import transport
+from pipelines.cluster import once, transport
 from pipelines.cluster.render import render
 from pipelines.platform import Platform, load_platform
 from rest_core import config
@@ -159,8 +159,14 @@ def test_the_package_is_read_as_the_run_carries_it() -> None:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["lost request", "lost answer"])
-@pytest.mark.parametrize("how", ["drop", "half", "hang", "page", "garbage", 500, 502, 503, 504])
-def test_a_run_is_never_sent_twice(at_server: Rest, kfp_server: FakeKfp, how: int | str, after: bool) -> None:
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("drop", "half", "hang", "page", "garbage", 500, 502, 503, 504),
+        *(b"{}", b"null", b"[]", b'"ok"', b'{"run_id": "x", "created_at": "yesterday"}'),
+    ],
+)
+def test_a_run_is_never_sent_twice(at_server: Rest, kfp_server: FakeKfp, how: int | str | bytes, after: bool) -> None:
     kfp_server.fail("POST", "/runs", how, after=after)
     outcome = at_server("submit", "--profile", "tiny", "--timeout", "0.5")
     assert len(kfp_server.sent("POST", "/runs")) == 1
@@ -170,6 +176,7 @@ def test_a_run_is_never_sent_twice(at_server: Rest, kfp_server: FakeKfp, how: in
         assert run_id in outcome.out
     else:
         assert "It was sent once, and" in outcome.error
+        assert "try again" not in outcome.error
         assert "nothing shows that run tiny-paper-seed0-" in outcome.error
         assert "rest status tiny-" in outcome.error
 
@@ -189,17 +196,14 @@ def test_where_looking_fails_too_the_user_is_told_that_nothing_is_known(at_serve
 
 
 @pytest.mark.parametrize("path", ["/experiments", "/pipelines", "/upload_version"])
-@pytest.mark.parametrize("how", ["drop", 503])
-def test_the_way_to_a_run_is_sent_once_too(at_server: Rest, kfp_server: FakeKfp, path: str, how: int | str) -> None:
+@pytest.mark.parametrize("how", ["drop", 503, b"{}", 409])
+def test_the_way_to_a_run_is_sent_once_too(
+    at_server: Rest, kfp_server: FakeKfp, path: str, how: int | str | bytes
+) -> None:
+    """409: somebody else has just made it."""
     kfp_server.fail("POST", path, how, after=True)
     assert at_server("submit", "--profile", "tiny", "--upload").code == 0
     assert len(kfp_server.sent("POST", path)) == 1
-
-
-def test_an_experiment_that_somebody_else_has_just_made_is_used(at_server: Rest, kfp_server: FakeKfp) -> None:
-    kfp_server.fail("POST", "/experiments", 409, after=True)
-    assert at_server("submit", "--profile", "tiny").code == 0
-    assert len(kfp_server.experiments) == 1
 
 
 def test_an_interrupted_submit_says_that_nothing_is_known(
@@ -219,6 +223,19 @@ def test_an_interrupted_submit_says_that_nothing_is_known(
     outcome = at_server("submit", "--profile", "tiny")
     assert outcome.code == 130
     assert outcome.err.startswith("interrupted before an answer came; whether run tiny-")
+
+
+def test_a_submit_interrupted_while_it_looks_says_that_too(
+    at_server: Rest, kfp_server: FakeKfp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    kfp_server.fail("POST", "/runs", "drop")
+    monkeypatch.setattr(once.time, "sleep", interrupted)
+    outcome = at_server("submit", "--profile", "tiny")
+    assert outcome.code == 130
+    assert re.search(r"whether run tiny-\S+ was created is not known: see `rest status tiny-", outcome.err)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +268,9 @@ def test_a_refusal_is_told_in_one_line_and_not_tried_again(
         (["--parameters", "missing.yaml"], "missing.yaml: cannot be read"),
         (["--parameters", "list.yaml"], "{section: {key: value}}"),
         (["--parameters", "broken.yaml"], "is not YAML"),
+        (["--parameters", "unknown.yaml"], "--parameters unknown.yaml: profile tiny: unknown key 'rl.stepz'"),
+        (["--parameters", "profile.yaml"], "--parameters profile.yaml: --set 'profile.x=1': 'profile' has no keys"),
+        (["--parameters", "unknown.yaml", "--set", "rl.step=1"], "error: profile tiny: unknown key 'rl.step'"),
         (["--platform", "missing.yaml"], "missing.yaml: cannot be read"),
         (["--profile", "tinny"], "did you mean 'tiny'?"),
     ],
@@ -266,8 +286,18 @@ def test_what_cannot_be_submitted_is_said_before_anything_is_sent(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.yaml").write_text("[1, 2]", encoding="utf-8")
     (tmp_path / "broken.yaml").write_text("{", encoding="utf-8")
-    assert message in at_server("submit", "--profile", "tiny", *arguments).error
+    (tmp_path / "unknown.yaml").write_text("rl: {stepz: 1}", encoding="utf-8")
+    (tmp_path / "profile.yaml").write_text("profile: {x: 1}", encoding="utf-8")
+    outcome = at_server("submit", "--profile", "tiny", *arguments)
+    assert outcome.error
+    assert message in outcome.err
     assert kfp_server.requests == []
+
+
+@pytest.mark.parametrize("data", ["a" * 5000, "~nobody-of-this-name/x"])
+def test_data_that_is_no_path_here_is_sent_as_it_is(rest: Rest, data: str) -> None:
+    printed = yaml.safe_load(rest("submit", "--profile", "tiny", "--data", data, "--dry-run").out)
+    assert printed["run"]["runtime_config"]["parameters"]["data"]["sources"][0]["location"] == data
 
 
 def test_the_same_holds_against_the_generated_models(rest: Rest, platform_file: Path) -> None:
