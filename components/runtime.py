@@ -21,7 +21,7 @@ from rest_core import config, logs, manifest, pods
 from rest_core.ablation.settings import AblationConfig, Trial
 from rest_core.errors import Preempted, UserError
 from rest_core.preflight.surroundings import Surroundings
-from rest_core.stages import PAGE_FILE, StageResult
+from rest_core.stages import StageResult
 from rest_core.status.final import FinalStatus, Links
 from rest_core.tracking import store
 
@@ -35,32 +35,36 @@ _OTHERS: dict[str, type[config.Section]] = {
     "final": FinalStatus,
     "ablation": AblationConfig,
     "trial": Trial,
+    "trials": Trial,
 }
+_LEFT_OUT_WHEN_EMPTY = ("trial", "ablation")
 
 
 def run_stage(
     stage: Callable[..., StageResult],
     *,
-    sections: Mapping[str, dict[str, Any]],
+    sections: Mapping[str, dict[str, Any] | list[dict[str, Any]]],
     pipeline_run: str,
     folders: Mapping[str, dsl.Artifact | Sequence[dsl.Artifact]] | None = None,
     out: dsl.Artifact,
     metrics: dsl.Metrics,
-    page: dsl.Artifact | None = None,
+    pages: Mapping[str, dsl.Artifact] | None = None,
+    needs_mlflow: bool = True,
 ) -> None:
     """Call a function of `rest_core.stages` and log what came back.
 
     Args:
         stage: the stage function.
         sections: sections of the configuration by their name in `rest_core.config.Config`, and those of an ablation;
-            a trial that is empty is none.
+            a trial or an ablation that is empty is none.
         pipeline_run: key of the pipeline run; empty = the KFP run that this pod belongs to.
         folders: input artifacts, each a folder that an earlier stage made, or a list of such.
         out: the artifact whose folder the stage fills; its metadata becomes the manifest's lineage.
         metrics: receives the stage's figures, and its cost as `stage/seconds` and `stage/peak_rss_mib`, also when it
             fails; the same figures are written as JSON to the artifact's file, without which KFP never caches the task.
-        page: receives the stage's report.md, which KFP shows. Such a stage reports on the run: it tells itself when
-            there is no MLflow server.
+        pages: artifacts that KFP shows, by the file of the stage's folder that each receives, also when it fails.
+        needs_mlflow: whether the stage is refused without an MLflow server; one that reports on the run tells itself
+            that there is none.
 
     Raises:
         UserError: a wrong configuration or input; the task fails with its one line.
@@ -68,12 +72,16 @@ def run_stage(
     """
     started = time.monotonic()
     figures: dict[str, float] = {}
-    if pods.run_id() and "tracking" in sections and page is None:
+    if pods.run_id() and "tracking" in sections and needs_mlflow:
         _require_shared_store(config.validate(config.TrackingConfig, sections["tracking"], where="tracking"))
     try:
         with _terminal_for_progress():
             result = stage(
-                **{name: _section(name, values) for name, values in sections.items() if values or name != "trial"},
+                **{
+                    name: _section(name, values)
+                    for name, values in sections.items()
+                    if values or name not in _LEFT_OUT_WHEN_EMPTY
+                },
                 **{name: _paths(artifacts) for name, artifacts in (folders or {}).items()},
                 pipeline_run=pipeline_run or _kfp_run_id(),
                 out=Path(out.path),
@@ -94,8 +102,9 @@ def run_stage(
         for name, value in finite.items():
             metrics.log_metric(name, value)
         Path(metrics.path).write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
-        if page is not None and (made_page := Path(out.path) / PAGE_FILE).is_file():
-            shutil.copyfile(made_page, page.path)
+        for name, page in (pages or {}).items():
+            if (made_page := Path(out.path) / name).is_file():
+                shutil.copyfile(made_page, page.path)
 
 
 def _require_shared_store(tracking: config.TrackingConfig) -> None:
@@ -108,9 +117,11 @@ def _require_shared_store(tracking: config.TrackingConfig) -> None:
         )
 
 
-def _section(name: str, values: dict[str, Any]) -> config.Section:
+def _section(name: str, values: dict[str, Any] | list[dict[str, Any]]) -> config.Section | tuple[config.Section, ...]:
     model = _OTHERS.get(name) or config.Config.model_fields[name].annotation
     assert isinstance(model, type) and issubclass(model, config.Section)
+    if isinstance(values, list):
+        return tuple(config.validate(model, one, where=f"{name}[{n}]") for n, one in enumerate(values))
     return config.validate(model, values, where=name)
 
 

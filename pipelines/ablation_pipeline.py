@@ -7,21 +7,14 @@ one policy and differ in what is asked about alone. Nothing is registered.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, Dict, List  # noqa: UP035  (KFP knows the items of a list by these names)
 
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from components.aggregate.component import aggregate
-from components.evaluate_api_bank.component import evaluate_api_bank
-from components.evaluate_bfcl.component import evaluate_bfcl
-from components.prepare_data.component import prepare_data
-from components.rest_rl.component import rest_rl
-from components.sft_warmup.component import sft_warmup
-from pipelines.placement import identify, place
 from pipelines.platform import Platform
-from pipelines.rest_pipeline import on_platform, watched
+from pipelines.rest_pipeline import on_platform, settle, start, train_and_evaluate, watched
 from rest_core.ablation.settings import AblationConfig, check, trials
 from rest_core.config import Config, WeightsConfig
 
@@ -51,12 +44,14 @@ def build(
         platform: where and how the pods run; None = a local run.
 
     Raises:
-        UserError: the baseline is none of the schemes, or a scheme does not go with `config`.
+        UserError: the trials compare nothing (`rest_core.ablation.settings.check`), or `config` does not go with the
+            platform.
     """
     compared = ablation or AblationConfig()
     every = trials(schemes, seeds)
-    check(every, compared, config.rl)
-    config = on_platform(config, platform)
+    nothing = config.registry.model_copy(update={"enabled": False})  # nothing is registered
+    config = on_platform(config.model_copy(update={"registry": nothing}), platform)
+    check(every, compared, config.rl, config.bfcl, config.api_bank)
     default: dict[str, Any] = {name: getattr(config, name).to_parameter() for name in PARAMETERS}
     default |= {"ablation": compared.to_parameter(), "trials": [trial.to_parameter() for trial in every]}
 
@@ -75,36 +70,24 @@ def build(
         launch: dict = default["launch"],
         pipeline_run: str = "",
     ) -> None:
-        sections: dict[str, Any] = {"model": model, "data": data, "sft": sft, "rl": rl, "api_bank": api_bank}
-        sections |= {"tracking": tracking, "storage": storage, "launch": launch, "pipeline_run": pipeline_run}
-        sections["registry"] = {**config.registry.to_parameter(), "enabled": False}  # nothing is registered
-        with watched(platform, sections) if platform is not None else nullcontext() as checked:
-            common = {"model": model, "tracking": tracking, "pipeline_run": pipeline_run}
-            training = {**common, "storage": storage, "launch": launch}
-            prepared = prepare_data(**common, data=data, api_bank=api_bank, storage=storage)
-            if checked is not None:
-                prepared.after(checked)
-            dataset = prepared.outputs["dataset"]
-            warmed = sft_warmup(**training, sft=sft, dataset=dataset)
+        sections: dict[str, Any] = {"model": model, "data": data, "sft": sft, "rl": rl, "bfcl": bfcl}
+        sections |= {"api_bank": api_bank, "tracking": tracking, "storage": storage, "launch": launch}
+        sections |= {"ablation": ablation, "trials": trials, "pipeline_run": pipeline_run}
+        sections["registry"] = config.registry.to_parameter()
+        with watched(sections, platform, config) as checked:
+            tasks = start(sections, after=checked)
             # Into the loop go pipeline inputs, artifacts and the item as a whole, nothing else: kfp.local replaces
             # other parameters there (pipelines/local_limits.py), and KFP cannot take a part of an item that is not
             # text.
             with dsl.ParallelFor(trials, name="trials", parallelism=parallelism) as trial:
-                trained = rest_rl(**training, rl=rl, dataset=dataset, policy=warmed.outputs["policy"], trial=trial)
-                policy = trained.outputs["trained"]
-                on_bfcl = evaluate_bfcl(**common, bfcl=bfcl, policy=policy)
-                on_api_bank = evaluate_api_bank(**common, api_bank=api_bank, policy=policy)
-            aggregated = aggregate(
+                tasks |= train_and_evaluate(sections, tasks, trial=trial)
+            tasks["aggregate"] = aggregate(
                 ablation=ablation,
                 tracking=tracking,
                 pipeline_run=pipeline_run,
-                bfcl=dsl.Collected(on_bfcl.outputs["report"]),
-                api_bank=dsl.Collected(on_api_bank.outputs["report"]),
+                bfcl=dsl.Collected(tasks["evaluate-bfcl"].outputs["report"]),
+                api_bank=dsl.Collected(tasks["evaluate-api-bank"].outputs["report"]),
             )
-        for task in (prepared, warmed, trained, on_bfcl, on_api_bank, aggregated):
-            if platform is None:
-                identify(task, task.name)
-            else:
-                place(task, platform)
+            settle(tasks, platform, config)
 
     return rest_ablation

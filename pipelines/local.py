@@ -16,12 +16,12 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import psutil
 from kfp import local
@@ -35,6 +35,11 @@ from rest_core.config import Config
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.stages import ERROR_FILE
 from rest_core.tracking.runs import finish_pipeline, new_pipeline_run
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+S = TypeVar("S", bound="DataclassInstance")
 
 LOG_FILE = "log.txt"
 ARTIFACTS = "artifacts"
@@ -86,28 +91,62 @@ def run_local(
         on_done=partial(_tell_done, console),
         memory_elsewhere=execution.memory_elsewhere,
     )
+    return carry_out(
+        partial(pipeline, pipeline_run=run),
+        partial(summarize, config, folder, monitor, run=run),
+        stages=STAGES,
+        config=config,
+        folder=folder,
+        run=run,
+        monitor=monitor,
+        execution=execution,
+    )
+
+
+def carry_out(
+    pipeline: Callable[[], Any],
+    summarize: Callable[..., S],
+    *,
+    stages: Sequence[str],
+    config: Config,
+    folder: Path,
+    run: str,
+    monitor: Monitor,
+    execution: Execution,
+) -> S:
+    """Run a pipeline in its folder; however it ends, its run in MLflow is ended and its summary left in the folder.
+
+    Args:
+        pipeline: starts it and waits for its end.
+        summarize: makes the summary, a dataclass, of the keywords `status` and `seconds`.
+        stages: names of all its stages, as the monitor has them.
+        config, folder, run, monitor, execution: of the run.
+
+    Raises:
+        UserError, Preempted, StageFailed: see `explain`.
+    """
     started = time.monotonic()
     status: RunStatus = "interrupted"
     failure: RuntimeError | None = None
     try:
         with session(folder, monitor, execution):
-            pipeline(pipeline_run=run)
-        if undone := [name for name in STAGES if name not in monitor.stages or not monitor.stages[name].done]:
+            pipeline()
+        if undone := [name for name in stages if name not in monitor.stages or not monitor.stages[name].done]:
             # A container that is removed before kfp.local asks for its exit code counts as one that succeeded.
             raise RuntimeError(f"{undone[0]} has left no outputs")
         status = "succeeded"
     except RuntimeError as error:  # what kfp.local raises when a task has failed
         status, failure = "failed", error
     finally:
-        close_run(config, folder, run, monitor, status)
-        summary = summarize(config, folder, monitor, run=run, status=status, seconds=time.monotonic() - started)
-        (folder / SUMMARY_FILE).write_text(json.dumps(summary.to_json(), indent=2) + "\n", encoding="utf-8")
+        _close_run(config, folder, run, monitor, status)
+        summary = summarize(status=status, seconds=time.monotonic() - started)
+        (folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
     if failure is not None:
         explain(folder, monitor, failure)
     return summary
 
 
-def close_run(config: Config, folder: Path, run: str, monitor: Monitor, status: RunStatus) -> None:
+def _close_run(config: Config, folder: Path, run: str, monitor: Monitor, status: RunStatus) -> None:
     """End the run in MLflow that no stage has ended: it was left between two of them, or one was killed whole."""
     if status != "succeeded" and monitor.stages:
         as_what: Literal["FAILED", "KILLED"] = "FAILED" if status == "failed" else "KILLED"

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.ablation_pipeline import SHARED_STAGES, TRIAL_STAGES, build
-from pipelines.local import SUMMARY_FILE, close_run, done_line, explain, new_folder, processes, refuse_python3, session
+from pipelines.local import ARTIFACTS, carry_out, done_line, new_folder, processes, refuse_python3
 from pipelines.local_limits import require_runnable
 from pipelines.monitor import Monitor, StageRun
-from pipelines.summary import RunStatus, duration
+from pipelines.summary import RunStatus, duration, in_spools
 from rest_core.ablation.compare import Comparison
 from rest_core.ablation.report import HTML_FILE, JSON_FILE, Format
 from rest_core.ablation.settings import AblationConfig, Trial, trials
 from rest_core.config import Config, WeightsConfig
-from rest_core.tracking import spool, store
+from rest_core.tracking import store
 from rest_core.tracking.runs import new_pipeline_run
 
 REPORT_FOLDER = "report"
-LOCAL_PARALLELISM = 2  # kfp.local runs no more at the same time, whatever is asked for
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def run_ablation(
 
     Args:
         config, schemes, seeds, ablation: see `pipelines.ablation_pipeline.build`.
-        parallelism: trials at the same time, at most `LOCAL_PARALLELISM`.
+        parallelism: trials at the same time; kfp.local runs no more than two.
         folder: must not exist or be empty.
         console: gets a line at the start and at the end of each stage.
 
@@ -91,26 +90,22 @@ def run_ablation(
         console.print(f"[bold]▶ {stage.name}[/] ({number} of {expected})")
 
     monitor = Monitor(
-        folder / "artifacts",
+        folder / ARTIFACTS,
         name=lambda task: stage_name(task, every),
         on_start=tell_start,
         on_done=lambda stage: console.print(done_line(stage)),
     )
-    started = time.monotonic()
-    status: RunStatus = "interrupted"
-    failure: RuntimeError | None = None
-    try:
-        with session(folder, monitor, processes()):
-            pipeline(pipeline_run=run)
-        status = "succeeded"
-    except RuntimeError as error:  # what kfp.local raises when a task has failed
-        status, failure = "failed", error
-    finally:
-        close_run(config, folder, run, monitor, status)
-        summary = _summarize(config, folder, monitor, run, status, time.monotonic() - started)
-        (folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
-    if failure is not None:
-        explain(folder, monitor, failure)
+    in_loop = [f"{stage} · {trial.label}" for trial in every for stage in TRIAL_STAGES]
+    summary = carry_out(
+        partial(pipeline, pipeline_run=run),
+        partial(_summarize, config, folder, monitor, run),
+        stages=[*SHARED_STAGES, *in_loop],
+        config=config,
+        folder=folder,
+        run=run,
+        monitor=monitor,
+        execution=processes(),
+    )
     shutil.copytree(monitor.stages["aggregate"].folder / "report", summary.report)
     return summary
 
@@ -153,11 +148,10 @@ def _table(comparison: Comparison, settings: Mapping[str, Any]) -> Table:
 
 
 def _summarize(
-    config: Config, folder: Path, monitor: Monitor, run: str, status: RunStatus, seconds: float
+    config: Config, folder: Path, monitor: Monitor, run: str, *, status: RunStatus, seconds: float
 ) -> AblationSummary:
     uri = store.resolve_uri(config.tracking)
-    spools = [path.parent for path in sorted(folder.rglob(spool.JOURNAL))]
-    ids = [one for path in spools for one in spool.State.read(path).sections.values()]
+    ids, unsent = in_spools(folder)
     look = (uri, ids[0].experiment, ids[0].root or ids[0].pipeline) if ids else (uri,)
     return AblationSummary(
         run=run,
@@ -167,5 +161,5 @@ def _summarize(
         stages={name: stage.seconds for name, stage in monitor.stages.items()},
         folder=str(folder),
         mlflow=store.where_to_look(*look),
-        unsent=sum(1 for one in spools for _ in spool.read_records(one, spool.State.read(one).position)),
+        unsent=unsent,
     )

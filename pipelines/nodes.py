@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.placement import cache_variables
+from pipelines.placement import cache_variables, image_of
 from pipelines.platform import Platform, Volume
 from rest_core.config import LaunchConfig, StorageConfig, TrainJobConfig
+from rest_core.pods import IMAGE_VARIABLE
 
 _SHM = "shm"  # the volume of that name in deploy/training-runtime.yaml
 
@@ -39,18 +40,19 @@ def launch_on(platform: Platform, launch: LaunchConfig) -> LaunchConfig:
             mounts.append(_mount(name, volume))
     if stage.shm_size is not None:
         volumes.append({"name": _SHM, "emptyDir": {"medium": "Memory", "sizeLimit": stage.shm_size}})
+    image = image_of(platform, "train")
     # It takes the place of the runtime's own, whose profile it keeps.
     security = platform.security_context.model_dump(exclude_none=True) | {"seccomp_profile": {"type": "RuntimeDefault"}}
     job = TrainJobConfig(
         nodes=stage.nodes,
         runtime=platform.train_jobs.runtime,
         namespace=platform.namespace,
-        image=platform.images.train,
+        image=image,
         deadline_seconds=platform.train_jobs.deadline_seconds,
         labels=platform.labels,
         annotations=platform.annotations,
         resources=resources,
-        environment=cache_variables(platform),
+        environment={**cache_variables(platform), IMAGE_VARIABLE: image},
         service_account=platform.service_account,
         node_selector=stage.node_selector or {},
         tolerations=tuple(_spelled(toleration.model_dump(exclude_none=True)) for toleration in stage.tolerations or ()),

@@ -9,11 +9,22 @@ from kfp import dsl, kubernetes
 
 from components.images import image
 from pipelines.platform import GPU_STAGES, IMAGE_OF, Platform, StagePlatform
-from rest_core.pods import GPUS_VARIABLE, PART_OF_LABEL, PROJECT, RUN_ID_LABEL, RUN_ID_VARIABLE, STAGE_LABEL
+from rest_core.config import Config
+from rest_core.pods import (
+    GPUS_VARIABLE,
+    IMAGE_VARIABLE,
+    PART_OF_LABEL,
+    PROJECT,
+    RUN_ID_LABEL,
+    RUN_ID_VARIABLE,
+    STAGE_LABEL,
+)
 from rest_core.preflight.surroundings import Gpus, Mount, Secret, Surroundings
 
 CACHED_STAGES = ("prepare-data", "evaluate-bfcl", "evaluate-api-bank")
-_LOAD_MODELS_OR_DATA = ("preflight", "prepare-data", *GPU_STAGES)
+_LOAD_MODELS_OR_DATA = ("prepare-data", *GPU_STAGES)
+# They start whatever is missing, to say what it is.
+_REPORT_ON_THE_RUN = ("preflight", "report-status")
 
 # Keys of the Secrets, which are the variables' names: what a Secret must have, and what it may have.
 _REQUIRED_KEYS = {
@@ -28,21 +39,21 @@ _OPTIONAL_KEYS = {
 }
 
 
-def place(task: dsl.PipelineTask, platform: Platform, stage: str | None = None) -> None:
+def place(task: dsl.PipelineTask, stage: str, platform: Platform, config: Config) -> None:
     """Give a task its image, resources, volumes, secrets, retries and everything else of its stage.
 
     Args:
         task: a component's task.
+        stage: the stage's name.
         platform: the whole `platform.yaml`.
-        stage: the stage's name where the task is called something else ("rest-rl-2").
+        config: what the pipeline is compiled with (`pipelines.rest_pipeline.on_platform`).
     """
-    stage = stage or task.name
     own = platform.stage(stage)
-    if (own.nodes or 1) > 1:
-        own = _waiting(platform, own)
+    if (own.nodes or 1) > 1 or (own.gpu is not None and not config.enabled(stage)):
+        own = _light(platform, own)
     _choose_image(task, platform, stage)
     _ask_for_resources(task, own)
-    _mount(task, platform, stage, own.shm_size)
+    _mount(task, platform, stage, own.shm_size, config.storage.location)
     _hand_secrets(task, platform, stage)
     _restrict(task, platform, own)
     _bound_and_repeat(task, own)
@@ -61,22 +72,27 @@ def identify(task: dsl.PipelineTask, stage: str) -> None:
     task.set_caching_options(stage in CACHED_STAGES)
 
 
-def surroundings(platform: Platform) -> Surroundings:
+def surroundings(platform: Platform, config: Config) -> Surroundings:
     """What the pods of a run are promised, for preflight to look whether it is there."""
-    gpus = []
+    gpus, off = [], []
     for stage in GPU_STAGES:
         own = platform.stage(stage)
-        if own.gpu is not None:
-            gpus.append(
-                Gpus(
-                    stage=stage,
-                    resource=own.gpu.resource,
-                    count=own.gpu.count,
-                    nodes=own.nodes or 1,
-                    node_selector=own.node_selector or {},
-                    tolerations=own.tolerations or (),
-                )
+        if own.gpu is None:
+            continue
+        if not config.enabled(stage):
+            if (own.nodes or 1) == 1:  # the pods of a TrainJob have theirs as soon as a run makes one
+                off.append(stage)
+            continue
+        gpus.append(
+            Gpus(
+                stage=stage,
+                resource=own.gpu.resource,
+                count=own.gpu.count,
+                nodes=own.nodes or 1,
+                node_selector=own.node_selector or {},
+                tolerations=own.tolerations or (),
             )
+        )
     return Surroundings(
         secrets=tuple(
             Secret(name=name, variables=_REQUIRED_KEYS[kind])
@@ -89,7 +105,13 @@ def surroundings(platform: Platform) -> Surroundings:
             if volume is not None
         ),
         gpus=tuple(gpus),
+        without_gpu=tuple(off),
     )
+
+
+def image_of(platform: Platform, target: str) -> str:
+    """The reference of the image that a target of the Dockerfile is."""
+    return str(getattr(platform.images, target) or image(target))
 
 
 def cache_variables(platform: Platform) -> dict[str, str]:
@@ -104,16 +126,17 @@ def cache_variables(platform: Platform) -> dict[str, str]:
     return {"HF_HOME": f"{folder}/huggingface", "XDG_CACHE_HOME": folder}  # rest_core.storage.cache_folder reads this
 
 
-def _waiting(platform: Platform, own: StagePlatform) -> StagePlatform:
-    """What the pod of a training on several nodes asks for: it follows a TrainJob, whose pods have what `own` says."""
+def _light(platform: Platform, own: StagePlatform) -> StagePlatform:
+    """What a pod asks for whose stage does nothing itself: it is switched off, or follows a TrainJob."""
     default = platform.stages.default
     lasting = {"timeout_seconds": own.timeout_seconds, "retries": own.retries}
     return default.model_copy(update={"gpu": None, "shm_size": None, **lasting})
 
 
 def _choose_image(task: dsl.PipelineTask, platform: Platform, stage: str) -> None:
-    target = IMAGE_OF[stage]
-    task.set_container_image(getattr(platform.images, target) or image(target))
+    reference = image_of(platform, IMAGE_OF[stage])
+    task.set_container_image(reference)
+    task.set_env_variable(IMAGE_VARIABLE, reference)
     kubernetes.set_image_pull_policy(task, platform.images.pull_policy)
     if platform.images.pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(platform.images.pull_secrets))
@@ -130,10 +153,17 @@ def _ask_for_resources(task: dsl.PipelineTask, own: StagePlatform) -> None:
         task.set_env_variable(GPUS_VARIABLE, str(own.gpu.count))
 
 
-def _mount(task: dsl.PipelineTask, platform: Platform, stage: str, shm_size: str | None) -> None:
-    """Volumes; what is downloaded is kept on one of them between runs."""
+def _mount(task: dsl.PipelineTask, platform: Platform, stage: str, shm_size: str | None, location: str | None) -> None:
+    """Volumes; what is downloaded is kept on one of them between runs.
+
+    A pod with a claim that is missing or not bound is never scheduled. Preflight, which is to tell so, mounts none;
+    report-status mounts that of the run's scratch space, which it removes.
+    """
     cache, work = platform.volumes.model_cache, platform.volumes.work
-    if work is not None:
+    needed = stage not in _REPORT_ON_THE_RUN
+    if stage == "report-status" and location is not None:
+        needed = platform.volumes.keep(location)
+    if work is not None and needed:
         kubernetes.mount_pvc(task, work.claim, work.path, work.sub_path)
     if stage in _LOAD_MODELS_OR_DATA:
         if cache is not None:
@@ -145,15 +175,13 @@ def _mount(task: dsl.PipelineTask, platform: Platform, stage: str, shm_size: str
 
 
 def _hand_secrets(task: dsl.PipelineTask, platform: Platform, stage: str) -> None:
-    """Secrets as environment variables; a pod whose required key is missing does not start.
-
-    Preflight's starts all the same, so that it can tell what is missing.
-    """
+    """Secrets as environment variables; a pod whose required key is missing does not start."""
     for kind, required in _REQUIRED_KEYS.items():
         name = getattr(platform.secrets, kind)
-        if name is None or (kind == "hugging_face" and stage not in _LOAD_MODELS_OR_DATA):
+        if name is None or (kind == "hugging_face" and stage not in ("preflight", *_LOAD_MODELS_OR_DATA)):
             continue
-        kubernetes.use_secret_as_env(task, name, {key: key for key in required}, optional=stage == "preflight")
+        starts = stage in _REPORT_ON_THE_RUN
+        kubernetes.use_secret_as_env(task, name, {key: key for key in required}, optional=starts)
         if optional := _OPTIONAL_KEYS[kind]:
             kubernetes.use_secret_as_env(task, name, {key: key for key in optional}, optional=True)
 
@@ -178,7 +206,11 @@ def _restrict(task: dsl.PipelineTask, platform: Platform, own: StagePlatform) ->
 
 
 def _bound_and_repeat(task: dsl.PipelineTask, own: StagePlatform) -> None:
-    """KFP cannot look at the exit code: a wrong configuration, which fails at once, is tried again too."""
+    """KFP cannot look at the exit code: a wrong configuration, which fails at once, is tried again too.
+
+    What KFP calls `backoff_max_duration` is Argo's `backoff.maxDuration`: no cap of a pause, but a window from the
+    first try's start, past which none is begun and one that runs is ended (kubeflow/pipelines issue 14245).
+    """
     if own.timeout_seconds is not None:
         kubernetes.set_timeout(task, own.timeout_seconds)
     if own.retries is not None and own.retries.count:
@@ -186,5 +218,5 @@ def _bound_and_repeat(task: dsl.PipelineTask, own: StagePlatform) -> None:
             own.retries.count,
             backoff_duration=f"{own.retries.backoff_seconds}s",
             backoff_factor=own.retries.backoff_factor,
-            backoff_max_duration=f"{own.retries.backoff_max_seconds}s",
+            backoff_max_duration=f"{own.retries.window(own.timeout_seconds)}s",
         )

@@ -7,13 +7,26 @@ What a stage does not say has the value of `stages.default`. `deploy/platform.ya
 
 from __future__ import annotations
 
-import re
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from pipelines.kubernetes_values import (
+    Claim,
+    Cpu,
+    Image,
+    LabelKey,
+    LabelValue,
+    MountPath,
+    Name,
+    ResourceName,
+    Size,
+    SubPath,
+)
+from rest_core import storage
 from rest_core.config import Section, validate
 from rest_core.errors import UserError
 from rest_core.preflight.surroundings import Toleration
@@ -31,48 +44,68 @@ IMAGE_OF = {
     "report-status": "base",
 }
 
-
 # The stages that may have GPUs; `stages.default.gpu` is theirs alone.
 GPU_STAGES = ("sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank")
 
+# Sections of a stage that are inherited key by key.
+_IN_PARTS = ("retries", "gpu")
 
-def _quantity(pattern: str, example: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"{value!r} is no Kubernetes quantity: write it as {example}")
-        return value
-
-    return AfterValidator(check)
-
-
-Cpu = Annotated[str, _quantity(r"\d*\.?\d+m?", "8, 0.5 or 500m")]
-Size = Annotated[str, _quantity(r"\d+([KMGTPE]i?)?", "64Gi or 64G")]
-# Names of Kubernetes objects (RFC 1123 subdomain).
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+_DAY = 24 * 3600
+_NO_TIMEOUT_SECONDS = 30 * _DAY  # what a try without a time-out is taken to last
+_SCHEDULING_SECONDS = _DAY  # what a try may wait for a node
+_MOST_PAUSE_SECONDS = 30 * _DAY
 
 
 class Images(Section):
     """References of the images, one a target of the Dockerfile; `make push` prints them by digest."""
 
-    base: str | None = Field(None, description="without training and evaluation libraries; null = the image built here")
-    train: str | None = None
-    evaluate: str | None = None
+    base: Image | None = Field(
+        None, description="without training and evaluation libraries; null = the image built here"
+    )
+    train: Image | None = None
+    evaluate: Image | None = None
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     pull_secrets: tuple[Name, ...] = ()
 
 
 class Gpu(Section):
-    resource: str = Field("nvidia.com/gpu", description="Kubernetes resource name")
-    count: int = Field(1, ge=1, description="a pod")
+    resource: ResourceName = Field("nvidia.com/gpu", description="Kubernetes resource name")
+    count: int = Field(1, ge=0, description="a pod; 0 = none, where stages.default has some")
 
 
 class Retries(Section):
     """Tries after the first; a stage goes on from its own leftovers."""
 
-    count: int = Field(0, ge=0)
-    backoff_seconds: int = Field(60, ge=0)
-    backoff_factor: float = Field(2.0, ge=1)
-    backoff_max_seconds: int = Field(3600, ge=1)
+    count: int = Field(0, ge=0, le=100)
+    backoff_seconds: int = Field(60, ge=0, description="pause before the second try")
+    backoff_factor: int = Field(2, ge=1, le=10, description="how much longer each pause is; Argo takes whole numbers")
+    window_seconds: int | None = Field(
+        None,
+        ge=1,
+        description="from the start of the first try, after which no try is begun and one that runs is ended; null = "
+        "as long as all tries may take",
+    )
+
+    @property
+    def pauses(self) -> int:
+        """Seconds of all pauses together."""
+        return sum(self.backoff_seconds * self.backoff_factor**n for n in range(self.count))
+
+    def window(self, timeout_seconds: int | None) -> int:
+        """Seconds from the first try's start in which all tries fit, each waiting for a node and then running."""
+        if self.window_seconds is not None:
+            return self.window_seconds
+        a_try = _SCHEDULING_SECONDS + (timeout_seconds or _NO_TIMEOUT_SECONDS)
+        return (self.count + 1) * a_try + self.pauses
+
+    @model_validator(mode="after")
+    def _pauses_end(self) -> Retries:
+        if self.pauses > _MOST_PAUSE_SECONDS:
+            raise ValueError(
+                f"the pauses between {self.count + 1} tries add up to {self.pauses / 86400:.0f} days; make "
+                "backoff_factor or count smaller"
+            )
+        return self
 
 
 class StagePlatform(Section):
@@ -82,7 +115,7 @@ class StagePlatform(Section):
     memory: Size | None = Field(None, description="request and limit")
     gpu: Gpu | None = None
     shm_size: Size | None = Field(None, description="/dev/shm, memory-backed; counts towards memory")
-    node_selector: dict[str, str] | None = None
+    node_selector: dict[LabelKey, LabelValue] | None = None
     tolerations: tuple[Toleration, ...] | None = None
     timeout_seconds: int | None = Field(None, ge=1, description="active deadline of the pod")
     retries: Retries | None = None
@@ -92,18 +125,30 @@ class StagePlatform(Section):
 class Volume(Section):
     """A PersistentVolumeClaim that is there already."""
 
-    claim: Name
-    path: str = Field(pattern="^/.+", description="where it is mounted")
-    sub_path: str = ""
+    claim: Claim
+    path: MountPath = Field(description="where it is mounted")
+    sub_path: SubPath = Field("", description="the folder of the volume that is mounted; empty = all of it")
+
+    def holds(self, place: str) -> bool:
+        """Whether a folder lies on it."""
+        return f"{place.rstrip('/')}/".startswith(f"{self.path.rstrip('/')}/")
 
 
 class Volumes(Section):
     model_cache: Volume | None = Field(None, description="downloaded checkpoints, kept between runs")
     work: Volume | None = Field(None, description="work space that all pods share")
 
+    def keep(self, location: str) -> bool:
+        """Whether a storage location is a folder of the work space, not s3://."""
+        return not storage.is_s3(location) and self.work is not None and self.work.holds(location)
+
     @model_validator(mode="after")
-    def _two_claims(self) -> Volumes:
-        if self.model_cache and self.work and self.model_cache.claim == self.work.claim:
+    def _two_claims_at_two_places(self) -> Volumes:
+        if not (self.model_cache and self.work):
+            return self
+        if self.model_cache.path.rstrip("/") == self.work.path.rstrip("/"):
+            raise ValueError(f"model_cache and work are both mounted at {self.work.path}; give each a path of its own")
+        if self.model_cache.claim == self.work.claim:
             raise ValueError(
                 f"model_cache and work are the same claim ({self.work.claim}), which KFP cannot mount twice in a pod; "
                 "leave model_cache out: downloads then go to the work volume's folder .cache"
@@ -123,6 +168,12 @@ class SecurityContext(Section):
     run_as_non_root: bool = True
     run_as_user: int | None = Field(None, ge=0, description="null = the image's, or what the cluster assigns")
     run_as_group: int | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _root_is_root(self) -> SecurityContext:
+        if self.run_as_non_root and self.run_as_user == 0:
+            raise ValueError("run_as_user 0 is root, which run_as_non_root forbids: no pod would start; change one")
+        return self
 
 
 class Storage(Section):
@@ -178,8 +229,8 @@ class Platform(Section):
     )
     images: Images = Images()
     service_account: Name | None = Field(None, description="of the run's pods; null = KFP's pipeline-runner")
-    labels: dict[str, str] = Field({}, description="on every pod")
-    annotations: dict[str, str] = Field({}, description="on every pod")
+    labels: dict[LabelKey, LabelValue] = Field({}, description="on every pod")
+    annotations: dict[LabelKey, str] = Field({}, description="on every pod")
     security_context: SecurityContext = SecurityContext()
     secrets: Secrets = Secrets()
     volumes: Volumes = Volumes()
@@ -187,11 +238,70 @@ class Platform(Section):
     train_jobs: TrainJobs = TrainJobs()
     stages: Stages = Stages()
 
+    @model_validator(mode="after")
+    def _outputs_go_where_they_last(self) -> Platform:
+        if (location := self.storage.location) is not None:
+            try:
+                self.require_lasting(location)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    @model_validator(mode="after")
+    def _stages_fit_with_their_defaults(self) -> Platform:
+        for name in IMAGE_OF:
+            try:
+                self.stage(name)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    def require_lasting(self, location: str) -> None:
+        """Refuse a storage location that would be on each pod's own disk.
+
+        Raises:
+            UserError: it is neither s3:// nor a folder of the work volume.
+        """
+        if not storage.is_s3(location) and not self.volumes.keep(location):
+            there = "none is mounted" if self.volumes.work is None else f"mounted at {self.volumes.work.path}"
+            raise UserError(
+                f"storage.location={location}: neither s3://bucket/prefix nor a folder of the work volume ({there}), "
+                "so that each pod would write to its own disk"
+            )
+
     def stage(self, name: str) -> StagePlatform:
-        """What the stage with the task name `name` ("rest-rl") asks for, defaults filled in."""
-        own = getattr(self.stages, _field(name)).model_dump(exclude_none=True)
-        default = self.stages.default.model_dump(exclude_none=True, exclude=set() if name in GPU_STAGES else {"gpu"})
-        return StagePlatform.model_validate({**default, **own})
+        """What the stage with the task name `name` ("rest-rl") asks for, defaults filled in.
+
+        Of `retries` and `gpu` a stage may say a part; a GPU count of 0 is no GPU.
+        """
+        own = _said(getattr(self.stages, _field(name)))
+        default = _said(self.stages.default)
+        if name not in GPU_STAGES:
+            default.pop("gpu", None)
+        merged = {**default, **own}
+        for part in _IN_PARTS:
+            if part in default and part in own:
+                merged[part] = {**default[part], **own[part]}
+        if merged.get("gpu", {}).get("count") == 0:
+            del merged["gpu"]
+        return validate(StagePlatform, merged, where=f"stages.{_field(name)}, with what stages.default says")
+
+
+def _said(stage: StagePlatform) -> dict[str, Any]:
+    return stage.model_dump(exclude_unset=True, exclude_none=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice: of two the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep=deep)
 
 
 def load_platform(path: Path) -> Platform:
@@ -201,7 +311,7 @@ def load_platform(path: Path) -> Platform:
         UserError: it cannot be read, is not YAML, or does not fit; the message names the field.
     """
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     except yaml.YAMLError as error:

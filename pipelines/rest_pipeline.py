@@ -27,10 +27,12 @@ from pipelines.placement import identify, place, surroundings
 from pipelines.platform import Platform
 from rest_core.config import Config
 from rest_core.errors import UserError
+from rest_core.status.final import Links
 
 # The stages in their order, by the names of their tasks.
 STAGES = ("prepare-data", "sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank", "compare-and-register")
 PARAMETERS = ("model", "data", "sft", "rl", "bfcl", "api_bank", "registry", "tracking", "storage", "launch")
+_COMMON = ("model", "tracking", "pipeline_run")
 
 
 def build(config: Config, *, platform: Platform | None = None) -> GraphComponent:
@@ -39,8 +41,10 @@ def build(config: Config, *, platform: Platform | None = None) -> GraphComponent
     Args:
         config: defaults of the parameters; a submitted run may replace any section.
         platform: where and how the pods of a cluster run; None for a run on this machine.
-    """
 
+    Raises:
+        UserError: the configuration does not go with the platform.
+    """
     config = on_platform(config, platform)
     default = {name: getattr(config, name).to_parameter() for name in PARAMETERS}
 
@@ -61,40 +65,48 @@ def build(config: Config, *, platform: Platform | None = None) -> GraphComponent
         sections: dict[str, Any] = {"model": model, "data": data, "sft": sft, "rl": rl, "bfcl": bfcl}
         sections |= {"api_bank": api_bank, "registry": registry, "tracking": tracking}
         sections |= {"storage": storage, "launch": launch, "pipeline_run": pipeline_run}
-        if platform is None:
-            for stage, task in line(sections).items():
-                identify(task, stage)
-        else:
-            with watched(platform, sections) as checked:
-                for stage, task in line(sections, after=checked).items():
-                    place(task, platform, stage)
+        with watched(sections, platform, config) as checked:
+            settle(line(sections, after=checked), platform, config)
 
     return rest_pipeline
 
 
 @contextmanager
-def watched(platform: Platform, sections: dict[str, Any]) -> Iterator[dsl.PipelineTask]:
+def watched(sections: dict[str, Any], platform: Platform | None, config: Config) -> Iterator[dsl.PipelineTask | None]:
     """Around the stages of a run on a cluster: report-status runs last, come what may.
 
     Args:
-        platform: where and how the pods run.
         sections: the sections of the configuration and `pipeline_run`, as parameters of the pipeline.
+        platform: where and how the pods run; None = a local run, around which there is nothing.
+        config: what the pipeline is compiled with.
 
     Yields:
         The task of preflight, which the first stage has to wait for.
     """
+    if platform is None:
+        yield None
+        return
     # KFP itself fills in `final`, the status of what the handler surrounds.
-    links = {"kfp": platform.kfp_url or "null"}
+    links = Links(kfp=platform.kfp_url).to_parameter()
     status = report_status(links=links, **_of(sections, "tracking", "storage", "launch", "pipeline_run"))
-    place(status, platform, "report-status")
+    place(status, "report-status", platform, config)
     with dsl.ExitHandler(status, name="run"):
         checked = preflight(
-            surroundings=surroundings(platform).to_parameter(),
-            **_of(sections, "model", "data", "sft", "rl", "api_bank", "registry"),
-            **_of(sections, "tracking", "storage", "pipeline_run"),
+            surroundings=surroundings(platform, config).to_parameter(),
+            **_of(sections, *PARAMETERS, "pipeline_run"),
+            **{name: sections[name] for name in ("ablation", "trials") if name in sections},
         )
-        place(checked, platform, "preflight")
+        place(checked, "preflight", platform, config)
         yield checked
+
+
+def settle(tasks: dict[str, dsl.PipelineTask], platform: Platform | None, config: Config) -> None:
+    """Put the tasks of stages, by the stages' names, where and how the platform says; None = a local run."""
+    for stage, task in tasks.items():
+        if platform is None:
+            identify(task, stage)
+        else:
+            place(task, stage, platform, config)
 
 
 def line(sections: dict[str, Any], *, after: dsl.PipelineTask | None = None) -> dict[str, dsl.PipelineTask]:
@@ -105,33 +117,63 @@ def line(sections: dict[str, Any], *, after: dsl.PipelineTask | None = None) -> 
             pipeline_run means the KFP run's id, which each pod reads from its label.
         after: a task that must have succeeded before the first stage.
     """
-    common = _of(sections, "model", "tracking", "pipeline_run")
-    training = {**common, **_of(sections, "launch", "storage")}
+    tasks = start(sections, after=after)
+    tasks |= train_and_evaluate(sections, tasks)
+    registered = compare_and_register(
+        **_of(sections, "registry", "tracking", "pipeline_run"),
+        dataset=tasks["prepare-data"].outputs["dataset"],
+        policy=tasks["rest-rl"].outputs["trained"],
+        bfcl=tasks["evaluate-bfcl"].outputs["report"],
+        api_bank=tasks["evaluate-api-bank"].outputs["report"],
+    )
+    return {**tasks, "compare-and-register": registered}
+
+
+def start(sections: dict[str, Any], *, after: dsl.PipelineTask | None = None) -> dict[str, dsl.PipelineTask]:
+    """Data and warm-up, which the trials of an ablation share."""
+    common = _of(sections, *_COMMON)
     prepared = prepare_data(**common, **_of(sections, "data", "api_bank", "storage"))
     if after is not None:
         prepared.after(after)
-    dataset = prepared.outputs["dataset"]
-    warmed = sft_warmup(**training, sft=sections["sft"], dataset=dataset)
-    trained = rest_rl(**training, rl=sections["rl"], dataset=dataset, policy=warmed.outputs["policy"])
+    warmed = sft_warmup(**common, **_of(sections, "sft", "launch", "storage"), dataset=prepared.outputs["dataset"])
+    return {"prepare-data": prepared, "sft-warmup": warmed}
+
+
+def train_and_evaluate(
+    sections: dict[str, Any], started: dict[str, dsl.PipelineTask], **trial: Any
+) -> dict[str, dsl.PipelineTask]:
+    """The training and its evaluations, from what `start` has made; `trial` is that of an ablation."""
+    common = _of(sections, *_COMMON)
+    trained = rest_rl(
+        **common,
+        **_of(sections, "rl", "launch", "storage"),
+        dataset=started["prepare-data"].outputs["dataset"],
+        policy=started["sft-warmup"].outputs["policy"],
+        **trial,
+    )
     policy = trained.outputs["trained"]
     on_bfcl = evaluate_bfcl(**common, bfcl=sections["bfcl"], policy=policy)
     on_api_bank = evaluate_api_bank(**common, api_bank=sections["api_bank"], policy=policy)
-    registered = compare_and_register(
-        **_of(sections, "registry", "tracking", "pipeline_run"),
-        dataset=dataset,
-        policy=policy,
-        bfcl=on_bfcl.outputs["report"],
-        api_bank=on_api_bank.outputs["report"],
-    )
-    return dict(zip(STAGES, (prepared, warmed, trained, on_bfcl, on_api_bank, registered), strict=True))
+    return {"rest-rl": trained, "evaluate-bfcl": on_bfcl, "evaluate-api-bank": on_api_bank}
 
 
 def on_platform(config: Config, platform: Platform | None) -> Config:
-    """The configuration with what the platform decides of it: where large outputs lie, how trainings are started."""
+    """The configuration with what the platform decides of it: where large outputs lie, how trainings are started.
+
+    Raises:
+        UserError: outputs would be lost with their pods, or a training on several nodes has no place to share.
+    """
     if platform is None:
         return config
-    told = {"storage": storage_on(platform, config.storage), "launch": launch_on(platform, config.launch)}
-    return config.model_copy(update=told)
+    storage, launch = storage_on(platform, config.storage), launch_on(platform, config.launch)
+    if storage.location is not None:
+        platform.require_lasting(storage.location)
+    elif launch.train_job is not None and config.rl.enabled:
+        raise UserError(
+            f"a training on {launch.train_job.nodes} nodes: they share nothing but a storage location; set "
+            "storage.location in platform.yaml, or stages.rest_rl.nodes to 1"
+        )
+    return config.model_copy(update={"storage": storage, "launch": launch})
 
 
 def compile_to(path: Path, pipeline: GraphComponent) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -24,13 +24,6 @@ from rest_core.tracking import spool, store
 RunStatus = Literal["succeeded", "failed", "interrupted"]
 StageStatus = Literal["done", "off", "skipped", "failed", "interrupted", "not run"]
 
-_SECTIONS = {
-    "sft-warmup": "sft",
-    "rest-rl": "rl",
-    "evaluate-bfcl": "bfcl",
-    "evaluate-api-bank": "api_bank",
-    "compare-and-register": "registry",
-}
 _MARKS = {
     "done": "[green]✓[/]",
     "off": "-",
@@ -94,18 +87,13 @@ class Summary:
     mlflow: str  # where to look
     unsent: int  # tracking records that MLflow has not got
 
-    def to_json(self) -> dict[str, Any]:
-        """The summary as plain JSON types."""
-        return asdict(self)
-
 
 def summarize(
     config: Config, folder: Path, monitor: Monitor, *, run: str, status: RunStatus, seconds: float
 ) -> Summary:
     """Gather what the stages of a run have left in its folder."""
     uri = store.resolve_uri(config.tracking)
-    spools = [path.parent for path in sorted(folder.rglob(spool.JOURNAL))]
-    parents = [ids for one in spools for ids in spool.State.read(one).sections.values()]
+    parents, unsent = in_spools(folder)
     return Summary(
         run=run,
         profile=config.profile,
@@ -117,8 +105,16 @@ def summarize(
         mlflow=store.where_to_look(uri, parents[0].experiment, parents[0].pipeline)
         if parents
         else store.where_to_look(uri),
-        unsent=sum(1 for one in spools for _ in spool.read_records(one, spool.State.read(one).position)),
+        unsent=unsent,
     )
+
+
+def in_spools(folder: Path) -> tuple[list[spool.RunIds], int]:
+    """Of a run's folder: which runs in MLflow its stages have recorded in, and how many records MLflow has not got."""
+    spools = [path.parent for path in sorted(folder.rglob(spool.JOURNAL))]
+    states = [spool.State.read(one) for one in spools]
+    unsent = sum(1 for one, state in zip(spools, states, strict=True) for _ in spool.read_records(one, state.position))
+    return [ids for state in states for ids in state.sections.values()], unsent
 
 
 def _stage_summary(name: str, config: Config, run: StageRun | None, outcome: RunStatus, uri: str) -> StageSummary:
@@ -129,8 +125,7 @@ def _stage_summary(name: str, config: Config, run: StageRun | None, outcome: Run
     for made in run.folder.glob(f"*/{manifest.FILE_NAME}"):
         note = manifest.read(made.parent)["counts"].get("skipped")
     if note is not None:
-        enabled = name not in _SECTIONS or getattr(config, _SECTIONS[name]).enabled
-        status = "skipped" if enabled else "off"
+        status = "skipped" if config.enabled(name) else "off"
     figures = run.folder / "metrics"
     sections = [ids for one in run.folder.glob("*.tracking") for ids in spool.State.read(one).sections.values()]
     runs = [ids for ids in sections if ids.run != ids.pipeline]

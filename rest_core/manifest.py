@@ -1,7 +1,7 @@
 """`manifest.json`: what made a folder, so that lineage is read and not guessed.
 
 Every folder that travels between stages carries one: the stage, its configuration, the hashes of its inputs and
-files, the git commit, the versions of the packages that matter, and counts.
+files, the git commit, the image, the versions of the packages that matter, and counts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rest_core import pods
 from rest_core.errors import UserError
 
 FILE_NAME = "manifest.json"
@@ -52,6 +53,11 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def image() -> str | None:
+    """The reference of the image that this process runs from, as the pipeline gave it; None outside of a cluster."""
+    return os.environ.get(pods.IMAGE_VARIABLE) or None
+
+
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide a result, those that are installed."""
     versions = {}
@@ -84,6 +90,7 @@ def write(
         "counts": counts,
         "sha256": sha256_folder(folder) if files is None else sha256_contents(files),
         "git_commit": git_commit(),
+        "image": image(),
         "packages": package_versions(),
     }
     aside = folder / (FILE_NAME + ".tmp")

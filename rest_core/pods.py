@@ -1,4 +1,4 @@
-"""The run that this pod belongs to, and what the Kubernetes API tells of the run's pods and the cluster's nodes.
+"""The run that this pod belongs to, and what the Kubernetes API tells of its pods, of claims and of the cluster.
 
 The API is asked as the pod's own service account, for reading alone (`deploy/` grants it). Where it may not be asked,
 `NotAllowed` says so and the caller goes on without.
@@ -7,7 +7,7 @@ The API is asked as the pod's own service account, for reading alone (`deploy/` 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RUN_ID_VARIABLE = "KFP_RUN_ID"  # set from the pod's label by the pipeline (pipelines/placement.py)
 GPUS_VARIABLE = "REST_GPUS"  # the GPUs that the pod was given, likewise
+IMAGE_VARIABLE = "REST_IMAGE"  # the reference of the pod's image, likewise
 RUN_ID_LABEL = "pipeline/runid"  # KFP's own
 # The labels that Kubernetes recommends (kubernetes.io/docs/concepts/overview/working-with-objects/common-labels).
 PART_OF_LABEL, PROJECT = "app.kubernetes.io/part-of", "rest-pipelines"
@@ -125,6 +126,72 @@ def nodes(api: CoreV1Api) -> list[Any]:
     """
     with _answers("list nodes"):
         return list(api.list_node(_request_timeout=_TIMEOUT_SECONDS).items)
+
+
+def claim(api: CoreV1Api, namespace: str, name: str) -> Any | None:
+    """A V1PersistentVolumeClaim; None where there is none of this name.
+
+    Raises:
+        NotAllowed: the service account may not get claims, or the API does not answer.
+    """
+    return _found(
+        lambda: api.read_namespaced_persistent_volume_claim(name, namespace, _request_timeout=_TIMEOUT_SECONDS),
+        "get persistentvolumeclaims",
+    )
+
+
+def binds_when_mounted(api: CoreV1Api, storage_class: str) -> bool:
+    """Whether claims of a storage class stay Pending until a pod mounts them.
+
+    Raises:
+        NotAllowed: the service account may not get storage classes, or the API does not answer.
+    """
+    from kubernetes.client import StorageV1Api
+
+    found = _found(
+        lambda: StorageV1Api(api.api_client).read_storage_class(storage_class, _request_timeout=_TIMEOUT_SECONDS),
+        "get storageclasses",
+    )
+    return found is not None and found.volume_binding_mode == "WaitForFirstConsumer"
+
+
+def has_training_runtime(api: CoreV1Api, namespace: str, name: str) -> bool:
+    """Whether Kubeflow Trainer has a runtime of this name, for the namespace or for the whole cluster.
+
+    Raises:
+        NotAllowed: the service account may not get the namespace's runtimes, or the API does not answer.
+    """
+    from kubernetes.client import CustomObjectsApi
+
+    objects, version = CustomObjectsApi(api.api_client), ("trainer.kubeflow.org", "v1alpha1")
+    limit = {"_request_timeout": _TIMEOUT_SECONDS}
+    if _found(
+        lambda: objects.get_namespaced_custom_object(*version, namespace, "trainingruntimes", name, **limit),
+        "get trainingruntimes",
+    ):
+        return True
+    try:
+        return bool(
+            _found(
+                lambda: objects.get_cluster_custom_object(*version, "clustertrainingruntimes", name, **limit),
+                "get clustertrainingruntimes",
+            )
+        )
+    except NotAllowed:  # the stage, which is the same service account, could not use it either
+        return False
+
+
+def _found(get: Callable[[], Any], to: str) -> Any | None:
+    """What `get` gets; None where there is no such object."""
+    from kubernetes.client.exceptions import ApiException
+
+    with _answers(to):
+        try:
+            return get()
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
 
 
 def _age(pod: Any) -> Any:

@@ -161,7 +161,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{path}: the disk is full; free some space and run again (nothing was kept)") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if is_refused(error):
             raise UserError(f"{error.filename or path}: no permission to write; choose another folder") from error
         raise
 
@@ -179,6 +179,11 @@ def disk_is_full(error: BaseException) -> bool:
     """Whether an error says so; safetensors tells the system's error in its text only."""
     full = (errno.ENOSPC, errno.EDQUOT)
     return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
+
+
+def is_refused(error: OSError) -> bool:
+    """Whether the system lets this user not write or read there."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def list_files(location: str) -> list[str]:

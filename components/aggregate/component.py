@@ -19,8 +19,6 @@ def aggregate(
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
     """Compare the trials of an ablation; KFP's pages show the report."""
-    import shutil
-
     from components.runtime import run_stage
     from rest_core import stages
 
@@ -31,5 +29,5 @@ def aggregate(
         folders={"bfcl": bfcl, "api_bank": api_bank},
         out=report,
         metrics=metrics,
+        pages={"report.html": page},
     )
-    shutil.copyfile(f"{report.path}/report.html", page.path)

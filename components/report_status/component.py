@@ -30,5 +30,6 @@ def report_status(
         pipeline_run=pipeline_run,
         out=report,
         metrics=metrics,
-        page=page,
+        pages={stages.PAGE_FILE: page},
+        needs_mlflow=False,
     )

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import yaml
 from pydantic import Field, field_validator
 
-from rest_core.config import RlConfig, Section, WeightsConfig, validate
-from rest_core.errors import UserError
+from rest_core.config import ApiBankConfig, BfclConfig, RlConfig, Section, WeightsConfig, validate
+from rest_core.errors import UserError, nearest
 
 # Names go into MLflow's filters, keys of metrics and tags, and file names.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"
@@ -93,13 +93,65 @@ def trials(schemes: Mapping[str, WeightsConfig], seeds: Sequence[int]) -> tuple[
     )
 
 
-def check(every: Sequence[Trial], ablation: AblationConfig, rl: RlConfig) -> None:
-    """Refuse what would be found out only after hours. Raises `UserError`."""
-    names = list(dict.fromkeys(trial.name for trial in every))
-    if ablation.baseline not in names:
+def check(
+    every: Sequence[Trial], ablation: AblationConfig, rl: RlConfig, bfcl: BfclConfig, api_bank: ApiBankConfig
+) -> str:
+    """Refuse what would be found out only after hours: trials of which nothing can be compared.
+
+    Returns:
+        What the trials are, in one line.
+
+    Raises:
+        UserError: there are no trials or one stands twice, schemes are the same or without a baseline, nothing is
+            trained, or the deciding figure is not measured.
+    """
+    if not every:
+        raise UserError("an ablation needs at least one trial")
+    schemes: dict[str, WeightsConfig] = {}
+    labels = [trial.label for trial in every]
+    for trial in every:
+        if labels.count(trial.label) > 1:
+            raise UserError(f"trial {trial.label} stands twice; leave one out, or name it apart")
+        if schemes.setdefault(trial.name, trial.weights) != trial.weights:
+            raise UserError(f"scheme {trial.name} has other weights in trial {trial.label}; name them apart")
+    for name, weights in schemes.items():
+        same = next(other for other, theirs in schemes.items() if theirs == weights)
+        if same != name:
+            raise UserError(
+                f"schemes {same} and {name} have the same weights: their difference is chance; leave one out"
+            )
+    if ablation.baseline not in schemes:
         raise UserError(
-            f"ablation.baseline={ablation.baseline}: no trial has this scheme (there are: {', '.join(names)}); "
+            f"ablation.baseline={ablation.baseline}: no trial has this scheme (there are: {', '.join(schemes)}); "
             "add it, or name another baseline"
         )
+    if not rl.enabled:
+        raise UserError("rl.enabled=false: the schemes weight the reinforcement learning; set rl.enabled=true")
     for trial in every:
         trial.applied_to(rl)
+    known = measured(rl, bfcl, api_bank)
+    if ablation.metric not in known:
+        raise UserError(
+            f"ablation.metric={ablation.metric}: this configuration does not measure it"
+            f"{nearest(ablation.metric, known)} (it measures: {', '.join(known)})"
+        )
+    return f"{len(schemes)} schemes in {len(every)} trials, compared by {ablation.metric}"
+
+
+def measured(rl: RlConfig, bfcl: BfclConfig, api_bank: ApiBankConfig) -> list[str]:
+    """The figures that an ablation may be decided by, under a configuration."""
+    from rest_core.evaluation import api_bank as level_scores
+    from rest_core.evaluation.bfcl import categories
+    from rest_core.evaluation.report import Score
+
+    found = []
+    if bfcl.enabled:
+        scores = {category.name: Score(1, 1) for category in categories.select(bfcl.categories)}
+        found += [f"bfcl/{name}" for name in (*categories.averages(scores), *scores)]
+    if api_bank.enabled:
+        found += [f"api_bank/{name}" for name in level_scores.SCORES]
+    if rl.reward_probe_prompts:
+        found.append("reward/after")
+    if rl.evaluate_every is not None:
+        found.append("task/best")
+    return found

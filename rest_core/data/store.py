@@ -13,7 +13,6 @@ import datasets
 from rest_core.errors import UserError
 from rest_core.records import Message, Sample, Tool
 
-SPLITS = ("sft", "sft_validation", "rl", "rl_validation")
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),

@@ -36,6 +36,7 @@ from rest_core.records import Message, ToolCall
 from rest_core.rollout.engine import Engine
 
 LEVELS = (1, 2, 3)
+SCORES = tuple(f"{part}_{rule}" for rule in ("soft", "strict") for part in (*(f"level_{n}" for n in LEVELS), "overall"))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rest_core import pods
 from rest_core.config import ModelConfig, RlConfig, SftConfig
+from rest_core.data.published import Unreachable
 from rest_core.errors import UserError
 from rest_core.pods import NotAllowed
 from rest_core.preflight.gpu_memory import GIB, Memory, stage_memory
@@ -17,8 +18,13 @@ _MEMORY_LABEL = "nvidia.com/gpu.memory"  # MiB a GPU, from NVIDIA's GPU feature 
 _PRODUCT_LABEL = "nvidia.com/gpu.product"
 
 
-def check_nodes(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig) -> str:
+def check_nodes(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig, *, model_is_here: bool = True) -> str:
     """Look for nodes that a stage's pods fit on, by the nodes' labels; no GPU is taken.
+
+    Args:
+        asked: what the stage's pods ask for.
+        model, sft, rl: decide how much memory a GPU must have.
+        model_is_here: whether the model can be looked at from here; without it memory is not compared.
 
     Raises:
         UserError: the GPUs of every such node are too small for the stage.
@@ -33,13 +39,25 @@ def check_nodes(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig) -
             "for ever where none does (check resource, node_selector and tolerations)"
         )
     found = ", ".join(sorted({_product(node) for node in fitting}))
-    need = _need(asked, model, sft, rl)
+    need = _need(asked, model, sft, rl) if model_is_here else None
     labelled = [int(node.metadata.labels[_MEMORY_LABEL]) for node in fitting if _MEMORY_LABEL in node.metadata.labels]
     if need is not None and len(labelled) == len(fitting) and max(labelled) * 2**20 < need.total:
         raise UserError(
             f"{asked.stage} needs {need}; {found} has {max(labelled) / 1024:.0f} GiB; {_remedy(asked.stage)}"
         )
     return f"{len(fitting)} nodes have {wanted} ({found})" + (f"; {asked.stage} needs {need}" if need else "")
+
+
+def refuse_without(stage: str, section: str) -> str:
+    """A stage that this run has switched on, while its pod was compiled without the GPU that it is to have.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(
+        f"{section}.enabled=true, but the pipeline was compiled with it off: the pod of {stage} has no GPU; compile or "
+        f"submit it with --set {section}.enabled=true"
+    )
 
 
 def fits(node: Any, asked: Gpus) -> bool:
@@ -112,7 +130,10 @@ def _need(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig) -> Memo
     section = trainings.get(asked.stage)
     if section is None or not section.enabled:
         return None
-    return stage_memory(model.source, model, section, shards=asked.count * asked.nodes)
+    try:
+        return stage_memory(model.source, model, section, shards=asked.count * asked.nodes)
+    except Unreachable:  # told where the model is looked for
+        return None
 
 
 def _remedy(stage: str) -> str:

@@ -6,9 +6,14 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from rest_core.ablation.settings import AblationConfig, Trial
+from rest_core.ablation.settings import check as check_trials
 from rest_core.config import (
+    SWITCHES,
     ApiBankConfig,
+    BfclConfig,
     DataConfig,
+    LaunchConfig,
     ModelConfig,
     RegistryConfig,
     RlConfig,
@@ -16,9 +21,10 @@ from rest_core.config import (
     StorageConfig,
     TrackingConfig,
 )
+from rest_core.data.published import Unreachable
 from rest_core.errors import UserError
 from rest_core.pods import NotAllowed
-from rest_core.preflight import credentials, gpu, locations, mlflow_server, sources
+from rest_core.preflight import credentials, gpu, locations, mlflow_server, sources, train_job, volumes
 from rest_core.preflight.report import Finding
 from rest_core.preflight.surroundings import Surroundings
 
@@ -37,13 +43,20 @@ def checks(
     data: DataConfig,
     sft: SftConfig,
     rl: RlConfig,
+    bfcl: BfclConfig,
     api_bank: ApiBankConfig,
     registry: RegistryConfig,
     tracking: TrackingConfig,
     storage: StorageConfig,
+    launch: LaunchConfig,
     surroundings: Surroundings,
+    ablation: AblationConfig | None = None,
+    trials: Sequence[Trial] = (),
 ) -> list[Check]:
-    """The checks that this configuration on this platform calls for, with what each looks at."""
+    """The checks that this configuration on this platform calls for, with what each looks at.
+
+    What lies on a volume is not looked at: preflight mounts none, lest it wait for one that is not there.
+    """
     places = (
         ("storage.location", storage.location),
         ("registry.destination", registry.destination if registry.enabled else None),
@@ -51,18 +64,46 @@ def checks(
     )
     listed: list[Check] = [
         *((f"Secret {one.name}", partial(credentials.check, one)) for one in surroundings.secrets),
-        *((f"volume {one.claim}", partial(locations.check, one.path)) for one in surroundings.mounts),
-        *((name, partial(locations.check, place)) for name, place in places if place is not None),
+        *((f"volume {one.claim}", partial(volumes.check, one.claim)) for one in surroundings.mounts),
+        *((name, _here(surroundings, place, partial(locations.check, place))) for name, place in places if place),
         (MLFLOW, partial(mlflow_server.check, tracking)),
-        ("model", partial(sources.check_model, model)),
-        *(("data", partial(sources.check_data, source.location)) for source in data.sources),
+        ("model", _here(surroundings, model.source, partial(sources.check_model, model))),
+        *(
+            ("data", _here(surroundings, source.location, partial(sources.check_data, source.location)))
+            for source in data.sources
+        ),
     ]
     if api_bank.enabled:
-        listed.append(("API-Bank", partial(sources.check_api_bank, api_bank)))
-    listed += [
-        (f"GPU of {asked.stage}", partial(gpu.check_nodes, asked, model, sft, rl)) for asked in surroundings.gpus
-    ]
+        look = partial(sources.check_api_bank, api_bank)
+        listed.append(("API-Bank", _here(surroundings, api_bank.location or "", look)))
+    model_is_here = surroundings.volume_of(model.source) is None
+    look_for_nodes = partial(gpu.check_nodes, model=model, sft=sft, rl=rl, model_is_here=model_is_here)
+    listed += [(f"GPU of {asked.stage}", partial(look_for_nodes, asked)) for asked in surroundings.gpus]
+    enabled = {"sft": sft.enabled, "rl": rl.enabled, "bfcl": bfcl.enabled, "api_bank": api_bank.enabled}
+    for stage in surroundings.without_gpu:
+        if enabled[SWITCHES[stage]]:
+            listed.append((f"GPU of {stage}", partial(gpu.refuse_without, stage, SWITCHES[stage])))
+    if launch.train_job is not None and rl.enabled:
+        listed.append(("TrainJob", partial(train_job.check, launch.train_job, storage)))
+    if ablation is not None:
+        listed.append(("trials", partial(check_trials, trials, ablation, rl, bfcl, api_bank)))
     return listed
+
+
+def _here(surroundings: Surroundings, place: str, look: Callable[[], str]) -> Callable[[], str]:
+    """`look`, unless the place is on a volume; and what no server gives may be in the cache on one."""
+
+    def check() -> str:
+        if (claim := surroundings.volume_of(place)) is not None:
+            raise NotAllowed(f"{place} is on the volume {claim}, which preflight does not mount; the stages will see")
+        try:
+            return look()
+        except Unreachable as problem:
+            if not surroundings.mounts:
+                raise
+            raise NotAllowed(f"{problem}; it may be in the cache, on a volume that preflight does not mount") from None
+
+    return check
 
 
 def run_checks(listed: Sequence[Check]) -> list[Finding]:

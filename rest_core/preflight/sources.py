@@ -67,7 +67,7 @@ def check_api_bank(api_bank: ApiBankConfig) -> str:
     try:
         return check_data(api_bank.location or f"{published.PREFIX}api-bank")
     except published.Unreachable as problem:
-        raise NotAllowed(f"evaluate-api-bank will be skipped: {problem}") from None
+        raise NotAllowed(f"evaluate-api-bank will be skipped, unless they are in its pod's cache: {problem}") from None
 
 
 def _on_hub(name: str, kind: Kind, revision: str | None) -> str:

@@ -54,3 +54,11 @@ class Surroundings(Section):
     secrets: tuple[Secret, ...] = ()
     mounts: tuple[Mount, ...] = ()
     gpus: tuple[Gpus, ...] = ()
+    without_gpu: tuple[str, ...] = Field(
+        (), description="GPU stages that were switched off when the pipeline was compiled: their pods have no GPU"
+    )
+
+    def volume_of(self, place: str) -> str | None:
+        """The claim of the volume that a path lies on."""
+        found = [one for one in self.mounts if f"{place}/".startswith(f"{one.path.rstrip('/')}/")]
+        return max(found, key=lambda one: len(one.path)).claim if found else None

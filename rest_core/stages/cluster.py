@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rest_core import manifest
+from rest_core.ablation.settings import AblationConfig, Trial
 from rest_core.config import (
     ApiBankConfig,
+    BfclConfig,
     DataConfig,
     LaunchConfig,
     ModelConfig,
@@ -31,15 +34,22 @@ def preflight(
     data: DataConfig,
     sft: SftConfig,
     rl: RlConfig,
+    bfcl: BfclConfig,
     api_bank: ApiBankConfig,
     registry: RegistryConfig,
     tracking: TrackingConfig,
     storage: StorageConfig,
+    launch: LaunchConfig,
     surroundings: Surroundings,
     pipeline_run: str,
     out: Path,
+    ablation: AblationConfig | None = None,
+    trials: Sequence[Trial] = (),
 ) -> StageResult:
-    """Check what the run needs of the cluster; all problems come as one `UserError`, a line each."""
+    """Check what the run needs of the cluster; all problems come as one `UserError`, a line each.
+
+    `ablation` and `trials` are an ablation's, which a run may have replaced.
+    """
     from rest_core.preflight import report, run
 
     listed = run.checks(
@@ -47,11 +57,15 @@ def preflight(
         data=data,
         sft=sft,
         rl=rl,
+        bfcl=bfcl,
         api_bank=api_bank,
         registry=registry,
         tracking=tracking,
         storage=storage,
+        launch=launch,
         surroundings=surroundings,
+        ablation=ablation,
+        trials=trials,
     )
     findings = run.run_checks(listed)
     out.mkdir(parents=True, exist_ok=True)

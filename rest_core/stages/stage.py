@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -140,12 +141,15 @@ def open_stage(
         leave_error(name, out, error)
         raise
     except (OSError, SafetensorError) as error:
-        if not storage.disk_is_full(error):
-            raise
         place = getattr(error, "filename", None) or out
-        full = UserError(f"{place}: no space left on the disk; free some and start the stage again")
-        leave_error(name, out, full)
-        raise full from error
+        if storage.disk_is_full(error):
+            told = UserError(f"{place}: no space left on the disk; free some and start the stage again")
+        elif isinstance(error, OSError) and storage.is_refused(error):
+            told = UserError(f"{place}: no permission; let this user (id {os.getuid()}) read and write there")
+        else:
+            raise
+        leave_error(name, out, told)
+        raise told from error
 
 
 @contextmanager

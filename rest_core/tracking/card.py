@@ -31,7 +31,7 @@ class ModelFacts:
     data: tuple[DataFact, ...]
     config: Mapping[str, Any]  # the configuration that made it: sections of plain values
     git_commit: str | None
-    image_digest: str | None = None
+    image: str | None = None  # reference of the image that it was trained in
     limits: tuple[str, ...] = field(default=())  # what a reader must not expect of it
 
 
@@ -56,7 +56,7 @@ def model_card(name: str, facts: ModelFacts) -> str:
         _list(
             [
                 f"git commit: `{facts.git_commit or 'unknown'}`",
-                f"image: `{facts.image_digest or 'unknown (not run from an image)'}`",
+                f"image: `{facts.image or 'unknown (not run from an image)'}`",
             ]
         ),
     ]

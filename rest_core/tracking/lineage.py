@@ -34,8 +34,11 @@ def missing_links(client: MlflowClient, version: ModelVersion, metric: str) -> l
         missing.append("data: no hash of the training data")
     if "git_commit" not in tags:
         missing.append("code: no git commit")
-    if "image_digest" not in tags:
-        missing.append("image: no digest (not run from an image)")
+    image = tags.get("image")
+    if image is None:
+        missing.append("image: none is named (not run from an image)")
+    elif "@sha256:" not in image:
+        missing.append(f"image: {image} has no digest, so that it may be another one by now")
     if f"metric/{metric}" not in tags:
         missing.append(f"metric: {metric} was not measured")
     if f"evaluation/{metric.split('/')[0]}" not in tags:

@@ -7,7 +7,7 @@ to it. What a version is worth and where it comes from stands in its tags:
     metric/<name>           figures, e.g. metric/bfcl/overall
     evaluation/<benchmark>  what they were measured on; figures of different subsets are not compared
     data/<name>/sha256      the data it was trained on
-    git_commit, image_digest, base_model, pipeline_run
+    git_commit, image, base_model, pipeline_run
     promoted_at, promoted_from, promotion_reason, demoted_at, demoted_by
 """
 
@@ -381,8 +381,8 @@ def _version_tags(facts: ModelFacts) -> dict[str, str]:
     tags = {"base_model": store.redact(facts.base_model), "pipeline_run": facts.pipeline_run}
     if facts.git_commit:
         tags["git_commit"] = facts.git_commit
-    if facts.image_digest:
-        tags["image_digest"] = facts.image_digest
+    if facts.image:
+        tags["image"] = facts.image
     tags |= {f"metric/{name}": repr(float(value)) for name, value in facts.metrics.items()}
     tags |= {f"evaluation/{name}": text for name, text in facts.evaluations.items()}
     tags |= {f"data/{one.name}/sha256": one.sha256 for one in facts.data}

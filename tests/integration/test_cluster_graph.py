@@ -23,12 +23,17 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run's tasks."""
     folder = tmp_path_factory.mktemp("graph")
     platform = Platform.model_validate(
-        {"kfp_url": "https://kfp.example", "volumes": {"work": {"claim": "w", "path": "/no-such-volume"}}}
+        {
+            "kfp_url": "https://kfp.example",
+            "volumes": {"work": {"claim": "w", "path": "/no-such-volume"}},
+            "secrets": {"hugging_face": "hf"},
+        }
     )
     settings = ("api_bank.enabled=false", f"tracking.uri=sqlite:///{folder}/mlruns/mlflow.db")
     pipeline = build(config.load("tiny", settings), platform=platform)
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "artifacts"))
-    with pytest.raises(RuntimeError, match="preflight"):
+    with pytest.MonkeyPatch.context() as environment, pytest.raises(RuntimeError, match="preflight"):
+        environment.delenv("HF_TOKEN", raising=False)
         pipeline(pipeline_run="a run")
     (run,) = (folder / "artifacts").iterdir()
     return run
@@ -37,8 +42,9 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_problem_stops_the_run_before_its_first_stage(artifacts: Path) -> None:
     assert {path.name for path in artifacts.iterdir()} == {"preflight", "report-status"}
     report = (artifacts / "preflight" / "report" / "report.md").read_text(encoding="utf-8")
-    assert report.startswith("# Preflight: 2 problems in 4 checks")
-    assert "| ❌ | volume w | /no-such-volume: there is no such folder" in report
+    assert report.startswith("# Preflight: 2 problems in 5 checks")
+    assert "| ❌ | Secret hf | HF_TOKEN missing or empty" in report
+    assert "| ➖ | volume w | there is no service account here" in report
     assert "| ❌ | MLflow | " in report and "each pod's own disk" in report
     assert "| ✅ | model | embedded:tiny-random comes with the image |" in report
     assert (artifacts / "preflight" / "page").read_text(encoding="utf-8") == report

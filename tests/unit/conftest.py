@@ -56,7 +56,10 @@ def http_server() -> Iterator[Callable[[Callable[[str, dict[str, str]], Answer]]
 
 
 class Cluster:
-    """A Kubernetes API with the pods and nodes that a test puts there; `forbidden` are paths that it answers 403 to."""
+    """A Kubernetes API with what a test puts there; `forbidden` are the resources that it answers 403 to.
+
+    `named` are objects that are got by their names: ("persistentvolumeclaims", "work").
+    """
 
     namespace = "team"
 
@@ -64,13 +67,14 @@ class Cluster:
         self.pods: list[dict[str, Any]] = []
         self.logs: dict[str, str] = {}
         self.nodes: list[dict[str, Any]] = []
+        self.named: dict[tuple[str, str], dict[str, Any]] = {}
         self.forbidden: set[str] = set()
         self.asked: list[tuple[str, dict[str, str]]] = []
 
     def answer(self, path: str, query: dict[str, str]) -> Answer:
         self.asked.append((path, query))
-        last = path.rsplit("/", 1)[-1]
-        if last in self.forbidden:
+        resource, last = path.split("/")[-2:]
+        if {resource, last} & self.forbidden:
             return 403, {"kind": "Status", "message": "forbidden"}
         if last == "log":
             name = path.split("/")[-2]
@@ -79,7 +83,10 @@ class Cluster:
         if last == "pods":
             found = [pod for pod in self.pods if _selects(query["labelSelector"], pod["metadata"]["labels"])]
             return 200, {"kind": "PodList", "apiVersion": "v1", "items": found}
-        return 200, {"kind": "NodeList", "apiVersion": "v1", "items": self.nodes}
+        if last == "nodes":
+            return 200, {"kind": "NodeList", "apiVersion": "v1", "items": self.nodes}
+        found = self.named.get((resource, last))
+        return (404, {"kind": "Status"}) if found is None else (200, found)
 
     def add_pod(
         self,
@@ -106,6 +113,15 @@ class Cluster:
         if log is not None:
             self.logs[name] = log
         return name
+
+    def add_claim(self, name: str, phase: str, storage_class: str | None = None) -> None:
+        spec = {"accessModes": ["ReadWriteMany"], "storageClassName": storage_class}
+        status = {"phase": phase, "capacity": {"storage": "500Gi"}}
+        self.named["persistentvolumeclaims", name] = {"metadata": {"name": name}, "spec": spec, "status": status}
+
+    def add_storage_class(self, name: str, mode: str) -> None:
+        made = {"metadata": {"name": name}, "provisioner": "p", "volumeBindingMode": mode}
+        self.named["storageclasses", name] = made
 
     def add_node(
         self, name: str, *, gpus: int = 0, labels: dict[str, str] | None = None, taints: tuple[dict[str, str], ...] = ()

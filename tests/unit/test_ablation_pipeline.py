@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from compiled import compile_for
 from google.protobuf import json_format
 from kfp import dsl
-from kfp.pipeline_spec import pipeline_spec_pb2
 from rich.console import Console
 
 from components.aggregate.component import aggregate
@@ -19,14 +18,11 @@ from components.runtime import run_stage
 from pipelines.ablation_pipeline import PARAMETERS, SHARED_STAGES, TRIAL_STAGES, build
 from pipelines.local_ablation import AblationSummary, show, stage_name
 from pipelines.monitor import Monitor
-from pipelines.platform import Platform
-from pipelines.rest_pipeline import compile_to
 from rest_core import config, manifest, stages
 from rest_core.ablation.report import AblationReport
 from rest_core.ablation.settings import AblationConfig, Trial, trials
 from rest_core.config import PaperWeights, UniformWeights
 from rest_core.errors import UserError
-from rest_core.pods import RUN_ID_VARIABLE
 from rest_core.stages import StageResult
 
 SCHEMES = {"uniform": UniformWeights(), "paper": PaperWeights()}
@@ -34,14 +30,10 @@ LOOP = "for-loop-1"
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Pipeline spec and platform spec, as a cluster gets them."""
-    path = tmp_path_factory.mktemp("compiled") / "ablation.yaml"
-    platform = Platform.model_validate({"images": {"base": "r/base@sha256:0", "train": "r/train@sha256:1"}})
-    pipeline = build(config.load("tiny"), schemes=SCHEMES, seeds=[0, 1], parallelism=2, platform=platform)
-    compile_to(path, pipeline)
-    spec, platform_spec = yaml.safe_load_all(path.read_text(encoding="utf-8"))
-    return spec, platform_spec
+def spec(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The pipeline spec, as a cluster gets it; where and how its pods run: test_placement.py."""
+    compiled = compile_for(tmp_path_factory.mktemp("compiled"), {}, "ablation")
+    return dict(json_format.MessageToDict(compiled.spec))
 
 
 def _watched(spec: dict[str, Any]) -> dict[str, Any]:
@@ -52,15 +44,12 @@ def _watched(spec: dict[str, Any]) -> dict[str, Any]:
     return tasks
 
 
-def test_the_yaml_is_a_pipeline_spec(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    spec = json_format.ParseDict(compiled[0], pipeline_spec_pb2.PipelineSpec())
-    assert set(spec.root.input_definitions.parameters) == {*PARAMETERS, "ablation", "trials", "pipeline_run"}
+def test_every_section_is_a_parameter(spec: dict[str, Any]) -> None:
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert set(parameters) == {*PARAMETERS, "ablation", "trials", "pipeline_run"}
 
 
-def test_data_and_warm_up_are_shared_and_the_rest_is_done_for_each_trial(
-    compiled: tuple[dict[str, Any], dict[str, Any]],
-) -> None:
-    spec, _ = compiled
+def test_data_and_warm_up_are_shared_and_the_rest_is_done_for_each_trial(spec: dict[str, Any]) -> None:
     tasks = _watched(spec)
     (loop,) = set(tasks) - {"preflight", *SHARED_STAGES}
     assert tasks["prepare-data"]["dependentTasks"] == ["preflight"]
@@ -75,8 +64,7 @@ def test_data_and_warm_up_are_shared_and_the_rest_is_done_for_each_trial(
     }
 
 
-def test_trials_are_a_parameter_with_bounded_parallelism(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    spec, _ = compiled
+def test_trials_are_a_parameter_with_bounded_parallelism(spec: dict[str, Any]) -> None:
     trials_given = spec["root"]["inputDefinitions"]["parameters"]["trials"]
     assert trials_given["parameterType"] == "LIST"
     assert [(one["name"], one["seed"], one["weights"]["scheme"]) for one in trials_given["defaultValue"]] == [
@@ -95,27 +83,10 @@ def test_trials_are_a_parameter_with_bounded_parallelism(compiled: tuple[dict[st
     assert given == {"componentInputParameter": item}
 
 
-def test_images_caching_and_run_id(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    spec, platform_spec = compiled
-    images = {
-        label.removeprefix("exec-"): executor["container"]["image"]
-        for label, executor in spec["deploymentSpec"]["executors"].items()
-    }
-    assert images["rest-rl"] == "r/train@sha256:1"
-    assert images["aggregate"] == "r/base@sha256:0"
-    assert set(images) == {"preflight", *SHARED_STAGES, *TRIAL_STAGES, "report-status"}
-    every = [spec["root"], *spec["components"].values()]
-    tasks = {name: task for one in every for name, task in one.get("dag", {}).get("tasks", {}).items()}
-    cached = {name for name, task in tasks.items() if task.get("cachingOptions", {}).get("enableCache")}
-    assert cached - {name for name, task in tasks.items() if "parameterIterator" in task} == {
-        "prepare-data",
-        "evaluate-bfcl",
-        "evaluate-api-bank",
-    }
-    executors = platform_spec["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert set(executors) == set(spec["deploymentSpec"]["executors"])
-    for executor in executors.values():
-        assert executor["fieldPathAsEnv"][0]["name"] == RUN_ID_VARIABLE
+def test_preflight_checks_the_trials_that_the_run_was_given(spec: dict[str, Any]) -> None:
+    given = _watched(spec)["preflight"]["inputs"]["parameters"]
+    for name in ("trials", "ablation"):
+        assert given[name] == {"componentInputParameter": f"pipelinechannel--{name}"}
 
 
 def test_what_would_fail_after_hours_is_not_compiled() -> None:
@@ -127,6 +98,21 @@ def test_the_component_is_a_thin_wrapper_of_its_stage() -> None:
     source = Path(inspect.getfile(aggregate.python_func)).read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 40
     assert set(aggregate.component_spec.inputs) == set(inspect.signature(stages.aggregate).parameters) - {"out"}
+
+
+def test_a_report_is_shown_by_the_file_that_it_is(tmp_path: Path) -> None:
+    def stage(*, out: Path, **_: Any) -> StageResult:
+        out.mkdir()
+        (out / "report.html").write_text("<p>", encoding="utf-8")
+        raise UserError("after the report")
+
+    out, metrics, page = (dsl.Artifact(uri=str(tmp_path / name)) for name in ("out", "metrics", "page"))
+    metrics = dsl.Metrics(uri=str(tmp_path / "metrics"))
+    pages = {"report.html": page, "report.md": dsl.Artifact(uri=str(tmp_path / "other"))}
+    with pytest.raises(UserError, match="after the report"):
+        run_stage(stage, sections={}, pipeline_run="r", out=out, metrics=metrics, pages=pages)
+    assert (tmp_path / "page").read_text(encoding="utf-8") == "<p>"
+    assert not (tmp_path / "other").exists()
 
 
 def _run(sections: dict[str, Any], folders: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
@@ -151,7 +137,14 @@ def test_a_stage_gets_its_trial_and_lists_of_folders(tmp_path: Path) -> None:
 
 
 def test_without_a_trial_there_is_none(tmp_path: Path) -> None:
-    assert _run({"trial": {}}, {}, tmp_path) == {"pipeline_run": "r"}
+    assert _run({"trial": {}, "ablation": {}, "trials": []}, {}, tmp_path) == {"trials": (), "pipeline_run": "r"}
+
+
+def test_the_trials_that_a_run_was_given_are_read_one_by_one(tmp_path: Path) -> None:
+    trial = Trial(name="paper", seed=3, weights=PaperWeights())
+    assert _run({"trials": [trial.to_parameter()]}, {}, tmp_path)["trials"] == (trial,)
+    with pytest.raises(UserError, match=r"trials\[1\]: seed"):
+        _run({"trials": [trial.to_parameter(), {**trial.to_parameter(), "seed": -1}]}, {}, tmp_path)
 
 
 def test_the_monitor_finds_the_stages_of_a_loop(tmp_path: Path) -> None:

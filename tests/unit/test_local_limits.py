@@ -10,6 +10,7 @@ from google.protobuf import json_format
 from pipelines import ablation_pipeline, rest_pipeline
 from pipelines.local_limits import Finding, check, require_runnable
 from rest_core import config
+from rest_core.ablation.settings import AblationConfig
 from rest_core.config import PaperWeights, UniformWeights
 from rest_core.errors import UserError
 
@@ -19,7 +20,8 @@ def pipeline(request: pytest.FixtureRequest) -> Any:
     if request.param == "rest":
         return rest_pipeline.build(config.load("tiny"))
     schemes = {"uniform": UniformWeights(), "paper": PaperWeights()}
-    return ablation_pipeline.build(config.load("tiny"), schemes=schemes, seeds=[0, 1])
+    settings = AblationConfig(metric="reward/after")
+    return ablation_pipeline.build(config.load("tiny"), schemes=schemes, seeds=[0, 1], ablation=settings)
 
 
 def test_nothing_in_our_pipelines_goes_wrong_locally(pipeline: Any) -> None:

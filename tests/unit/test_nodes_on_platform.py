@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from components.images import image
 from pipelines.nodes import launch_on, storage_on
 from pipelines.platform import Platform
 from rest_core.config import LaunchConfig, StorageConfig, validate
@@ -26,8 +27,10 @@ def test_what_the_platform_leaves_out_is_left_out() -> None:
     launch = launch_on(Platform.model_validate({"stages": {"rest_rl": {"nodes": 3}}}), LaunchConfig(sharding="fsdp2"))
     job = launch.train_job
     assert job is not None and launch.sharding == "fsdp2"
-    assert (job.nodes, job.runtime, job.image, job.namespace) == (3, "rest-torch", None, "kubeflow")
-    assert job.resources == {} and job.volumes == () and job.environment == {} and job.tolerations == ()
+    assert (job.nodes, job.runtime, job.namespace) == (3, "rest-torch", "kubeflow")
+    assert job.image == image("train")
+    assert job.environment == {"REST_IMAGE": image("train")}
+    assert job.resources == {} and job.volumes == () and job.tolerations == ()
 
 
 def test_the_section_is_a_pipeline_parameter() -> None:

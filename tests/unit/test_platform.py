@@ -55,6 +55,35 @@ def test_a_stage_has_its_own_values_and_the_defaults_for_the_rest(tmp_path: Path
     assert counts == {name: (8 if name == "rest-rl" else 1) if name in GPU_STAGES else 0 for name in IMAGE_OF}
 
 
+def test_of_retries_and_gpus_a_stage_may_say_a_part(tmp_path: Path) -> None:
+    default = {
+        "gpu": {"resource": "amd.com/gpu", "count": 2},
+        "retries": {"count": 2, "backoff_seconds": 30, "backoff_factor": 3},
+        "node_selector": {"pool": "cpu"},
+    }
+    own = {"gpu": {"count": 8}, "retries": {"count": 5}, "node_selector": {"zone": "a"}}
+    stages = {"default": default, "rest_rl": own, "evaluate_bfcl": {"gpu": {"count": 0}}}
+    platform = load(tmp_path, {"stages": stages})
+    stage = platform.stage("rest-rl")
+    assert stage.gpu is not None and stage.retries is not None
+    assert (stage.gpu.resource, stage.gpu.count) == ("amd.com/gpu", 8)
+    assert (stage.retries.count, stage.retries.backoff_seconds, stage.retries.backoff_factor) == (5, 30, 3)
+    assert stage.node_selector == {"zone": "a"}  # a value as a whole: two selectors would ask for both
+    assert platform.stage("evaluate-bfcl").gpu is None
+    assert platform.stage("evaluate-api-bank").gpu == platform.stages.default.gpu
+
+
+def test_numbers_and_quantities_as_kubernetes_takes_them(tmp_path: Path) -> None:
+    values = [("8", "2", "64Gi"), (8, 2, "64Gi"), (0.5, 1.0, "100k"), ("500m", "2.5", "1.5Gi"), ("1", ".5", 2048)]
+    read = []
+    for cpu, of_default, memory in values:
+        stages = {"default": {"cpu": of_default}, "rest_rl": {"cpu": cpu, "memory": memory}}
+        stage = load(tmp_path, {"stages": stages}).stage("rest-rl")
+        read.append((stage.cpu, stage.memory))
+    expected = [("8", "64Gi"), ("8", "64Gi"), ("0.5", "100000"), ("500m", "1610612736"), ("1", "2048")]
+    assert read == expected
+
+
 def test_an_empty_file_is_the_clusters_own_choice(tmp_path: Path) -> None:
     assert load(tmp_path, "") == Platform()
 
@@ -79,6 +108,47 @@ def test_an_empty_file_is_the_clusters_own_choice(tmp_path: Path) -> None:
         ({"stages": {"rest_rl": {"tolerations": [{"value": "y"}]}}}, "must have operator exists"),
         ({"secrets": {"s3": "My_Secret"}}, r"secrets\.s3"),
         ({"volumes": {"work": {"claim": "a", "path": "work"}}}, r"volumes\.work\.path"),
+        ({"volumes": {"work": {"claim": "a", "path": "/w/../etc"}}}, r"volumes\.work\.path"),
+        ({"volumes": {"work": {"claim": "a", "path": "/w", "sub_path": "../x"}}}, "leads out of the volume"),
+        ({"volumes": {"work": {"claim": "a", "path": "/w", "sub_path": "/x"}}}, "leads out of the volume"),
+        ({"volumes": {"work": {"claim": "a.b", "path": "/w"}}}, r"volumes\.work\.claim"),
+        ({"volumes": {"work": {"claim": "a" * 64, "path": "/w"}}}, r"volumes\.work\.claim"),
+        ({"volumes": {"work": {"claim": "shm", "path": "/w"}}}, "not 'shm'"),
+        (
+            {"volumes": {"work": {"claim": "a", "path": "/w"}, "model_cache": {"claim": "b", "path": "/w/"}}},
+            "both mounted at /w",
+        ),
+        ({"labels": {"team": "tool use"}}, r"labels\.team: .*'tool use' is no value of a label"),
+        ({"labels": {"team": "a" * 64}}, r"labels\.team"),
+        ({"labels": {"a key": "x"}}, "'a key' is no key of a label"),
+        ({"annotations": {"/x": "y"}}, "'/x' is no key of a label"),
+        ({"stages": {"default": {"node_selector": {"pool": "a b"}}}}, r"stages\.default\.node_selector\.pool"),
+        ({"stages": {"rest_rl": {"memory": "100K"}}}, "write it as 64gi or 64g"),
+        ({"stages": {"rest_rl": {"memory": "1.5 Gi"}}}, "write it as 64gi or 64g"),
+        ({"stages": {"rest_rl": {"cpu": "0.5m"}}}, "write it as 8, 0.5 or 500m"),
+        ({"stages": {"rest_rl": {"gpu": {"resource": "bad resource"}}}}, "write it as nvidia.com/gpu"),
+        ({"stages": {"rest_rl": {"gpu": {"count": -1}}}}, r"stages\.rest_rl\.gpu\.count"),
+        ({"stages": {"rest_rl": {"retries": {"count": 1, "backoff_factor": 1.5}}}}, r"retries\.backoff_factor"),
+        ({"stages": {"rest_rl": {"retries": {"count": 20}}}}, "pauses between 21 tries add up to 728 days"),
+        (
+            {
+                "stages": {
+                    "default": {"retries": {"count": 20, "backoff_factor": 1}},
+                    "rest_rl": {"retries": {"backoff_factor": 10}},
+                }
+            },
+            "rest_rl, with what stages.default says: retries: .*pauses",
+        ),
+        ({"security_context": {"run_as_user": 0}}, "run_as_user 0 is root"),
+        ({"images": {"base": "not a image !!"}}, r"images\.base"),
+        ({"images": {"base": "r/x@sha256:xyz"}}, r"images\.base"),
+        ("labels: {a: b}\nlabels: {c: d}", "the key 'labels' stands twice"),
+        ("stages:\n  rest_rl:\n    cpu: 1\n    cpu: 2", "the key 'cpu' stands twice"),
+        ({"storage": {"location": "foo"}}, "location=foo: neither s3://bucket/prefix nor a folder of the work volume"),
+        (
+            {"storage": {"location": "/workshop"}, "volumes": {"work": {"claim": "a", "path": "/work"}}},
+            "mounted at /work",
+        ),
         (
             {"volumes": {"work": {"claim": "a", "path": "/w"}, "model_cache": {"claim": "a", "path": "/c"}}},
             r"are the same claim \(a\), which kfp cannot mount twice",

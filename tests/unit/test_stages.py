@@ -229,6 +229,20 @@ FULL = {
 
 
 @pytest.mark.usefixtures("unsent")
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_volume_that_cannot_be_written_is_one_line(
+    warm_up: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), "/cache/huggingface/hub")
+
+    monkeypatch.setattr(loading, "load_tokenizer", refused)
+    with pytest.raises(UserError, match=r"^/cache/huggingface/hub: no permission; let this user \(id \d+\)") as caught:
+        warm_up()
+    assert error_of(tmp_path / "sft")["message"] == str(caught.value)
+
+
+@pytest.mark.usefixtures("unsent")
 @pytest.mark.parametrize("error", FULL)
 def test_a_full_disk_is_one_line_and_loses_no_checkpoint(
     train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str

@@ -1,9 +1,20 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from rest_core.ablation.settings import AblationConfig, Trial, check, parse_schemes, trials
-from rest_core.config import HighEntropyWeights, PaperWeights, RlConfig, UniformWeights, VllmServerConfig, validate
+from rest_core.config import (
+    ApiBankConfig,
+    BfclConfig,
+    HighEntropyWeights,
+    PaperWeights,
+    RlConfig,
+    UniformWeights,
+    VllmServerConfig,
+    validate,
+)
 from rest_core.errors import UserError
 
 
@@ -63,13 +74,60 @@ def test_a_seed_twice_is_refused() -> None:
         trials({"uniform": UniformWeights()}, [1, 2, 1])
 
 
-def test_what_would_fail_after_hours_is_refused_before() -> None:
-    every = trials({"paper": PaperWeights()}, [0])
-    with pytest.raises(UserError, match=r"ablation\.baseline=uniform: no trial has this scheme \(there are: paper\)"):
-        check(every, AblationConfig(), RlConfig())
-    entropy = trials({"uniform": UniformWeights(), "entropy": HighEntropyWeights()}, [0])
-    with pytest.raises(UserError, match=r"entropy · seed 0: rl.*vllm does not give"):
-        check(entropy, AblationConfig(), RlConfig(engine=VllmServerConfig()))
+TWO = trials({"uniform": UniformWeights(), "paper": PaperWeights()}, [0, 1])
+
+
+def refuse(every: tuple[Trial, ...] = TWO, metric: str = "bfcl/overall", **sections: Any) -> str:
+    settings = {"rl": RlConfig(), "bfcl": BfclConfig(), "api_bank": ApiBankConfig()} | sections
+    return check(every, AblationConfig(metric=metric), **settings)
+
+
+def test_trials_that_can_be_compared() -> None:
+    assert refuse() == "2 schemes in 4 trials, compared by bfcl/overall"
+    for metric in (
+        "bfcl/live",
+        "bfcl/simple_python",
+        "api_bank/overall_soft",
+        "api_bank/level_1_strict",
+        "reward/after",
+    ):
+        refuse(metric=metric)
+    refuse(metric="task/best", rl=RlConfig(evaluate_every=5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"every": ()}, "at least one trial"),
+        ({"every": TWO[1:2]}, r"ablation\.baseline=uniform: no trial has this scheme \(there are: paper\)"),
+        ({"every": (*TWO, TWO[1])}, "trial paper · seed 0 stands twice"),
+        (
+            {"every": trials({"uniform": UniformWeights(), "grpo": UniformWeights()}, [0])},
+            "uniform and grpo have the same",
+        ),
+        (
+            {"every": (*TWO, Trial(name="paper", seed=2, weights=PaperWeights(w_max=2)))},
+            "paper has other weights in trial paper · seed 2",
+        ),
+        ({"rl": RlConfig(enabled=False)}, r"set rl\.enabled=true"),
+        ({"bfcl": BfclConfig(enabled=False)}, r"ablation\.metric=bfcl/overall: this configuration does not measure it"),
+        ({"bfcl": BfclConfig(categories=("live",))}, r"does not measure it.*bfcl/live"),
+        ({"metric": "bfcl/overal"}, "did you mean 'bfcl/overall'"),
+        ({"metric": "reward/after", "rl": RlConfig(reward_probe_prompts=0)}, "does not measure it"),
+        ({"metric": "task/best"}, "does not measure it"),
+        (
+            {
+                "every": trials({"uniform": UniformWeights(), "entropy": HighEntropyWeights()}, [0]),
+                "rl": RlConfig(engine=VllmServerConfig()),
+            },
+            r"entropy · seed 0: rl.*vllm does not give",
+        ),
+    ],
+)
+def test_what_would_compare_nothing_is_refused_in_one_line(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as told:
+        refuse(**arguments)
+    assert "\n" not in str(told.value)
 
 
 def test_the_deciding_figure_is_shown_first_and_once() -> None:

@@ -127,6 +127,7 @@ def test_evaluation_scores_levels_and_their_mean_over_items(scripted, tokenizer,
         "api_bank/subset": 0,
     }
     assert report.metrics == pytest.approx(expected)
+    assert tuple(report.scores) == api_bank.SCORES
     assert engine.prompts[0] == "<|system|>tools<|end|><|user|>weather in a0?<|end|><|assistant|>"
     assert [row["id"] for row in report.rows][5:8] == ["level-1-5", "level-2-0", "level-2-1"]
     assert json.loads((tmp_path / "out" / "rows.jsonl").read_text().splitlines()[0]) == report.rows[0]

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 
 from rest_core import stages
-from rest_core.config import Config, TrackingConfig, load
+from rest_core.ablation.settings import AblationConfig, trials
+from rest_core.config import (
+    Config,
+    LaunchConfig,
+    PaperWeights,
+    TrackingConfig,
+    TrainJobConfig,
+    UniformWeights,
+    load,
+)
+from rest_core.data import published
 from rest_core.errors import UserError
 from rest_core.pods import NotAllowed
 from rest_core.preflight import mlflow_server, report, run
@@ -21,13 +31,13 @@ from rest_core.tracking.store import open_client
 
 SURROUNDINGS = Surroundings(
     secrets=(Secret(name="keys", variables=("NO_SUCH_VARIABLE",)),),
-    mounts=(Mount(claim="work", path="/no-such-volume"),),
+    mounts=(Mount(claim="work", path="/work"),),
     gpus=(Gpus(stage="rest-rl", resource="nvidia.com/gpu", count=1),),
 )
 
 
 def sections(config: Config, tracking: TrackingConfig) -> dict[str, Any]:
-    names = ("model", "data", "sft", "rl", "api_bank", "registry", "storage")
+    names = ("model", "data", "sft", "rl", "bfcl", "api_bank", "registry", "storage", "launch")
     return {**{name: getattr(config, name) for name in names}, "tracking": tracking}
 
 
@@ -56,11 +66,71 @@ def test_there_is_a_check_for_everything_that_the_run_uses(config: Config, track
     assert names == ["MLflow", "model", "data"]
     places = load("tiny", ("storage.location=/runs", "registry.destination=/models", "rl.mirror=/mirror"))
     values |= {name: getattr(places, name) for name in ("storage", "registry", "rl", "api_bank")}
-    names = [name for name, _ in run.checks(**values, surroundings=SURROUNDINGS)]
-    assert names == [
+    values["launch"] = LaunchConfig(train_job=TrainJobConfig(nodes=2, runtime="rest-torch"))
+    found = run.checks(**values, surroundings=SURROUNDINGS, ablation=AblationConfig())
+    assert [name for name, _ in found] == [
         *("Secret keys", "volume work", "storage.location", "registry.destination", "rl.mirror"),
-        *("MLflow", "model", "data", "API-Bank", "GPU of rest-rl"),
+        *("MLflow", "model", "data", "API-Bank", "GPU of rest-rl", "TrainJob", "trials"),
     ]
+
+
+def outcomes(values: dict[str, Any], surroundings: Surroundings, **ablation: Any) -> dict[str, tuple[str, str]]:
+    """What each check has found, MLflow aside."""
+    listed = run.checks(**values, surroundings=surroundings, **ablation)
+    findings = run.run_checks([(name, check) for name, check in listed if name != run.MLFLOW])
+    return {one.check: (one.outcome, one.detail) for one in findings}
+
+
+def test_what_lies_on_a_volume_is_left_to_the_stages(tracking: TrackingConfig) -> None:
+    """Preflight mounts none: it would never start with one that is not bound."""
+    settings = ("model.source=/work/model", "data.sources=[{location: '/work/data/*.jsonl'}]", "rl.mirror=/workshop")
+    places = load("tiny", (*settings, "storage.location=/work", "api_bank.location=/work/api-bank"))
+    found = outcomes(sections(places, tracking), Surroundings(mounts=(Mount(claim="claim", path="/work/"),)))
+    for name in ("model", "data", "API-Bank", "storage.location"):
+        outcome, detail = found[name]
+        assert outcome == "not checked"
+        assert "is on the volume claim, which preflight does not mount" in detail
+    assert found["rl.mirror"][0] == "problem"
+
+
+@pytest.mark.parametrize(("mounts", "outcome"), [((), "problem"), ((Mount(claim="cache", path="/c"),), "not checked")])
+def test_what_no_server_gives_may_be_in_the_cache_on_a_volume(
+    config: Config,
+    tracking: TrackingConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mounts: tuple[Mount, ...],
+    outcome: str,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(published, "RAW_URL", "http://127.0.0.1:1")
+    data = load("tiny", ("data.sources=[{location: 'published:toolrl/rlla_sft.json'}]",)).data
+    found = outcomes(sections(config, tracking) | {"data": data}, Surroundings(mounts=mounts))
+    assert found["data"][0] == outcome
+
+
+@pytest.mark.parametrize(("enabled", "refused"), [(True, True), (False, False)])
+def test_a_stage_that_was_compiled_without_its_gpu_cannot_be_switched_on(
+    config: Config, tracking: TrackingConfig, enabled: bool, refused: bool
+) -> None:
+    values = sections(config, tracking) | {"sft": config.sft.model_copy(update={"enabled": enabled})}
+    found = outcomes(values, Surroundings(without_gpu=("sft-warmup",)))
+    assert ("GPU of sft-warmup" in found) == refused
+    if refused:
+        outcome, detail = found["GPU of sft-warmup"]
+        assert outcome == "problem"
+        assert detail.startswith("sft.enabled=true, but the pipeline was compiled with it off")
+
+
+def test_trials_that_compare_nothing_are_a_problem(config: Config, tracking: TrackingConfig) -> None:
+    values = sections(config, tracking)
+    every = trials({"uniform": UniformWeights(), "paper": PaperWeights()}, [0])
+    settings = AblationConfig(metric="reward/after")
+    found = outcomes(values, Surroundings(), ablation=settings, trials=every)
+    assert found["trials"] == ("ok", "2 schemes in 2 trials, compared by reward/after")
+    found = outcomes(values, Surroundings(), ablation=settings, trials=every[1:])
+    assert found["trials"][0] == "problem"
+    assert "no trial has this scheme" in found["trials"][1]
 
 
 def test_no_problem_hides_another() -> None:
@@ -99,9 +169,10 @@ def test_no_problem_hides_another() -> None:
 
 
 def test_all_problems_come_in_one_error_without_a_gpu(
-    config: Config, tracking: TrackingConfig, tmp_path: Path, shared: None
+    config: Config, tracking: TrackingConfig, tmp_path: Path, shared: None, cluster: Any
 ) -> None:
     out = tmp_path / "report"
+    cluster.forbidden.add("nodes")
     with pytest.raises(UserError) as told:
         stages.preflight(**sections(config, tracking), surroundings=SURROUNDINGS, pipeline_run="a run", out=out)
     lines = str(told.value).splitlines()
@@ -109,7 +180,7 @@ def test_all_problems_come_in_one_error_without_a_gpu(
     assert [line.split(":")[0] for line in lines[1:]] == ["- Secret keys", "- volume work"]
     page = (out / stages.PAGE_FILE).read_text(encoding="utf-8")
     assert page.startswith("# Preflight: 2 problems in 6 checks")
-    assert "GPU of rest-rl | there is no service account here" in page
+    assert "GPU of rest-rl | the service account may not list nodes" in page
     assert json.loads((out / "error.json").read_text(encoding="utf-8"))["message"] == str(told.value)
     deliver(out.with_name("report.tracking"))
     client = open_client(str(tracking.uri))
@@ -131,7 +202,7 @@ def test_without_problems_the_stage_passes(
     assert result.metrics == {"preflight/problems": 0, "preflight/not_checked": 0, "preflight/ok": 3}
 
 
-def test_an_mlflow_that_is_away_is_one_problem_among_the_others(config: Config, tmp_path: Path) -> None:
+def test_an_mlflow_that_is_away_is_one_problem_among_the_others(config: Config, tmp_path: Path, cluster: Any) -> None:
     away = TrackingConfig(uri="http://127.0.0.1:1")
     with pytest.raises(UserError) as told:
         stages.preflight(

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from rest_core.config import RegistryConfig
 from rest_core.errors import UserError
 from rest_core.tracking import lineage, registry
-from rest_core.tracking.card import DataFact, ModelFacts
+from rest_core.tracking.card import DataFact, ModelFacts, model_card
 
 NAME = "rest-tool-use"
 METRIC = "bfcl/overall"
@@ -92,7 +92,22 @@ def test_registered_from_the_runs_artifacts_it_loads_and_says_what_it_is(
     assert version.tags["git_commit"] == "c0ffee"
     assert version.tags["data/train/sha256"] == "a" * 64
     assert registry.metric_tag(version, METRIC) == 0.5
-    assert lineage.missing_links(client, version, METRIC) == ["image: no digest (not run from an image)"]
+    assert lineage.missing_links(client, version, METRIC) == ["image: none is named (not run from an image)"]
+
+
+@pytest.mark.parametrize(
+    ("image", "missing"),
+    [
+        ("registry.example/rest-train@sha256:" + "1" * 64, []),
+        ("rest-train:0.1.0", ["image: rest-train:0.1.0 has no digest, so that it may be another one by now"]),
+    ],
+)
+def test_the_image_that_it_was_trained_in_is_named(
+    client: MlflowClient, run_id: str, image: str, missing: list[str]
+) -> None:
+    add(client, run_id, 0.5, image=image)
+    assert lineage.missing_links(client, registry.get_version(client, NAME), METRIC) == missing
+    assert f"image: `{image}`" in model_card(NAME, facts(image=image))
 
 
 def test_registered_in_a_folder_of_its_own(client: MlflowClient, checkpoint: Path, run_id: str, tmp_path: Path) -> None:

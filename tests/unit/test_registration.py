@@ -1,0 +1,32 @@
+"""What the model card is told of a trained model, from the manifests of its stages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rest_core import manifest
+from rest_core.pods import IMAGE_VARIABLE
+from rest_core.stages import registration
+
+IMAGE = "registry.example/rest-train@sha256:" + "1" * 64
+
+
+@pytest.mark.parametrize("image", [IMAGE, None])
+def test_a_model_card_names_the_image_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str | None
+) -> None:
+    folders = {}
+    for stage in ("prepare-data", "rest-rl", "evaluate-bfcl"):
+        monkeypatch.delenv(IMAGE_VARIABLE, raising=False)
+        if stage == "rest-rl" and image is not None:
+            monkeypatch.setenv(IMAGE_VARIABLE, image)
+        folder = folders[stage] = tmp_path / stage
+        folder.mkdir()
+        (folder / "metrics.json").write_text(json.dumps({"bfcl/overall": 0.5}), encoding="utf-8")
+        config = {"data": {"sources": [{"location": "x"}]}, "model": {"source": "m", "prompt_style": "toolrl"}}
+        manifest.write(folder, stage=stage, config=config, inputs={}, counts={"measured_on": "live"})
+    facts = registration._facts("run", folders["prepare-data"], folders["rest-rl"], {"bfcl": folders["evaluate-bfcl"]})
+    assert facts.image == image
