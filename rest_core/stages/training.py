@@ -117,8 +117,6 @@ def rest_rl(
     if trial is not None:
         rl = trial.applied_to(rl)
     named = None if trial is None else trial.name
-    if storage.location is not None and rl.mirror is None:
-        rl = rl.model_copy(update={"mirror": f"{handoff.scratch(storage.location, pipeline_run)}/checkpoints"})
     sections = {"model": model, "rl": rl, "tracking": tracking, "storage": storage}
     if rl.enabled and launch.train_job is not None and not is_launched():
         from rest_core.nodes import train_job
@@ -173,6 +171,7 @@ def rest_rl(
             fingerprint=f"{digest}/{origin}",
             observer=Observer(stage.run.metrics, stage.run.table),
             validation=validation,
+            mirror=rl.mirror or _mirror(storage, pipeline_run),
         )
         metrics = trainer.train()
         history = trainer.folder.history.entries
@@ -185,6 +184,11 @@ def rest_rl(
         if is_main_process():
             shutil.rmtree(trainer.folder.folder, ignore_errors=True)
         return result
+
+
+def _mirror(storage: StorageConfig, pipeline_run: str) -> str | None:
+    """Where a run's checkpoints are copied to where nothing else is configured; no part of what is recorded of it."""
+    return None if storage.location is None else f"{handoff.scratch(storage.location, pipeline_run)}/checkpoints"
 
 
 def _save(trained: Any, tokenizer: Any, model: ModelConfig, out: Path) -> None:

@@ -340,6 +340,7 @@ def test_outputs_go_by_uri_and_a_lost_stage_goes_on(
     assert inputs == {
         name: manifest.read(tmp_path / part)["sha256"] for name, part in (("dataset", "prepared"), ("policy", "sft"))
     }
+    assert manifest.read(tmp_path / "rl")["config"]["rl"]["mirror"] is None  # the run's own is no setting
     weights = loading.load_model(tmp_path / "rl", model).state_dict()
 
     # The pod is lost after the training; the stage is tried again, elsewhere, with nothing on its disk.
