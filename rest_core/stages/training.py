@@ -39,7 +39,8 @@ def sft_warmup(
 ) -> StageResult:
     """Supervised warm-up; the model is passed on by reference where `sft.enabled` is false.
 
-    Runs as one process a GPU, or as many as `launch` says.
+    Runs as one process a GPU, or as many as `launch` says. Where a storage location is configured, checkpoints
+    (`sft.checkpoint_every`) are mirrored to it, for this pipeline run to take up when the stage is retried.
     """
     from rest_core.data.store import load_split, to_sample
     from rest_core.model.loading import load_model, load_tokenizer, write_reference
@@ -74,6 +75,8 @@ def sft_warmup(
         tokenizer = load_tokenizer(model.source, model)
         # Leftovers of another attempt are taken up only where data, model and settings are the same.
         described = "/".join([digest, model.model_dump_json(), sft.model_dump_json()])
+        key = hashlib.sha256(described.encode()).hexdigest()[:16]
+        place = _mirror(storage, pipeline_run)
         trained, metrics = training.train(
             load_model(model.source, model),
             tokenizer,
@@ -81,8 +84,9 @@ def sft_warmup(
             validation,
             sft,
             model,
-            folder=out / "checkpoints" / hashlib.sha256(described.encode()).hexdigest()[:16],
+            folder=out / "checkpoints" / key,
             on_metrics=stage.run.metrics,
+            mirror=None if place is None else f"{place}/sft-warmup-{key}",
         )
         _save(trained, tokenizer, model, out)
         return stage.finish(metrics)
