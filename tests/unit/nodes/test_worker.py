@@ -20,9 +20,13 @@ def test_a_result_that_cannot_be_stored_is_told_as_an_error_of_the_command(
     monkeypatch.setenv("RANK", "0")
     policy = handoff.Reference(source="owner/name")
     job = Job(
-        **{"model": ModelConfig(), "rl": RlConfig(), "tracking": TrackingConfig()},
+        model=ModelConfig(),
+        rl=RlConfig(),
+        tracking=TrackingConfig(),
         storage=StorageConfig(location=str(tmp_path / "volume")),
-        **{"pipeline_run": "run", "dataset": policy, "policy": policy},
+        pipeline_run="run",
+        dataset=policy,
+        policy=policy,
     )
     location = job.write()
 

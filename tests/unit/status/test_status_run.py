@@ -310,7 +310,7 @@ def test_a_defect_in_a_part_of_the_report_is_told_in_it(
 ) -> None:
     stage("rest-rl")
     monkeypatch.setattr(part, broken)
-    outcome, report = end(SUCCEEDED, storage=StorageConfig(location=str(tmp_path / "store")))
+    _, report = end(SUCCEEDED, storage=StorageConfig(location=str(tmp_path / "store")))
     assert "RuntimeError: a defect" in report and "| ✅ | rest-rl | FINISHED |" in report
 
 
