@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rest_core import manifest, storage
 from rest_core.errors import UserError
+from rest_core.names import run_key
 
 FILE_NAME = "reference.json"
 _STAYS = (manifest.FILE_NAME, "metrics.json")  # small, and read without the output
@@ -76,7 +76,7 @@ def is_base_model(folder: Path) -> bool:
 
 
 def store(folder: Path, location: str, stage: str, files: Mapping[str, str] | None = None) -> Reference:
-    """Copy a folder to its place below `location`, where it is not there yet; returns the reference to it.
+    """Copy a folder to its place below `location`, as far as it is not there yet; returns the reference to it.
 
     Args:
         folder: is not changed.
@@ -90,8 +90,14 @@ def store(folder: Path, location: str, stage: str, files: Mapping[str, str] | No
     files = manifest.contents(folder) if files is None else files
     digest = manifest.sha256_contents(files)
     source = f"{location.rstrip('/')}/artifacts/{stage}-{digest[:16]}"
-    if not files.keys() <= set(storage.list_files(source)):
+    there = set(storage.list_files(source))
+    if not there:
         storage.upload_folder(folder, source)
+    else:  # what an upload that was cut off, or somebody who has deleted a file, has left
+        own = [manifest.FILE_NAME] if (folder / manifest.FILE_NAME).is_file() else []
+        for name in (*files, *own):  # the manifest last
+            if name not in there:
+                storage.put_file(folder / name, f"{source}/{name}")
     size = sum((folder / name).stat().st_size for name in files)
     return Reference(source=source, sha256=digest, bytes=size, files=dict(files))
 
@@ -114,10 +120,10 @@ def fetch(folder: Path) -> Path:
     """The folder with the content of `folder`: itself, or what it refers to, checked.
 
     An s3:// prefix is downloaded below the cache folder, once; a folder is used where it lies. Processes of one machine
-    wait for the first of them.
+    wait for the first of them. Files are hashed once, and again when their size or time of change is another.
 
     Raises:
-        UserError: an object is missing or is not what was written, or cannot be read.
+        UserError: an object is missing, is not what was written, was not written there, or cannot be read.
     """
     reference = read(folder)
     if reference is None or reference.files is None or reference.sha256 is None:
@@ -126,18 +132,19 @@ def fetch(folder: Path) -> Path:
     with _alone(reference.sha256):
         place = storage.fetch(reference.source, cache)
         checked = cache / "checked" / reference.sha256
-        if checked.is_file() and checked.read_text(encoding="utf-8") == str(place):
+        state = _state(place, reference)
+        if checked.is_file() and checked.read_text(encoding="utf-8") == state:
             return place
         _check(place, reference)
         with storage.disk_errors(checked):
             checked.parent.mkdir(parents=True, exist_ok=True)
-            checked.write_text(str(place), encoding="utf-8")
+            checked.write_text(state, encoding="utf-8")
         return place
 
 
 def scratch(location: str, pipeline_run: str) -> str:
     """Where the work of one run lies below `location`: for as long as the run may be tried again."""
-    return f"{location.rstrip('/')}/runs/{re.sub(r'[^A-Za-z0-9._-]', '-', pipeline_run)}"
+    return f"{location.rstrip('/')}/runs/{run_key(pipeline_run)}"
 
 
 def remove_scratch(location: str, pipeline_run: str) -> None:
@@ -146,19 +153,36 @@ def remove_scratch(location: str, pipeline_run: str) -> None:
     Raises:
         UserError: the location refuses.
     """
-    place = scratch(location, pipeline_run)
-    for name in storage.list_files(place):
-        storage.delete_file(f"{place}/{name}")
-    if not storage.is_s3(place):
-        shutil.rmtree(place, ignore_errors=True)  # its empty folders
+    storage.delete_folder(scratch(location, pipeline_run))
+
+
+def _state(place: Path, reference: Reference) -> str:
+    """The place with the size and the time of change of each file: what a check of their content holds for.
+
+    Raises:
+        UserError: a file is missing, or one is there that was not written: a reader such as transformers takes it up.
+    """
+    assert reference.files is not None
+    for name in storage.list_files(str(place)):
+        hidden = any(part.startswith(".") for part in Path(name).parts)  # file systems' own: nobody reads them
+        if name not in reference.files and Path(name).name != manifest.FILE_NAME and not hidden:
+            raise UserError(f"{reference.source}/{name}: was not written there by the stage; remove it")
+    lines = [str(place)]
+    for name in reference.files:
+        try:
+            found = (place / name).stat()
+        except FileNotFoundError:
+            raise UserError(
+                f"{reference.source}/{name}: is not there any more; run the stage that made it again"
+            ) from None
+        lines.append(f"{found.st_size} {found.st_mtime_ns} {name}")
+    return "\n".join(lines)
 
 
 def _check(place: Path, reference: Reference) -> None:
     assert reference.files is not None
     for name, digest in reference.files.items():
         path = place / name
-        if not path.is_file():
-            raise UserError(f"{reference.source}/{name}: is not there any more; run the stage that made it again")
         try:
             found = manifest.sha256_file(path)
         except PermissionError:

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rest_core.api_errors import one_line, told
+from rest_core.errors import UserError
+
 if TYPE_CHECKING:
     from kubernetes.client import CoreV1Api
 
@@ -27,7 +30,8 @@ STAGE_LABEL = "app.kubernetes.io/component"
 _CONTAINER = "main"  # of KFP's pods, where the component runs
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _TIMEOUT_SECONDS = 10
-_FORBIDDEN = (401, 403)
+_READ_BYTES = 16 << 20  # of a log: more than the kubelet keeps of it
+_KEPT_BYTES = 64 << 10
 _NO_REASONS = ("Error", "Completed", "PodInitializing")  # they say no more than that it ended, or waits for others
 
 
@@ -68,7 +72,7 @@ def connect() -> tuple[CoreV1Api, str]:
     try:
         config.load_incluster_config()
     except config.ConfigException as error:
-        raise NotAllowed(f"there is no service account here ({' '.join(str(error).split())})") from None
+        raise NotAllowed(f"there is no service account here ({one_line(error)})") from None
     return client.CoreV1Api(), own_namespace()
 
 
@@ -206,29 +210,44 @@ def _end(api: CoreV1Api, namespace: str, pod: Any, stage: str, lines: int) -> Po
     if failed:
         try:
             with _answers("read logs"):
-                text = api.read_namespaced_pod_log(
-                    pod.metadata.name,
-                    namespace,
-                    container=_CONTAINER,
-                    tail_lines=lines,
-                    _request_timeout=_TIMEOUT_SECONDS,
-                )
-            log = tuple(text.rstrip().splitlines())
+                log = tuple(read_log(api, namespace, pod.metadata.name, _CONTAINER, tail_lines=lines))
         except NotAllowed as problem:
             log = (f"(the log cannot be had: {problem})",)
     return PodEnd(pod.metadata.name, stage, failed, reason(pod)[0], ended and ended.exit_code, log)
 
 
+def read_log(
+    api: CoreV1Api, namespace: str, pod: str, container: str, *, kept_bytes: int = _KEPT_BYTES, **selection: Any
+) -> list[str]:
+    """The last lines of a container's log, whatever bytes it has printed. The client's own exceptions pass.
+
+    Args:
+        kept_bytes: at most so much of the end; `limit_bytes` of the API would cut the end off.
+        selection: `tail_lines`, `since_seconds`, `timestamps`, as the client has them.
+    """
+    # Not as text: the client decodes strictly, and makes Python objects of a log that is JSON.
+    answer = api.read_namespaced_pod_log(
+        pod,
+        namespace,
+        container=container,
+        limit_bytes=_READ_BYTES,
+        _preload_content=False,
+        _request_timeout=_TIMEOUT_SECONDS,
+        **selection,
+    )
+    end = b""
+    try:
+        for part in answer.stream(1 << 16):
+            end = (end + part)[-kept_bytes:]
+    finally:
+        answer.release_conn()
+    return end.decode("utf-8", errors="replace").rstrip().splitlines()
+
+
 @contextmanager
 def _answers(to: str) -> Iterator[None]:
-    from kubernetes.client.exceptions import ApiException
-    from urllib3.exceptions import HTTPError
-
     try:
-        yield
-    except ApiException as error:
-        if error.status in _FORBIDDEN:
-            raise NotAllowed(f"the service account may not {to} (deploy/ has a role for it)") from None
-        raise NotAllowed(f"the Kubernetes API did not {to}: HTTP {error.status} {error.reason}") from None
-    except HTTPError as error:
-        raise NotAllowed(f"the Kubernetes API does not answer ({' '.join(str(error).split())[:200]})") from None
+        with told(to, missing="the cluster has deleted it"):
+            yield
+    except UserError as problem:
+        raise NotAllowed(str(problem)) from None

@@ -14,13 +14,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
 from boto3.exceptions import Boto3Error
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from rest_core.errors import UserError
@@ -30,6 +32,7 @@ S3 = "s3://"
 _WILDCARDS = "*?["
 _DENIED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+_config: ContextVar[Config | None] = ContextVar("s3_config", default=None)
 
 
 def cache_folder() -> Path:
@@ -69,7 +72,8 @@ def fetch(location: str, cache: Path) -> Path:
         with written_aside(target) as aside:
             for found in objects:
                 inner = "" if is_file else found.key[len(prefix) :]
-                file = _inside(aside, inner, location)
+                _require_inside(inner, location)
+                file = aside / inner if inner else aside
                 file.parent.mkdir(parents=True, exist_ok=True)
                 client.download_file(bucket, found.key, str(file))
     return target
@@ -190,7 +194,7 @@ def list_files(location: str) -> list[str]:
     """Names of the files below a folder or s3:// prefix, relative to it, sorted; none where there is no such place.
 
     Raises:
-        UserError: S3 refuses, or there is no such bucket.
+        UserError: S3 refuses, there is no such bucket, or a name leads out of the prefix.
     """
     if not is_s3(location):
         root = Path(location).expanduser()
@@ -199,7 +203,10 @@ def list_files(location: str) -> list[str]:
     prefix = f"{key.rstrip('/')}/" if key else ""
     with _s3_errors(location):
         found = _list(_client(), bucket, prefix)
-    return sorted(o.key[len(prefix) :] for o in found if not o.key.endswith("/"))
+    names = sorted(o.key[len(prefix) :] for o in found if not o.key.endswith("/"))
+    for name in names:
+        _require_inside(name, location)
+    return names
 
 
 def put_file(file: Path, location: str) -> None:
@@ -258,6 +265,35 @@ def delete_file(location: str) -> None:
             path.parent.rmdir()
 
 
+def delete_folder(location: str) -> None:
+    """Delete all files below a folder or s3:// prefix; nothing happens where there are none.
+
+    Raises:
+        UserError: the location refuses.
+    """
+    if not is_s3(location):
+        path = Path(location).expanduser()
+        with disk_errors(path), suppress(FileNotFoundError):
+            shutil.rmtree(path)
+        return
+    bucket, key = _split(location)
+    with _s3_errors(location):
+        client = _client()
+        for found in _list(client, bucket, f"{key.rstrip('/')}/"):
+            # One by one: not every store that speaks S3 takes a list of keys.
+            client.delete_object(Bucket=bucket, Key=found.key)
+
+
+@contextmanager
+def short_waits() -> Iterator[None]:
+    """Within the block, S3 has seconds to answer and not minutes: for what has to say soon that it is away."""
+    token = _config.set(Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2}))
+    try:
+        yield
+    finally:
+        _config.reset(token)
+
+
 @dataclass(frozen=True)
 class _Object:
     key: str
@@ -265,7 +301,10 @@ class _Object:
 
 
 def _client() -> Any:
-    return boto3.client("s3")
+    try:
+        return boto3.client("s3", config=_config.get())
+    except ValueError as error:  # boto3's word for an address that is none
+        raise UserError(f"S3: {error}; check AWS_ENDPOINT_URL") from None
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -280,12 +319,10 @@ def _list(client: Any, bucket: str, prefix: str) -> list[_Object]:
     return [_Object(found["Key"], found["ETag"]) for page in pages for found in page.get("Contents", ())]
 
 
-def _inside(folder: Path, name: str, location: str) -> Path:
-    """`folder/name`; an object key must not lead out of the folder."""
-    path = folder / name if name else folder
+def _require_inside(name: str, location: str) -> None:
+    """Refuse an object key that would lead out of a folder that it is copied to."""
     if ".." in Path(name).parts or Path(name).is_absolute():
         raise UserError(f"{location}: the object key {name!r} leads out of the prefix; rename the object")
-    return path
 
 
 @contextmanager

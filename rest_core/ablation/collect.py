@@ -7,6 +7,7 @@ folders come does not matter.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from rest_core.ablation.settings import Trial
 from rest_core.config import validate
 from rest_core.errors import UserError
 
+_MAY_DIFFER = ("weights", "seed", "mirror")  # in `rl`; where checkpoints are copied to changes no training
 TRAINING = "training"  # key of a manifest's inputs: how the evaluated policy was trained
 
 
@@ -28,6 +30,7 @@ class TrialResult:
     metrics: dict[str, float] = field(default_factory=dict)
     measured_on: dict[str, str] = field(default_factory=dict)  # by stage: the questions and settings
     skipped: dict[str, str] = field(default_factory=dict)  # by stage: why there are no figures
+    not_finite: dict[str, float] = field(default_factory=dict)  # what was measured and is no number to compare
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class _Evaluation:
     training: Mapping[str, Any]
     measured_on: str | None
     skipped: str | None
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, Any]
 
 
 def training_record(policy: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +84,8 @@ def collect(folders: Iterable[Path]) -> list[TrialResult]:
                     "evaluate both on the same questions with the same settings"
                 )
             result.measured_on[one.stage] = one.measured_on
-        result.metrics |= {**one.metrics, **_figures(one.training["figures"])}
+        for name, value in {**_figures(one.metrics), **_figures(one.training["figures"])}.items():
+            (result.metrics if math.isfinite(value) else result.not_finite)[name] = value
     _require_one_scheme_a_name(results.values())
     return sorted(results.values(), key=lambda result: (result.trial.name, result.trial.seed))
 
@@ -103,7 +107,7 @@ def _read(folder: Path) -> _Evaluation:
         training,
         made["counts"].get("measured_on"),
         skipped,
-        _figures(metrics),
+        metrics,
     )
 
 
@@ -124,7 +128,7 @@ def _require_same(reference: _Evaluation, other: _Evaluation) -> None:
 
 def _comparable(training: Mapping[str, Any]) -> dict[str, Any]:
     config = {name: section for name, section in training["config"].items() if name != "trial"}
-    config["rl"] = {name: value for name, value in config.get("rl", {}).items() if name not in ("weights", "seed")}
+    config["rl"] = {name: value for name, value in config.get("rl", {}).items() if name not in _MAY_DIFFER}
     return {**config, "inputs": training["inputs"]}
 
 

@@ -70,7 +70,9 @@ def compare(results: Sequence[TrialResult], metric: str, *, baseline: str, confi
     }
     apart = {name: by_seed for name, by_seed in apart.items() if by_seed}
     p_values = {name: mean_is_zero(list(by_seed.values())) for name, by_seed in apart.items()}
-    adjusted = holm({name: p for name, p in p_values.items() if p is not None})
+    # Equal differences cannot be tested, and are one of the questions that were asked all the same.
+    family = {name: 1.0 if p is None else p for name, p in p_values.items() if len(apart[name]) > 1}
+    adjusted = {name: p for name, p in holm(family).items() if p_values[name] is not None}
     differences = {
         name: Difference(
             by_seed,

@@ -78,6 +78,9 @@ class AblationReport:
         subset = [name for name in ("bfcl", "api_bank") if any(r.metrics.get(f"{name}/subset") for r in self.results)]
         if subset:
             notes.append(f"Measured on a part of the questions only: {', '.join(subset)}.")
+        odd = [f"{name} of {r.trial.label} ({value})" for r in self.results for name, value in r.not_finite.items()]
+        if odd:
+            notes.append(f"No finite number, and left out: {', '.join(odd)}.")
         skipped = {f"{stage}: {reason}" for result in self.results for stage, reason in result.skipped.items()}
         return notes + [f"Skipped: {line}." for line in sorted(skipped)]
 

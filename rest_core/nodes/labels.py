@@ -1,12 +1,13 @@
-"""The label by which everything that a pipeline run makes on a cluster is found."""
+"""What TrainJobs are called, and the label by which those of a pipeline run are found."""
 
 from __future__ import annotations
 
-import re
+from rest_core.names import run_key
 
 RUN_LABEL = "rest-pipelines/run"
+TRAINJOBS = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")  # group, version, plural
 
 
 def run_label(pipeline_run: str) -> dict[str, str]:
-    """The label of everything that belongs to a pipeline run; label values have at most 63 characters."""
-    return {RUN_LABEL: re.sub(r"[^A-Za-z0-9._-]", "-", pipeline_run)[:63].strip("-._")}
+    """The label of everything that belongs to a pipeline run."""
+    return {RUN_LABEL: run_key(pipeline_run)}

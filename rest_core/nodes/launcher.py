@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from rest_core import manifest, storage
+from rest_core import handoff, manifest, storage
 from rest_core.config import LaunchConfig, Section, profile_folder
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.nodes.command import Command, arguments, write_profile
@@ -78,7 +78,7 @@ def run(
     with storage.disk_errors(profile):
         write_profile(profile, sections)
         out.mkdir(parents=True, exist_ok=True)
-        for stale in (ERROR_FILE, METRICS_FILE, manifest.FILE_NAME):
+        for stale in (ERROR_FILE, METRICS_FILE, manifest.FILE_NAME, handoff.FILE_NAME):
             (out / stale).unlink(missing_ok=True)
     launch = ["--config_file", str(accelerate_config(sharding)), "--num_processes", str(processes)]
     told = arguments(command, profile, folders, pipeline_run=pipeline_run, out=out, trial=trial)

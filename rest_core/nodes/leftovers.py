@@ -2,53 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rest_core import pods
+from rest_core.api_errors import api_error, told
 from rest_core.errors import UserError
-from rest_core.nodes.api_errors import one_line, told
-from rest_core.nodes.labels import run_label
+from rest_core.nodes.labels import TRAINJOBS, run_label
 
-if TYPE_CHECKING:
-    from kubernetes.client import CustomObjectsApi
-
-TRAINJOBS = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")  # group, version, plural
+_TIMEOUT_SECONDS = 10
 
 
-def delete_left(pipeline_run: str, namespace: str | None, api: CustomObjectsApi | None = None) -> list[str]:
-    """Delete the TrainJobs of a pipeline run; returns their names.
+def delete_left(pipeline_run: str, namespace: str | None) -> tuple[list[str], list[str]]:
+    """Delete the TrainJobs of a pipeline run; returns the names of those deleted, and why others could not be.
 
     Args:
         pipeline_run: key of the pipeline run, on a cluster the KFP run's id.
         namespace: where its pods run; None = this pod's own.
-        api: None = that of the cluster that this pod runs in, else of kubectl's.
 
     Raises:
-        UserError: there is no cluster, or it refuses or does not answer.
+        UserError: this is no pod of a cluster, or the cluster refuses or does not answer.
     """
-    from kubernetes import client, config
-    from kubernetes.client import ApiException
+    from kubernetes.client import CustomObjectsApi
 
-    if api is None:
-        try:
-            config.load_config()
-        except config.ConfigException as error:
-            raise UserError(f"TrainJobs of {pipeline_run}: no cluster is configured here ({one_line(error)})") from None
-        api = client.CustomObjectsApi()
     try:
-        namespace = namespace or pods.own_namespace()
+        connected, own = pods.connect()
     except pods.NotAllowed as problem:
         raise UserError(f"TrainJobs of {pipeline_run}: {problem}") from None
+    api, namespace = CustomObjectsApi(connected.api_client), namespace or own
     group, version, plural = TRAINJOBS
     selector = ",".join(f"{key}={value}" for key, value in run_label(pipeline_run).items())
-    with told(f"TrainJobs with {selector}"):
+    try:
+        with told(f"TrainJobs with {selector}"):
+            found = api.list_namespaced_custom_object(
+                group, version, namespace, plural, label_selector=selector, _request_timeout=_TIMEOUT_SECONDS
+            )
+    except UserError as problem:
+        if _is_missing(problem):  # the cluster has no Kubeflow Trainer
+            return [], []
+        raise
+    deleted, problems = [], []
+    for name in (str(item["metadata"]["name"]) for item in found["items"]):
         try:
-            found = api.list_namespaced_custom_object(group, version, namespace, plural, label_selector=selector)
-        except ApiException as error:
-            if error.status == 404:  # the cluster has no Kubeflow Trainer
-                return []
-            raise
-        names = [str(item["metadata"]["name"]) for item in found["items"]]
-        for name in names:
-            api.delete_namespaced_custom_object(group, version, namespace, plural, name=name)
-    return names
+            with told(f"TrainJob {name}"):
+                api.delete_namespaced_custom_object(
+                    group, version, namespace, plural, name=name, _request_timeout=_TIMEOUT_SECONDS
+                )
+        except UserError as problem:
+            if not _is_missing(problem):  # else it has gone by itself
+                problems.append(str(problem))
+        else:
+            deleted.append(name)
+    return deleted, problems
+
+
+def _is_missing(problem: UserError) -> bool:
+    answer = api_error(problem)
+    return answer is not None and answer.status == 404

@@ -19,6 +19,7 @@ from rest_core.nodes import launcher, trainer
 from rest_core.nodes.job import Job
 from rest_core.nodes.labels import run_label
 from rest_core.stages.stage import StageResult
+from rest_core.tracking import store
 
 if TYPE_CHECKING:
     from kubeflow.trainer import TrainerClient
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # What KFP's MLflow plugin sets in the stage's pod, for the nodes to join the same run.
-_PASSED_ON = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI")
+_JOINED_RUN = "MLFLOW_RUN_ID"
+_PASSED_ON = (_JOINED_RUN, "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI")
 
 
 def run(
@@ -73,7 +75,7 @@ def run(
     if not _done(job):
         _train(job, settings, launch.sharding, client)
     result = _take(job, out)
-    trainer.delete(client, job.name)
+    _delete_or_leave(client, job.name)
     return result
 
 
@@ -85,7 +87,7 @@ def _train(job: Job, settings: TrainJobConfig, sharding: str, client: TrainerCli
         status = None
     if status is None:
         environment = trainer.accelerate_environment(launcher.accelerate_config(sharding))
-        environment |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment |= _mlflow_environment()
         trainer.create(
             client,
             job.name,
@@ -100,12 +102,27 @@ def _train(job: Job, settings: TrainJobConfig, sharding: str, client: TrainerCli
     ended = trainer.follow(client, job.name)
     if ended.status == trainer.COMPLETE and _done(job):
         return
-    trainer.delete(client, job.name)
+    _delete_or_leave(client, job.name)
     if ended.status == trainer.COMPLETE:
         raise UserError(f"TrainJob {job.name} ended without a result at {job.result}; the log of its nodes is above")
-    late = ended.seconds >= settings.deadline_seconds
-    why = f"its deadline of {settings.deadline_seconds} s was over" if late else ended.message
+    why = f"its deadline of {settings.deadline_seconds} s was over" if ended.late else ended.message
     raise UserError(f"TrainJob {job.name} failed: {why}")
+
+
+def _mlflow_environment() -> dict[str, str]:
+    """For the nodes to join a run that is there; an address with credentials is a Secret's, which the runtime names."""
+    if _JOINED_RUN not in os.environ:
+        return {}
+    given = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return {name: value for name, value in given.items() if store.without_credentials(value) == value}
+
+
+def _delete_or_leave(client: TrainerClient, name: str) -> None:
+    """Delete a TrainJob that has ended; where that fails nothing is lost, and the exit task deletes it."""
+    try:
+        trainer.delete(client, name)
+    except UserError as error:
+        log.warning("%s; it stays until the run's exit task deletes it", error)
 
 
 def _done(job: Job) -> bool:

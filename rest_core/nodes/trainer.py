@@ -11,16 +11,17 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from rest_core.api_errors import Exists, NoAnswer, api_error, one_line, told
 from rest_core.config import TrainJobConfig
 from rest_core.errors import Preempted, UserError
-from rest_core.nodes.api_errors import NoAnswer, api_error, one_line, told
+from rest_core.nodes.labels import TRAINJOBS
 from rest_core.nodes.launcher import handling_signals
+from rest_core.nodes.node_log import NodeLog, last_lines
 from rest_core.nodes.train_on_node import train_on_node
 
 if TYPE_CHECKING:
@@ -32,10 +33,13 @@ COMPLETE, FAILED = "Complete", "Failed"  # the SDK's words
 NODE = "node"  # the replicated job and its container, in the TrainingRuntime
 
 _POLL_SECONDS = 15.0
-_PATIENCE_SECONDS = 600.0  # with an API that does not answer, while a training runs
+_PATIENCE_SECONDS = 600.0  # with an API that does not answer
 _GONE_SECONDS = 120.0  # for a deleted TrainJob and its pods to be gone
 _ERROR = re.compile(r"(?:^|\s)error: (.*)")  # as the command line tells its own
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_DEADLINE = "DeadlineExceeded"  # Kubeflow Trainer's word
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Ended:
 
     status: str  # COMPLETE or FAILED
     message: str  # one line: the error that a node told, or that none did
-    seconds: float  # since it was made
+    late: bool  # its deadline has ended it
 
 
 def connect(namespace: str | None) -> TrainerClient:
@@ -89,10 +93,10 @@ def create(
     environment: Mapping[str, str],
     labels: Mapping[str, str],
 ) -> None:
-    """Make the TrainJob `name`, whose processes run the job described at `location`.
+    """Make the TrainJob `name`, whose processes run the job described at `location`; one that is there stays.
 
     Raises:
-        UserError: the runtime is not there, or the cluster refuses.
+        UserError: the runtime is not there, or the cluster refuses, or has not answered for ten minutes.
     """
     from kubeflow.trainer import CustomTrainer
 
@@ -104,10 +108,17 @@ def create(
         resources_per_node=dict(settings.resources) or None,
         env=dict(environment),
     )
-    with told(f"TrainingRuntime {settings.runtime}", missing="apply deploy/training-runtime.yaml to its namespace"):
-        runtime = client.get_runtime(settings.runtime)
-    with told(f"TrainJob {name}", missing="install Kubeflow Trainer"):
-        client.train(runtime=runtime, trainer=trainer, options=_options(client, name, settings, labels))
+
+    def make() -> None:
+        with told(f"TrainingRuntime {settings.runtime}", missing="apply deploy/training-runtime.yaml to its namespace"):
+            runtime = client.get_runtime(settings.runtime)
+        try:
+            with told(f"TrainJob {name}", missing="install Kubeflow Trainer"):
+                client.train(runtime=runtime, trainer=trainer, options=_options(client, name, settings, labels))
+        except Exists:  # the name says what it trains: made by another try, or by this one, whose answer was lost
+            log.info("TrainJob %s is there already", name)
+
+    _patiently(make)
 
 
 def _options(client: TrainerClient, name: str, settings: TrainJobConfig, labels: Mapping[str, str]) -> list[Any]:
@@ -143,13 +154,30 @@ def _options(client: TrainerClient, name: str, settings: TrainJobConfig, labels:
 
 def status(client: TrainerClient, name: str) -> str | None:
     """The status of a TrainJob in the SDK's words; None where there is none of that name."""
-    with told(f"TrainJob {name}"):
+
+    def ask() -> str | None:
+        with told(f"TrainJob {name}"):
+            try:
+                return str(client.get_job(name).status)
+            except (RuntimeError, ValueError) as error:
+                if _is_missing(error):
+                    return None
+                raise
+
+    return _patiently(ask)
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """What `call` returns; tried again for ten minutes while the API does not answer."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
         try:
-            return str(client.get_job(name).status)
-        except (RuntimeError, ValueError) as error:
-            if _is_missing(error):
-                return None
-            raise
+            return call()
+        except NoAnswer as error:
+            if time.monotonic() > until:
+                raise
+            log.warning("%s; tried again in %.0f s", error, _POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
 
 def follow(client: TrainerClient, name: str) -> Ended:
@@ -167,7 +195,7 @@ def follow(client: TrainerClient, name: str) -> Ended:
         signals.append(number)
         stop.set()
 
-    seen, answered = 0, time.monotonic()
+    output, answered = NodeLog(client, f"{NODE}-0"), time.monotonic()
     with handling_signals(handler):
         while True:
             try:
@@ -179,33 +207,39 @@ def follow(client: TrainerClient, name: str) -> Ended:
                 log.warning("%s; asked again in %.0f s", error, _POLL_SECONDS)
             else:
                 answered = time.monotonic()
-                lines = _lines(client, name, f"{NODE}-0")
-                for line in lines[seen if seen <= len(lines) else 0 :]:  # shorter: the log was rotated
+                for line in output.new(job):
                     log.info("%s | %s", name, line)
-                seen = len(lines) or seen
                 if job.status in (COMPLETE, FAILED):
                     break
             if stop.wait(_POLL_SECONDS):
                 raise Preempted(f"{signals[0].name}: TrainJob {name} goes on; start the stage again to follow it")
-    made = job.creation_timestamp
-    seconds = (datetime.now(made.tzinfo) - made).total_seconds()
-    return Ended(job.status, "" if job.status == COMPLETE else _message(client, job), seconds)
+    if job.status == COMPLETE:
+        return Ended(COMPLETE, "", late=False)
+    return Ended(FAILED, _message(client, job), late=_reason(client, name) == _DEADLINE)
 
 
-def _lines(client: TrainerClient, name: str, step: str) -> list[str]:
-    """What a node has printed so far; nothing where its log cannot be read, as between two of its starts."""
+def _reason(client: TrainerClient, name: str) -> str | None:
+    """Kubeflow Trainer's word for why a TrainJob has failed, which the SDK leaves out; None where it is not known."""
+    from kubeflow.trainer.backends.kubernetes.backend import KubernetesBackend
+
+    backend = client.backend
+    if not isinstance(backend, KubernetesBackend):
+        return None
+    group, version, plural = TRAINJOBS
     try:
-        with told(f"log of {step} of TrainJob {name}"):
-            return "\n".join(part.rstrip("\n") for part in client.get_job_logs(name, step=step)).splitlines()
+        with told(f"TrainJob {name}"):
+            found = backend.custom_api.get_namespaced_custom_object(group, version, backend.namespace, plural, name)
     except UserError as error:
         log.warning("%s", error)
-        return []
+        return None
+    conditions = found.get("status", {}).get("conditions", [])
+    return next((str(one.get("reason")) for one in conditions if one.get("type") == FAILED), None)
 
 
 def _message(client: TrainerClient, job: Any) -> str:
     """The error that one of the nodes told."""
     for step in job.steps:
-        lines = [_COLOURS.sub("", line) for line in _lines(client, job.name, step.name)]
+        lines = [_COLOURS.sub("", line) for line in last_lines(client, job, step.name)]
         messages = [found[1] for line in lines if (found := _ERROR.search(line)) is not None]
         if messages:
             return messages[-1]
@@ -214,12 +248,16 @@ def _message(client: TrainerClient, job: Any) -> str:
 
 def delete(client: TrainerClient, name: str) -> None:
     """Delete a TrainJob and wait until it is gone; nothing happens where there is none."""
-    with told(f"TrainJob {name}"):
-        try:
-            client.delete_job(name)
-        except (RuntimeError, ValueError) as error:
-            if not _is_missing(error):
-                raise
+
+    def ask() -> None:
+        with told(f"TrainJob {name}"):
+            try:
+                client.delete_job(name)
+            except (RuntimeError, ValueError) as error:
+                if not _is_missing(error):
+                    raise
+
+    _patiently(ask)
     deadline = time.monotonic() + _GONE_SECONDS
     while status(client, name) is not None:
         if time.monotonic() > deadline:

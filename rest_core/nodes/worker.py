@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rest_core import handoff, manifest, storage
@@ -21,7 +23,7 @@ def run(location: str) -> None:
     """
     from rest_core import cli
 
-    try:
+    with _errors_told():
         job = Job.read(location)
         work = Path.cwd() / job.name / os.environ["RANK"]
         folders = {
@@ -30,16 +32,24 @@ def run(location: str) -> None:
         }
         with storage.disk_errors(work):
             write_profile(work / "profile.yaml", job.sections())
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(EXIT_USER_ERROR)
     out = work / "trained"
     cli.main(
         arguments("train", work / "profile.yaml", folders, pipeline_run=job.pipeline_run, out=out, trial=job.trial)
     )
     if is_main_process():
-        for path in sorted(out.iterdir(), key=lambda path: path.name == manifest.FILE_NAME):  # the manifest last
-            storage.put_file(path, f"{job.result}/{path.name}")
+        with _errors_told():
+            for path in sorted(out.iterdir(), key=lambda path: path.name == manifest.FILE_NAME):  # the manifest last
+                storage.put_file(path, f"{job.result}/{path.name}")
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """As the command line tells its own errors: the stage looks for that line in the node's log."""
+    try:
+        yield
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(EXIT_USER_ERROR)
 
 
 def _fetched(reference: handoff.Reference, folder: Path) -> Path | str:

@@ -40,11 +40,11 @@ def check_nodes(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig, *
         )
     found = ", ".join(sorted({_product(node) for node in fitting}))
     need = _need(asked, model, sft, rl) if model_is_here else None
-    labelled = [int(node.metadata.labels[_MEMORY_LABEL]) for node in fitting if _MEMORY_LABEL in node.metadata.labels]
-    if need is not None and len(labelled) == len(fitting) and max(labelled) * 2**20 < need.total:
-        raise UserError(
-            f"{asked.stage} needs {need}; {found} has {max(labelled) / 1024:.0f} GiB; {_remedy(asked.stage)}"
-        )
+    labelled = sorted(int(_labels(node)[_MEMORY_LABEL]) for node in fitting if _MEMORY_LABEL in _labels(node))
+    if need is not None and len(labelled) == len(fitting):
+        least = labelled[-asked.nodes]  # of the nodes that the stage would have at best
+        if least * 2**20 < need.total:
+            raise UserError(f"{asked.stage} needs {need}; {found} has {least / 1024:.0f} GiB; {_remedy(asked.stage)}")
     return f"{len(fitting)} nodes have {wanted} ({found})" + (f"; {asked.stage} needs {need}" if need else "")
 
 
@@ -62,7 +62,7 @@ def refuse_without(stage: str, section: str) -> str:
 
 def fits(node: Any, asked: Gpus) -> bool:
     """Whether a pod of the stage could be scheduled on a node (V1Node) that has nothing else to do."""
-    labels = node.metadata.labels or {}
+    labels = _labels(node)
     return (
         all(labels.get(key) == value for key, value in asked.node_selector.items())
         and int((node.status.allocatable or {}).get(asked.resource, 0)) >= asked.count
@@ -155,4 +155,8 @@ def _selected(asked: Gpus) -> str:
 
 
 def _product(node: Any) -> str:
-    return str((node.metadata.labels or {}).get(_PRODUCT_LABEL, "GPU of unknown type"))
+    return _labels(node).get(_PRODUCT_LABEL, "GPU of unknown type")
+
+
+def _labels(node: Any) -> dict[str, str]:
+    return node.metadata.labels or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rest_core.config import TrackingConfig
@@ -14,8 +15,10 @@ _FILE = "preflight.txt"
 def check(tracking: TrackingConfig) -> str:
     """Create a run with a tag, a figure and a file, read the file back, ask the registry, and delete it all.
 
+    What may not be deleted stays, and is told: the stages delete nothing there.
+
     Raises:
-        UserError: the store is on this pod's own disk, does not answer, or refuses any of that.
+        UserError: the store is on this pod's own disk, does not answer, or refuses what the stages need.
     """
     uri = store.resolve_uri(tracking)
     if store.is_local(uri):
@@ -23,15 +26,16 @@ def check(tracking: TrackingConfig) -> str:
             f"MLflow at {store.redact(uri)} would be on each pod's own disk; set tracking.uri, or MLFLOW_TRACKING_URI "
             "in the Secret named by secrets.mlflow"
         )
-    try_out(tracking, uri)
-    return f"{store.redact(uri)} takes runs, files and models"
+    stays = try_out(tracking, uri)
+    return "; ".join([f"{store.redact(uri)} takes runs, files and models", *stays])
 
 
-def try_out(tracking: TrackingConfig, uri: str) -> None:
-    """The writing part of `check`, on any store."""
+def try_out(tracking: TrackingConfig, uri: str) -> list[str]:
+    """The writing part of `check`, on any store; returns what could not be deleted, and why."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     client = store.connect(tracking)
+    stays: list[str] = []
     step = "open the experiment"
     try:
         experiment = store.ensure_experiment(client, uri, tracking.experiment)
@@ -45,13 +49,21 @@ def try_out(tracking: TrackingConfig, uri: str) -> None:
             repository: Any = get_artifact_repository(run.info.artifact_uri, tracking_uri=uri)
             if not any(found.path == _FILE for found in client.list_artifacts(run.info.run_id)):
                 raise UserError(f"MLflow at {store.redact(uri)} took a file and does not list it")
-            step = "delete the file"
-            repository.delete_artifacts(_FILE)
+            stays += _delete(f"the file {_FILE}", lambda: repository.delete_artifacts(_FILE))
         finally:
-            client.delete_run(run.info.run_id)
+            stays += _delete("the run preflight", lambda: client.delete_run(run.info.run_id))
         step = "list registered models"
         client.search_registered_models(max_results=1)
     except UserError:
         raise
     except Exception as error:  # every client library has failures of its own: `explain` puts them into words
         raise UserError(f"MLflow at {store.redact(uri)} did not {step}: {delivery.explain(error)}") from error
+    return stays
+
+
+def _delete(what: str, delete: Callable[[], None]) -> list[str]:
+    try:
+        delete()
+    except Exception as error:  # as above
+        return [f"{what} of this check stays ({delivery.explain(error)})"]
+    return []

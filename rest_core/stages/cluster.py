@@ -24,6 +24,8 @@ from rest_core.errors import UserError
 from rest_core.preflight.surroundings import Surroundings
 from rest_core.stages.stage import METRICS_FILE, StageResult, leave_error, open_stage
 from rest_core.status.final import FinalStatus, Links
+from rest_core.storage import short_waits
+from rest_core.tracking import store
 
 PAGE_FILE = "report.md"  # for people
 
@@ -67,7 +69,8 @@ def preflight(
         ablation=ablation,
         trials=trials,
     )
-    findings = run.run_checks(listed)
+    with store.short_waits(), short_waits():  # many checks, and one deadline for all
+        findings = run.run_checks(listed)
     out.mkdir(parents=True, exist_ok=True)
     page = out / PAGE_FILE
     if any(one.check == run.MLFLOW for one in report.problems(findings)):

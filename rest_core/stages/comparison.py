@@ -10,6 +10,7 @@ from rest_core import manifest
 from rest_core.ablation.settings import AblationConfig
 from rest_core.config import TrackingConfig
 from rest_core.stages.stage import StageResult, open_stage
+from rest_core.tracking.delivery import INPUT_TAG
 from rest_core.tracking.runs import finish_pipeline
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def aggregate(
     with open_stage("aggregate", out, tracking, pipeline_run, ablation=ablation) as stage:
         evaluations = (*bfcl, *api_bank)
         report = AblationReport(f"Ablation {pipeline_run}", ablation, collect(evaluations))
+        stage.run.tags({f"{INPUT_TAG}{number:03}": str(folder) for number, folder in enumerate(evaluations)})
         stage.inputs["evaluations"] = [manifest.read(folder)["sha256"] for folder in evaluations]
         for note in report.notes:
             log.warning("%s", note)

@@ -21,7 +21,7 @@ from rest_core.config import LaunchConfig, StorageConfig, TrackingConfig, valida
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.failures import Failure, ending_together
 from rest_core.processes import is_main_process
-from rest_core.tracking.delivery import INPUT_TAG
+from rest_core.tracking.delivery import INPUT_TAG, SCHEME_TAG
 from rest_core.tracking.runs import StageRun, TrialRun, stage_run
 
 log = logging.getLogger(__name__)
@@ -116,10 +116,11 @@ def open_stage(
     **sections: BaseModel,
 ) -> Iterator[Stage]:
     """Everything around a stage: its folder, its MLflow run (in its trial's), and its errors told in one line."""
+    recorded = sections  # in MLflow they are a profile, for whoever reproduces the stage; tags have the trial
     trial_run = None
     if trial is not None:
         sections = {**sections, "trial": trial}
-        trial_run = TrialRun(trial.label, {"rest.scheme": trial.name, "rest.seed": str(trial.seed)})
+        trial_run = TrialRun(trial.label, {SCHEME_TAG: trial.name, "rest.seed": str(trial.seed)})
     if not is_main_process():
         with ending_together():
             yield Stage(name, out, _NoRun(), sections)
@@ -132,7 +133,7 @@ def open_stage(
         spool = out.with_name(f"{out.name}.tracking")
         with (
             stage_run(
-                tracking, stage=name, pipeline_run=pipeline_run, spool=spool, parameters=sections, trial=trial_run
+                tracking, stage=name, pipeline_run=pipeline_run, spool=spool, parameters=recorded, trial=trial_run
             ) as run,
             ending_together(lambda failure: _record_failure(name, out, run, failure)),
         ):

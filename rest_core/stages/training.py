@@ -39,7 +39,8 @@ def sft_warmup(
 ) -> StageResult:
     """Supervised warm-up; the model is passed on by reference where `sft.enabled` is false.
 
-    Runs as one process a GPU, or as many as `launch` says.
+    Runs as one process a GPU, or as many as `launch` says. Where a storage location is configured, checkpoints
+    (`sft.checkpoint_every`) are mirrored to it, for this pipeline run to take up when the stage is retried.
     """
     from rest_core.data.store import load_split, to_sample
     from rest_core.model.loading import load_model, load_tokenizer, write_reference
@@ -74,6 +75,8 @@ def sft_warmup(
         tokenizer = load_tokenizer(model.source, model)
         # Leftovers of another attempt are taken up only where data, model and settings are the same.
         described = "/".join([digest, model.model_dump_json(), sft.model_dump_json()])
+        key = hashlib.sha256(described.encode()).hexdigest()[:16]
+        place = _mirror(storage, pipeline_run)
         trained, metrics = training.train(
             load_model(model.source, model),
             tokenizer,
@@ -81,8 +84,9 @@ def sft_warmup(
             validation,
             sft,
             model,
-            folder=out / "checkpoints" / hashlib.sha256(described.encode()).hexdigest()[:16],
+            folder=out / "checkpoints" / key,
             on_metrics=stage.run.metrics,
+            mirror=None if place is None else f"{place}/sft-warmup-{key}",
         )
         _save(trained, tokenizer, model, out)
         return stage.finish(metrics)
@@ -117,8 +121,6 @@ def rest_rl(
     if trial is not None:
         rl = trial.applied_to(rl)
     named = None if trial is None else trial.name
-    if storage.location is not None and rl.mirror is None:
-        rl = rl.model_copy(update={"mirror": f"{handoff.scratch(storage.location, pipeline_run)}/checkpoints"})
     sections = {"model": model, "rl": rl, "tracking": tracking, "storage": storage}
     if rl.enabled and launch.train_job is not None and not is_launched():
         from rest_core.nodes import train_job
@@ -173,6 +175,7 @@ def rest_rl(
             fingerprint=f"{digest}/{origin}",
             observer=Observer(stage.run.metrics, stage.run.table),
             validation=validation,
+            mirror=rl.mirror or _mirror(storage, pipeline_run),
         )
         metrics = trainer.train()
         history = trainer.folder.history.entries
@@ -185,6 +188,11 @@ def rest_rl(
         if is_main_process():
             shutil.rmtree(trainer.folder.folder, ignore_errors=True)
         return result
+
+
+def _mirror(storage: StorageConfig, pipeline_run: str) -> str | None:
+    """Where a run's checkpoints are copied to where nothing else is configured; no part of what is recorded of it."""
+    return None if storage.location is None else f"{handoff.scratch(storage.location, pipeline_run)}/checkpoints"
 
 
 def _save(trained: Any, tokenizer: Any, model: ModelConfig, out: Path) -> None:

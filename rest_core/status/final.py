@@ -8,7 +8,7 @@ from pydantic import Field
 
 from rest_core.config import Section
 
-Verdict = Literal["succeeded", "failed", "stopped"]
+Verdict = Literal["succeeded", "failed", "stopped", "unknown"]
 
 # KFP's backends up to 2.15 give MLMD's words (COMPLETE, CACHED), later ones and kfp.local those that the SDK documents.
 # RUNNING, which some give to a whole that contains a loop, says nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ from rest_core.status.final import Verdict
 from rest_core.status.runs import StageEnd
 
 _MARKS = {"FINISHED": "✅", "FAILED": "❌", "KILLED": "❌"}
-_VERDICT_MARKS: dict[Verdict, str] = {"succeeded": "✅", "failed": "❌", "stopped": "⏹"}
+_VERDICT_MARKS: dict[Verdict, str] = {"succeeded": "✅", "failed": "❌", "stopped": "⏹", "unknown": "❔"}
+_LONGEST_LINE = 2000  # of a log
 
 
 @dataclass(frozen=True)
@@ -88,4 +90,8 @@ def _link(page: str) -> str:
 
 
 def _code(lines: Sequence[str], language: str = "") -> str:
-    return "\n".join([f"```{language}", *lines, "```"])
+    """A code block, which no line of it ends."""
+    ticks = max((len(found) for line in lines for found in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, ticks + 1)
+    cut = [line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}…" for line in lines]
+    return "\n".join([f"{fence}{language}", *cut, fence])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rest_core import pods
+from rest_core.api_errors import one_line
 from rest_core.config import LaunchConfig, StorageConfig, TrackingConfig
 from rest_core.errors import UserError
 from rest_core.pods import NotAllowed, PodEnd
@@ -16,6 +18,7 @@ from rest_core.status.final import FinalStatus, Links, Verdict
 from rest_core.status.report import Failure, Outcome, markdown
 from rest_core.status.reproduce import commands
 from rest_core.status.runs import PipelineEnd, StageEnd
+from rest_core.storage import short_waits
 from rest_core.tracking import delivery, store
 
 if TYPE_CHECKING:
@@ -38,7 +41,8 @@ def conclude(
 ) -> Outcome:
     """Report on a run whose stages have all ended, end its MLflow runs that are still open, remove its leftovers.
 
-    An MLflow server or a Kubernetes API that does not answer makes the report shorter, and is said in it.
+    Whatever fails on the way, an MLflow server or a Kubernetes API that does not answer included, makes the report
+    shorter, and is said in it.
 
     Args:
         tracking: where MLflow is.
@@ -49,22 +53,44 @@ def conclude(
         pipeline_run: the run's key in MLflow.
         page: the file that the report is written to.
     """
+    with store.short_waits(), short_waits():
+        return _conclude(tracking, links, final, storage, launch, pipeline_run, page)
+
+
+def _conclude(
+    tracking: TrackingConfig,
+    links: Links,
+    final: FinalStatus,
+    storage: StorageConfig,
+    launch: LaunchConfig,
+    pipeline_run: str,
+    page: Path,
+) -> Outcome:
     notes: list[str] = []
     ends = _pods(notes)
     client, pipeline = _mlflow(tracking, pipeline_run, notes)
     uri = store.resolve_uri(tracking) if pipeline is not None else ""
     outcome = _outcome(links, final, pipeline_run, client, pipeline, uri, ends, notes)
+    _write(page, outcome)  # before anything is changed: whatever happens then, the report is there
     removed = leftovers.remove(storage, launch, pipeline_run, succeeded=outcome.succeeded)
-    outcome = replace(outcome, notes=(*outcome.notes, *removed))
-    text = markdown(outcome)
-    page.write_text(text, encoding="utf-8")
-    log.info("%s\n%s", outcome.line, text)
+    outcome = _with_notes(outcome, removed)
+    _write(page, outcome)
     if client is not None and pipeline is not None:
         try:
             runs.close(client, pipeline, outcome.verdict, outcome.line, page)
         except Exception as error:  # every client library has failures of its own; the report itself is made
-            log.warning("the run could not be closed in MLflow: %s", delivery.explain(error))
+            outcome = _with_notes(outcome, [f"The run could not be closed in MLflow: {delivery.explain(error)}"])
+            _write(page, outcome)
+    log.info("%s\n%s", outcome.line, page.read_text(encoding="utf-8"))
     return outcome
+
+
+def _with_notes(outcome: Outcome, notes: Sequence[str]) -> Outcome:
+    return replace(outcome, notes=(*outcome.notes, *map(store.redact, notes)))
+
+
+def _write(page: Path, outcome: Outcome) -> None:
+    page.write_text(markdown(outcome), encoding="utf-8")
 
 
 def _pods(notes: list[str]) -> dict[str, PodEnd]:
@@ -76,7 +102,10 @@ def _pods(notes: list[str]) -> dict[str, PodEnd]:
         return pods.ends(api, namespace, run_id, lines=LOG_LINES)
     except NotAllowed as reason:
         notes.append(f"Pods and their logs could not be looked at: {reason}")
-        return {}
+    except Exception as defect:  # the exit task's only task is the report
+        log.exception("pods and their logs could not be looked at")
+        notes.append(f"Pods and their logs could not be looked at: {type(defect).__name__}: {one_line(defect)}")
+    return {}
 
 
 def _mlflow(
@@ -111,13 +140,15 @@ def _outcome(
     # A pod that never came to run its stage (image, Secret, volume) is known to Kubernetes alone.
     recorded = {one.stage for one in stages}
     never_ran = [end for stage, end in ends.items() if end.failed and stage not in recorded]
-    verdict = final.verdict or _guess(pipeline, failed)
+    verdict = final.verdict or _guess(client, pipeline, failed, ends)
     failures: list[Failure] = []
     if verdict != "succeeded":
         # Which pod was of which trial, its labels do not say.
         failures = [_failure(one, None if one.trial else ends.get(one.stage), client, uri) for one in failed]
-        failures += [Failure(end.stage, _of_pod(end), end.log) for end in never_ran]
-    message = final.error_message
+        failures += [Failure(end.stage, _of_pod(end), tuple(map(store.redact, end.log))) for end in never_ran]
+    message = store.redact(final.error_message) if final.error_message else None
+    if verdict == "unknown":
+        message = "KFP does not say how the run ended, and MLflow could not be asked; look at the run in KFP"
     if not failures and not message and verdict == "failed":
         message = (
             "No stage has recorded an error: a pod may never have started (image, Secret, volume, quota). Look with: "
@@ -131,12 +162,16 @@ def _outcome(
         message=message,
         stages=stages,
         links=tuple((name, address) for name, address in addresses if address),
-        notes=tuple(notes),
+        notes=tuple(map(store.redact, notes)),
     )
 
 
-def _guess(pipeline: PipelineEnd | None, failed: list[StageEnd]) -> Verdict:
+def _guess(
+    client: MlflowClient | None, pipeline: PipelineEnd | None, failed: list[StageEnd], ends: Mapping[str, PodEnd]
+) -> Verdict:
     """Where KFP does not say: the last stage closes the parent run when all went well."""
+    if client is None:
+        return "failed" if any(end.failed for end in ends.values()) else "unknown"
     return "succeeded" if pipeline is not None and pipeline.status == "FINISHED" and not failed else "failed"
 
 
@@ -152,7 +187,9 @@ def _failure(stage: StageEnd, end: PodEnd | None, client: MlflowClient | None, u
             log_lines = runs.traceback_of(client, stage.run_id, lines=LOG_LINES)
         except Exception as error:  # the artifact store's client has failures of its own
             log_lines = (f"(the traceback cannot be had: {delivery.explain(error)})",)
-    return Failure(stage.name, "; ".join(why), log_lines, tuple(commands(stage, uri)))
+    return Failure(
+        stage.name, store.redact("; ".join(why)), tuple(map(store.redact, log_lines)), tuple(commands(stage, uri))
+    )
 
 
 def _of_pod(end: PodEnd) -> str:

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 STATUS_TAG = "rest.status"  # on the parent run: the outcome in one line
-_TRIAL_TAG = "rest.trial"  # on the stages' runs of an ablation's trial
 _OPEN = ("RUNNING", "SCHEDULED")
-_CLOSED_AS: dict[Verdict, str] = {"succeeded": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+_CLOSED_AS: dict[Verdict, str] = {
+    "succeeded": "FINISHED",
+    "failed": "FAILED",
+    "stopped": "KILLED",
+    "unknown": "KILLED",
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class StageEnd:
     skipped: str | None
     seconds: float
     inputs: dict[str, str]  # by name: where each was read from
+    scheme: str | None  # name of the trial's weight scheme
+    parameters: dict[str, str]  # the configuration, `cfg/<section>/<name>`
     link: str
 
     @property
@@ -69,9 +75,16 @@ def read(client: MlflowClient, tracking: TrackingConfig, uri: str, pipeline_run:
 
     def of_kind(kind: str) -> list[Run]:
         wanted = f"tags.`{delivery.PIPELINE_RUN_TAG}` = '{pipeline_run}' AND tags.`{delivery.KIND_TAG}` = '{kind}'"
-        return list(client.search_runs([experiment], wanted, order_by=["attributes.start_time ASC"]))
+        found: list[Run] = []
+        token: str | None = None
+        while True:
+            page = client.search_runs([experiment], wanted, order_by=["attributes.start_time ASC"], page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                return found
 
-    last = {(run.data.tags[delivery.STAGE_TAG], run.data.tags.get(_TRIAL_TAG)): run for run in of_kind("stage")}
+    last = {(run.data.tags[delivery.STAGE_TAG], run.data.tags.get(delivery.TRIAL_TAG)): run for run in of_kind("stage")}
     return PipelineEnd(
         run_id=parent.info.run_id,
         status=parent.info.status,
@@ -87,7 +100,8 @@ def traceback_of(client: MlflowClient, run_id: str, *, lines: int) -> tuple[str,
     if not any(found.path == TRACEBACK_FILE for found in client.list_artifacts(run_id)):
         return ()
     with tempfile.TemporaryDirectory() as folder:
-        text = Path(client.download_artifacts(run_id, TRACEBACK_FILE, folder)).read_text(encoding="utf-8")
+        file = Path(client.download_artifacts(run_id, TRACEBACK_FILE, folder))
+        text = file.read_text(encoding="utf-8", errors="replace")
     return tuple(text.rstrip().splitlines()[-lines:])
 
 
@@ -134,5 +148,7 @@ def _stage_end(stage: str, trial: str | None, run: Run, uri: str, experiment: st
             for name, where in sorted(tags.items())
             if name.startswith(delivery.INPUT_TAG)
         },
+        scheme=tags.get(delivery.SCHEME_TAG),
+        parameters=run.data.params,
         link=store.where_to_look(uri, experiment, run.info.run_id),
     )

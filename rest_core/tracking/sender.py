@@ -21,14 +21,13 @@ import threading
 import time
 from pathlib import Path
 
-from rest_core.tracking import delivery, spool
+from rest_core.tracking import delivery, spool, store
 
 logger = logging.getLogger("rest_core.tracking.sender")  # the process runs this module as __main__
 
 _INCOMPLETE = 3  # exit code: records are left
 _POLL_SECONDS = 0.5
 _MAX_BACK_OFF_SECONDS = 5.0
-_BOUNDED = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _AWAY = "MLflow does not take records (%s); the work goes on, records are kept in %s and sent when it answers again"
 
 
@@ -93,7 +92,7 @@ def _left(folder: Path) -> int:
 
 
 def _start(arguments: list[str], uri: str | None) -> subprocess.Popen[bytes]:
-    environment = {**_BOUNDED, **os.environ}  # what the user has set for MLflow stands
+    environment = {**store.SHORT_WAITS, **os.environ}  # what the user has set for MLflow stands
     if uri is not None:
         environment["MLFLOW_TRACKING_URI"] = uri
     return subprocess.Popen(

@@ -6,6 +6,8 @@ import os
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -16,6 +18,12 @@ from rest_core.errors import UserError, nearest
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# Of MLflow's client, by default 7 retries of up to 120 s each; of boto3, by which it reaches artifacts in S3.
+SHORT_WAITS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "AWS_MAX_ATTEMPTS": "2",
+}
 _SQLITE = "sqlite:///"
 # MLflow's UI shows an experiment as GenAI work unless told otherwise: by this tag, in newer versions by the address.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -79,6 +87,21 @@ def connect(tracking: TrackingConfig) -> MlflowClient:
     if is_server(uri) and (problem := unreachable(uri)):
         raise UserError(f"MLflow at {redact(uri)} does not answer ({problem}); start it, or set tracking.uri")
     return open_client(uri)
+
+
+@contextmanager
+def short_waits() -> Iterator[None]:
+    """Within the block, MLflow's client has seconds for an answer and not minutes; what the user has set stands.
+
+    For a short work that must say soon that MLflow is away: the settings are those of the whole process.
+    """
+    given = {name: value for name, value in SHORT_WAITS.items() if name not in os.environ}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name in given:
+            del os.environ[name]
 
 
 def unreachable(uri: str, timeout: float = 5.0) -> str | None:

@@ -86,6 +86,7 @@ class RlTrainer:
         fingerprint: what else decides the result (hash of the data, the model's source …).
         validation: held-out prompts that task accuracy is measured on.
         algorithm: what judges and weighs responses; by default ResT as `config` has it.
+        mirror: where else checkpoints go; None = as `config` has it.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class RlTrainer:
         observer: Observer,
         validation: Sequence[Task] = (),
         algorithm: ResT | None = None,
+        mirror: str | None = None,
     ) -> None:
         self.config, self.tokenizer, self.tasks, self.observer = config, tokenizer, tasks, observer
         self.validation = validation
@@ -151,7 +153,7 @@ class RlTrainer:
                 "rl": config.model_dump(mode="json", exclude=_REMEDIES),
             },
             keep=config.keep_checkpoints,
-            mirror=config.mirror,
+            mirror=mirror or config.mirror,
         )
         self.state: TrainingState | None = None  # that of the last step's end
         self._stop = Stopper(config.grace_seconds, alone=self.accelerator.num_processes == 1)

@@ -12,12 +12,14 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
+from rest_core import storage
 from rest_core.config import ModelConfig, SftConfig
 from rest_core.errors import UserError
 from rest_core.memory import keep_freed_memory
 from rest_core.model.chat import encode_prompt, encode_response
 from rest_core.model.loading import with_lora
 from rest_core.records import Sample
+from rest_core.training.sft_mirror import SftMirror, newest
 
 IGNORED = -100  # label of positions without loss
 
@@ -42,8 +44,13 @@ def train(
     *,
     folder: Path,
     on_metrics: Callable[[dict[str, float], int], None],
+    mirror: str | None = None,
 ) -> tuple[Any, dict[str, float]]:
-    """Train `model` (float32) on the samples' reference responses.
+    """Train `model` (float32) on the samples' reference responses; goes on from the newest checkpoint of an attempt.
+
+    Args:
+        folder: where checkpoints go.
+        mirror: where else they go, see `SftMirror`; None = nowhere.
 
     Returns:
         The trained model (with adapters where LoRA is configured), and its figures: samples, steps, final and mean
@@ -98,25 +105,23 @@ def train(
     figures = {"sft/samples": float(len(rows))}
     if held_out is not None:
         figures["sft/validation_loss_before"] = trainer.evaluate()["eval_loss"]
-    output = trainer.train(resume_from_checkpoint=_leftover(folder))
+    if mirror is not None and config.checkpoint_every is not None:
+        copies = SftMirror(mirror, folder)
+        copies.fetch()
+        trainer.add_callback(copies)
+    leftover = newest(storage.list_files(str(folder)))
+    trainer.train(resume_from_checkpoint=None if leftover is None else str(folder / leftover))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not losses or not math.isfinite(losses[-1]):
         raise UserError("the warm-up's loss is not a finite number: lower sft.learning_rate")
     figures |= {
         "sft/steps": float(trainer.state.global_step),
         "sft/loss": float(losses[-1]),
-        "sft/mean_loss": float(output.training_loss),
+        "sft/mean_loss": sum(losses) / len(losses),  # earlier attempts' steps too; the Trainer leaves them out
     }
     if held_out is not None:
         figures["sft/validation_loss_after"] = trainer.evaluate()["eval_loss"]
     return trainer.accelerator.unwrap_model(trainer.model), figures
-
-
-def _leftover(folder: Path) -> str | None:
-    """The newest whole checkpoint of an earlier attempt; trainer_state.json is what the Trainer writes last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    return None if newest is None else str(newest)
 
 
 class Collator:

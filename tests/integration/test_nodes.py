@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from rest_core import handoff, manifest, stages, storage
+from rest_core import manifest, stages, storage
 from rest_core.ablation.settings import Trial
 from rest_core.config import (
     LaunchConfig,
@@ -107,11 +107,15 @@ def test_a_stage_trains_in_two_processes(
 ) -> None:
     launch = LaunchConfig(processes=2, sharding=sharding)
     common: dict[str, Any] = {"tracking": tracking, "pipeline_run": "run", "dataset": dataset, "launch": launch}
-    warmed = stages.sft_warmup(
-        model=model, sft=SftConfig(max_steps=1, batch_size=2, micro_batch_size=2), out=tmp_path / "sft", **common
-    )
-    assert warmed.metrics["sft/steps"] == 1
     location = StorageConfig(location=str(tmp_path / "volume"))
+    checkpoints = tmp_path / "volume" / "runs" / "run" / "checkpoints"
+    sft = SftConfig(max_steps=1, batch_size=2, micro_batch_size=2, checkpoint_every=1)
+    for attempt in ("sft", "sft again, on another machine"):
+        out = tmp_path / attempt
+        warmed = stages.sft_warmup(model=model, sft=sft, out=out, storage=location, **common)
+        assert warmed.metrics["sft/steps"] == 1
+        (copied,) = checkpoints.glob("sft-warmup-*/checkpoint-1")
+        assert {path.name for path in copied.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
     out = tmp_path / "rl"
     trial = Trial(name="plain", seed=3, weights=UniformWeights())
     result = stages.rest_rl(
@@ -120,7 +124,8 @@ def test_a_stage_trains_in_two_processes(
     assert result.metrics["rl/steps"] == 2
     made = manifest.read(out)
     assert made["stage"] == "rest-rl" and made["inputs"]["policy"] == manifest.read(tmp_path / "sft")["sha256"]
-    assert made["config"]["rl"]["mirror"] == f"{tmp_path}/volume/runs/run/checkpoints"
+    assert made["config"]["rl"]["mirror"] is None  # where this run's checkpoints went is none of its settings
+    assert list(checkpoints.glob("*/step-000002/state.json"))
     # An ablation tells its trainings apart by this, however many processes they run in.
     assert Trial.model_validate(made["config"]["trial"]) == trial
     assert RlConfig.model_validate(made["config"]["rl"]).weights == trial.weights and made["config"]["rl"]["seed"] == 3
@@ -211,8 +216,7 @@ def test_the_environment_is_that_of_accelerate_launch(sharding: str, fsdp: str |
 
 
 def job_sections(model: ModelConfig, tracking: TrackingConfig, location: str) -> dict[str, Any]:
-    rl = RL.model_copy(update={"mirror": f"{handoff.scratch(location, 'run')}/checkpoints"})
-    return {"model": model, "rl": rl, "tracking": tracking, "storage": StorageConfig(location=location)}
+    return {"model": model, "rl": RL, "tracking": tracking, "storage": StorageConfig(location=location)}
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from kubernetes import client
 
 from rest_core import pods
 
-Answer = tuple[Any, ...]  # HTTP status; body, text as it is and everything else as JSON; headers where there are any
+Answer = tuple[Any, ...]  # HTTP status; body, text and bytes as they are, all else as JSON; headers where there are any
 
 
 @pytest.fixture
@@ -29,9 +29,11 @@ def http_server() -> Iterator[Callable[[Callable[[str, dict[str, str]], Answer]]
                 parts = urlsplit(self.path)
                 query = {name: values[0] for name, values in parse_qs(parts.query).items()}
                 status, body, *headers = answer(parts.path, query)
-                content = (body if isinstance(body, str) else json.dumps(body)).encode()
+                plain = isinstance(body, (str, bytes))
+                text = body if plain else json.dumps(body)
+                content = text if isinstance(text, bytes) else text.encode()
                 self.send_response(status)
-                self.send_header("Content-Type", "text/plain" if isinstance(body, str) else "application/json")
+                self.send_header("Content-Type", "text/plain" if plain else "application/json")
                 self.send_header("Content-Length", str(len(content)))
                 for name, value in dict(*headers).items():
                     self.send_header(name, value)
@@ -65,7 +67,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self.pods: list[dict[str, Any]] = []
-        self.logs: dict[str, str] = {}
+        self.logs: dict[str, bytes] = {}
         self.nodes: list[dict[str, Any]] = []
         self.named: dict[tuple[str, str], dict[str, Any]] = {}
         self.forbidden: set[str] = set()
@@ -95,7 +97,7 @@ class Cluster:
         run: str = "run-1",
         phase: str = "Succeeded",
         created: str = "2026-01-01T00:00:00Z",
-        log: str | None = None,
+        log: str | bytes | None = None,
         reason: str | None = None,
         terminated: dict[str, Any] | None = None,
         waiting: dict[str, Any] | None = None,
@@ -111,7 +113,7 @@ class Cluster:
             }
         )
         if log is not None:
-            self.logs[name] = log
+            self.logs[name] = log.encode() if isinstance(log, str) else log
         return name
 
     def add_claim(self, name: str, phase: str, storage_class: str | None = None) -> None:
@@ -141,8 +143,8 @@ def _selects(selector: str, labels: dict[str, str]) -> bool:
     return all(labels.get(key) == value[0] if value else key in labels for key, *value in parts)
 
 
-def _tail(text: str, query: dict[str, str]) -> str:
-    return "\n".join(text.splitlines()[-int(query["tailLines"]) :])
+def _tail(text: bytes, query: dict[str, str]) -> bytes:
+    return b"\n".join(text.split(b"\n")[-int(query["tailLines"]) :])
 
 
 @pytest.fixture

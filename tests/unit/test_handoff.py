@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from moto import mock_aws
 
 from rest_core import handoff, manifest, storage
 from rest_core.errors import UserError
+from rest_core.names import run_key
 
 
 @pytest.fixture(autouse=True)
@@ -72,12 +74,14 @@ def test_the_same_content_is_stored_once(s3: Any, tmp_path: Path, monkeypatch: p
     assert handoff.store(output(tmp_path / "two")[0], "s3://rest/team/", "rest-rl") == first
 
 
-def test_what_was_half_stored_is_completed(s3: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["deep/config.json", "manifest.json"])
+def test_what_was_half_stored_is_completed(location: str, tmp_path: Path, lost: str) -> None:
     folder, files = output(tmp_path / "out")
-    reference = handoff.store(folder, "s3://rest/team", "rest-rl")
-    s3.delete_object(Bucket="rest", Key=f"{reference.source.removeprefix('s3://rest/')}/metrics.json")
-    handoff.deliver(folder, "s3://rest/team", "rest-rl", files)
+    reference = handoff.store(folder, location, "rest-rl")
+    storage.delete_file(f"{reference.source}/{lost}")
+    handoff.deliver(folder, location, "rest-rl", files)
     assert manifest.contents(handoff.fetch(folder)) == files
+    assert (handoff.fetch(folder) / "manifest.json").is_file()
 
 
 def test_a_folder_is_used_where_it_lies(tmp_path: Path, cache: Path) -> None:
@@ -109,6 +113,25 @@ def test_what_is_missing_or_changed_is_refused_by_name(location: str, tmp_path: 
     assert changed in str(told.value)
     storage.delete_file(changed)
     with pytest.raises(UserError, match=r"model\.safetensors: is not there any more"):
+        handoff.fetch(folder)
+
+
+def test_what_changes_after_the_first_check_is_refused_too(location: str, tmp_path: Path) -> None:
+    folder, files = output(tmp_path / "out")
+    handoff.deliver(folder, location, "rest-rl", files)
+    place = handoff.fetch(folder)
+    (place / "deep" / "adapter_config.json").write_text("{}")  # transformers would take it up
+    with pytest.raises(UserError, match=r"deep/adapter_config\.json: was not written there"):
+        handoff.fetch(folder)
+    (place / "deep" / "adapter_config.json").unlink()
+    weights = (place / "model.safetensors").read_bytes()
+    (place / "model.safetensors").write_bytes(b"W" + weights[1:])
+    with pytest.raises(UserError, match=r"model\.safetensors: is not what was written there"):
+        handoff.fetch(folder)
+    (place / "model.safetensors").write_bytes(weights)
+    assert handoff.fetch(folder) == place
+    (place / "metrics.json").unlink()
+    with pytest.raises(UserError, match=r"metrics\.json: is not there any more"):
         handoff.fetch(folder)
 
 
@@ -166,11 +189,22 @@ def test_a_full_location_leaves_the_folder(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_work_of_a_run_is_removed_and_nothing_else(location: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    run, other = handoff.scratch(location, "a run/1"), handoff.scratch(location, "other")
-    assert run == f"{location}/runs/a-run-1"
+    run, other = handoff.scratch(location, "a run/1"), handoff.scratch(location, "a-run-1")
+    assert run.startswith(f"{location}/runs/a-run-1-") and other == f"{location}/runs/a-run-1"
     for place in (run, f"{run}/checkpoints/step-000001", other):
         storage.put_file(tmp_path / "file", f"{place}/file")
     handoff.remove_scratch(location, "a run/1")
     handoff.remove_scratch(location, "never made")
+    for none in ("", ".", ".."):
+        with pytest.raises(UserError, match="give it a name with letters or digits"):
+            handoff.remove_scratch(location, none)
     assert storage.list_files(run) == []
     assert storage.list_files(other) == ["file"]
+
+
+def test_every_run_has_a_key_of_its_own() -> None:
+    long = "qwen3-1.7b-instruct · paper-no-curriculum-long-name · 2026-01-01 00:00 · "
+    runs = ["a b", "a-b", "a·b", "-a-b", "实验一", "实验二", f"{long}0f3c", f"{long}1111", "x" * 63, "x" * 64]
+    keys = [run_key(run) for run in runs]
+    assert len(set(keys)) == len(runs) and keys[1] == "a-b" and keys[8] == "x" * 63
+    assert all(re.fullmatch(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", key, re.ASCII) for key in keys)

@@ -343,7 +343,8 @@ def test_outputs_go_by_uri_and_a_lost_stage_goes_on(
         "storage": StorageConfig(location=location),
         "dataset": prepared,
     }
-    stages.sft_warmup(sft=SFT, out=tmp_path / "sft", **common)
+    sft = SFT.model_copy(update={"checkpoint_every": 1})
+    warmed = stages.sft_warmup(sft=sft, out=tmp_path / "sft", **common)
     first = stages.rest_rl(rl=RL, policy=tmp_path / "sft", out=tmp_path / "rl", **common)
     for name in ("sft", "rl"):
         out = tmp_path / name
@@ -354,12 +355,15 @@ def test_outputs_go_by_uri_and_a_lost_stage_goes_on(
     assert inputs == {
         name: manifest.read(tmp_path / part)["sha256"] for name, part in (("dataset", "prepared"), ("policy", "sft"))
     }
+    assert manifest.read(tmp_path / "rl")["config"]["rl"]["mirror"] is None  # the run's own is no setting
     weights = loading.load_model(tmp_path / "rl", model).state_dict()
 
     # The pod is lost after the training; the stage is tried again, elsewhere, with nothing on its disk.
     again = stages.rest_rl(rl=RL, policy=tmp_path / "sft", out=tmp_path / "elsewhere" / "rl", **common)
     place = f"{handoff.scratch(location, RUN)}/checkpoints"
-    assert any(record.message.startswith(f"downloading {place}/") for record in caplog.records)
+    assert stages.sft_warmup(sft=sft, out=tmp_path / "elsewhere" / "sft", **common).metrics == warmed.metrics
+    for what in ("sft-warmup-", ""):
+        assert any(record.message.startswith(f"downloading {place}/{what}") for record in caplog.records)
     assert again.metrics["rl/steps"] == first.metrics["rl/steps"]
     for name, weight in loading.load_model(tmp_path / "elsewhere" / "rl", model).state_dict().items():
         assert torch.equal(weight, weights[name])

@@ -118,6 +118,8 @@ def test_an_endpoint_that_is_away_is_a_user_error(tmp_path: Path, monkeypatch: p
 def test_a_key_that_leads_out_of_the_prefix_is_refused(s3: Any, tmp_path: Path):
     s3.put_object(Bucket="data", Key="evil/../../out.txt", Body=b"x")
     with pytest.raises(UserError, match="leads out"):
+        storage.list_files("s3://data/evil")
+    with pytest.raises(UserError, match="leads out"):
         storage.fetch("s3://data/evil", tmp_path / "cache")
     assert not list(tmp_path.rglob("out.txt"))
 
@@ -164,3 +166,28 @@ def test_a_full_or_forbidden_disk_leaves_nothing(tmp_path: Path, code: int, mess
 def test_another_fault_is_not_hidden(tmp_path: Path):
     with pytest.raises(IsADirectoryError), storage.disk_errors(tmp_path):
         raise IsADirectoryError(errno.EISDIR, "x")
+
+
+def test_an_endpoint_that_is_no_address_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "minio.svc:9000")
+    with pytest.raises(UserError, match=r"Invalid endpoint: minio\.svc:9000; check AWS_ENDPOINT_URL"):
+        storage.list_files("s3://data/set")
+
+
+def test_short_waits_are_for_their_block_alone(s3: Any):
+    before = storage._client().meta.config.read_timeout
+    with storage.short_waits():
+        config = storage._client().meta.config
+        assert (config.connect_timeout, config.read_timeout, config.retries["total_max_attempts"]) == (5, 10, 2)
+    assert storage._client().meta.config.read_timeout == before == 60
+
+
+@pytest.mark.parametrize("there", ["s3://data", "folder"])
+def test_a_folder_is_deleted_and_nothing_beside_it(s3: Any, tmp_path: Path, there: str):
+    root = str(tmp_path) if there == "folder" else there
+    (tmp_path / "file").touch()
+    for name in ("set/deep/b.jsonl", "set2/c.jsonl"):
+        storage.put_file(tmp_path / "file", f"{root}/{name}")
+    for _ in range(2):
+        storage.delete_folder(f"{root}/set")
+    assert storage.list_files(f"{root}/set") == [] and storage.list_files(f"{root}/set2") == ["c.jsonl"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -88,6 +89,16 @@ def test_what_weakens_the_figures_is_said_first(evaluation: Evaluation, tmp_path
     assert "part of the questions only: bfcl" in notes
     assert "Skipped: evaluate-api-bank: no network" in notes
     assert "| paper | 2 | 65.0% |" in report.markdown()  # without the deciding figure all are shown
+
+
+def test_a_training_that_went_astray_is_named_and_stops_no_report(evaluation: Evaluation, tmp_path: Path) -> None:
+    values = {("uniform", 0): 1.0, ("uniform", 1): 2.0, ("paper", 0): 2.0, ("paper", 1): math.nan}
+    folders = [evaluation(name, seed, {"bfcl/live": 0.5}, reward=v) for (name, seed), v in values.items()]
+    report = AblationReport("t", AblationConfig(), collect(folders))
+    report.write(tmp_path)
+    assert "No finite number, and left out: reward/after of paper · seed 1 (nan)." in report.notes
+    assert "NaN" not in (tmp_path / "report.json").read_text(encoding="utf-8")
+    assert report.comparisons["reward/after"].differences["paper"].values == {0: 1.0}
 
 
 def test_nothing_that_is_shown_was_measured(evaluation: Evaluation, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,18 @@ def test_trials_that_differ_in_more_than_weights_and_seed_do_not_compare(
 ) -> None:
     with pytest.raises(UserError, match=message):
         collect([evaluation("paper", 0, {}), evaluation("uniform", 0, {}, **other)])
+
+
+def test_two_pipeline_runs_compare_though_their_checkpoints_went_elsewhere(evaluation: Evaluation) -> None:
+    folders = [evaluation("paper", seed, {}, rl={"mirror": f"s3://b/runs/{seed}/checkpoints"}) for seed in (0, 1)]
+    assert len(collect(folders)) == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_finite_number_is_no_figure(evaluation: Evaluation, value: float) -> None:
+    (one,) = collect([evaluation("paper", 0, {"bfcl/overall": value, "bfcl/live": 0.5}, reward=value)])
+    assert one.metrics == {"bfcl/live": 0.5}
+    assert one.not_finite.keys() == {"bfcl/overall", "reward/after"}
 
 
 def test_other_weights_under_one_name_are_refused(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,13 @@ def test_several_schemes_are_adjusted_together() -> None:
     assert strong.p_holm == pytest.approx(max(strong.p, 2 * paper.p))
 
 
+def test_a_difference_that_cannot_be_tested_was_asked_about_all_the_same() -> None:
+    others = {"uniform": {0: 0.0, 1: 0.0, 2: 0.0}, "paper": {0: 0.10, 1: 0.11, 2: 0.12}}
+    found = compared({**others, "strong": {0: 0.1, 1: 0.1, 2: 0.1}}).differences  # equal: no spread
+    assert found["strong"].p is None and found["strong"].p_holm is None
+    assert found["paper"].p is not None and found["paper"].p_holm == pytest.approx(2 * found["paper"].p)
+
+
 def test_equal_values_claim_no_certainty() -> None:
     found = compared({"uniform": {0: 0.3, 1: 0.2}, "paper": {0: 0.4, 1: 0.3}})  # 0.1 each, but for rounding
     assert found.differences["paper"].mean == pytest.approx(0.1)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from rest_core import manifest, stages
 from rest_core.ablation.collect import collect
 from rest_core.ablation.settings import AblationConfig, Trial
+from rest_core.cli import cli
 from rest_core.config import BfclConfig, ModelConfig, PaperWeights, RlConfig, TrackingConfig, VllmServerConfig
 from rest_core.errors import UserError
 from rest_core.tracking.delivery import deliver
@@ -72,6 +74,24 @@ def test_a_training_has_its_trials_weights_and_seed(policy: Path, tracking: Trac
     assert runs["rest-rl · entropy-only · seed 4"].data.tags["rest.scheme"] == "entropy-only"
 
 
+def test_what_mlflow_keeps_of_a_trial_reproduces_it(policy: Path, tracking: TrackingConfig, tmp_path: Path) -> None:
+    deliver(policy.parent)
+    client, run = open_client(str(tracking.uri)), by_name(tracking)["rest-rl · entropy-only · seed 4"]
+    client.download_artifacts(run.info.run_id, "config.json", str(tmp_path))
+    command = ["train", "--profile", str(tmp_path / "config.json"), "--trial", run.data.tags["rest.scheme"]]
+    folders = [
+        "--dataset",
+        str(tmp_path / "data"),
+        "--policy",
+        str(tmp_path / "base"),
+        "--out",
+        str(tmp_path / "again"),
+    ]
+    done = CliRunner().invoke(cli, [*command, *folders, "--set", f"tracking.uri={tracking.uri}"])
+    assert done.exit_code == 0, done.output
+    assert manifest.read(tmp_path / "again")["config"] == manifest.read(policy)["config"]
+
+
 def test_an_evaluation_belongs_to_its_policys_trial(policy: Path, tracking: TrackingConfig, tmp_path: Path) -> None:
     out = tmp_path / "bfcl"
     stages.evaluate_bfcl(
@@ -129,6 +149,9 @@ def test_the_comparison_closes_the_ablation_with_its_report(
     assert run.info.status == "FINISHED"
     assert run.data.metrics["ablation/bfcl/overall/paper"] == pytest.approx(0.575)
     assert "| paper | 2 | 57.5% |" in run.data.tags["mlflow.note.content"]
+    stage = by_name(tracking)["aggregate"]
+    assert {stage.data.tags[f"rest.input/{n:03}"] for n in range(8)} == {str(one) for one in (*bfcl, *bank)}
+    assert stage.data.params["cfg/ablation/baseline"] == "uniform"
     client = open_client(str(tracking.uri))
     assert {one.path for one in client.list_artifacts(run.info.run_id)} == {
         "report.json",

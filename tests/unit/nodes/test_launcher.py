@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from rest_core.config import LaunchConfig, ModelConfig, RlConfig, TrackingConfig, load
+from rest_core.errors import UserError
 from rest_core.nodes import launcher
 from rest_core.nodes.command import arguments, write_profile
 
@@ -54,6 +55,16 @@ def test_the_command_reads_the_sections_back(tmp_path: Path) -> None:
     line = arguments("train", Path("call.yaml"), {"dataset": "d", "policy": "p"}, pipeline_run="a run", out=Path("o"))
     given = "train --profile call.yaml --dataset d --policy p --out o --run-name"
     assert line == [*given.split(), "a run"]
+
+
+def test_what_an_earlier_attempt_has_left_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stale = ("error.json", "metrics.json", "manifest.json", "reference.json")
+    for name in stale:
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(launcher.sys, "executable", "/bin/false")
+    with pytest.raises(UserError, match="ended with exit code 1"):
+        launcher.run("train", {}, {}, pipeline_run="run", out=tmp_path, processes=2, sharding="ddp")
+    assert not list(tmp_path.iterdir())
 
 
 def test_signals_are_handled_for_as_long_as_the_block_lasts() -> None:

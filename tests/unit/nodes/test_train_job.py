@@ -17,12 +17,12 @@ pytest.importorskip("kubeflow.trainer", reason="the package kubeflow is not inst
 
 from kubeflow.common.types import KubernetesBackendConfig
 from kubeflow.trainer import TrainerClient
-from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
+from kubernetes.client import ApiClient, Configuration, CoreV1Api
 from trainer_api import NAMESPACE, TRAINER, Cluster, serve
 
 from pipelines.nodes import launch_on
 from pipelines.platform import Platform
-from rest_core import handoff, manifest, storage
+from rest_core import handoff, manifest, pods, storage
 from rest_core.config import (
     LaunchConfig,
     ModelConfig,
@@ -147,7 +147,7 @@ def test_the_train_job_says_what_the_platform_asks_for(client: TrainerClient, cl
     stage.run(client)
     (made,) = cluster.created
     assert made["apiVersion"] == "trainer.kubeflow.org/v1alpha1" and made["kind"] == "TrainJob"
-    labels = {"team": "tools", "rest-pipelines/run": "run-1"}
+    labels = {"team": "tools", **run_label("run 1")}
     assert made["metadata"]["labels"] == labels
     spec = made["spec"]
     assert spec["runtimeRef"] == {"name": "rest-torch", "kind": "TrainingRuntime"}
@@ -264,15 +264,56 @@ def test_a_failure_is_told_in_one_line_and_tried_again_anew(
     assert len(cluster.created) == 2
 
 
-def test_the_deadline_is_told(client: TrainerClient, cluster: Cluster, stage: Stage) -> None:
-    cluster.outcome = "Failed"
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    # One that was queued for long is not late: its deadline counts from its start.
+    [("DeadlineExceeded", "its deadline of 3600 s was over"), ("JobSetFailed", "failed: no memory")],
+)
+def test_a_deadline_is_told_where_it_was_one(
+    client: TrainerClient, cluster: Cluster, stage: Stage, reason: str, told: str
+) -> None:
+    cluster.outcome, cluster.reason, cluster.logs = "Failed", reason, ["error: no memory"]
 
     def made_long_ago(body: dict[str, Any]) -> None:
         cluster.jobs[body["metadata"]["name"]]["metadata"]["creationTimestamp"] = "2020-01-01T00:00:00Z"
 
     cluster.on_create = made_long_ago
-    with pytest.raises(UserError, match="its deadline of 3600 s was over"):
+    with pytest.raises(UserError, match=told):
         stage.run(client)
+
+
+@pytest.mark.parametrize("status", [500, 403])
+def test_a_training_that_is_done_is_done_where_its_job_cannot_be_deleted(
+    client: TrainerClient,
+    cluster: Cluster,
+    stage: Stage,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(trainer, "_PATIENCE_SECONDS", 0.1)
+    cluster.fail += [(f"DELETE {TRAINER}/trainjobs/", status)] * 100
+    assert stage.run(client).metrics == {"rl/steps": 2.0}
+    assert "stays until the run's exit task deletes it" in caplog.text
+
+
+def test_a_job_whose_making_was_not_answered_is_followed(client: TrainerClient, cluster: Cluster, stage: Stage) -> None:
+    def lose_the_answer(body: dict[str, Any]) -> None:
+        stage.train(body)
+        raise ConnectionResetError
+
+    cluster.on_create = lose_the_answer
+    assert stage.run(client).metrics == {"rl/steps": 2.0}
+    assert len(cluster.created) == 1
+
+
+def test_an_api_that_fails_before_the_training_is_asked_again(
+    client: TrainerClient, cluster: Cluster, stage: Stage
+) -> None:
+    names = ("GET {}/trainjobs/", "GET {}/trainingruntimes", "POST {}/trainjobs", "DELETE {}/trainjobs/")
+    cluster.fail = [(name.format(TRAINER), 503) for name in names]
+    assert stage.run(client).metrics == {"rl/steps": 2.0}
+    assert cluster.fail == [] and cluster.jobs == {}
 
 
 def test_an_api_that_fails_for_a_while_is_asked_again(client: TrainerClient, cluster: Cluster, stage: Stage) -> None:
@@ -291,6 +332,36 @@ def test_a_log_that_cannot_be_read_ends_nothing(
     cluster.fail += [("GET /api/v1/namespaces/team/pods/", 404)]
     assert stage.run(client).metrics == {"rl/steps": 2.0}
     assert any("log of node-0" in record.message and "is not there" in record.message for record in caplog.records)
+
+
+def test_whatever_a_node_prints_decides_nothing(
+    client: TrainerClient, cluster: Cluster, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    cluster.logs = [b"half a sign \xe2\x82", b"1 %\r2 %", '{"json": true}']
+    assert stage.run(client).metrics == {"rl/steps": 2.0}
+    lines = [record.message.partition(" | ")[2] for record in caplog.records if " | " in record.message]
+    assert lines == ["half a sign \ufffd", "1 %", "2 %", '{"json": true}']
+    first, *later = cluster.log_reads
+    assert "sinceSeconds" not in first and later
+    assert all(int(query["sinceSeconds"][0]) < 60 for query in later)  # not the whole of it again and again
+
+
+def test_an_address_with_credentials_stays_in_its_secret(
+    client: TrainerClient, cluster: Cluster, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def given() -> dict[str, str]:
+        stage.run(client)
+        stage.rl = stage.rl.model_copy(update={"seed": stage.rl.seed + 1})  # another job the next time
+        made = {one["name"]: one["value"] for one in cluster.created[-1]["spec"]["trainer"]["env"]}
+        return {name: value for name, value in made.items() if name.startswith("MLFLOW")}
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:hush@mlflow.example")
+    assert given() == {}
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0f")
+    assert given() == {"MLFLOW_RUN_ID": "0f"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
+    assert given() == {"MLFLOW_RUN_ID": "0f", "MLFLOW_TRACKING_URI": "https://mlflow.example"}
 
 
 def test_an_api_that_stays_away_is_told(
@@ -340,7 +411,9 @@ def test_without_a_storage_location_the_stage_says_so(client: TrainerClient, sta
         stage.run(client)
 
 
-def test_what_a_run_has_left_is_deleted_by_its_label(client: TrainerClient, cluster: Cluster) -> None:
+def test_what_a_run_has_left_is_deleted_by_its_label(
+    client: TrainerClient, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, run in (("a", "run 1"), ("b", "run 2"), ("c", "run 1")):
         trainer.create(
             client,
@@ -350,14 +423,29 @@ def test_what_a_run_has_left_is_deleted_by_its_label(client: TrainerClient, clus
             environment={},
             labels=run_label(run),
         )
-    api = CustomObjectsApi(ApiClient(Configuration(host=cluster.url)))
-    assert delete_left("run 1", NAMESPACE, api) == ["a", "c"]
+    api = CoreV1Api(ApiClient(Configuration(host=cluster.url)))
+    monkeypatch.setattr(pods, "connect", lambda: (api, "without-kubeflow-trainer"))
+    assert delete_left("run 1", NAMESPACE) == (["a", "c"], [])
     assert list(cluster.jobs) == ["b"]
-    assert delete_left("run 3", NAMESPACE, api) == []
-    assert delete_left("run 2", "without-kubeflow-trainer", api) == []
+    assert delete_left("run 3", NAMESPACE) == ([], [])
+    assert delete_left("run-2", NAMESPACE) == ([], [])  # would look the same without its hash
+    assert delete_left("run 2", None) == ([], [])
     cluster.fail.append(("GET", 403))
     with pytest.raises(UserError, match="the cluster refuses it \\(403"):
-        delete_left("run 2", NAMESPACE, api)
+        delete_left("run 2", NAMESPACE)
+
+
+def test_a_job_that_cannot_be_deleted_keeps_no_other(
+    client: TrainerClient, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainJobConfig(nodes=2, runtime="rest-torch")
+    for name in "abc":
+        trainer.create(client, name, settings, location="s3://b/j", environment={}, labels=run_label("run"))
+    api = CoreV1Api(ApiClient(Configuration(host=cluster.url)))
+    monkeypatch.setattr(pods, "connect", lambda: (api, NAMESPACE))
+    cluster.fail += [(f"DELETE {TRAINER}/trainjobs/a", 404), (f"DELETE {TRAINER}/trainjobs/b", 403)]
+    deleted, (problem,) = delete_left("run", None)
+    assert deleted == ["c"] and problem.startswith("TrainJob b: the cluster refuses it (403")
 
 
 def test_a_model_without_a_stage_goes_by_its_name(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ class Cluster:
     deleted: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)  # "GET /path"
     outcome: str = "Complete"
-    logs: list[str] = field(default_factory=lambda: ["step 1", "step 2"])
+    logs: list[str | bytes] = field(default_factory=lambda: ["step 1", "step 2"])
+    reason: str = "Test"  # of the condition that a job ends with
+    log_reads: list[dict[str, list[str]]] = field(default_factory=list)  # what was asked for
     on_create: Callable[[dict[str, Any]], None] = lambda _: None
     fail: list[tuple[str, int]] = field(default_factory=list)  # the next request that begins so gets this status
 
@@ -53,7 +55,7 @@ class Cluster:
             condition = {
                 "type": self.outcome,
                 "status": "True",
-                "reason": "Test",
+                "reason": self.reason,
                 "message": "",
                 "lastTransitionTime": _now(),
             }
@@ -93,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         return
 
     def answer(self, status: int, body: Any, kind: str = "application/json") -> None:
-        data = (json.dumps(body) if kind == "application/json" else body).encode()
+        data = json.dumps(body).encode() if kind == "application/json" else body
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
@@ -155,11 +157,18 @@ class _Handler(BaseHTTPRequestHandler):
                 },
             )
         elif path.startswith(f"{CORE}/pods/") and path.endswith("/log"):
-            self.answer(200, "\n".join(cluster.logs) + "\n", "text/plain")
+            cluster.log_reads.append(query)
+            self.answer(200, b"".join(_lines(cluster.logs, "timestamps" in query)), "text/plain")
         else:
             self.refuse(404, f"{path} not found")
 
     do_GET = do_POST = do_DELETE = handle_request
+
+
+def _lines(logs: list[str | bytes], timed: bool) -> Iterator[bytes]:
+    for number, line in enumerate(logs):
+        text = line if isinstance(line, bytes) else line.encode()
+        yield (f"2026-01-01T00:00:{number:02}.000000000Z ".encode() if timed else b"") + text + b"\n"
 
 
 @contextmanager

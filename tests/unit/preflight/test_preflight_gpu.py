@@ -135,9 +135,25 @@ def test_a_gpu_that_is_too_small_is_a_problem(cluster: Any, model: ModelConfig) 
     assert "needs" not in check(ASKED.model_copy(update={"stage": "evaluate-bfcl"}), model)
 
 
+def test_a_training_on_several_nodes_needs_as_many_that_are_large_enough(cluster: Any, model: ModelConfig) -> None:
+    asked = ASKED.model_copy(update={"nodes": 2})
+    for name, memory in (("small", "0"), ("large", "81920")):
+        cluster.add_node(name, gpus=2, labels={"pool": "gpu", "nvidia.com/gpu.memory": memory})
+    with pytest.raises(UserError, match="has 0 GiB"):
+        check(asked, model)
+    cluster.add_node("as large", gpus=2, labels={"pool": "gpu", "nvidia.com/gpu.memory": "81920"})
+    assert "3 nodes have" in check(asked, model)
+
+
+def test_nodes_without_labels_are_of_unknown_size(cluster: Any, model: ModelConfig) -> None:
+    cluster.add_node("bare", gpus=2)
+    del cluster.nodes[-1]["metadata"]["labels"]
+    assert "GPU of unknown type" in check(ASKED.model_copy(update={"node_selector": {}}), model)
+
+
 def test_nodes_that_may_not_be_listed_are_not_checked(cluster: Any, model: ModelConfig) -> None:
     cluster.forbidden.add("nodes")
-    with pytest.raises(NotAllowed, match="may not list nodes"):
+    with pytest.raises(NotAllowed, match="list nodes: the cluster refuses it"):
         check(ASKED, model)
 
 

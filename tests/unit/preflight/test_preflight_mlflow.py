@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.entities import ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from rest_core.config import TrackingConfig
 from rest_core.errors import UserError
@@ -24,6 +28,19 @@ def test_what_is_tried_out_is_deleted(tracking: TrackingConfig, tmp_path: Path) 
     (deleted,) = client.search_runs([experiment.experiment_id], run_view_type=ViewType.DELETED_ONLY)
     assert deleted.data.metrics == {"preflight": 1.0}
     assert not [path for path in (tmp_path / "mlruns" / "artifacts").rglob("*") if path.is_file()]
+
+
+def test_what_may_not_be_deleted_stays_and_is_told(
+    tracking: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise MlflowException("no MANAGE here", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "delete_run", refuse)
+    monkeypatch.setattr(LocalArtifactRepository, "delete_artifacts", refuse)
+    file, run = mlflow_server.try_out(tracking, str(tracking.uri))
+    assert file.startswith("the file preflight.txt of this check stays (") and "no MANAGE here" in file
+    assert run.startswith("the run preflight of this check stays (")
 
 
 def test_a_store_on_the_pods_own_disk_is_refused(tracking: TrackingConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from rest_core.errors import Preempted, UserError
 from rest_core.status.final import FinalStatus, Links
 from rest_core.status.reproduce import commands, locate
 from rest_core.status.run import conclude
+from rest_core.status.runs import StageEnd
 from rest_core.tracking import runs, store
 from rest_core.tracking.delivery import deliver, find_pipeline_run
 
@@ -142,7 +144,11 @@ def test_the_commands_are_ones_that_our_tools_take(
 
     stage("rest-rl", UserError("no"), dataset="/no/such/data", policy="/no/such/policy")
     outcome, _ = end()
-    _, download, again = outcome.failures[0].reproduce
+    *notes, _, download, again = outcome.failures[0].reproduce
+    assert notes == [
+        f"# /no/such/{name} is a folder of the pod or of its volume: copy it here, and give that folder"
+        for name in ("data", "policy")
+    ]
     words = shlex.split(download)
     run_id = words[words.index("--run-id") + 1]
     client.download_artifacts(run_id, words[words.index("--artifact-path") + 1], str(tmp_path))
@@ -245,7 +251,7 @@ def test_a_pod_that_never_ran_its_stage_is_known_to_kubernetes_alone(stage: Any,
 def test_without_rights_and_without_mlflow_the_report_says_so(end: Any, cluster: Any) -> None:
     cluster.forbidden.add("pods")
     outcome, report = end(FAILED, TrackingConfig(uri="http://127.0.0.1:1"))
-    assert "Pods and their logs could not be looked at: the service account may not list pods" in report
+    assert "Pods and their logs could not be looked at: list pods: the cluster refuses it (403" in report
     assert "MLflow could not be asked: MLflow at http://127.0.0.1:1 does not answer" in report
     assert "kubectl get pods -l pipeline/runid=run-1" in outcome.line
 
@@ -270,12 +276,103 @@ def test_each_trial_of_an_ablation_has_stages_of_its_own(
     common = {"rest.pipeline_run": RUN, "rest.trial": "paper 1"}
     trial = client.create_run(experiment, tags={**common, "rest.kind": "trial"})
     for name, status in (("paper 0", "FINISHED"), ("paper 1", "FAILED")):
-        tags = {**common, "rest.kind": "stage", "rest.stage": "rest-rl", "rest.trial": name}
+        told = {"rest.stage": "rest-rl", "rest.trial": name, "rest.scheme": name.split()[0]}
+        tags = {**common, "rest.kind": "stage", **told}
         client.set_terminated(client.create_run(experiment, tags=tags).info.run_id, status)
     outcome, report = end()
     assert [one.stage for one in outcome.failures] == ["rest-rl · paper 1"]
-    assert "rest train --profile" in report
+    assert "rest train --profile reproduce/config.json --trial paper --out" in report
     assert client.get_run(trial.info.run_id).info.status == "FAILED"
+
+
+def test_what_a_pod_has_printed_is_shown_as_it_is_cut_and_without_credentials(
+    end: Any, cluster: Any, stage: Any
+) -> None:
+    stage("rest-rl", "killed")
+    log = b"```\nhttp://user:hush@host/\n" + b"x" * 300_000 + b'\n{"json": true}\nhalf a sign \xe2\x82'
+    cluster.add_pod("rest-rl", phase="Failed", terminated={"exitCode": 1}, log=log)
+    _, report = end()
+    block = report.split("The last lines of its log:\n\n")[1].split("To run it again")[0]
+    assert len(block) < 3000 and block.rstrip().endswith('{"json": true}\nhalf a sign \ufffd\n```')
+    cluster.pods.clear()
+    cluster.add_pod("rest-rl", phase="Failed", terminated={"exitCode": 1}, log=log[:27])
+    _, report = end()
+    assert "````\n```\nhttp://***@host/\n````" in report
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("a defect")
+
+
+@pytest.mark.parametrize("part", ["rest_core.pods.ends", "rest_core.handoff.storage.delete_folder"])
+def test_a_defect_in_a_part_of_the_report_is_told_in_it(
+    end: Any, cluster: Any, stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    stage("rest-rl")
+    monkeypatch.setattr(part, broken)
+    _, report = end(SUCCEEDED, storage=StorageConfig(location=str(tmp_path / "store")))
+    assert "RuntimeError: a defect" in report and "| ✅ | rest-rl | FINISHED |" in report
+
+
+def test_the_report_is_written_before_anything_is_removed(
+    end: Any, stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    stage("rest-rl", UserError("no"))
+    monkeypatch.setattr("rest_core.status.leftovers.remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        end()
+    assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("# ❌ failed in rest-rl")
+
+
+def test_an_mlflow_without_its_database_is_asked_once(end: Any, http_server: Any) -> None:
+    asked = []
+
+    def answer(path: str, query: dict[str, str]) -> tuple[int, Any]:
+        asked.append(path)
+        return (200, "OK") if path == "/health" else (503, {})
+
+    _, report = end(FAILED, TrackingConfig(uri=http_server(answer)))
+    assert "MLflow could not be asked" in report and len(asked) == 2
+    assert not set(store.SHORT_WAITS) & set(os.environ)
+
+
+def test_where_nobody_says_how_a_run_ended_it_is_not_known(end: Any, cluster: Any) -> None:
+    unclear, away = FinalStatus(state="RUNNING"), TrackingConfig(uri="http://127.0.0.1:1")
+    outcome, report = end(unclear, away)
+    assert outcome.verdict == "unknown" and report.startswith("# ❔ unknown\n")
+    assert outcome.line.startswith("unknown: KFP does not say how the run ended")
+    cluster.add_pod("rest-rl", phase="Failed", terminated={"exitCode": 1})
+    assert end(unclear, away)[0].verdict == "failed"
+
+
+def test_the_command_of_a_comparison(client: MlflowClient, tracking: TrackingConfig) -> None:
+    inputs = {"000": "/minio/bucket/a b/report", "001": "/minio/bucket/c/report"}
+    parameters = {"cfg/ablation/baseline": "paper", "cfg/ablation/metric": "m", "cfg/ablation/confidence": "0.9"}
+    one = StageEnd("aggregate", None, "0f", "FAILED", "no", None, 1.0, inputs, None, parameters, "")
+    first, second, again = map(shlex.split, commands(one, "http://mlflow:5000"))
+    assert first[-4:] == ["--artifact-uri", "s3://bucket/a b/report", "--dst-path", "reproduce/evaluations/000"]
+    assert second[-1] == "reproduce/evaluations/001"
+    assert again == [
+        *("rest", "aggregate", "reproduce/evaluations/000/report", "reproduce/evaluations/001/report"),
+        *("--baseline", "paper", "--metric", "m", "--confidence", "0.9", "--out", "reproduce/aggregate"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("uri", "inputs", "note"),
+    [
+        ("http://mlflow.mlops.svc:5000", {}, "# mlflow.mlops.svc is an address of the cluster"),
+        ("http://mlflow:5000", {}, "# mlflow is an address of the cluster"),
+        ("https://mlflow.example.com", {"dataset": "/gcs/b/x"}, "# gs://b/x: rest reads folders and s3:// only"),
+        ("https://mlflow.example.com", {"dataset": "s3://b/x"}, "export MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_what_a_command_needs_is_said_before_it(uri: str, inputs: dict[str, str], note: str) -> None:
+    one = StageEnd("rest-rl", None, "0f", "FAILED", "no", None, 1.0, inputs, None, {}, "")
+    assert commands(one, uri)[0].startswith(note)
 
 
 def test_an_address_of_mlflow_that_is_none_stops_no_report(end: Any) -> None:

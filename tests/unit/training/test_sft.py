@@ -48,12 +48,12 @@ def train(
     *,
     log: Log | None = None,
     validation: list[Sample] | None = None,
+    mirror: str | None = None,
     **changes: Any,
 ) -> tuple[Any, dict[str, float]]:
     config = SftConfig(**{"epochs": 1.0, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 0.01, **changes})
-    return sft.train(
-        model, tokenizer, SAMPLES, validation or [], config, FLOAT32, folder=folder, on_metrics=log or Log()
-    )
+    observed = {"folder": folder, "on_metrics": log or Log(), "mirror": mirror}
+    return sft.train(model, tokenizer, SAMPLES, validation or [], config, FLOAT32, **observed)
 
 
 def test_only_the_response_has_labels(tiny_tokenizer: Any) -> None:
@@ -168,6 +168,48 @@ def test_an_interrupted_warm_up_goes_on_from_its_checkpoint(
     assert [step for step, values in log.steps if "sft/loss" in values] == [3, 4]
     for ours, theirs in zip(resumed.parameters(), straight.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+class Killed(Log):
+    """The machine is lost in step 4."""
+
+    def __call__(self, values: dict[str, float], step: int) -> None:
+        super().__call__(values, step)
+        if step == 4:
+            raise KeyboardInterrupt
+
+
+def test_a_warm_up_goes_on_on_another_machine(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    def run(name: str, log: Log) -> Any:
+        model = copy.deepcopy(tiny_model)
+        mirror = str(tmp_path / "volume")
+        settings = {"max_steps": 5, "checkpoint_every": 1}
+        return train(model, tiny_tokenizer, tmp_path / name, log=log, mirror=mirror, **settings)[0]
+
+    straight, _ = train(copy.deepcopy(tiny_model), tiny_tokenizer, tmp_path / "straight", max_steps=5)
+    with pytest.raises(KeyboardInterrupt):
+        run("one", Killed())
+    assert [path.name for path in (tmp_path / "volume").iterdir()] == ["checkpoint-3"]
+    (tmp_path / "volume" / "checkpoint-4").mkdir()  # was being copied
+    (tmp_path / "volume" / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "two" / "checkpoint-3").mkdir(parents=True)  # was being downloaded
+    (tmp_path / "two" / "checkpoint-3" / "model.safetensors").write_bytes(b"half")
+    log = Log()
+    resumed = run("two", log)
+    assert [step for step, values in log.steps if "sft/loss" in values] == [4, 5]
+    assert [path.name for path in (tmp_path / "volume").iterdir()] == ["checkpoint-5"]
+    for ours, theirs in zip(resumed.parameters(), straight.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_a_mirror_that_refuses_stops_no_warm_up(
+    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, figures = train(
+        tiny_model, tiny_tokenizer, tmp_path / "run", max_steps=2, checkpoint_every=1, mirror="/sys/volume"
+    )
+    assert figures["sft/steps"] == 2
+    assert caplog.text.count("this checkpoint is not mirrored") == 2
 
 
 def test_a_loss_that_is_no_number_stops_the_warm_up(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:

@@ -13,9 +13,13 @@ class NoAnswer(UserError):
     """The API could not be reached, or failed: it may answer another time."""
 
 
+class Exists(UserError):
+    """What was to be made is there already."""
+
+
 @contextmanager
 def told(what: str, *, missing: str = "check its name and namespace") -> Iterator[None]:
-    """Turn the SDK's errors, which hide what the API said, into one line."""
+    """Turn the API's errors, and the SDK's which hide them, into one line."""
     try:
         yield
     except Exception as error:
@@ -32,6 +36,8 @@ def told(what: str, *, missing: str = "check its name and namespace") -> Iterato
             ) from error
         if cause.status == 404:
             raise UserError(f"{what}: is not there; {missing}") from error
+        if cause.status == 409:
+            raise Exists(f"{what}: is there already") from error
         if cause.status >= 500 or cause.status == 429:
             raise NoAnswer(f"{what}: the Kubernetes API failed ({said})") from error
         raise UserError(f"{what}: the cluster refuses it ({said}: {one_line(cause.body or '')})") from error
