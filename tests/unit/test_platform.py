@@ -35,7 +35,7 @@ def test_the_example_is_complete_and_loads() -> None:
         return absent
 
     # A volume's sub_path is for those who share a claim.
-    assert missing(platform, values) == ["volumes.model_cache.sub_path", "volumes.work.sub_path"]
+    assert missing(platform, values) == ["volumes.model_cache.sub_path"]
     of_stages = {key for stage in values["stages"].values() for key in stage}
     assert of_stages == set(type(platform.stages.default).model_fields)
 
