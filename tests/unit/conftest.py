@@ -9,8 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import boto3
 import pytest
 from kubernetes import client
+from moto import mock_aws
 
 from rest_core import pods
 
@@ -55,6 +57,17 @@ def http_server() -> Iterator[Callable[[Callable[[str, dict[str, str]], Answer]]
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture
+def empty_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of a store without buckets, which lasts as long as the test; boto3 talks to no other."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        yield boto3.client("s3")
 
 
 class Cluster:

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from moto import mock_aws
 
 from rest_core import storage
 from rest_core.errors import UserError
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    with mock_aws():
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="data")
-        for key, text in {
-            "set/a.jsonl": "A",
-            "set/deep/b.jsonl": "B",
-            "set2/c.jsonl": "C",
-            "set/notes.txt": "N",
-        }.items():
-            client.put_object(Bucket="data", Key=key, Body=text.encode())
-        yield client
+def s3(empty_s3: Any) -> Any:
+    empty_s3.create_bucket(Bucket="data")
+    for key, text in {
+        "set/a.jsonl": "A",
+        "set/deep/b.jsonl": "B",
+        "set2/c.jsonl": "C",
+        "set/notes.txt": "N",
+    }.items():
+        empty_s3.put_object(Bucket="data", Key=key, Body=text.encode())
+    return empty_s3
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -3,12 +3,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
-import boto3
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
-from moto import mock_aws
 
 from rest_core.config import DataSource
 from rest_core.data.published import Unreachable
@@ -45,20 +44,15 @@ def test_in_a_mixed_folder_each_file_serves_what_it_was_made_for(toolrl_folder: 
     assert located(toolrl_folder / "rlla_test.parquet") == [(*rl[:2], ("sft", "rl"))]  # named by itself: both
 
 
-def test_s3_object_prefix_and_glob(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_s3_object_prefix_and_glob(empty_s3: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    with mock_aws():
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="data")
-        client.upload_file(str(FIXTURES / "own.jsonl"), "data", "set/own.jsonl")
-        client.put_object(Bucket="data", Key="set/README.md", Body=b"notes")
-        for location in ("s3://data/set/own.jsonl", "s3://data/set", "s3://data/s*/*.jsonl"):
-            assert located(location) == [("own.jsonl", "jsonl", ("sft", "rl"))]
-        with pytest.raises(UserError, match=r"cannot read a \.md file"):
-            located("s3://data/set/README.md")
+    empty_s3.create_bucket(Bucket="data")
+    empty_s3.upload_file(str(FIXTURES / "own.jsonl"), "data", "set/own.jsonl")
+    empty_s3.put_object(Bucket="data", Key="set/README.md", Body=b"notes")
+    for location in ("s3://data/set/own.jsonl", "s3://data/set", "s3://data/s*/*.jsonl"):
+        assert located(location) == [("own.jsonl", "jsonl", ("sft", "rl"))]
+    with pytest.raises(UserError, match=r"cannot read a \.md file"):
+        located("s3://data/set/README.md")
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import torch
-from moto import mock_aws
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -75,17 +73,14 @@ def test_an_unknown_embedded_model_gets_its_nearest_match() -> None:
     assert "did you mean 'embedded:smollm2-135m-instruct'?" in told(loading.resolve, "embedded:smollm-135m")
 
 
-def test_a_checkpoint_on_s3_is_fetched(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_on_s3_is_fetched(
+    tiny_checkpoint: Path, tmp_path: Path, empty_s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    with mock_aws():
-        boto3.client("s3").create_bucket(Bucket="models")
-        storage.upload_folder(tiny_checkpoint, "s3://models/tiny")
-        folder = Path(loading.resolve("s3://models/tiny"))
-        assert "no such bucket or object" in told(loading.resolve, "s3://elsewhere/tiny")
+    empty_s3.create_bucket(Bucket="models")
+    storage.upload_folder(tiny_checkpoint, "s3://models/tiny")
+    folder = Path(loading.resolve("s3://models/tiny"))
+    assert "no such bucket or object" in told(loading.resolve, "s3://elsewhere/tiny")
     assert folder.is_relative_to(tmp_path)
     assert (folder / "model.safetensors").read_bytes() == (tiny_checkpoint / "model.safetensors").read_bytes()
 

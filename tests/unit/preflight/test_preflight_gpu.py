@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import torch
-from moto import mock_aws
 from transformers import AutoConfig
 
 from rest_core import pods
@@ -39,15 +37,10 @@ def test_the_architecture_is_counted_as_the_real_model_is(model: ModelConfig, lo
     assert (found.hidden_size, found.layers) == (16, 2)
 
 
-def test_of_a_model_in_s3_only_the_configuration_is_read(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    with mock_aws():
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="bucket")
-        client.upload_file(f"{model.source}/config.json", "bucket", "model/config.json")
-        there = read_architecture("s3://bucket/model", model, SftConfig())
+def test_of_a_model_in_s3_only_the_configuration_is_read(model: ModelConfig, empty_s3: Any) -> None:
+    empty_s3.create_bucket(Bucket="bucket")
+    empty_s3.upload_file(f"{model.source}/config.json", "bucket", "model/config.json")
+    there = read_architecture("s3://bucket/model", model, SftConfig())
     assert there == read_architecture(model.source, model, SftConfig())
 
 

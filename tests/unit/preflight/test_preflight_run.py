@@ -180,7 +180,7 @@ def test_all_problems_come_in_one_error_without_a_gpu(
     assert [line.split(":")[0] for line in lines[1:]] == ["- Secret keys", "- volume work"]
     page = (out / stages.PAGE_FILE).read_text(encoding="utf-8")
     assert page.startswith("# Preflight: 2 problems in 6 checks")
-    assert "GPU of rest-rl | the service account may not list nodes" in page
+    assert "GPU of rest-rl | list nodes: the cluster refuses it (403" in page
     assert json.loads((out / "error.json").read_text(encoding="utf-8"))["message"] == str(told.value)
     deliver(out.with_name("report.tracking"))
     client = open_client(str(tracking.uri))

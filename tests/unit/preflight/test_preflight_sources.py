@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boto3
 import huggingface_hub.constants
 import pytest
-from moto import mock_aws
 
 from rest_core.config import ApiBankConfig, ModelConfig
 from rest_core.data import published
@@ -19,17 +17,11 @@ from rest_core.preflight import sources
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    with mock_aws():
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="bucket")
-        for key in ("model/config.json", "data/a.jsonl"):
-            client.put_object(Bucket="bucket", Key=key, Body=b"{}")
-        yield
+def s3(empty_s3: Any) -> Any:
+    empty_s3.create_bucket(Bucket="bucket")
+    for key in ("model/config.json", "data/a.jsonl"):
+        empty_s3.put_object(Bucket="bucket", Key=key, Body=b"{}")
+    return empty_s3
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_a_claim_that_is_not_there(cluster: Any) -> None:
 def test_what_may_not_be_read_is_no_problem(cluster: Any, resource: str) -> None:
     cluster.add_claim("work", "Pending", "nfs")
     cluster.forbidden.add(resource)
-    with pytest.raises(NotAllowed, match=f"may not get {resource}"):
+    with pytest.raises(NotAllowed, match=f"get {resource}: the cluster refuses it \\(403"):
         volumes.check("work")
 
 
@@ -69,7 +69,7 @@ def test_a_runtime_that_is_not_there(cluster: Any, forbidden: set[str]) -> None:
 
 def test_runtimes_that_may_not_be_read(cluster: Any) -> None:
     cluster.forbidden.add("trainingruntimes")
-    with pytest.raises(NotAllowed, match="may not get trainingruntimes"):
+    with pytest.raises(NotAllowed, match=r"get trainingruntimes: the cluster refuses it \(403"):
         train_job.check(JOB, STORAGE)
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
 import pytest
 from mlflow import MlflowClient
-from moto import mock_aws
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -117,18 +116,13 @@ def test_registered_in_a_folder_of_its_own(client: MlflowClient, checkpoint: Pat
     AutoModelForCausalLM.from_pretrained(tmp_path / "models" / NAME / run_id)
 
 
-def test_registered_on_s3(client: MlflowClient, checkpoint: Path, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    with mock_aws():
-        s3 = boto3.client("s3")
-        s3.create_bucket(Bucket="bucket")
-        where = RegistryConfig(destination="s3://bucket/models/")
-        made = registry.register_model(client, where, checkpoint=checkpoint, run_id=run_id, facts=facts())
-        assert made.location == f"s3://bucket/models/{NAME}/{run_id}"
-        keys = {one["Key"].rsplit("/", 1)[-1] for one in s3.list_objects_v2(Bucket="bucket")["Contents"]}
-        assert {"config.json", "model.safetensors", "README.md"} <= keys
+def test_registered_on_s3(client: MlflowClient, checkpoint: Path, run_id: str, empty_s3: Any) -> None:
+    empty_s3.create_bucket(Bucket="bucket")
+    where = RegistryConfig(destination="s3://bucket/models/")
+    made = registry.register_model(client, where, checkpoint=checkpoint, run_id=run_id, facts=facts())
+    assert made.location == f"s3://bucket/models/{NAME}/{run_id}"
+    keys = {one["Key"].rsplit("/", 1)[-1] for one in empty_s3.list_objects_v2(Bucket="bucket")["Contents"]}
+    assert {"config.json", "model.safetensors", "README.md"} <= keys
 
 
 @pytest.mark.parametrize("gone", ["config.json", "model.safetensors", "tokenizer_config.json"])

@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import torch
-from moto import mock_aws
 
 from rest_core import storage
 from rest_core.algorithm.regions import Region
@@ -55,17 +53,12 @@ class Machine:
 
 
 @pytest.fixture(params=["folder", "s3"])
-def location(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def location(request: pytest.FixtureRequest, tmp_path: Path, empty_s3: Any) -> Iterator[str]:
     if request.param == "folder":
         yield str(tmp_path / "volume" / "mirror")
         return
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    with mock_aws():
-        boto3.client("s3").create_bucket(Bucket="data")
-        yield "s3://data/runs/mirror/"
+    empty_s3.create_bucket(Bucket="data")
+    yield "s3://data/runs/mirror/"
 
 
 Make = Callable[..., Machine]
