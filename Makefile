@@ -22,11 +22,12 @@ BUILD := docker build --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --build-arg ACCEL
 	--build-arg VERSION=$(VERSION) --build-arg GIT_COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude='*' || echo unknown) \
 	$(BUILD_ARGS)
 
-.PHONY: help setup run test test-containers bench lint ui compile image push lock lock-images vllm clean
+.PHONY: help setup run test test-integration test-containers bench lint ui compile image push lock lock-images vllm clean
 
 help:
 	@echo "make run      run the whole pipeline on this machine (profile quickstart)"
-	@echo "make test     run the tests"
+	@echo "make test     run the tests of the parts"
+	@echo "make test-integration          whole pipelines, trainings in several processes, the real model"
 	@echo "make bench    one RL step against TRL's GRPOTrainer (about 40 minutes on two cores)"
 	@echo "make ui       MLflow's pages over what was run"
 	@echo "make compile  write the pipeline's YAML for a cluster"
@@ -55,7 +56,11 @@ run: $(STAMP)
 
 # Two workers of one thread each: many small tests gain nothing from more threads.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/unit tests/contract
+
+# Whole pipelines, trainings in several processes, the real model.
+test-integration: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/integration
 
 # TRL is no dependency of the project: only this benchmark needs it.
 bench: $(STAMP)

@@ -6,6 +6,7 @@ that the graph is the same for every run. preflight and report-status are of clu
 be missing that the first stage would not miss at once, and `pipelines.local` tells a failure itself.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,12 +178,15 @@ def on_platform(config: Config, platform: Platform | None) -> Config:
 
 
 def compile_to(path: Path, pipeline: GraphComponent) -> None:
-    """Write the pipeline's KFP YAML (pipeline spec and platform spec) to `path`."""
+    """Write the pipeline's KFP YAML (pipeline spec and platform spec) to `path`; the same pipeline is the same file."""
     if path.suffix != ".yaml":
         raise UserError(f"{path}: KFP reads pipelines from .yaml files; name it {path.with_suffix('.yaml').name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         compiler.Compiler().compile(pipeline, package_path=str(path))
+        # In the comments at its head KFP repeats the defaults, their keys in another order each time.
+        text = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(r"(?m)^(#    \w+: (?:dict|list)) \[Default: .*\]$", r"\1", text), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 

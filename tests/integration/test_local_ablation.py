@@ -97,7 +97,7 @@ def test_mlflow_has_the_trials_between_the_ablation_and_its_stages(run: tuple[Pa
         stages = {one for one, its in runs.items() if its.data.tags.get("mlflow.parentRunId") == trial.info.run_id}
         assert stages == {f"{stage} · {name}" for stage in ("rest-rl", "evaluate-bfcl", "evaluate-api-bank")}
         assert {"reward/after", "bfcl/simple_python"} <= trial.data.metrics.keys()
-        assert trial.data.params["cfg/trial/seed"] == trial.data.tags["rest.seed"]
+        assert trial.data.params["cfg/rl/seed"] == trial.data.tags["rest.seed"]
     artifacts = {one.path for one in client.list_artifacts(parent.info.run_id)}
     assert artifacts == {"report.json", "trials.csv", "comparison.png", "report.html"}
     assert "| uniform | 2 |" in parent.data.tags["mlflow.note.content"]
