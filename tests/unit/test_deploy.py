@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,12 +231,10 @@ def test_the_service_account_may_do_what_a_run_does():
         (["clustertrainingruntimes"], ["get"]),
     ]
     assert not any("*" in entry or entry[1] == "secrets" for entry in allowed)
-    namespace = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text(encoding="utf-8"))["namespace"]
     bindings = [value for value in ALL.values() if value["kind"] in ("RoleBinding", "ClusterRoleBinding")]
     assert {binding["roleRef"]["name"] for binding in bindings} >= {"rest-pipeline", "rest-pipeline-cluster"}
     for binding in bindings:
-        subject = {"kind": "ServiceAccount", "name": "rest-pipeline", "namespace": namespace}
-        assert binding["subjects"] == [subject]
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "rest-pipeline"}]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -249,6 +249,28 @@ def test_kustomization_has_every_manifest(folder: Path):
         assert "namespace" not in value["metadata"], f"{name}: the kustomization says the namespace"
         if value["kind"] == "Namespace":
             assert value["metadata"]["name"] == kustomization["namespace"]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_kustomize_puts_everything_into_the_one_namespace_that_is_edited(folder: Path, tmp_path: Path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    kustomization = tmp_path / "kustomization.yaml"
+    edited, edits = re.subn(r"(?m)^namespace: \S+", "namespace: team-a", kustomization.read_text(encoding="utf-8"))
+    assert edits == 1
+    kustomization.write_text(edited, encoding="utf-8")
+    done = subprocess.run(["kubectl", "kustomize", tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rendered = [value for value in yaml.safe_load_all(done.stdout) if value["kind"] != "Namespace"]
+    assert len(rendered) > 3
+    for value in rendered:
+        where = f"{value['kind']}/{value['metadata']['name']}"
+        built(f"V1{value['kind']}", value, where)
+        of_the_cluster = value["kind"].startswith("Cluster")
+        assert value["metadata"].get("namespace") == (None if of_the_cluster else "team-a"), where
+        assert value["metadata"]["labels"]["app.kubernetes.io/part-of"] == "rest-pipelines", where
+        if "roleRef" in value:
+            assert [subject["namespace"] for subject in value["subjects"]] == ["team-a"], where
 
 
 def test_names_are_those_of_the_example_platform():
