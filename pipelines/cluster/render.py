@@ -4,6 +4,7 @@ runs."""
 from __future__ import annotations
 
 import getpass
+import json
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from typing import Any
 import kfp_server_api
 import yaml
 from google.protobuf import json_format
+from google.protobuf.message import Message
 
 from pipelines.build import PipelineName, build
 from pipelines.platform import Platform
@@ -111,14 +113,14 @@ def render(
         UserError: the pipeline cannot be built under these settings.
     """
     built = build(config, platform, pipeline, **settings)
-    spec = json_format.MessageToDict(built.pipeline_spec)
+    spec = _as_json(built.pipeline_spec)
     inputs = spec["root"].get("inputDefinitions", {}).get("parameters", {})
     key = secrets.token_hex(6)
     commit = manifest.git_commit()
     what = f"{config.profile}-{_what(config, pipeline, settings)}"
     return Rendered(
         pipeline_spec=spec,
-        platform_spec=json_format.MessageToDict(built.platform_spec),
+        platform_spec=_as_json(built.platform_spec),
         parameters={name: _whole(value["defaultValue"]) for name, value in inputs.items() if "defaultValue" in value},
         experiment=experiment or config.tracking.experiment,
         run_name=run_name or f"{what}-{datetime.now(UTC):%Y%m%d-%H%M%S}",
@@ -126,6 +128,11 @@ def render(
         key=key,
         service_account=platform.service_account,
     )
+
+
+def _as_json(message: Message) -> dict[str, Any]:
+    """`message` with its keys in order: protobuf's maps have another one each time, and renderings are compared."""
+    return dict(json.loads(json_format.MessageToJson(message, sort_keys=True)))
 
 
 def _what(config: Config, pipeline: PipelineName, settings: dict[str, Any]) -> str:

@@ -9,6 +9,9 @@ from pydantic import Field, field_validator
 
 from rest_core.config import ApiBankConfig, BfclConfig, RlConfig, Section, WeightsConfig, validate
 from rest_core.errors import UserError, nearest
+from rest_core.evaluation import api_bank as api_bank_scores
+from rest_core.evaluation.bfcl import categories
+from rest_core.evaluation.score import Score
 
 # Names go into MLflow's filters, keys of metrics and tags, and file names.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"
@@ -140,16 +143,12 @@ def check(
 
 def measured(rl: RlConfig, bfcl: BfclConfig, api_bank: ApiBankConfig) -> list[str]:
     """The figures that an ablation may be decided by, under a configuration."""
-    from rest_core.evaluation import api_bank as level_scores
-    from rest_core.evaluation.bfcl import categories
-    from rest_core.evaluation.report import Score
-
     found = []
     if bfcl.enabled:
         scores = {category.name: Score(1, 1) for category in categories.select(bfcl.categories)}
         found += [f"bfcl/{name}" for name in (*categories.averages(scores), *scores)]
     if api_bank.enabled:
-        found += [f"api_bank/{name}" for name in level_scores.SCORES]
+        found += [f"api_bank/{name}" for name in api_bank_scores.SCORES]
     if rl.reward_probe_prompts:
         found.append("reward/after")
     if rl.evaluate_every is not None:

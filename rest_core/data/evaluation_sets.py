@@ -7,12 +7,12 @@ from pathlib import Path
 from rest_core import storage
 from rest_core.config import ApiBankConfig
 from rest_core.data import bfcl_wheel, files, published
+from rest_core.data.api_bank_files import LEVELS, level_file
 from rest_core.data.fields import Rejected
 from rest_core.data.prompts import user_turns
 from rest_core.errors import UserError
 from rest_core.records import Message
 
-_API_BANK_LEVELS = (1, 2, 3)
 # The sentence that ends every API-Bank prompt; it is no part of the question.
 _API_BANK_REQUEST = "Based on our conversation above, please only make one tool call to solve my need."
 
@@ -44,8 +44,8 @@ def evaluation_questions(api_bank: Path | None = None) -> dict[str, list[str]]:
     """
     sets = _bfcl()
     if api_bank is not None:
-        for level in _API_BANK_LEVELS:
-            sets[f"api-bank/{level}"] = _api_bank(api_bank / f"level-{level}-api_processed.json")
+        for level in LEVELS:
+            sets[f"api-bank/{level}"] = _api_bank(level_file(api_bank, level))
     return sets
 
 

@@ -10,25 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rest_core.evaluation.statistics import Interval, wilson_interval
+from rest_core.evaluation.score import Score
 from rest_core.storage import disk_errors, written_aside
-
-
-@dataclass(frozen=True)
-class Score:
-    """How many items of a category are right."""
-
-    correct: int
-    total: int  # at least 1
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.total
-
-    @property
-    def interval(self) -> Interval:
-        """95 % Wilson interval of the accuracy."""
-        return wilson_interval(self.correct, self.total)
 
 
 @dataclass(frozen=True)

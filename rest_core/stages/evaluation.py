@@ -64,7 +64,7 @@ def evaluate_api_bank(
         folder, reason = api_bank_folder(api_bank)
         if folder is None:
             return stage.skip(reason or "")
-        from rest_core.evaluation import api_bank as benchmark
+        from rest_core.evaluation.api_bank import run as benchmark
 
         engine, tokenizer = _engine(policy, model)
         with _progress("evaluate-api-bank") as on_progress:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,20 @@ def test_a_dry_run_prints_what_would_be_sent_and_sends_nothing(
         k: v for k, v in sent.body.items() if k not in changing
     }
     assert printed["experiment"] == "rest"
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("--pipeline", "ablation", "--scheme", "uniform", "--scheme", "paper")], ids=["rest", "ablation"]
+)
+def test_two_dry_runs_can_be_compared_and_load_no_torch(more: tuple[str, ...]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "rest_core.cli", "submit", "--profile", "tiny", "--dry-run"]
+    one, other = (subprocess.run([*command, *more, "--name", "x"], capture_output=True, text=True) for _ in range(2))
+    assert one.returncode == 0, one.stderr[-2000:]
+    changing = re.compile(r"; [0-9a-f]{12}$", re.MULTILINE)
+    assert changing.sub("", one.stdout) == changing.sub("", other.stdout)
+    # It answers within seconds, which torch alone takes.
+    loaded = set(re.findall(r"\| +(\w+)$", one.stderr, re.MULTILINE))
+    assert "kfp" in loaded and not loaded & {"torch", "transformers", "datasets", "mlflow", "matplotlib"}
 
 
 @pytest.mark.parametrize("profile", config.profiles())

@@ -82,6 +82,7 @@ def test_what_runs_in_the_base_image_imports_only_what_that_holds() -> None:
         sys.meta_path = [Held if finder is PathFinder else finder for finder in sys.meta_path]
         from components.compare_and_register.component import compare_and_register
         from components.runtime import run_stage
+        from rest_core.ablation.settings import measured
         from rest_core import cli, logs, stages
         from rest_core.handoff import is_base_model
         from rest_core.tracking import card, delivery, registry, store

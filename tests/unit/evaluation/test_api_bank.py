@@ -10,7 +10,8 @@ from public_data import missing, public
 from rest_core import response
 from rest_core.config import ApiBankConfig, GenerationConfig
 from rest_core.errors import UserError
-from rest_core.evaluation import api_bank
+from rest_core.evaluation.api_bank import SCORES
+from rest_core.evaluation.api_bank import run as api_bank
 from rest_core.records import ToolCall
 
 REAL = public("api-bank")
@@ -127,7 +128,7 @@ def test_evaluation_scores_levels_and_their_mean_over_items(scripted, tokenizer,
         "api_bank/subset": 0,
     }
     assert report.metrics == pytest.approx(expected)
-    assert tuple(report.scores) == api_bank.SCORES
+    assert tuple(report.scores) == SCORES
     assert engine.prompts[0] == "<|system|>tools<|end|><|user|>weather in a0?<|end|><|assistant|>"
     assert [row["id"] for row in report.rows][5:8] == ["level-1-5", "level-2-0", "level-2-1"]
     assert json.loads((tmp_path / "out" / "rows.jsonl").read_text().splitlines()[0]) == report.rows[0]

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from rest_core.errors import UserError
-from rest_core.evaluation.report import Report, Score, write_jsonl
+from rest_core.evaluation.report import Report, write_jsonl
+from rest_core.evaluation.score import Score
 
 
 def report() -> Report:

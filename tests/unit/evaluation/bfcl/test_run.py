@@ -10,8 +10,9 @@ from bfcl_gold import UNANSWERABLE, gold_calls
 from rest_core import response
 from rest_core.config import BfclConfig, GenerationConfig
 from rest_core.data import bfcl_wheel
-from rest_core.evaluation import bfcl
+from rest_core.evaluation.bfcl import run
 from rest_core.evaluation.bfcl.categories import CATEGORIES
+from rest_core.evaluation.bfcl.results import HANDLER
 from rest_core.records import ToolCall
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("bfcl_eval") is None, reason="bfcl-eval is not installed")
@@ -22,7 +23,7 @@ BROKEN = '<think> t </think>\n<tool_call>\n{"name": "f", "parameters": {\n</tool
 
 def evaluate(engine, tokenizer, out: Path, *categories: str, limit: int | None = 6, generation=LONG, **settings):
     config = BfclConfig(categories=categories, limit_per_category=limit, generation=generation, **settings)
-    return bfcl.evaluate(engine, tokenizer, config, style="compact", model_name="tiny", out=out)
+    return run.evaluate(engine, tokenizer, config, style="compact", model_name="tiny", out=out)
 
 
 def gold_texts(*categories: str) -> dict[str, str]:
@@ -80,7 +81,7 @@ def test_bfcl_layout(scripted, tokenizer, tmp_path):
     calls = [ToolCall("a.b", {"x": 'q"\n', "y": [1.5, None]}), ToolCall("c", {})]
     text = response.render(think="t", calls=calls, response=None)
     report = evaluate(scripted(lambda prompt, position: text), tokenizer, tmp_path, "live_parallel", limit=2)
-    folder = tmp_path / "result" / bfcl.HANDLER.replace("/", "_") / "live"
+    folder = tmp_path / "result" / HANDLER.replace("/", "_") / "live"
     assert [p.name for p in folder.iterdir()] == ["BFCL_v4_live_parallel_result.json"]
     results = [json.loads(line) for line in (folder / "BFCL_v4_live_parallel_result.json").read_text().splitlines()]
     assert [entry["id"] for entry in results] == [row["id"] for row in report.rows]
@@ -89,7 +90,7 @@ def test_bfcl_layout(scripted, tokenizer, tmp_path):
     blocks = results[0]["result"].split("\n</tool_call>")
     objects = [json.loads(block.strip().removeprefix("<tool_call>\n")) for block in blocks if block]
     assert objects == [{"name": call.name, "arguments": call.arguments} for call in calls]
-    scores = tmp_path / "score" / bfcl.HANDLER.replace("/", "_") / "live" / "BFCL_v4_live_parallel_score.json"
+    scores = tmp_path / "score" / HANDLER.replace("/", "_") / "live" / "BFCL_v4_live_parallel_score.json"
     header, *wrong = [json.loads(line) for line in scores.read_text().splitlines()]
     assert header == {"accuracy": 0.0, "correct_count": 0, "total_count": 2}
     assert [entry["id"] for entry in wrong] == [entry["id"] for entry in results]
@@ -115,7 +116,7 @@ def test_an_answer_that_breaks_the_checker_is_counted_and_kept_from_bfcl(scripte
     assert report.metrics["bfcl/count/checker_errors"] == 1
     assert report.metrics["bfcl/simple_java"] == 0.97
     row = next(row for row in report.rows if row["error_type"] == "checker_error:ValueError")
-    path = tmp_path / "result" / bfcl.HANDLER.replace("/", "_") / "non_live" / "BFCL_v4_simple_java_result.json"
+    path = tmp_path / "result" / HANDLER.replace("/", "_") / "non_live" / "BFCL_v4_simple_java_result.json"
     entry = next(e for e in map(json.loads, path.read_text().splitlines()) if e["id"] == row["id"])
     assert entry["result"] == ""
     assert entry["response"] == texts[question]
