@@ -21,6 +21,7 @@ from rest_core import config, logs, manifest, pods
 from rest_core.ablation.settings import AblationConfig, Trial
 from rest_core.errors import Preempted, UserError
 from rest_core.preflight.surroundings import Surroundings
+from rest_core.processes import skip_last_collections
 from rest_core.stages import StageResult
 from rest_core.status.final import FinalStatus, Links
 from rest_core.tracking import store
@@ -70,6 +71,7 @@ def run_stage(
         UserError: a wrong configuration or input; the task fails with its one line.
         SystemExit: the stage was told to stop and can be started again; its code says so (`rest_core.errors`).
     """
+    skip_last_collections()
     started = time.monotonic()
     figures: dict[str, float] = {}
     if pods.run_id() and "tracking" in sections and needs_mlflow:

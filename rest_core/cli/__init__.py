@@ -12,6 +12,7 @@ import click
 
 from rest_core.cli import ablation, cluster, pipeline, registry, rollouts, score, stages
 from rest_core.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Preempted, UserError
+from rest_core.processes import skip_last_collections
 
 
 class _InOrder(click.Group):
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: the command line; None = the process's own.
     """
+    skip_last_collections()
     try:
         cli.main(arguments, standalone_mode=False)
     except click.exceptions.Exit as error:

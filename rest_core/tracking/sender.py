@@ -21,6 +21,7 @@ import threading
 import time
 from pathlib import Path
 
+from rest_core.processes import skip_last_collections
 from rest_core.tracking import delivery, spool, store
 
 logger = logging.getLogger("rest_core.tracking.sender")  # the process runs this module as __main__
@@ -164,6 +165,7 @@ def _opens(record: spool.Record, section: int) -> bool:
 
 
 def main() -> int:
+    skip_last_collections()
     parser = argparse.ArgumentParser(description="deliver a spool to MLflow")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--section", type=int, help="follow this section until it is closed and sent")
