@@ -6,13 +6,14 @@ kfp's DockerRunner is in place of KFP and Kubernetes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 import docker
 import pytest
+from docker.models.images import Image
 from kfp import local
 from mlflow import MlflowClient
 from mlflow_server import mlflow_server
@@ -28,6 +29,8 @@ from rest_core.ablation.settings import AblationConfig, parse_schemes
 
 pytestmark = [pytest.mark.containers, pytest.mark.slow]
 
+Services = tuple[Any, MlflowClient]
+Run = Callable[..., Path]
 BUCKET = "rest-pipelines"
 PLATFORM = {
     "storage": {"location": f"s3://{BUCKET}/team"},
@@ -37,7 +40,7 @@ PLATFORM = {
 
 
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, MlflowClient]]:
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     """Clients of an S3 store with two buckets, and of an MLflow server that keeps its artifacts there.
 
     The environment has what a cluster's Secrets give: their addresses and credentials.
@@ -63,18 +66,24 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Ml
     store.stop()
 
 
-def _run(
-    engine: docker.DockerClient, root: Path, pipeline: PipelineName, name: str, api_bank: Path, **settings: Any
-) -> Path:
-    """Run a pipeline of the profile tiny; the folder of its tasks."""
-    api_bank.chmod(0o755)  # pytest's folders are for their owner alone
-    shape = config.load("tiny", (f"api_bank.location={api_bank}",))
-    graph = build(shape, Platform.model_validate(PLATFORM), pipeline, **settings)
-    root.mkdir()
-    local.init(containers.runner(engine, shape, run=name, root=root), pipeline_root=str(root))
-    graph(pipeline_run=name)
-    (tasks,) = root.iterdir()
-    return tasks
+@pytest.fixture
+def run(
+    engine: docker.DockerClient, images: dict[str, Image], services: Services, tmp_path: Path, small_api_bank: Path
+) -> Run:
+    """Runs a pipeline of the profile tiny under a name; gives the folder of its tasks."""
+
+    def run_pipeline(pipeline: PipelineName, name: str, **settings: Any) -> Path:
+        small_api_bank.chmod(0o755)  # pytest's folders are for their owner alone
+        shape = config.load("tiny", (f"api_bank.location={small_api_bank}",))
+        graph = build(shape, Platform.model_validate(PLATFORM), pipeline, **settings)
+        root = tmp_path / "root"
+        root.mkdir()
+        local.init(containers.runner(engine, shape, run=name, root=root), pipeline_root=str(root))
+        graph(pipeline_run=name)
+        (tasks,) = root.iterdir()
+        return tasks
+
+    return run_pipeline
 
 
 def _keys(s3: Any, bucket: str) -> list[str]:
@@ -94,15 +103,9 @@ def _runs(client: MlflowClient, name: str) -> dict[str, Any]:
     return {run.info.run_name: run for run in runs if run.info.run_id in below and run is not pipeline}
 
 
-def test_one_training_from_preflight_to_the_registered_model(
-    engine: docker.DockerClient,
-    images: dict[str, Any],
-    services: tuple[Any, MlflowClient],
-    tmp_path: Path,
-    small_api_bank: Path,
-) -> None:
+def test_one_training_from_preflight_to_the_registered_model(run: Run, services: Services) -> None:
     s3, client = services
-    tasks = _run(engine, tmp_path / "root", "rest", "one", small_api_bank)
+    tasks = run("rest", "one")
 
     assert {path.name for path in tasks.iterdir()} == {"preflight", *STAGES, "report-status"}
     preflight = (tasks / "preflight" / "page").read_text(encoding="utf-8")
@@ -128,20 +131,11 @@ def test_one_training_from_preflight_to_the_registered_model(
     assert all(f"| ✅ | {name} | FINISHED |" in status for name in ("preflight", *STAGES))
 
 
-def test_an_ablation_from_preflight_to_its_report(
-    engine: docker.DockerClient,
-    images: dict[str, Any],
-    services: tuple[Any, MlflowClient],
-    tmp_path: Path,
-    small_api_bank: Path,
-) -> None:
+def test_an_ablation_from_preflight_to_its_report(run: Run, services: Services) -> None:
     _, client = services
-    tasks = _run(
-        engine,
-        tmp_path / "root",
+    tasks = run(
         "ablation",
         "two",
-        small_api_bank,
         schemes=parse_schemes(["uniform", "paper"]),
         seeds=[0],
         ablation=AblationConfig(metric="api_bank/overall_soft"),
