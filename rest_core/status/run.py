@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 LOG_LINES = 30
 
 
+@store.short_waits()
+@short_waits()
 def conclude(
     tracking: TrackingConfig,
     links: Links,
@@ -53,19 +55,6 @@ def conclude(
         pipeline_run: the run's key in MLflow.
         page: the file that the report is written to.
     """
-    with store.short_waits(), short_waits():
-        return _conclude(tracking, links, final, storage, launch, pipeline_run, page)
-
-
-def _conclude(
-    tracking: TrackingConfig,
-    links: Links,
-    final: FinalStatus,
-    storage: StorageConfig,
-    launch: LaunchConfig,
-    pipeline_run: str,
-    page: Path,
-) -> Outcome:
     notes: list[str] = []
     ends = _pods(notes)
     client, pipeline = _mlflow(tracking, pipeline_run, notes)
