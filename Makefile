@@ -110,7 +110,7 @@ push:
 	@echo "written to $(PUSHED); torch computes on: $$(docker image inspect rest-pipelines-train:$(VERSION) --format '{{index .Config.Labels "rest-pipelines.accelerator"}}')" >&2
 
 test-containers: $(STAMP)
-	$(BIN)/python -m pytest -m containers --log-cli-level=INFO tests/integration/test_containers.py tests/integration/test_cluster_containers.py tests/integration/test_nodes.py
+	$(BIN)/python -m pytest -m containers --log-cli-level=INFO tests/integration
 
 # A fresh environment from pyproject.toml's ranges, written down; lines that name a local build lose the name.
 lock:

@@ -11,7 +11,7 @@ from rest_core.config import ApiBankConfig, BfclConfig, RlConfig, Section, Weigh
 from rest_core.errors import UserError, nearest
 from rest_core.evaluation import api_bank as api_bank_scores
 from rest_core.evaluation.bfcl import categories
-from rest_core.evaluation.score import Score
+from rest_core.evaluation.statistics import Score
 
 # Names go into MLflow's filters, keys of metrics and tags, and file names.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rest_core.evaluation.score import Score
+from rest_core.evaluation.statistics import Score
 from rest_core.storage import disk_errors, written_aside
 
 

@@ -1,4 +1,4 @@
-"""How sure an accuracy is, and a mean over seeds."""
+"""An accuracy, how sure it is, and how sure a mean over seeds is."""
 
 from __future__ import annotations
 
@@ -31,6 +31,23 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> Inter
     margin = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
     return Interval(max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale))
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many items of a category are right."""
+
+    correct: int
+    total: int  # at least 1
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total
+
+    @property
+    def interval(self) -> Interval:
+        """95 % Wilson interval of the accuracy."""
+        return wilson_interval(self.correct, self.total)
 
 
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:

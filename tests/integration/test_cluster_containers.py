@@ -35,7 +35,6 @@ BUCKET = "rest-pipelines"
 PLATFORM = {
     "storage": {"location": f"s3://{BUCKET}/team"},
     "secrets": {"s3": "rest-s3", "mlflow": "rest-mlflow"},
-    "kfp_url": "https://kfp.example",
 }
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from components.images import image
 from rest_core import manifest, stages, storage
 from rest_core.ablation.settings import Trial
 from rest_core.config import (
@@ -294,28 +294,17 @@ def test_the_sdks_local_backend_trains_in_two_processes(
     assert run.info.status == "FINISHED" and run.data.tags["rest.scheme"] == "plain"
 
 
-def container_engine() -> str | None:
-    """Why the container backend cannot be tried here; None where it can."""
-    from components import images
-
-    if shutil.which("docker") is None:
-        return "no Docker engine"
-    engine = subprocess.run(
-        ["docker", "image", "inspect", images.image("train")], capture_output=True, text=True, check=False
-    )
-    return None if engine.returncode == 0 else f"docker: {engine.stderr.strip() or 'no image'}"
-
-
-@pytest.mark.containers  # after test_containers.py, which builds the image
+@pytest.mark.containers
 def test_the_sdks_container_backend_trains_on_two_nodes(
-    kubeflow: Any, dataset: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kubeflow: Any,
+    images: dict[str, Any],
+    dataset: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if (reason := container_engine()) is not None:
-        pytest.skip(reason)
     from kubeflow.trainer.backends.container import utils
     from kubeflow.trainer.backends.container.types import TrainingRuntimeSource
-
-    from components import images
 
     monkeypatch.setattr(trainer, "_POLL_SECONDS", 1.0)
     # The SDK mounts one folder into every container, as /workspace, the working folder: the storage location is in it,
@@ -333,7 +322,7 @@ def test_the_sdks_container_backend_trains_on_two_nodes(
     settings = TrainJobConfig(
         nodes=2,
         runtime="rest-torch",
-        image=images.image("train"),
+        image=image("train"),
         environment={"HOME": "/workspace", "XDG_CACHE_HOME": "/workspace/cache", "OMP_NUM_THREADS": "1"},
     )
     model = ModelConfig(dtype="float32")

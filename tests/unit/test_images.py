@@ -84,11 +84,11 @@ def test_what_runs_in_the_base_image_imports_only_what_that_holds() -> None:
         from components.compare_and_register.component import compare_and_register
         from components.report_status.component import report_status
         from components.runtime import run_stage
-        from rest_core.ablation import collect, report, settings
         from rest_core import cli, logs, stages
+        from rest_core.ablation import collect, report, settings
         from rest_core.handoff import is_base_model
-        from rest_core.nodes import leftovers
-        from rest_core.status import leftovers, run
+        from rest_core.nodes.leftovers import delete_left
+        from rest_core.status import run
         from rest_core.tracking import card, delivery, registry, store
         logs.configure(sys.stdout)
         store.open_client("sqlite:///:memory:")

@@ -16,7 +16,7 @@ from rest_core.data.fields import Record, Rejected, Unreadable, mapping, text
 from rest_core.errors import UserError
 from rest_core.evaluation.generation import Answer, Progress, respond
 from rest_core.evaluation.report import Report
-from rest_core.evaluation.score import Score
+from rest_core.evaluation.statistics import Score
 from rest_core.evaluation.subset import seeded_subset
 from rest_core.records import Message, ToolCall
 from rest_core.rollout.engine import Engine

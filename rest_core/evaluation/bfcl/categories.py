@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rest_core.errors import UserError, nearest
-from rest_core.evaluation.score import Score
+from rest_core.evaluation.statistics import Score
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from rest_core.evaluation.bfcl.categories import Category
 from rest_core.evaluation.bfcl.official import Verdict
 from rest_core.evaluation.generation import Answer
 from rest_core.evaluation.report import write_jsonl
-from rest_core.evaluation.score import Score
+from rest_core.evaluation.statistics import Score
 from rest_core.records import ToolCall
 
 HANDLER = "Qwen/Qwen3-1.7B-FC"

@@ -15,7 +15,7 @@ from rest_core.evaluation.bfcl import categories, official, results
 from rest_core.evaluation.bfcl.results import HANDLER, Outcome
 from rest_core.evaluation.generation import Answer, Progress, respond
 from rest_core.evaluation.report import Report
-from rest_core.evaluation.score import Score
+from rest_core.evaluation.statistics import Score
 from rest_core.evaluation.subset import seeded_subset
 from rest_core.records import Message
 from rest_core.rollout.engine import Engine

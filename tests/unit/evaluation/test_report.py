@@ -4,7 +4,7 @@ import pytest
 
 from rest_core.errors import UserError
 from rest_core.evaluation.report import Report, write_jsonl
-from rest_core.evaluation.score import Score
+from rest_core.evaluation.statistics import Score
 
 
 def report() -> Report:

@@ -2,7 +2,7 @@ import pytest
 
 from rest_core.errors import UserError
 from rest_core.evaluation.bfcl.categories import CATEGORIES, averages, select
-from rest_core.evaluation.score import Score
+from rest_core.evaluation.statistics import Score
 
 
 def test_groups_and_categories_are_taken_once_in_bfcl_order():
