@@ -13,22 +13,27 @@ with at most one block of each kind, in this order, and at least a `<tool_call>`
 accepted for "parameters". Rewards, token regions, evaluation and data validation all read the result of `parse`;
 nothing else in the project looks for tags.
 
-The text may be anything: model output is hostile. `parse` never raises, and its time is linear in the length:
-the tag scan and the JSON scan each pass over it once (a JSON scan that fails resumes where it failed). Nesting below
-`MAX_DEPTH` is refused, so that what reads `.calls` may recurse.
+A tag inside a string of a call is a part of that string and ends no block.
+
+The text may be anything: model output is hostile. `parse` never raises, and its time is linear in the length: the tag
+scan and the JSON scan each pass over it once (a JSON scan that fails resumes where it failed, and no more than
+`MAX_LOOKAHEADS` of them look beyond a closing tag in vain). Nesting below `MAX_DEPTH` is refused, so that what reads
+`.calls` may recurse.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from rest_core.records import ToolCall
 
 MAX_DEPTH = 32  # of a JSON value inside a call; published tool data stays below 10
+MAX_LOOKAHEADS = 16  # pieces of one text that pass over a closing tag, as in a string, and turn out to be no object
 
 
 class Kind(Enum):
@@ -79,6 +84,7 @@ class CallSpans:
     whole: Span
     name: Span
     arguments: Span
+    key: str  # of the arguments: "parameters" or "arguments"
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,8 @@ class Response:
     blocks: tuple[Block, ...]
     think: str | None  # content of the first think block, stripped
     response: str | None  # content of the first response block, stripped
-    rejected_calls: int  # pieces of tool_call blocks that are no call
-    tags: tuple[str, ...]  # every tag in order, those inside blocks and the stray ones included
+    rejected: tuple[Span, ...]  # pieces of tool_call blocks that are no call
+    tags: tuple[str, ...]  # every tag in order, those inside blocks and the stray ones included, those in strings not
     problems: tuple[str, ...]  # why it is not well formed, for people; empty when it is
 
     @property
@@ -100,32 +106,36 @@ class Response:
         """Exactly the format: closed blocks in order, once each, nothing around them, every call readable."""
         return not self.problems
 
+    @property
+    def outside(self) -> tuple[Span, ...]:
+        """What stands between and around the blocks."""
+        ends = [0, *(block.close_tag.end for block in self.blocks)]
+        starts = [*(block.open_tag.start for block in self.blocks), len(self.text)]
+        return tuple(Span(start, end) for start, end in zip(ends, starts, strict=True) if end > start)
+
 
 def parse(text: str) -> Response:
     """Read one response. Never raises, whatever the text; linear time."""
-    blocks, tags, problems = _scan_blocks(text)
-    calls: list[ToolCall] = []
-    spans: list[CallSpans] = []
-    rejected = 0
-    for block in blocks:
-        if block.kind is Kind.TOOL_CALL:
-            found, bad = _scan_calls(text, block.content)
-            calls += [call for call, _ in found]
-            spans += [span for _, span in found]
-            rejected += bad
-    if rejected:
-        problems.append(f"{rejected} piece(s) of a tool_call block that cannot be read as a call")
-    return Response(
+    found = _scan(text)
+    response = Response(
         text=text,
-        calls=tuple(calls),
-        call_spans=tuple(spans),
-        blocks=tuple(blocks),
-        think=_first_content(text, blocks, Kind.THINK),
-        response=_first_content(text, blocks, Kind.RESPONSE),
-        rejected_calls=rejected,
-        tags=tuple(tags),
-        problems=tuple(problems),
+        calls=tuple(call for call, _ in found.calls),
+        call_spans=tuple(spans for _, spans in found.calls),
+        blocks=tuple(found.blocks),
+        think=_first_content(text, found.blocks, Kind.THINK),
+        response=_first_content(text, found.blocks, Kind.RESPONSE),
+        rejected=tuple(found.rejected),
+        tags=tuple(found.tags),
+        problems=(),
     )
+    return replace(response, problems=tuple(_problems(response, found)))
+
+
+def read_calls(text: str) -> tuple[list[ToolCall], list[str]]:
+    """The calls in `text` and the pieces that are none, as if it stood in a tool_call block."""
+    block = _CallReader(text, [len(text)]).block(0)
+    assert block is not None  # the end of the text closes it
+    return [call for call, _ in block.calls], [text[piece.start : piece.end] for piece in block.rejected]
 
 
 def render(*, think: str | None, calls: Sequence[ToolCall], response: str | None) -> str:
@@ -148,57 +158,96 @@ def _first_content(text: str, blocks: Sequence[Block], kind: Kind) -> str | None
     return None
 
 
-def _scan_blocks(text: str) -> tuple[list[Block], list[str], list[str]]:
-    """Closed blocks, every tag, and what is wrong with the structure.
+@dataclass
+class _CallBlock:
+    """What a tool_call block holds."""
+
+    calls: list[tuple[ToolCall, CallSpans]] = field(default_factory=list)
+    rejected: list[Span] = field(default_factory=list)
+    objects: list[Span] = field(default_factory=list)  # JSON objects, calls or not
+    close: int = 0  # where its closing tag starts
+
+
+@dataclass
+class _Scanned:
+    """What the scan of a text has found."""
+
+    blocks: list[Block] = field(default_factory=list)
+    calls: list[tuple[ToolCall, CallSpans]] = field(default_factory=list)
+    rejected: list[Span] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    stray: int = 0  # tags that open or close nothing
+    inner: int = 0  # tags inside a block
+
+
+def _scan(text: str) -> _Scanned:
+    """Closed blocks with their calls, and every tag.
 
     A block runs from its opening tag to the next closing tag of its kind; other tags between are content (so a call
-    inside a think block is thought about, not made). An opening tag that nothing closes opens nothing.
+    inside a think block is thought about, not made). A tool_call block is read call by call, and a tag inside a JSON
+    object there can only stand in a string. An opening tag that nothing closes opens nothing.
     """
+    result = _Scanned()
     found = list(_TAG.finditer(text))
-    # Closers of each kind by position, so that an unclosed opener costs no scan to the end of the text.
-    closers: dict[str, list[int]] = {kind.value: [] for kind in Kind}
-    for index, match in enumerate(found):
-        if match[1]:
-            closers[match[2]].append(index)
-    cursor = dict.fromkeys(closers, 0)
-
-    blocks: list[Block] = []
-    problems: list[str] = []
-    outside_from, index = 0, 0
-    stray = inner = 0
-    outside_is_blank = True
+    index_of = {match.start(): index for index, match in enumerate(found)}
+    closers = {kind: [match.start() for match in found if match[1] and match[2] == kind.value] for kind in Kind}
+    reader = _CallReader(text, closers[Kind.TOOL_CALL])
+    index = 0
     while index < len(found):
-        match = found[index]
-        name = match[2]
-        positions = closers[name]
-        while cursor[name] < len(positions) and positions[cursor[name]] <= index:
-            cursor[name] += 1
-        if match[1] or cursor[name] == len(positions):
-            stray += 1
+        opening, kind = found[index], Kind(found[index][2])
+        result.tags.append(opening[0])
+        body: _CallBlock | None = None
+        if not opening[1]:
+            body = reader.block(opening.end()) if kind is Kind.TOOL_CALL else _plain(closers[kind], opening.end())
+        if body is None:
+            result.stray += 1
             index += 1
             continue
-        close_index = positions[cursor[name]]
-        close = found[close_index]
-        blocks.append(
+        last = index_of[body.close]
+        inner = _unquoted(found[index + 1 : last], body.objects)
+        result.tags += [match[0] for match in (*inner, found[last])]
+        result.inner += len(inner)
+        result.calls += body.calls
+        result.rejected += body.rejected
+        result.blocks.append(
             Block(
-                kind=Kind(name),
-                open_tag=Span(match.start(), match.end()),
-                content=Span(match.end(), close.start()),
-                close_tag=Span(close.start(), close.end()),
+                kind=kind,
+                open_tag=Span(*opening.span()),
+                content=Span(opening.end(), body.close),
+                close_tag=Span(*found[last].span()),
             )
         )
-        inner += close_index - index - 1
-        outside_is_blank = outside_is_blank and not text[outside_from : match.start()].strip()
-        outside_from = close.end()
-        index = close_index + 1
-    outside_is_blank = outside_is_blank and not text[outside_from:].strip()
+        index = last + 1
+    return result
 
-    kinds = [block.kind for block in blocks]
-    if stray:
+
+def _plain(closers: Sequence[int], start: int) -> _CallBlock | None:
+    """A block without calls whose content starts at `start`; None where nothing closes it."""
+    nth = bisect_left(closers, start)
+    return _CallBlock(close=closers[nth]) if nth < len(closers) else None
+
+
+def _unquoted(tags: Sequence[re.Match[str]], objects: Sequence[Span]) -> list[re.Match[str]]:
+    """The tags that stand in none of the JSON objects; both ascend."""
+    starts = [span.start for span in objects]
+    left = []
+    for tag in tags:
+        nth = bisect_left(starts, tag.start()) - 1  # the last object that starts before the tag
+        if nth < 0 or objects[nth].end <= tag.start():
+            left.append(tag)
+    return left
+
+
+def _problems(response: Response, found: _Scanned) -> list[str]:
+    """What is wrong with the format, for people."""
+    text, kinds = response.text, [block.kind for block in response.blocks]
+    problems = []
+    if found.stray:
         problems.append("a tag that is not closed, or not opened")
-    if inner:
+    if found.inner:
         problems.append("a tag inside a block")
-    if not outside_is_blank:
+    # Tags that open or close nothing lie outside the blocks, too; they have been told.
+    if any(_TAG.sub("", text[gap.start : gap.end]).strip() for gap in response.outside):
         problems.append("text outside the blocks")
     if len(set(kinds)) != len(kinds):
         problems.append("a block that occurs more than once")
@@ -206,9 +255,11 @@ def _scan_blocks(text: str) -> tuple[list[Block], list[str], list[str]]:
         problems.append("blocks out of order")
     if Kind.TOOL_CALL not in kinds and Kind.RESPONSE not in kinds:
         problems.append("neither a tool_call nor a response block")
-    if any(not text[b.content.start : b.content.end].strip() for b in blocks):
+    if any(not text[b.content.start : b.content.end].strip() for b in response.blocks):
         problems.append("an empty block")
-    return blocks, [match[0] for match in found], problems
+    if found.rejected:
+        problems.append(f"{len(found.rejected)} piece(s) of a tool_call block that cannot be read as a call")
+    return problems
 
 
 class _Malformed(Exception):
@@ -226,35 +277,54 @@ class _Member:
     value: Span
 
 
-def _scan_calls(text: str, content: Span) -> tuple[list[tuple[ToolCall, CallSpans]], int]:
-    """The calls in a tool_call block, and the number of pieces that are none.
+class _CallReader:
+    """Reads the tool_call blocks of one text.
 
     Calls are JSON objects one after the other, white space between (one a line is the format; printed over several
     lines is read as well). A piece that cannot be read costs that piece alone: reading goes on at the next line.
+
+    Args:
+        closers: where closing tags of tool_call start, ascending.
     """
-    body = text[content.start : content.end]
-    calls: list[tuple[ToolCall, CallSpans]] = []
-    rejected = 0
-    position = _skip_space(body, 0)
-    while position < len(body):
-        try:
-            end, members = _scan_object(body, position)
-        except _Malformed as error:
-            rejected += 1
-            position = _next_line(body, position, error.place)
-            continue
-        call = _as_call(body, position, end, members, content.start)
-        if call is None:
-            rejected += 1
-        else:
-            calls.append(call)
-        position = _skip_space(body, end)
-    return calls, rejected
+
+    def __init__(self, text: str, closers: Sequence[int]) -> None:
+        self._text, self._closers = text, closers
+        self._lookaheads = MAX_LOOKAHEADS
+
+    def block(self, start: int) -> _CallBlock | None:
+        """The block whose content starts at `start`; None where no tag outside its calls closes it."""
+        text, closers = self._text, self._closers
+        block = _CallBlock()
+        first = nth = bisect_left(closers, start)
+        position = _skip_space(text, start)
+        while True:
+            while nth < len(closers) and closers[nth] < position:  # in a string of the object that ended here
+                nth += 1
+            if nth == len(closers):
+                self._lookaheads -= nth > first
+                return None
+            close = closers[nth]
+            if position == close:
+                block.close = close
+                return block
+            try:
+                end, members = _scan_object(text, position, len(text) if self._lookaheads > 0 else close)
+            except _Malformed as error:
+                self._lookaheads -= error.place > close
+                end = _next_line(text, position, min(error.place, close), close)
+                block.rejected.append(Span(position, end))
+                position = end
+                continue
+            call = _as_call(text, position, end, members)
+            if call is None:
+                block.rejected.append(Span(position, end))
+            else:
+                block.calls.append(call)
+            block.objects.append(Span(position, end))
+            position = _skip_space(text, end)
 
 
-def _as_call(
-    body: str, start: int, end: int, members: Sequence[_Member], offset: int
-) -> tuple[ToolCall, CallSpans] | None:
+def _as_call(text: str, start: int, end: int, members: Sequence[_Member]) -> tuple[ToolCall, CallSpans] | None:
     """The call that a JSON object spells, None where it is something else.
 
     Only the object's own keys count, so a "name" deeper inside is an argument like any other. A further key, a
@@ -265,18 +335,16 @@ def _as_call(
     if len(members) != 2 or len(places) != 2 or len(keys) != 1 or "name" not in places:
         return None
     name, arguments = places["name"], places[keys[0]]
-    if body[name.start] != '"' or name.end - name.start == 2 or body[arguments.start] != "{":
+    if text[name.start] != '"' or name.end - name.start == 2 or text[arguments.start] != "{":
         return None
-    call = ToolCall(json.loads(body[name.start : name.end]), json.loads(body[arguments.start : arguments.end]))
+    call = ToolCall(json.loads(text[name.start : name.end]), json.loads(text[arguments.start : arguments.end]))
     return call, CallSpans(
-        whole=Span(offset + start, offset + end),
-        name=Span(offset + name.start + 1, offset + name.end - 1),
-        arguments=Span(offset + arguments.start, offset + arguments.end),
+        whole=Span(start, end), name=Span(name.start + 1, name.end - 1), arguments=arguments, key=keys[0]
     )
 
 
-def _scan_object(body: str, start: int) -> tuple[int, list[_Member]]:
-    """End of the JSON object (RFC 8259) at `start`, and its own members; raises `_Malformed`.
+def _scan_object(text: str, start: int, limit: int) -> tuple[int, list[_Member]]:
+    """End of the JSON object (RFC 8259) at `start`, before `limit`, and its own members; raises `_Malformed`.
 
     A pushdown automaton over tokens: one pass, no recursion, nothing is built. `json` alone would not do: it has no
     spans, accepts NaN, recurses, and the cost of each of its errors grows with the place of the error.
@@ -287,9 +355,9 @@ def _scan_object(body: str, start: int) -> tuple[int, list[_Member]]:
     expect = "value"
     position = start
     while True:
-        match = _JSON_TOKEN.match(body, position)
+        match = _JSON_TOKEN.match(text, position, limit)
         if match is None:
-            raise _Malformed(_skip_space(body, position))
+            raise _Malformed(_skip_space(text, position))
         string, number, _literal, mark = match.groups()
         begin, position = match.start(match.lastindex or 0), match.end()
         if not stack and mark != "{":
@@ -342,19 +410,19 @@ def _is_float64(number: str) -> bool:
     return abs(float(number)) != float("inf")
 
 
-def _next_line(body: str, start: int, place: int) -> int:
-    """Where reading goes on after a piece begun at `start` has failed at `place`.
+def _next_line(text: str, start: int, place: int, limit: int) -> int:
+    """Where reading goes on after a piece begun at `start` has failed at `place`, at most `limit`.
 
     That is `place` itself where it is the first thing on a line (the piece before was cut off), else the next line.
     """
-    line = body.rfind("\n", start, place)
-    if line >= 0 and not body[line:place].strip():
+    line = text.rfind("\n", start, place)
+    if line >= 0 and not text[line:place].strip():
         return place
-    newline = body.find("\n", place)
-    return len(body) if newline < 0 else _skip_space(body, newline)
+    newline = text.find("\n", place, limit)
+    return limit if newline < 0 else min(limit, _skip_space(text, newline))
 
 
-def _skip_space(body: str, position: int) -> int:
-    match = _JSON_SPACE.match(body, position)
+def _skip_space(text: str, position: int) -> int:
+    match = _JSON_SPACE.match(text, position)
     assert match is not None  # the pattern matches the empty string
     return match.end()

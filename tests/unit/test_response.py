@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_core.records import ToolCall
-from rest_core.response import MAX_DEPTH, Kind, parse, render
+from rest_core.response import MAX_DEPTH, Kind, parse, read_calls, render
 
 CALL = '{"name": "a", "parameters": {"x": 1}}'
 
@@ -107,8 +107,49 @@ def test_pretty_printed_json_is_read() -> None:
 def test_one_bad_piece_costs_that_piece_alone(bad: str) -> None:
     parsed = parse(block(CALL, bad, CALL))
     assert parsed.calls == (ToolCall("a", {"x": 1}),) * 2
-    assert parsed.rejected_calls == 1
+    assert len(parsed.rejected) == 1
     assert not parsed.well_formed
+
+
+@pytest.mark.parametrize("tag", ["</tool_call>", "<tool_call>", "<response>200</response>", "<think>", "</think>"])
+def test_a_tag_inside_a_string_of_a_call_is_content(tag: str) -> None:
+    made = ToolCall(f"n{tag}", {tag: [f"a {tag} b", f'"{tag}']})
+    text = render(think="t", calls=[made, made], response="r")
+    parsed = parse(text)
+    assert parsed.calls == (made, made) and parsed.well_formed
+    assert parsed.tags == ("<think>", "</think>", "<tool_call>", "</tool_call>", "<response>", "</response>")
+    assert all(text[s.whole.start] == "{" and text[s.whole.end - 1] == "}" for s in parsed.call_spans)
+
+
+@pytest.mark.parametrize(
+    ("content", "calls", "rejected"),
+    [
+        ('{"name": "a", "parameters": {"x": "</tool_call>', 0, 1),  # a string that is never closed
+        ('{"name": "a", "parameters": {"x": "\n</tool_call>\n"}}', 0, 1),  # a string of two lines is no JSON
+        (f'{CALL}</tool_call> said "</tool_call>"', 1, 0),  # a string, but in no object
+        (f'{CALL} {{"x": "</tool_call>"', 1, 1),  # an object that is never closed
+    ],
+)
+def test_a_tag_in_what_is_no_whole_object_ends_the_block(content: str, calls: int, rejected: int) -> None:
+    parsed = parse(f"<tool_call>{content}\n<response> bye </response></tool_call>")
+    assert (len(parsed.calls), len(parsed.rejected)) == (calls, rejected)
+    assert parsed.response == "bye" and not parsed.well_formed
+
+
+def test_a_block_that_only_a_string_closes_is_not_closed() -> None:
+    parsed = parse('<tool_call>\n{"name": "a", "parameters": {"x": "</tool_call>"}}\n')
+    assert parsed.blocks == () and parsed.calls == ()
+    assert parsed.tags == ("<tool_call>", "</tool_call>")
+
+
+def test_text_outside_the_blocks_is_where_the_text_says() -> None:
+    text = f"a{block(CALL)}b<think> c </think>"
+    assert [text[gap.start : gap.end] for gap in parse(text).outside] == ["a", "b"]
+
+
+def test_pieces_are_read_as_in_a_block() -> None:
+    assert read_calls(f"{CALL}\njunk {{\n{CALL}") == ([ToolCall("a", {"x": 1})] * 2, ["junk {\n"])
+    assert read_calls(" \n") == ([], [])
 
 
 def test_nesting_is_bounded() -> None:
@@ -120,20 +161,20 @@ def test_nesting_is_bounded() -> None:
     assert not parse(nested(50_000)).calls
 
 
+# What strings hold: anything, tags included.
+words = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
+    | st.sampled_from(
+        ["<think>", "</think>", "<tool_call>", "</tool_call>", "<response>", "</response>", "\n", '"', "{"]
+    ),
+    max_size=4,
+).map("".join)
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**60), 2**60)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | words,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4),
     max_leaves=12,
-).filter(lambda value: "<" not in json.dumps(value))
-calls = st.builds(
-    ToolCall,
-    st.text(min_size=1, max_size=12).filter(lambda s: "<" not in s),
-    st.dictionaries(st.text(max_size=8).filter(lambda s: "<" not in s), json_values, max_size=4),
 )
+calls = st.builds(ToolCall, words.filter(bool), st.dictionaries(words, json_values, max_size=4))
 
 
 @given(st.lists(calls, min_size=1, max_size=4))
@@ -216,6 +257,9 @@ _ATTACKS = {
     "spaces": ("<tool_call>{", " "),
     "digits": ('<tool_call>{"name":', "1"),
     "unclosed strings": ("<tool_call>", '{"name":"\n'),
+    "closed in strings": ("", '<tool_call>{"a":"</tool_call>"}\n'),
+    "strings in and out": ("", '<tool_call>{",":"</tool_call><tool_call>{",":"'),
+    "one line": ("", "<tool_call>x</tool_call>"),
 }
 
 

@@ -88,7 +88,7 @@ def soft_match(parsed: response.Response, wanted: ToolCall) -> bool:
     """The authors' rule: any call is the wanted one, or any bare object its parameters."""
     if any(call == wanted for call in parsed.calls):
         return True
-    if not parsed.rejected_calls:
+    if not parsed.rejected:
         return False
     return any(bare == wanted.arguments for bare in _bare_objects(parsed))
 
