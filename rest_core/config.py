@@ -98,17 +98,26 @@ class SftConfig(Section):
     seed: int = 0
 
 
+EntropyRule = Literal["variance", "inverse"]
+
+
 class PaperWeights(Section):
     """Scheme `paper`. The bounds and slopes are not published: these are ours (docs/method.md says how chosen)."""
 
     scheme: Literal["paper"] = "paper"
+    rule: EntropyRule = Field(
+        "variance", description="weight of a region of entropy H: variance = 1 / (1 - e^-H), inverse = 1 / H"
+    )
     w_min: float = Field(1.0, gt=0)
     w_max: float = Field(8.0, gt=0)
     alpha_format: float = Field(4.0, ge=0, description="how much FORMAT loses over the whole training")
     alpha_arguments: float = Field(2.0, ge=0, description="how much ARGUMENTS gains")
     alpha_think: float = Field(2.0, ge=0, description="how much THINK gains")
     floor: float = Field(
-        1.0, gt=0, description="weight of RESPONSE and OTHER, above 0 so that malformed output is trained"
+        1.0,
+        gt=0,
+        description="weight of RESPONSE and OTHER, of the mean over the response's other tokens; above 0 so that "
+        "malformed output and the end of a response are trained",
     )
     curriculum: bool = Field(True, description="false = entropy weights only")
 
@@ -141,6 +150,21 @@ class HighEntropyWeights(Section):
     top_share: float = Field(0.2, gt=0, le=1)
 
 
+class TokenEntropyWeights(Section):
+    """Scheme `token_entropy`: the paper's rule with each token's own entropy in place of its region's mean."""
+
+    scheme: Literal["token_entropy"] = "token_entropy"
+    rule: EntropyRule = "variance"
+    w_min: float = Field(1.0, gt=0)
+    w_max: float = Field(8.0, gt=0)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> TokenEntropyWeights:
+        if self.w_min > self.w_max:
+            raise ValueError(f"w_min ({self.w_min}) is above w_max ({self.w_max})")
+        return self
+
+
 class FrequencyWeights(Section):
     scheme: Literal["frequency"] = "frequency"
     w_min: float = Field(0.5, gt=0)
@@ -160,8 +184,12 @@ WeightsConfig = (
     | MaskOnlyWeights
     | NameBoostWeights
     | HighEntropyWeights
+    | TokenEntropyWeights
     | FrequencyWeights
 )
+
+
+WeightMean = Literal["trained", "weighted"]
 
 
 class LossConfig(Section):
@@ -243,13 +271,23 @@ class RlConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     reward: Literal["toolrl", "rest", "strict"] = "rest"
+    reward_one_call_a_line: bool = Field(
+        False,
+        description="for toolrl and rest, as in their authors' code: calls of another layout, or with 'arguments' for "
+        "'parameters', cost the whole correctness",
+    )
     reward_weight: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="weight of `reward` beside reward functions; 0 = these alone"
     )
     reward_functions: tuple[RewardFunction, ...] = Field((), description="added to the reward, with their weights")
     advantage_std: bool = Field(True, description="divide advantages by the group's standard deviation")
     weights: WeightsConfig = Field(PaperWeights(), discriminator="scheme")
-    entropy_momentum: float = Field(0.9, ge=0, lt=1, description="decay of the running per-region entropies")
+    weight_mean: WeightMean = Field(
+        "trained",
+        description="weights have mean 1 over: trained = all trained tokens, so that schemes do not differ in the size "
+        "of the gradient; weighted = those of positive weight, as in the authors' code",
+    )
+    entropy_momentum: float = Field(0.9, ge=0, lt=1, description="decay of the running per-region entropies, a step")
     loss: LossConfig = LossConfig()
     engine: EngineConfig = Field(
         TransformersEngineConfig(), discriminator="engine", description="what samples the responses"
@@ -282,15 +320,6 @@ class RlConfig(Section):
         32, ge=0, description="training prompts on which reward is measured before and after; 0 = off"
     )
     seed: int = 0
-
-    @model_validator(mode="after")
-    def _entropies(self) -> RlConfig:
-        if isinstance(self.weights, HighEntropyWeights) and not isinstance(self.engine, TransformersEngineConfig):
-            raise ValueError(
-                "weights.scheme=high_entropy needs the entropy of every sampled token, which vLLM does not give; use "
-                "engine.engine=transformers or another scheme"
-            )
-        return self
 
     @model_validator(mode="after")
     def _best_is_known(self) -> RlConfig:

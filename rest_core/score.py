@@ -74,7 +74,7 @@ def score_response(
         text: the response.
         reference: the wanted response, in the same format.
         tokenizer: of the model whose tokens are meant.
-        weights: settings of any scheme but `high_entropy`, which needs the policy's own token entropies.
+        weights: settings of any scheme but `high_entropy` and `token_entropy`, which need the policy's own entropies.
         step, total_steps: place in the training, for the curriculum and the reward schedule.
         region_entropy: mean policy entropy of each region in nats, read by the scheme `paper`.
     """

@@ -23,8 +23,8 @@ from trl import GRPOTrainer
 from rest_core.algorithm.entropy import RunningRegionEntropy, region_sums
 from rest_core.algorithm.regions import Region, batch_regions, read_response
 from rest_core.algorithm.rewards import RewardScheme, reward_ranges, tool_reward
-from rest_core.algorithm.weights import relative_frequency, token_weights, weight_settings
-from rest_core.config import HighEntropyWeights, PaperWeights, WeightsConfig
+from rest_core.algorithm.weights import reads_token_entropies, relative_frequency, token_weights, weight_settings
+from rest_core.config import PaperWeights, WeightMean, WeightsConfig
 from rest_core.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -77,9 +77,10 @@ class RestGRPOTrainer(GRPOTrainer):
 
     Args:
         token_weights: a scheme's name, or its settings.
-        entropy_momentum: decay of the running region entropies, which come from the training forward. Before the
-            first update (`paper`), or in each rollout (`high_entropy`), one more forward gives those of the sampling
-            policy.
+        weight_mean: what weights have mean 1 over (`rest_core.algorithm.weights.token_weights`).
+        entropy_momentum: decay of the running region entropies, which come from the training forward. In a rollout
+            with a region that no such forward has seen (`paper`), or in each (`high_entropy`, `token_entropy`), one
+            more forward gives those of the sampling policy.
 
     Raises:
         UserError: settings under which token weights would not mean what they say.
@@ -89,9 +90,15 @@ class RestGRPOTrainer(GRPOTrainer):
     model: Any
 
     def __init__(
-        self, *args: Any, token_weights: str | WeightsConfig = "paper", entropy_momentum: float = 0.9, **kwargs: Any
+        self,
+        *args: Any,
+        token_weights: str | WeightsConfig = "paper",
+        weight_mean: WeightMean = "trained",
+        entropy_momentum: float = 0.9,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.weight_mean = weight_mean
         self.rest_weights = weight_settings(token_weights)
         self.region_entropy = RunningRegionEntropy(entropy_momentum)
         self._entropy_sums = torch.zeros(2, len(Region), dtype=torch.float64)  # sums and counts, since the last update
@@ -141,21 +148,21 @@ class RestGRPOTrainer(GRPOTrainer):
         ids = self._everyone(output["completion_ids"])
         mask = self._everyone(output["completion_mask"]).bool()
         regions = self._everyone(output["regions"], fill=Region.OTHER)
-        first = isinstance(self.rest_weights, PaperWeights) and self.region_entropy.empty
-        entropies = None
-        if first or isinstance(self.rest_weights, HighEntropyWeights):
+        entropies, running = None, self.region_entropy.mean
+        unseen = isinstance(self.rest_weights, PaperWeights) and self.region_entropy.lacks(regions, mask)
+        if unseen or reads_token_entropies(self.rest_weights):
             entropies = self._everyone(self._sampling_entropies(output))
-            if first:
-                self.region_entropy.update(*region_sums(entropies, regions, mask))
+            running = self.region_entropy.filled(entropies, regions, mask)
         weights = token_weights(
             regions,
             mask,
             scheme=self.rest_weights,
             step=self.state.global_step + 1,
             total_steps=self.state.max_steps,
-            region_entropy=self.region_entropy.mean,
+            region_entropy=running,
             token_entropy=entropies,
             token_frequency=relative_frequency(ids, mask),
+            mean=self.weight_mean,
         )
         rows, width = output["completion_ids"].shape
         self._log_weights(weights, regions, mask)
@@ -184,7 +191,9 @@ class RestGRPOTrainer(GRPOTrainer):
         loss: Tensor = super()._compute_loss(model, inputs)
         entropies, self._entropies = self._entropies, None
         if "regions" in inputs and entropies is not None:
-            sums = region_sums(entropies, inputs["regions"], inputs["completion_mask"])
+            # Of the rows that the policy gradient is made of, as the project's own trainer.
+            signal = (inputs["advantages"] != 0).any(dim=1, keepdim=True)  # (b, 1)
+            sums = region_sums(entropies, inputs["regions"], inputs["completion_mask"].bool() & signal)
             self._entropy_sums += torch.stack(sums)
         return loss
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -25,28 +24,39 @@ def region_sums(values: Tensor, regions: Tensor, mask: Tensor) -> tuple[Tensor, 
 
 
 class RunningRegionEntropy:
-    """Exponential running mean over steps of each region's mean entropy (nats); NaN until a region is seen."""
+    """Mean entropy (nats) of each region's tokens, those of a step `n` steps ago counting `momentum`ⁿ each.
+
+    Sums and counts decay, not means: a step in which a region has one token says as little about it as one token can.
+    """
 
     def __init__(self, momentum: float) -> None:
         self.momentum = momentum
-        self.mean = torch.full((len(Region),), float("nan"), dtype=torch.float64)
+        self._sums, self._counts = torch.zeros(2, len(Region), dtype=torch.float64).unbind()
 
     @property
-    def empty(self) -> bool:
-        return bool(self.mean.isnan().all())
+    def mean(self) -> Tensor:
+        """(len(Region),) float64; NaN for a region that has not been seen."""
+        return self._sums / self._counts  # 0 / 0 is NaN
 
     def update(self, sums: Tensor, counts: Tensor) -> Tensor:
         """Take in one step's sums and counts (len(Region),); returns the step's own means, NaN where none."""
-        step_mean = sums / counts  # 0 / 0 is NaN: a region without tokens in this step
-        blended = self.momentum * self.mean + (1 - self.momentum) * step_mean
-        self.mean = torch.where(step_mean.isnan(), self.mean, torch.where(self.mean.isnan(), step_mean, blended))
-        return step_mean
+        self._sums = self.momentum * self._sums + sums
+        self._counts = self.momentum * self._counts + counts
+        return sums / counts
+
+    def lacks(self, regions: Tensor, mask: Tensor) -> bool:
+        """Whether a token inside the mask (B, T) is of a region that has not been seen."""
+        return bool((self._counts[regions.cpu()] == 0)[mask.bool().cpu()].any())
+
+    def filled(self, entropies: Tensor, regions: Tensor, mask: Tensor) -> Tensor:
+        """The means, with those of a rollout's own tokens (B, T) for the regions that have not been seen."""
+        sums, counts = region_sums(entropies, regions, mask)
+        return torch.where(self._counts == 0, sums / counts, self.mean)
 
     def state(self) -> dict[str, Any]:
-        """JSON values by region name; null for a region that has not been seen."""
-        values = {region.name: float(self.mean[region]) for region in Region}
-        return {name: None if math.isnan(value) else value for name, value in values.items()}
+        """JSON values by region name: the decayed sum and count."""
+        return {region.name: [float(self._sums[region]), float(self._counts[region])] for region in Region}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        values = [math.nan if state[region.name] is None else float(state[region.name]) for region in Region]
-        self.mean = torch.tensor(values, dtype=torch.float64)
+        pairs = torch.tensor([state[region.name] for region in Region], dtype=torch.float64)  # (R, 2)
+        self._sums, self._counts = pairs.T.contiguous().unbind()

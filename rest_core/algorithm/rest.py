@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from rest_core.algorithm.advantages import group_advantages
-from rest_core.algorithm.entropy import RunningRegionEntropy, region_sums
+from rest_core.algorithm.entropy import RunningRegionEntropy
 from rest_core.algorithm.regions import read_response
 from rest_core.algorithm.rewards import Reward, tool_reward
-from rest_core.algorithm.weights import relative_frequency, token_weights
-from rest_core.config import HighEntropyWeights, PaperWeights, RlConfig
+from rest_core.algorithm.weights import reads_token_entropies, relative_frequency, token_weights
+from rest_core.config import PaperWeights, RlConfig
 from rest_core.response import Response, parse
 
 
@@ -41,36 +41,44 @@ class ResT:
         """Parse sampled ids once; reward and regions both come from that parse."""
         response, regions = read_response(ids, self.tokenizer)
         wanted = parse(reference) if isinstance(reference, str) else reference
-        return Judgement(response, tool_reward(response, wanted, scheme=self.config.reward, step=step), regions)
+        reward = tool_reward(
+            response,
+            wanted,
+            scheme=self.config.reward,
+            step=step,
+            one_call_a_line=self.config.reward_one_call_a_line,
+        )
+        return Judgement(response, reward, regions)
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """(P, G) total rewards → (P, G) advantages."""
         return group_advantages(rewards, divide_by_std=self.config.advantage_std)
 
-    @property
-    def wants_entropies(self) -> bool:
-        """Whether `weights` will read the entropies of the sampling policy that it is given."""
+    def wants_entropies(self, regions: Tensor, mask: Tensor) -> bool:
+        """Whether `weights` will read the entropies of the policy that sampled these tokens, (B, T) each."""
         scheme = self.config.weights
-        return isinstance(scheme, HighEntropyWeights) or (isinstance(scheme, PaperWeights) and self.entropy.empty)
+        if isinstance(scheme, PaperWeights):
+            return self.entropy.lacks(regions, mask)
+        return reads_token_entropies(scheme)
 
-    def weights(self, ids: Tensor, regions: Tensor, mask: Tensor, entropies: Tensor, step: int) -> Tensor:
+    def weights(self, ids: Tensor, regions: Tensor, mask: Tensor, entropies: Tensor | None, step: int) -> Tensor:
         """Weights (B, T) of a whole rollout, all arguments (B, T).
 
-        `entropies` are those of the policy that sampled; they are read while `wants_entropies`. They stand in for the
-        running means in the first step, when no training forward has been seen, and rank the tokens of the scheme
-        `high_entropy`.
+        `entropies` are those of the policy that sampled, needed where `wants_entropies`: a region that no training
+        forward has seen yet takes the mean over its tokens in this rollout; the schemes that go by token take each
+        token's own.
         """
-        if self.wants_entropies and self.entropy.empty:
-            self.observe(*region_sums(entropies, regions, mask))
+        running = self.entropy.mean if entropies is None else self.entropy.filled(entropies, regions, mask)
         return token_weights(
             regions,
             mask,
             scheme=self.config.weights,
             step=step,
             total_steps=self.config.steps,
-            region_entropy=self.entropy.mean,
+            region_entropy=running,
             token_entropy=entropies,
             token_frequency=relative_frequency(ids, mask),
+            mean=self.config.weight_mean,
         )
 
     def observe(self, sums: Tensor, counts: Tensor) -> Tensor:

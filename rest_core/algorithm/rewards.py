@@ -1,8 +1,8 @@
 """Rewards of one response against its reference: format and correctness (docs/method.md, "Reward").
 
 Three schemes:
-    toolrl  format 0..1, correctness -3..3 (ToolRL, arXiv 2504.13958, its default without a schedule)
-    rest    the same measures on ranges that move with the training step (the ResT authors' code)
+    toolrl  ToolRL's published reward (arXiv 2504.13958, its default without a schedule): format 0..1, correctness -3..3
+    rest    the ResT authors': a format rule of its own, on ranges that move with the training step
     strict  ours: the same ranges as toolrl, without the ways to cheat that the other two leave open
 
 All read the result of the one parser. `toolrl` and `rest` compare values as Python does (True == 1, 2.0 == 2);
@@ -11,17 +11,22 @@ All read the result of the one parser. `toolrl` and `rest` compare values as Pyt
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from rest_core.errors import UserError, nearest
 from rest_core.records import ToolCall
-from rest_core.response import Response, parse
+from rest_core.response import Kind, Response, parse, read_calls
 
 RewardScheme = Literal["toolrl", "rest", "strict"]
 SCHEMES: tuple[RewardScheme, ...] = ("toolrl", "rest", "strict")
+# How ToolRL lays a response out, the blocks in their order; * is any text.
+_LAYOUT = {Kind.TOOL_CALL: "<tool_call>\n*\n</tool_call>", Kind.RESPONSE: "<response>*</response>"}
+_CALL_TAG = re.compile(r"</?tool_call>")
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,21 @@ def reward_ranges(scheme: RewardScheme, step: int) -> tuple[Range, Range]:
     raise UserError(f"unknown reward scheme {scheme!r}{nearest(scheme, SCHEMES)} (known: {', '.join(SCHEMES)})")
 
 
-def tool_reward(response: str | Response, reference: str | Response, *, scheme: RewardScheme, step: int = 0) -> Reward:
+def tool_reward(
+    response: str | Response,
+    reference: str | Response,
+    *,
+    scheme: RewardScheme,
+    step: int = 0,
+    one_call_a_line: bool = False,
+) -> Reward:
     """Reward of a response against the reference answer; both in the project's response format.
 
     Never raises on any `response`. `step` matters to the scheme `rest` alone.
+
+    Args:
+        one_call_a_line: for `toolrl` and `rest`, read calls as their authors' code does: one JSON object a line, with
+            "parameters"; a call of another layout costs the whole correctness, as one that cannot be read.
     """
     format_range, correctness_range = reward_ranges(scheme, step)
     given = parse(response) if isinstance(response, str) else response
@@ -71,68 +87,136 @@ def tool_reward(response: str | Response, reference: str | Response, *, scheme: 
             format=format_range.at(float(given.well_formed and given.tags == wanted.tags)),
             correctness=correctness_range.at(_strict_share(given, wanted)),
         )
+    in_format = _toolrl_format(given, wanted) if scheme == "toolrl" else given.tags == wanted.tags
+    unreadable = bool(given.rejected) or (one_call_a_line and not _is_one_call_a_line(given, wanted))
+    share = 0.0 if unreadable else _toolrl_share(given.calls, wanted.calls)
     return Reward(
-        format=format_range.at(float(given.tags == wanted.tags)),
-        correctness=correctness_range.at(_toolrl_share(given.calls, wanted.calls)) if wanted.calls else 0.0,
+        format=format_range.at(float(in_format)),
+        correctness=correctness_range.at(share) if wanted.calls else 0.0,
     )
+
+
+def _toolrl_format(given: Response, wanted: Response) -> bool:
+    """ToolRL's format rule: think, then the reference's blocks once each, line breaks between, nothing around them."""
+    blocks = [kind for kind in _LAYOUT if any(block.kind is kind for block in wanted.blocks)]
+    if any(given.tags.count(tag) != 1 for kind in blocks for tag in (f"<{kind.value}>", f"</{kind.value}>")):
+        return False
+    pieces = "\n".join(["<think>*</think>", *(_LAYOUT[kind] for kind in blocks)]).split("*")
+    text = given.text.strip()
+    if not (text.startswith(pieces[0]) and text.endswith(pieces[-1])):
+        return False
+    position = len(pieces[0])
+    for piece in pieces[1:-1]:
+        found = text.find(piece, position)
+        if found < 0:
+            return False
+        position = found + len(piece)
+    return position <= len(text) - len(pieces[-1])
+
+
+def _is_one_call_a_line(given: Response, wanted: Response) -> bool:
+    """Whether calls stand one a line, nothing between, and those of a gold name spell their arguments "parameters"."""
+    text = given.text
+    for block in given.blocks:
+        inside = [spans for spans in given.call_spans if block.content.start <= spans.whole.start < block.content.end]
+        lines = text[block.content.start : block.content.end].strip().split("\n")
+        alone = all("\n" in text[one.whole.end : other.whole.start] for one, other in pairwise(inside))
+        if block.kind is Kind.TOOL_CALL and not (len(lines) == len(inside) and alone):
+            return False
+    names = {call.name for call in wanted.calls}
+    spelled = zip(given.calls, given.call_spans, strict=True)
+    return all(spans.key == "parameters" for call, spans in spelled if call.name in names)
 
 
 def _toolrl_share(given: Sequence[ToolCall], wanted: Sequence[ToolCall]) -> float:
     """S = (r_name + Σ_j (r_keys,j + r_values,j)) / (1 + |G| + Σ_j |params_j|), in [0, 1].
 
-    r_name is the multiset Jaccard of the names; each gold call j takes the best unused prediction of its name,
-    r_keys is the Jaccard of the parameter keys and r_values the number of gold values that are matched.
+    r_name is the multiset Jaccard of the names. In their order, each gold call j takes the best unused prediction of
+    its name, the first of equals; r_keys,j is the Jaccard of the parameter keys and r_values,j the number of gold
+    values that are matched. A prediction of which nothing matches stays unused.
     """
     if list(given) == list(wanted):
         return 1.0
     score = _name_jaccard(given, wanted)
-    for _, keys, values in _best_matches(given, wanted, lambda a, b: bool(a == b)):
-        score += keys + values
+    unused: dict[str, list[ToolCall]] = {}
+    for call in given:
+        unused.setdefault(call.name, []).append(call)
+    for gold in wanted:
+        candidates = unused.get(gold.name, [])
+        scores = [sum(_argument_scores(call.arguments, gold.arguments, _equal)) for call in candidates]
+        best = max(scores, default=0.0)
+        if best > 0:
+            candidates.pop(scores.index(best))
+            score += best
     return score / (1 + len(wanted) + sum(len(call.arguments) for call in wanted))
 
 
 def _strict_share(given: Response, wanted: Response) -> float:
     """Correctness in [0, 1] that cannot be bought.
 
-    With gold calls: the mean over them of (1 + r_keys + r_values) / (2 + |params|) for the best unused prediction of
-    the same name, 0 without one. A piece that cannot be read is a call that matches nothing; more calls than wanted
-    score 0, so neither candidates nor duplicates pay. Without gold calls: 1 for a response in words and no call.
+    With gold calls: the mean over them of (1 + r_keys + r_values) / (2 + |params|), 0 for one without a prediction,
+    for the best assignment of predictions to gold calls of their name. More attempts than gold calls score 0, so
+    neither candidates nor duplicates pay. Without gold calls: 1 for a response in words and no attempt.
     """
-    attempts = len(given.calls) + given.rejected_calls
+    attempts = _attempts(given)
     if not wanted.calls:
         return float(attempts == 0 and bool(given.response))
     if attempts > len(wanted.calls):
         return 0.0
-    shares = (
-        (1 + keys + values) / (2 + len(gold.arguments))
-        for gold, keys, values in _best_matches(given.calls, wanted.calls, same_json)
-    )
-    return sum(shares) / len(wanted.calls)
+    return sum(
+        _best_assignment(
+            [
+                [_call_share(call.arguments, gold.arguments) for call in given.calls if call.name == name]
+                for gold in wanted.calls
+                if gold.name == name
+            ]
+        )
+        for name in {call.name for call in wanted.calls}
+    ) / len(wanted.calls)
+
+
+def _attempts(given: Response) -> int:
+    """Calls, and lines with a brace that are no part of one, wherever a call can be made or hidden.
+
+    That is in tool_call blocks; in what stands outside of all blocks, so that a tag which ends a block early, or is no
+    longer one, hides nothing; and inside other blocks that hold a tag of a tool_call block.
+    """
+    text = given.text
+    attempts = len(given.calls) + _lines_with_braces(text[piece.start : piece.end] for piece in given.rejected)
+    if given.well_formed:
+        return attempts
+    others = [block.content for block in given.blocks if block.kind is not Kind.TOOL_CALL]
+    swallowed = [span for span in others if _CALL_TAG.search(text, span.start, span.end)]
+    for span in (*given.outside, *swallowed):
+        calls, rejected = read_calls(_CALL_TAG.sub("\n", text[span.start : span.end]))
+        attempts += len(calls) + _lines_with_braces(rejected)
+    return attempts
+
+
+def _lines_with_braces(pieces: Iterable[str]) -> int:
+    return sum("{" in line for piece in pieces for line in piece.split("\n"))
+
+
+def _call_share(given: dict[str, Any], wanted: dict[str, Any]) -> float:
+    return (1 + sum(_argument_scores(given, wanted, same_json))) / (2 + len(wanted))
+
+
+def _best_assignment(shares: list[list[float]]) -> float:
+    """The greatest sum of shares (gold calls × predictions) with each row and each column used once at most."""
+    if not shares[0]:
+        return 0.0
+    if len(shares) == 1 or len(shares[0]) == 1:
+        return max(share for row in shares for share in row)
+    from scipy.optimize import linear_sum_assignment  # 0.2 s to import, for parallel calls of one name alone
+
+    rows, columns = linear_sum_assignment(shares, maximize=True)
+    return float(sum(shares[row][column] for row, column in zip(rows, columns, strict=True)))
 
 
 def _name_jaccard(given: Sequence[ToolCall], wanted: Sequence[ToolCall]) -> float:
     ours, theirs = Counter(call.name for call in given), Counter(call.name for call in wanted)
     union = (ours | theirs).total()
     return (ours & theirs).total() / union if union else 1.0
-
-
-def _best_matches(
-    given: Sequence[ToolCall], wanted: Sequence[ToolCall], same: Callable[[Any, Any], bool]
-) -> list[tuple[ToolCall, float, int]]:
-    """(gold call, r_keys, r_values) of every gold call for which an unused prediction of its name is left."""
-    unused: dict[str, list[ToolCall]] = {}
-    for call in given:
-        unused.setdefault(call.name, []).append(call)
-    matches = []
-    for gold in wanted:
-        candidates = unused.get(gold.name)
-        if not candidates:
-            continue
-        scores = [_argument_scores(call.arguments, gold.arguments, same) for call in candidates]
-        best = max(range(len(scores)), key=lambda n: sum(scores[n]))
-        candidates.pop(best)
-        matches.append((gold, *scores[best]))
-    return matches
 
 
 def _argument_scores(
@@ -142,6 +226,10 @@ def _argument_scores(
     union = len(given.keys() | wanted.keys())
     keys = len(given.keys() & wanted.keys()) / union if union else 1.0
     return keys, sum(key in given and same(given[key], value) for key, value in wanted.items())
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return bool(a == b)
 
 
 def same_json(a: Any, b: Any) -> bool:

@@ -372,11 +372,8 @@ class RlTrainer:
         """
         rollouts = [rollout for group in groups for rollout in group]
         dropped = judged.dropped.repeat_interleave(self.config.group_size)  # (B,)
-        if self.algorithm.wants_entropies and any(rollout.entropies is None for rollout in rollouts):
-            for rollout, values in zip(rollouts, self.update.entropies(rollouts), strict=True):
-                rollout.entropies = values
         own = [
-            (rollout.response_ids, judgement.regions.tolist(), rollout.entropies or [], gone)
+            (rollout.response_ids, judgement.regions.tolist(), gone)
             for rollout, judgement, gone in zip(
                 rollouts, chain.from_iterable(judged.judgements), dropped.tolist(), strict=True
             )
@@ -386,8 +383,10 @@ class RlTrainer:
         mask = pad_rows([[1] * len(row[0]) for row in every], width, torch.bool)
         ids = pad_rows([row[0] for row in every], width, torch.int64)
         regions = pad_rows([row[1] for row in every], width, torch.int64, Region.OTHER)
-        entropies = pad_rows([row[2] for row in every], width, torch.float32)
-        compared = mask & ~torch.tensor([row[3] for row in every])[:, None]  # dropped rows are compared with nothing
+        compared = mask & ~torch.tensor([row[2] for row in every])[:, None]  # dropped rows are compared with nothing
+        entropies = None
+        if self.algorithm.wants_entropies(regions, compared):
+            entropies = pad_rows(self._sampling_entropies(rollouts), width, torch.float32)
         weights = self.algorithm.weights(ids, regions, compared, entropies, step)
         start = sum(self._gather([len(own)])[: self.accelerator.process_index])
         mine = slice(start, start + len(own))
@@ -399,6 +398,13 @@ class RlTrainer:
             weights=weights[mine],
             dropped=dropped,
         )
+
+    def _sampling_entropies(self, rollouts: list[Rollout]) -> list[list[float]]:
+        """Entropies (nats) of the sampling policy at every token of all processes' rollouts, computed where needed."""
+        own = [rollout.entropies for rollout in rollouts]
+        if any(self._gather([values is None for values in own])):  # the same answer on every process: a forward meets
+            return self._gather(self.update.entropies(rollouts))
+        return self._gather(own)
 
     def _rollouts(self, tasks: Sequence[Task], seeds: Sequence[int] | None, what: str) -> list[list[Rollout]]:
         """A group of sampled responses to each task; without seeds the most likely response alone."""

@@ -180,7 +180,7 @@ class PolicyUpdate:
     def entropies(self, rollouts: list[Rollout]) -> list[list[float]]:
         """Entropy (nats) at every sampled token under the policy as it is, for an engine that does not give it."""
         lengths = [len(rollout.response_ids) for rollout in rollouts]
-        mask = pad_rows([[1] * length for length in lengths], max(lengths), torch.bool)
+        mask = pad_rows([[1] * length for length in lengths], max(lengths, default=0), torch.bool)
         alike = torch.zeros(mask.shape)  # nothing but the ids is read
         _, values = self.values(Experience(rollouts, alike[:, 0], alike.long(), mask, alike))
         return [row[:length].tolist() for row, length in zip(values, lengths, strict=True)]
@@ -286,7 +286,8 @@ class PolicyUpdate:
         statistics.loss += value
         statistics.computed += int(batch.attention_mask.sum()) if groups else 0
         statistics.add(token_metrics(logp, terms, self.settings), len(logp))
-        sums, counts = region_sums(entropy, of_tokens(experience.regions), torch.ones_like(entropy, dtype=torch.bool))
+        # Of the rows that the policy gradient is made of, whether or not a penalty brings others into the forward.
+        sums, counts = region_sums(entropy, of_tokens(experience.regions), terms.advantages != 0)
         statistics.entropy_sums += sums
         statistics.entropy_counts += counts
 
