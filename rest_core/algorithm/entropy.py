@@ -55,7 +55,7 @@ class RunningRegionEntropy:
 
     def state(self) -> dict[str, Any]:
         """JSON values by region name: the decayed sum and count."""
-        return {region.name: [float(self._sums[region]), float(self._counts[region])] for region in Region}
+        return {region.name: (float(self._sums[region]), float(self._counts[region])) for region in Region}
 
     def load_state(self, state: dict[str, Any]) -> None:
         pairs = torch.tensor([state[region.name] for region in Region], dtype=torch.float64)  # (R, 2)

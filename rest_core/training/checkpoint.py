@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -69,14 +69,14 @@ class TrainingState(_Strict):
     version: int = Field(0, ge=0, le=10**12)  # optimizer updates that are done
     learning_rate: float | None = Field(None, ge=0)  # of the last update, which a step without one reports again
     reward_before: float | None = None  # the reward probe before training
-    region_entropy: dict[str, tuple[float, float]]  # by region: decayed sum and count (`RunningRegionEntropy`)
+    region_entropy: dict[str, tuple[NonNegativeFloat, NonNegativeFloat]]  # decayed sum (nats) and count by region
     evaluated: _Step | None = None  # the last step that was evaluated on the task
     best: Best | None = None
     tables: dict[_Table, _Sha256] = {}  # tables of completions up to this step
 
     @field_validator("region_entropy")
     @classmethod
-    def _every_region(cls, value: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    def _every_region(cls, value: dict[str, Any]) -> dict[str, Any]:
         if value.keys() != {region.name for region in Region}:
             raise ValueError("not the regions of this version")
         return value

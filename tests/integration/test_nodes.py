@@ -46,7 +46,7 @@ RL = RlConfig(
     group_size=4,
     max_response_tokens=16,
     learning_rate=0.01,
-    reward="toolrl",
+    reward="rest",
     reward_probe_prompts=0,
     checkpoint_every=1,
 )

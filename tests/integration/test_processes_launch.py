@@ -47,7 +47,7 @@ CASES = {
 def train(source, out, case):
     config = RlConfig(**{
         "steps": 3, "prompts_per_step": 4, "group_size": 4, "max_response_tokens": 16, "micro_batch_tokens": 64,
-        "learning_rate": 0.003, "reward": "toolrl", "reward_probe_prompts": 1, "checkpoint_every": 1,
+        "learning_rate": 0.003, "reward": "rest", "reward_probe_prompts": 1, "checkpoint_every": 1,
         "weights": FrequencyWeights(),  # looks at the rollout of all processes
         "loss": LossConfig(kl_coefficient=0.1, entropy_coefficient=0.1), **CASES[case],
     })
@@ -76,7 +76,7 @@ def main(source, out):
     results["resumed"] = train(source, out, "lora")
     stages.rest_rl(
         model=ModelConfig(dtype="float32"),
-        rl=RlConfig(steps=1, prompts_per_step=2, group_size=4, max_response_tokens=16, lora={"r": 4}, reward="toolrl",
+        rl=RlConfig(steps=1, prompts_per_step=2, group_size=4, max_response_tokens=16, lora={"r": 4}, reward="rest",
                     learning_rate=0.01, reward_probe_prompts=0),
         tracking=TrackingConfig(uri=f"sqlite:///{out}/mlflow.db"), pipeline_run="run",
         dataset=out.parent / "dataset", policy=source, out=out / "stage",

@@ -68,7 +68,7 @@ def test_one_step_of_rl(tokenizer: Any, tmp_path: Path) -> None:
         group_size=2,
         max_response_tokens=16,
         learning_rate=1e-5,
-        reward="toolrl",
+        reward="rest",
         reward_probe_prompts=0,
     )
     seen: dict[int, dict[str, float]] = {}

@@ -110,7 +110,7 @@ from rest_core.training.rl import Observer, RlTrainer
 source, out = sys.argv[1], Path(sys.argv[2])
 config = RlConfig(
     steps=4, prompts_per_step=4, mini_batch_prompts=2, group_size=4, max_response_tokens=16, micro_batch_tokens=64,
-    learning_rate=0.003, reward="toolrl", reward_probe_prompts=3, checkpoint_every=10, evaluate_every=2,
+    learning_rate=0.003, reward="rest", reward_probe_prompts=3, checkpoint_every=10, evaluate_every=2,
 )
 rank = os.environ["RANK"]
 (out / f"pid-{rank}").write_text(str(os.getpid()))

@@ -69,7 +69,7 @@ assert len(trainer.seen) == 8
 trainer, weights = trained(RestGRPOTrainer, token_weights="paper")
 trainer._observe_entropies()
 means = gather_object([trainer.region_entropy.state()])
-assert means[0] == means[1] and means[0]["OTHER"] > 0, means
+assert means[0] == means[1] and min(means[0]["OTHER"]) > 0, means
 everyone = gather_object([[float(p.double().sum()) for p in weights]])
 assert everyone[0] == everyone[1], "the processes have parted"
 print("done")

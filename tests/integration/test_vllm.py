@@ -251,7 +251,7 @@ def settings(**changes: Any) -> RlConfig:
         "group_size": 4,
         "max_response_tokens": 16,
         "learning_rate": 0.003,
-        "reward": "toolrl",
+        "reward": "rest",
         "reward_probe_prompts": 2,
     }
     return RlConfig(**{**defaults, **changes})

@@ -36,7 +36,7 @@ RL = RlConfig(
     group_size=4,
     max_response_tokens=32,
     learning_rate=0.01,
-    reward="toolrl",
+    reward="rest",
     reward_probe_prompts=2,
     checkpoint_every=1,
 )

@@ -19,7 +19,7 @@ from rest_core.training import checkpoint
 from rest_core.training.checkpoint import CONTENT, Best, Checkpoints, TrainingState
 from rest_core.training.state import full_state, load_full_state, trained
 
-ENTROPY = {region.name: None for region in Region} | {"NAME": 0.1}
+ENTROPY = {region.name: (0.0, 0.0) for region in Region} | {"NAME": (0.1, 2.5)}
 
 
 class Training:
@@ -195,8 +195,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "huge step": (hostile(lambda v: v["state"].update(step=10**30)), r"state\.step"),
     "other step": (hostile(lambda v: v["state"].update(step=1)), "it is the state after step 1"),
     "negative version": (hostile(lambda v: v["state"].update(version=-1)), r"state\.version"),
-    "infinite entropy": (hostile(lambda v: v["state"]["region_entropy"].update(NAME=float("inf"))), "finite"),
-    "regions": (hostile(lambda v: v["state"].update(region_entropy={"X": 1.0})), "not the regions of this version"),
+    "infinite entropy": (hostile(lambda v: v["state"]["region_entropy"].update(NAME=[float("inf"), 1.0])), "finite"),
+    "negative count": (hostile(lambda v: v["state"]["region_entropy"].update(NAME=[1.0, -1.0])), "greater than"),
+    "regions": (hostile(lambda v: v["state"].update(region_entropy={"X": [1, 1]})), "not the regions of this version"),
     "path of a table": (hostile(lambda v: v["state"].update(tables={"../x.json": "0" * 64})), "tables"),
     "more keys": (hostile(lambda v: v.update(run="x")), "run: extra inputs"),
     "shape": (tensors("model.safetensors", lambda t: t.update({"used.bias": torch.zeros(3)})), r"bias is F32 \(3,\)"),

@@ -22,7 +22,7 @@ from rest_core.training.mirror import Mirror
 
 PARAMETERS = {"w": torch.arange(6.0)}
 MOMENTS = {"step/w": torch.tensor(1.0), "exp_avg/w": torch.ones(6), "exp_avg_sq/w": torch.ones(6)}
-ENTROPY: dict[str, float | None] = {region.name: None for region in Region}
+ENTROPY = {region.name: (0.0, 0.0) for region in Region}
 
 
 class Machine:
