@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rest_core.algorithm.token_bytes import token_bytes
-from rest_core.model.chat import opening
+from rest_core.model.chat import Opening, opening
 from rest_core.response import Kind, Response, parse
 
 
@@ -53,29 +53,31 @@ def token_regions(ids: Sequence[int] | Tensor, tokenizer: Any) -> Tensor:
     return read_response(ids, tokenizer)[1]
 
 
-def batch_regions(ids: Tensor, mask: Tensor, tokenizer: Any) -> Tensor:
+def batch_regions(ids: Tensor, mask: Tensor, tokenizer: Any, opened: Sequence[Opening] | None = None) -> Tensor:
     """Regions (B, T) int64 of responses that are padded on the right, OTHER outside the mask.
 
     Args:
         ids: (B, T) sampled ids.
         mask: (B, T) true on a response's tokens: the first of its row, as many as it has.
+        opened: B, by each response's prompt; None = as the tokenizer's chat template does.
     """
     ids = ids.cpu()
     regions = torch.full(ids.shape, int(Region.OTHER), dtype=torch.int64)
     for row, length in enumerate(mask.sum(dim=1).tolist()):
-        regions[row, :length] = token_regions(ids[row, :length], tokenizer)
+        begun = None if opened is None else opened[row]
+        regions[row, :length] = read_response(ids[row, :length], tokenizer, begun)[1]
     return regions
 
 
 def read_response(
-    ids: Sequence[int] | Tensor, tokenizer: Any, opened: str | None = None
+    ids: Sequence[int] | Tensor, tokenizer: Any, opened: Opening | None = None
 ) -> tuple[Response, Tensor]:
     """The parsed response of sampled ids and its token regions (T,): one parse serves reward and weights.
 
     Args:
         ids: (T,) the sampled ids.
         tokenizer: the tokenizer of the model that sampled them.
-        opened: how the prompt has begun the response; None = as the tokenizer's chat template does.
+        opened: by the prompt, the response's beginning; None = as the tokenizer's chat template does.
     """
     sampled = ids.tolist() if isinstance(ids, Tensor) else list(ids)
     text, edges = _spelled(sampled, tokenizer, opened)
@@ -87,14 +89,14 @@ def read_response(
     return response, torch.from_numpy(_majority(bounds, codes, edges))
 
 
-def _spelled(ids: Sequence[int], tokenizer: Any, opened: str | None) -> tuple[str, np.ndarray]:
+def _spelled(ids: Sequence[int], tokenizer: Any, opened: Opening | None) -> tuple[str, np.ndarray]:
     """The whole response, begun in the prompt and gone on with in the sampled ids, and where each token's bytes end.
 
     Returns:
         The text as `TokenBytes.text` has it, and the (T + 1,) ends in bytes of what the prompt has opened and of every
         token: a token starts where the one before it ends.
     """
-    begun = opening(tokenizer).text if opened is None else opened
+    begun = (opening(tokenizer) if opened is None else opened).text
     text, token_ends = token_bytes(tokenizer).text(ids)
     length = len(begun.encode())
     return begun + text, np.concatenate([[length], token_ends + length])

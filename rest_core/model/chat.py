@@ -130,16 +130,19 @@ def encode_response(tokenizer: Any, text: str) -> list[int]:
     return [*tokenizer(continuation(tokenizer, text), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
-def continuation(tokenizer: Any, reference: str) -> str:
+def continuation(tokenizer: Any, reference: str, opened: Opening | None = None) -> str:
     """What of a reference response is left to say where the prompt has been written.
 
     Without the tag that the prompt opens; where the prompt has white space behind the tag, that stands in the place of
     the reference's, so that neither is doubled.
 
+    Args:
+        opened: by the prompt; None = as the tokenizer's chat template does.
+
     Raises:
-        UserError: the reference does not go on from what the template opens.
+        UserError: the reference does not go on from what the prompt opens.
     """
-    opened = opening(tokenizer)
+    opened = opening(tokenizer) if opened is None else opened
     thinks = reference.lstrip().startswith(_THINK)
     if opened.no_thoughts and thinks:
         raise UserError(

@@ -195,5 +195,5 @@ def test_sentencepiece_vocabularies(piece: str, expected: bytes) -> None:
 def test_a_tokenizer_without_bytes_is_refused() -> None:
     backend = Tokenizer(models.WordLevel({"<eos>": 0, "a": 1}, unk_token="a"))
     made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-    with pytest.raises(UserError, match=r"side by side \(id 0 three times is '<eos> <eos> <eos>'"):
+    with pytest.raises(UserError, match=r"side by side \(ids \[0, 0\] are '<eos> <eos>'\)"):
         token_regions([1], made)
