@@ -11,6 +11,7 @@ import re
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from jinja2 import TemplateError
@@ -18,12 +19,15 @@ from jinja2 import TemplateError
 from rest_core.algorithm.token_bytes import token_bytes
 from rest_core.errors import UserError
 from rest_core.records import Message, Sample
-from rest_core.response import Kind
+from rest_core.response import Kind, parse
 
 _NAMES = "|".join(kind.value for kind in Kind)
 _LAST_TAGS = re.compile(rf"(?:</?(?:{_NAMES})>\s*)+\Z")
 _THINK = f"<{Kind.THINK.value}>"
 _NO_THOUGHTS = re.compile(rf"{_THINK}\s*</{Kind.THINK.value}>\s*")
+_REMEDY = (
+    f"a response may have been begun with one {_THINK} and nothing else; choose another chat template or another model"
+)
 _TAIL = 64  # tokens or characters that are looked at: more than such tags have
 _PROBES = ((Message("system", "s"), Message("user", "u")), (Message("user", "u"),))
 
@@ -60,9 +64,15 @@ def _opened_by_template(tokenizer: Any) -> Opening:
     for probe in _PROBES:
         try:
             ids = _apply_template(tokenizer, probe)
+            unopened = _apply_template(tokenizer, probe, add_generation_prompt=False)
         except (ValueError, TemplateError):  # some refuse system messages
             continue
-        return opened_by(tokenizer, ids)
+        opened = opened_by(tokenizer, ids)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, unopened, strict=False)))
+        begun, _ = token_bytes(tokenizer).text(ids[shared:])
+        if opened == NOTHING and parse(begun).tags:
+            raise UserError(f"{_template(tokenizer)} ends the prompt in {begun!r}: {_REMEDY}")
+        return opened
     return NOTHING  # the prompts themselves will show what it wants, and are compared with this
 
 
@@ -80,10 +90,7 @@ def opened_by(tokenizer: Any, prompt: Sequence[int] | str) -> Opening:
         return Opening(tags)
     if _NO_THOUGHTS.fullmatch(tags):
         return Opening(no_thoughts=True)
-    raise UserError(
-        f"{_template(tokenizer)} ends the prompt in {tags!r}: a response may have been begun with one {_THINK} and "
-        "nothing else; choose another chat template or another model"
-    )
+    raise UserError(f"{_template(tokenizer)} ends the prompt in {tags!r}: {_REMEDY}")
 
 
 def _end(tokenizer: Any, prompt: Sequence[int] | str) -> str:
@@ -173,9 +180,10 @@ def require_continuations(tokenizer: Any, samples: Iterable[Sample]) -> None:
             raise UserError(f"sample {sample.id}: {error}") from None
 
 
-def _apply_template(tokenizer: Any, prompt: Sequence[Message]) -> list[int]:
+def _apply_template(tokenizer: Any, prompt: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
     messages = [{"role": message.role, "content": message.content} for message in prompt]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)["input_ids"])
+    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=True)
+    return list(encoded["input_ids"])
 
 
 def _template(tokenizer: Any) -> str:

@@ -68,13 +68,13 @@ def test_what_a_template_opens(tiny_tokenizer: Any, end: str, text: str, no_thou
     assert opening(with_end(tiny_tokenizer, end)) == Opening(text, no_thoughts)
 
 
-@pytest.mark.parametrize("end", ["<tool_call>\n", "<think>\n<tool_call>", "<response>", "</think>\n", "<think><think>"])
+@pytest.mark.parametrize(
+    "end", ["<tool_call>\n", "<think>\n<tool_call>", "<response>", "</think>\n", "<think><think>", "<think>\nOkay, "]
+)
 def test_other_tags_at_the_end_of_a_prompt_are_refused(tiny_tokenizer: Any, end: str) -> None:
-    with pytest.raises(
-        UserError, match=r"ends the prompt in '<.*choose another chat template or another model"
-    ) as told:
+    with pytest.raises(UserError, match=r"ends the prompt in '.*choose another chat template or another model") as told:
         opening(with_end(tiny_tokenizer, end))
-    assert repr(end) in str(told.value)
+    assert repr(end)[1:] in str(told.value)
 
 
 def test_a_template_that_is_changed_is_looked_at_again(tiny_tokenizer: Any) -> None:
