@@ -157,7 +157,7 @@ class RestGRPOTrainer(GRPOTrainer):
             found = opened_by(self._tokenizer, ids[mask].tolist())
             if found != usual:
                 raise UserError(
-                    f"a prompt opens {found.text!r}, but the tokenizer's chat template {usual.text!r}: leave "
+                    f"a prompt opens {found} in its ids, but {usual} by the tokenizer's chat template: leave "
                     "GRPOConfig.chat_template_kwargs out and give the tokenizer the chat template that is meant"
                 )
         return expected

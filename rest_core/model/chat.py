@@ -39,6 +39,9 @@ class Opening:
     text: str = ""  # "<think>" and the white space behind it, or nothing: how the response begins
     no_thoughts: bool = False  # a closed and empty think block, as templates write it that switch thinking off
 
+    def __str__(self) -> str:
+        return "an empty think block" if self.no_thoughts else repr(self.text) if self.text else "nothing"
+
 
 NOTHING = Opening()
 
@@ -117,9 +120,8 @@ def encode_prompt(tokenizer: Any, prompt: Sequence[Message]) -> list[int]:
     here, usual = opened_by(tokenizer, ids), opening(tokenizer)
     if here != usual:
         raise UserError(
-            f"{_template(tokenizer)} opens {here.text!r} after messages of the roles {_roles(prompt)}, and "
-            f"{usual.text!r} after others: responses would not begin alike; choose a chat template that ends all "
-            "prompts alike"
+            f"{_template(tokenizer)} opens {here} after messages of the roles {_roles(prompt)}, and {usual} after "
+            "others: responses would not begin alike; choose a chat template that ends all prompts alike"
         )
     return ids
 

@@ -328,7 +328,9 @@ def test_regions_go_on_from_what_the_prompt_opens(make: Make, thinking: Any, mon
     regions = rollout(trainer)["regions"]
     assert {tuple(row) for row in regions[:, :4].tolist()} == {(Region.THINK,) * 3 + (Region.FORMAT,)}
     trainer.chat_template_kwargs = {"quick": True}
-    with pytest.raises(UserError, match=r"a prompt opens '', but .*template '<think>\\n'.*chat_template_kwargs"):
+    with pytest.raises(
+        UserError, match=r"opens nothing in its ids, but '<think>\\n' by .*template: .*chat_template_kwargs"
+    ):
         rollout(trainer)
 
 

@@ -107,7 +107,12 @@ def test_a_template_that_opens_by_the_messages_is_refused(tiny_tokenizer: Any) -
     """As DeepSeek-R1's own, which opens nothing behind the result of a tool."""
     made = with_end(tiny_tokenizer, "{% if messages[-1]['role'] != 'tool' %}<think>\n{% endif %}")
     assert tiny_tokenizer.decode(encode_prompt(made, PROMPT)).endswith("assistant\n<think>\n")
-    with pytest.raises(UserError, match=r"opens '' after messages of the roles user, tool, and '<think>\\n' after"):
+    with pytest.raises(
+        UserError, match=r"opens nothing after messages of the roles user, tool, and '<think>\\n' after"
+    ):
+        encode_prompt(made, (Message("user", "u"), Message("tool", "t")))
+    made = with_end(tiny_tokenizer, "{% if messages[-1]['role'] != 'tool' %}<think></think>{% endif %}")
+    with pytest.raises(UserError, match=r"opens nothing after messages .*, and an empty think block after others"):
         encode_prompt(made, (Message("user", "u"), Message("tool", "t")))
 
 
