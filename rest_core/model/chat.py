@@ -93,7 +93,8 @@ def opened_by(tokenizer: Any, prompt: Sequence[int] | str) -> Opening:
         return Opening(tags)
     if _NO_THOUGHTS.fullmatch(tags):
         return Opening(no_thoughts=True)
-    raise UserError(f"{_template(tokenizer)} ends the prompt in {tags!r}: {_REMEDY}")
+    what = "a prompt that is plain text ends" if isinstance(prompt, str) else f"{_template(tokenizer)} ends the prompt"
+    raise UserError(f"{what} in {tags!r}: {_REMEDY}")
 
 
 def _end(tokenizer: Any, prompt: Sequence[int] | str) -> str:

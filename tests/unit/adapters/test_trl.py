@@ -315,6 +315,8 @@ def test_our_reward_reads_on_from_what_the_prompt_opens(thinking: Any) -> None:
     rewards = reward(prompts=[chat, text, "Write.\n", chat], completion_ids=[said, said, whole, whole], **given)
     assert rewards[:3] == [4.0, 4.0, 4.0]
     assert rewards[3] < 4.0  # the tag twice
+    with pytest.raises(UserError, match="a prompt that is plain text ends in '<tool_call>'"):
+        reward(prompts=["Go: <tool_call>"], completion_ids=[said], completions=[""], reference=[THOUGHT])
     with pytest.raises(UserError, match="opens <think> in the prompt, and the reference '<tool_call>"):
         reward(prompts=[chat], completion_ids=[said], completions=[""], reference=[REFERENCE])
 
