@@ -15,6 +15,7 @@ from rest_core.algorithm.rewards import SCHEMES, Reward, tool_reward
 from rest_core.algorithm.token_bytes import token_bytes
 from rest_core.algorithm.weights import relative_frequency, token_weights
 from rest_core.config import WeightsConfig
+from rest_core.model.chat import continuation, opening
 from rest_core.response import Response, parse
 
 # Mean policy entropy by region in nats, for a text that comes without the policy that sampled it: means over the steps
@@ -71,14 +72,16 @@ def score_response(
     """Take a response apart, as training does with a sampled one; `text` is encoded once, for want of sampled ids.
 
     Args:
-        text: the response.
+        text: the response, with or without the tag that the tokenizer's chat template opens in the prompt.
         reference: the wanted response, in the same format.
         tokenizer: of the model whose tokens are meant.
         weights: settings of any scheme but `high_entropy` and `token_entropy`, which need the policy's own entropies.
         step, total_steps: place in the training, for the curriculum and the reward schedule.
         region_entropy: mean policy entropy of each region in nats, read by the scheme `paper`.
     """
-    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    opened = opening(tokenizer).text
+    said = continuation(tokenizer, text) if opened and text.lstrip().startswith(opened.rstrip()) else text
+    ids = [*tokenizer(said, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     response, regions = read_response(ids, tokenizer)
     row = torch.tensor([ids])  # (1, T)
     mask = torch.ones_like(row)

@@ -26,6 +26,7 @@ from rest_core.algorithm.rewards import RewardScheme, reward_ranges, tool_reward
 from rest_core.algorithm.weights import reads_token_entropies, relative_frequency, token_weights, weight_settings
 from rest_core.config import PaperWeights, WeightMean, WeightsConfig
 from rest_core.errors import UserError
+from rest_core.model.chat import Opening, continuation, opened_by, opening
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 # weight on a token's advantage is a weight on its gradient.
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo")
 STATE_FILE = "rest_state.json"
-_OF_TRL = {"prompts", "completions", "log_extra", "log_metric"}  # what reward functions get besides the columns
+_OF_TRL = {"completions", "log_extra", "log_metric"}  # what reward functions get besides the columns
 _NOT_TRUNCATED: dict[str, tuple[Any, ...]] = {
     "top_p": (None, 1.0),
     "top_k": (None, 0, -1),
@@ -54,20 +55,31 @@ def rest_reward(
         reference: the dataset's column with the wanted response, in the project's response format.
     """
     reward_ranges(scheme, 0)  # an unknown scheme is refused now, not after the first rollout
+    opening(tokenizer)  # and so is a tokenizer that cannot be used
 
-    def rest_reward(completion_ids: Sequence[Sequence[int]], trainer_state: Any = None, **columns: Any) -> list[float]:
+    def rest_reward(
+        prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]], trainer_state: Any = None, **columns: Any
+    ) -> list[float]:
         if reference not in columns:
             raise UserError(
                 f"rest_reward: the dataset has no column {reference!r} with the wanted response (it has: "
                 f"{', '.join(sorted(columns.keys() - _OF_TRL)) or 'none'}); name it: rest_reward(..., reference=NAME)"
             )
         step = 1 if trainer_state is None else trainer_state.global_step + 1
-        return [
-            tool_reward(read_response(ids, tokenizer)[0], wanted, scheme=scheme, step=step).total
-            for ids, wanted in zip(completion_ids, columns[reference], strict=True)
-        ]
+        rewards = []
+        for prompt, ids, wanted in zip(prompts, completion_ids, columns[reference], strict=True):
+            opened = _opened(prompt, tokenizer)
+            continuation(tokenizer, wanted, opened)  # refused where no response could be like it
+            response, _ = read_response(ids, tokenizer, opened)
+            rewards.append(tool_reward(response, wanted, scheme=scheme, step=step).total)
+        return rewards
 
     return rest_reward
+
+
+def _opened(prompt: Any, tokenizer: Any) -> Opening:
+    """What a prompt of the dataset opens: a text by itself, a conversation by the chat template."""
+    return opened_by(tokenizer, prompt) if isinstance(prompt, str) else opening(tokenizer)
 
 
 class RestGRPOTrainer(GRPOTrainer):
@@ -125,6 +137,7 @@ class RestGRPOTrainer(GRPOTrainer):
                 )
         if self._is_vlm:
             raise UserError("RestGRPOTrainer trains text models: regions are found on the ids of a tokenizer")
+        opening(self._tokenizer)  # refused now where it cannot be used
         if self.tools or self.environment_factories is not None:
             raise UserError(
                 "RestGRPOTrainer weights single responses: tools and environment_factory, where a completion has "
@@ -138,9 +151,23 @@ class RestGRPOTrainer(GRPOTrainer):
         if "tool_mask" in output:
             raise UserError("RestGRPOTrainer: rollout_func returned a mask of several turns, which is not supported")
         ids, mask = output["completion_ids"], output["completion_mask"].bool()  # (B, T)
-        output["regions"] = batch_regions(ids, mask, self._tokenizer).to(ids.device)
+        opened = self._opened([row["prompt"] for row in inputs], output)
+        output["regions"] = batch_regions(ids, mask, self._tokenizer, opened).to(ids.device)
         output["advantages"] = output["advantages"][:, None] * self._token_weights(output)  # (B, T)
         return output
+
+    def _opened(self, prompts: Sequence[Any], output: dict[str, Any]) -> list[Opening]:
+        """What each of the B prompts opens, by the dataset, as `rest_reward` has it; the ids must say the same."""
+        expected = [_opened(prompt, self._tokenizer) for prompt in prompts]
+        rows = zip(output["prompt_ids"], output["prompt_mask"].bool(), expected, strict=True)
+        for ids, mask, usual in rows:
+            found = opened_by(self._tokenizer, ids[mask].tolist())
+            if found != usual:
+                raise UserError(
+                    f"a prompt opens {found} in its ids, but {usual} by the tokenizer's chat template: leave "
+                    "GRPOConfig.chat_template_kwargs out and give the tokenizer the chat template that is meant"
+                )
+        return expected
 
     def _token_weights(self, output: dict[str, Any]) -> Tensor:
         """(B, T) weights of this process's responses, made of those of all processes at once."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rest_core.algorithm.token_bytes import token_bytes
+from rest_core.model.chat import Opening, opening
 from rest_core.response import Kind, Response, parse
 
 
@@ -34,8 +35,8 @@ _CONTENT = {Kind.THINK: Region.THINK, Kind.RESPONSE: Region.RESPONSE, Kind.TOOL_
 
 
 def decode_response(ids: Sequence[int], tokenizer: Any) -> str:
-    """The text that sampled ids spell, without the end-of-sequence token; what is no UTF-8 becomes U+FFFD."""
-    text, _ = token_bytes(tokenizer).text(ids)
+    """The response of sampled ids, without the end-of-sequence token; what is no UTF-8 becomes U+FFFD."""
+    text, _ = _spelled(ids, tokenizer, None)
     return text.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
 
 
@@ -52,30 +53,53 @@ def token_regions(ids: Sequence[int] | Tensor, tokenizer: Any) -> Tensor:
     return read_response(ids, tokenizer)[1]
 
 
-def batch_regions(ids: Tensor, mask: Tensor, tokenizer: Any) -> Tensor:
+def batch_regions(ids: Tensor, mask: Tensor, tokenizer: Any, opened: Sequence[Opening] | None = None) -> Tensor:
     """Regions (B, T) int64 of responses that are padded on the right, OTHER outside the mask.
 
     Args:
         ids: (B, T) sampled ids.
         mask: (B, T) true on a response's tokens: the first of its row, as many as it has.
+        opened: B, by each response's prompt; None = as the tokenizer's chat template does.
     """
     ids = ids.cpu()
     regions = torch.full(ids.shape, int(Region.OTHER), dtype=torch.int64)
     for row, length in enumerate(mask.sum(dim=1).tolist()):
-        regions[row, :length] = token_regions(ids[row, :length], tokenizer)
+        begun = None if opened is None else opened[row]
+        regions[row, :length] = read_response(ids[row, :length], tokenizer, begun)[1]
     return regions
 
 
-def read_response(ids: Sequence[int] | Tensor, tokenizer: Any) -> tuple[Response, Tensor]:
-    """The parsed response of sampled ids and its token regions (T,): one parse serves reward and weights."""
+def read_response(
+    ids: Sequence[int] | Tensor, tokenizer: Any, opened: Opening | None = None
+) -> tuple[Response, Tensor]:
+    """The parsed response of sampled ids and its token regions (T,): one parse serves reward and weights.
+
+    Args:
+        ids: (T,) the sampled ids.
+        tokenizer: the tokenizer of the model that sampled them.
+        opened: by the prompt, the response's beginning; None = as the tokenizer's chat template does.
+    """
     sampled = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-    text, token_ends = token_bytes(tokenizer).text(sampled)
+    text, edges = _spelled(sampled, tokenizer, opened)
     response = parse(text)
     spans, codes = _region_spans(response)
     bounds = np.asarray(spans, dtype=np.int64).reshape(-1)  # (2S,) characters, ascending
     if not text.isascii():
         bounds = _byte_offsets(text)[bounds]
-    return response, torch.from_numpy(_majority(bounds, codes, token_ends))
+    return response, torch.from_numpy(_majority(bounds, codes, edges))
+
+
+def _spelled(ids: Sequence[int], tokenizer: Any, opened: Opening | None) -> tuple[str, np.ndarray]:
+    """The whole response, begun in the prompt and gone on with in the sampled ids, and where each token's bytes end.
+
+    Returns:
+        The text as `TokenBytes.text` has it, and the (T + 1,) ends in bytes of what the prompt has opened and of every
+        token: a token starts where the one before it ends.
+    """
+    begun = (opening(tokenizer) if opened is None else opened).text
+    text, token_ends = token_bytes(tokenizer).text(ids)
+    length = len(begun.encode())
+    return begun + text, np.concatenate([[length], token_ends + length])
 
 
 def _region_spans(response: Response) -> tuple[list[tuple[int, int]], list[int]]:
@@ -112,17 +136,16 @@ def _byte_offsets(text: str) -> np.ndarray:
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(widths)])
 
 
-def _majority(bounds: np.ndarray, codes: Sequence[int], token_ends: np.ndarray) -> np.ndarray:
+def _majority(bounds: np.ndarray, codes: Sequence[int], edges: np.ndarray) -> np.ndarray:
     """Region that covers most bytes of each token; ties go to the smaller code, tokens without bytes to OTHER.
 
     Args:
         bounds: (2S,) starts and ends of disjoint spans in bytes, ascending.
         codes: (S,) region of each span; what no span covers is OTHER.
-        token_ends: (T,) end of each token in bytes; a token starts where the one before it ends.
+        edges: (T + 1,) where each token starts in bytes, and where the last one ends.
     """
-    count = len(token_ends)
-    token_starts = np.concatenate([np.zeros(1, dtype=np.int64), token_ends[:-1]]) if count else token_ends
-    covered = np.zeros((count, len(Region)), dtype=np.int64)  # (T, R) bytes
+    token_starts, token_ends = edges[:-1], edges[1:]
+    covered = np.zeros((len(token_ends), len(Region)), dtype=np.int64)  # (T, R) bytes
     # Covered bytes before a position, region by region, are piecewise linear with knots at the region's spans.
     for code in set(codes):
         mine = np.flatnonzero(np.asarray(codes) == code)

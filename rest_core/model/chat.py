@@ -1,32 +1,130 @@
-"""From messages to ids: the one place where text is encoded."""
+"""From messages to ids: the one place where text is encoded, and where it is known what a prompt has begun.
+
+Some chat templates end the prompt with an opened `<think>`. A model goes on from there, so that the tag counts as the
+beginning of its response: `opening` says which, for a tokenizer. Readers of sampled ids put it before what was sampled
+(`rest_core.algorithm.regions`), and `continuation` leaves it out of what is to be learnt.
+"""
 
 from __future__ import annotations
 
+import re
+import weakref
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from jinja2 import TemplateError
 
+from rest_core.algorithm.token_bytes import token_bytes
 from rest_core.errors import UserError
-from rest_core.records import Message
+from rest_core.records import Message, Sample
+from rest_core.response import Kind, parse
+
+_NAMES = "|".join(kind.value for kind in Kind)
+_LAST_TAGS = re.compile(rf"(?:</?(?:{_NAMES})>\s*)+\Z")
+_THINK = f"<{Kind.THINK.value}>"
+_NO_THOUGHTS = re.compile(rf"{_THINK}\s*</{Kind.THINK.value}>\s*")
+_REMEDY = (
+    f"a response may have been begun with one {_THINK} and nothing else; choose another chat template or another model"
+)
+_TAIL = 64  # tokens or characters that are looked at: more than such tags have
+_PROBES = ((Message("system", "s"), Message("user", "u")), (Message("user", "u"),))
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a prompt has already written of the assistant's turn."""
+
+    text: str = ""  # "<think>" and the white space behind it, or nothing: how the response begins
+    no_thoughts: bool = False  # a closed and empty think block, as templates write it that switch thinking off
+
+    def __str__(self) -> str:
+        return "an empty think block" if self.no_thoughts else repr(self.text) if self.text else "nothing"
+
+
+NOTHING = Opening()
+
+
+def opening(tokenizer: Any) -> Opening:
+    """What the tokenizer's chat template opens; computed once a template. Nothing where there is no template.
+
+    Raises:
+        UserError: the template ends its prompts in other tags of the response format.
+    """
+    known = _CACHE.get(tokenizer)
+    if known is None or known[0] != tokenizer.chat_template:
+        known = _CACHE[tokenizer] = (tokenizer.chat_template, _opened_by_template(tokenizer))
+    return known[1]
+
+
+_CACHE: weakref.WeakKeyDictionary[Any, tuple[Any, Opening]] = weakref.WeakKeyDictionary()
+
+
+def _opened_by_template(tokenizer: Any) -> Opening:
+    if not tokenizer.chat_template:
+        return NOTHING
+    for probe in _PROBES:
+        try:
+            ids = _apply_template(tokenizer, probe)
+            unopened = _apply_template(tokenizer, probe, add_generation_prompt=False)
+        except (ValueError, TemplateError):  # some refuse system messages
+            continue
+        opened = opened_by(tokenizer, ids)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, unopened, strict=False)))
+        begun, _ = token_bytes(tokenizer).text(ids[shared:])
+        if opened == NOTHING and parse(begun).tags:
+            raise UserError(f"{_template(tokenizer)} ends the prompt in {begun!r}: {_REMEDY}")
+        return opened
+    return NOTHING  # the prompts themselves will show what it wants, and are compared with this
+
+
+def opened_by(tokenizer: Any, prompt: Sequence[int] | str) -> Opening:
+    """What one prompt opens, as ids or as text.
+
+    Raises:
+        UserError: it ends in other tags of the response format than one `<think>` or an empty think block.
+    """
+    match = _LAST_TAGS.search(_end(tokenizer, prompt))
+    if match is None:
+        return NOTHING
+    tags = match[0]
+    if tags.rstrip() == _THINK:
+        return Opening(tags)
+    if _NO_THOUGHTS.fullmatch(tags):
+        return Opening(no_thoughts=True)
+    what = "a prompt that is plain text ends" if isinstance(prompt, str) else f"{_template(tokenizer)} ends the prompt"
+    raise UserError(f"{what} in {tags!r}: {_REMEDY}")
+
+
+def _end(tokenizer: Any, prompt: Sequence[int] | str) -> str:
+    if isinstance(prompt, str):
+        return prompt[-_TAIL:]
+    table = token_bytes(tokenizer)
+    closed = not prompt or prompt[-1] in table.end_ids  # nothing stands between that turn's end and the response
+    return "" if closed else table.text(prompt[-_TAIL:])[0]
 
 
 def encode_prompt(tokenizer: Any, prompt: Sequence[Message]) -> list[int]:
     """Ids of a chat up to where the assistant's turn begins.
 
     Raises:
-        UserError: the model's chat template refuses these messages.
+        UserError: the model's chat template refuses these messages, or opens something else than with others.
     """
-    messages = [{"role": message.role, "content": message.content} for message in prompt]
     try:
-        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+        ids = _apply_template(tokenizer, prompt)
     except (ValueError, TemplateError) as error:  # no template at all, or one that refuses
-        roles = ", ".join(message.role for message in prompt)
         raise UserError(
-            f"the chat template of {tokenizer.name_or_path!r} refuses messages of the roles {roles} "
+            f"{_template(tokenizer)} refuses messages of the roles {_roles(prompt)} "
             f"({' '.join(str(error).split())}); choose a model whose template takes them"
         ) from None
-    return list(encoded["input_ids"])
+    here, usual = opened_by(tokenizer, ids), opening(tokenizer)
+    if here != usual:
+        raise UserError(
+            f"{_template(tokenizer)} opens {here} after messages of the roles {_roles(prompt)}, and {usual} after "
+            "others: responses would not begin alike; choose a chat template that ends all prompts alike"
+        )
+    return ids
 
 
 def encode_prompts(tokenizer: Any, prompts: Iterable[Sequence[Message]]) -> list[list[int]]:
@@ -34,5 +132,70 @@ def encode_prompts(tokenizer: Any, prompts: Iterable[Sequence[Message]]) -> list
 
 
 def encode_response(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a reference response, end of sequence included (supervised training only)."""
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    """Ids of a reference response less what the prompt opens, end of sequence included.
+
+    Raises:
+        UserError: see `continuation`.
+    """
+    return [*tokenizer(continuation(tokenizer, text), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def continuation(tokenizer: Any, reference: str, opened: Opening | None = None) -> str:
+    """What of a reference response is left to say where the prompt has been written.
+
+    Without the tag that the prompt opens; where the prompt has white space behind the tag, that stands in the place of
+    the reference's, so that neither is doubled.
+
+    Args:
+        opened: by the prompt; None = as the tokenizer's chat template does.
+
+    Raises:
+        UserError: the reference does not go on from what the prompt opens.
+    """
+    opened = opening(tokenizer) if opened is None else opened
+    thinks = reference.lstrip().startswith(_THINK)
+    if opened.no_thoughts and thinks:
+        raise UserError(
+            f"{_template(tokenizer)} ends the prompt in an empty think block, and the reference {_short(reference)} "
+            "has thoughts: they would be a second block; choose a chat template that leaves thinking on"
+        )
+    if not opened.text:
+        return reference
+    if not thinks:
+        raise UserError(
+            f"{_template(tokenizer)} opens {_THINK} in the prompt, and the reference {_short(reference)} does not "
+            "begin with it; choose a chat template that opens nothing, or references with thoughts"
+        )
+    rest = reference.lstrip().removeprefix(_THINK)
+    return rest if opened.text == _THINK else rest.lstrip()
+
+
+def require_continuations(tokenizer: Any, samples: Iterable[Sample]) -> None:
+    """Refuse references that do not go on from what the template opens, before anything slow is begun.
+
+    Raises:
+        UserError: it names the first such sample.
+    """
+    for sample in samples:
+        try:
+            continuation(tokenizer, sample.reference)
+        except UserError as error:
+            raise UserError(f"sample {sample.id}: {error}") from None
+
+
+def _apply_template(tokenizer: Any, prompt: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    messages = [{"role": message.role, "content": message.content} for message in prompt]
+    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=True)
+    return list(encoded["input_ids"])
+
+
+def _template(tokenizer: Any) -> str:
+    return f"the chat template of {tokenizer.name_or_path!r}"
+
+
+def _roles(prompt: Sequence[Message]) -> str:
+    return ", ".join(message.role for message in prompt)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:39]}…")

@@ -12,9 +12,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rest_core import handoff, storage
+from rest_core.algorithm.token_bytes import token_bytes
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError
 from rest_core.model import embedded
+from rest_core.model.chat import opening
 
 
 def write_reference(out: Path, source: str) -> None:
@@ -68,7 +70,12 @@ _PACKED = (
 
 
 def load_tokenizer(source: str | Path, config: ModelConfig) -> Any:
-    """The tokenizer of a policy, with a chat template, a padding token and the ids at which its responses stop."""
+    """The tokenizer of a policy, with a chat template, a padding token and the ids at which its responses stop.
+
+    Raises:
+        UserError: it is not there, lacks one of these, does not spell its ids one by one (`TokenBytes`), or its chat
+            template ends prompts in what no response can go on from (`rest_core.model.chat.opening`).
+    """
     where = resolve(source)
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
@@ -82,6 +89,8 @@ def load_tokenizer(source: str | Path, config: ModelConfig) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.response_stop_ids = _configured_stop_ids(where, options)
+    token_bytes(tokenizer)  # what cannot be used is refused now, and not after the first rollout
+    opening(tokenizer)
     return tokenizer
 
 

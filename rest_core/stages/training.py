@@ -43,6 +43,7 @@ def sft_warmup(
     (`sft.checkpoint_every`) are mirrored to it, for this pipeline run to take up when the stage is retried.
     """
     from rest_core.data.store import load_split, to_sample
+    from rest_core.model.chat import require_continuations
     from rest_core.model.loading import load_model, load_tokenizer, write_reference
     from rest_core.nodes import launcher
     from rest_core.preflight.gpu import require_memory
@@ -73,6 +74,7 @@ def sft_warmup(
         validation = [to_sample(row) for row in load_split(dataset, "sft_validation")]
         stage.run.dataset("sft", source=str(dataset), digest_sha256=digest, rows=len(samples), context="training")
         tokenizer = load_tokenizer(model.source, model)
+        require_continuations(tokenizer, [*samples, *validation])
         # Leftovers of another attempt are taken up only where data, model and settings are the same.
         described = "/".join([digest, model.model_dump_json(), sft.model_dump_json()])
         key = hashlib.sha256(described.encode()).hexdigest()[:16]
@@ -112,7 +114,7 @@ def rest_rl(
     this pipeline run to take up when the stage is retried.
     """
     from rest_core.data.store import load_split, to_sample
-    from rest_core.model.chat import encode_prompt
+    from rest_core.model.chat import encode_prompt, require_continuations
     from rest_core.model.loading import load_model, load_tokenizer, pass_on
     from rest_core.nodes import launcher
     from rest_core.preflight.gpu import require_memory
@@ -158,6 +160,7 @@ def rest_rl(
         tokenizer = load_tokenizer(policy, model)
         samples = [to_sample(row) for row in load_split(dataset, "rl")]
         held_out = [to_sample(row) for row in load_split(dataset, "rl_validation")] if rl.evaluate_every else []
+        require_continuations(tokenizer, [*samples, *held_out])
         tasks, validation = (
             [Task(s.id, encode_prompt(tokenizer, s.prompt), parse(s.reference), s) for s in part]
             for part in (samples, held_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,20 @@ def test_both_calls_are_seen(tokenizer: Any) -> None:
     assert names == "get_weatherget_weather"
     assert score.tokens[-1].text == ""  # end of sequence
     assert score.tokens[-1].region is Region.OTHER
+
+
+def test_a_thought_that_the_prompt_begins_is_scored_with_and_without_its_tag(tokenizer: Any) -> None:
+    made = copy.deepcopy(tokenizer)
+    made.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    scores = [
+        score_response(text, REFERENCE, made, weights=UniformWeights(), step=1, total_steps=10)
+        for text in (REFERENCE, REFERENCE.removeprefix("<think> "))
+    ]
+    assert scores[0] == scores[1]
+    assert scores[0].response.text == REFERENCE.replace("<think> ", "<think>\n")
+    assert scores[0].rewards["strict"].total == 4.0
+    assert "".join(token.text for token in scores[0].tokens) == REFERENCE.removeprefix("<think> ")
+    assert scores[0].tokens[0].region is Region.THINK
 
 
 def test_region_entropy_moves_the_paper_weights(tokenizer: Any) -> None:

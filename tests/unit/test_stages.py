@@ -175,6 +175,29 @@ def test_what_is_switched_off_passes_the_model_on(
 
 
 @pytest.mark.usefixtures("unsent")
+def test_references_that_do_not_go_on_from_the_prompt_are_refused_before_a_model_is_loaded(
+    train: Run,
+    model: ModelConfig,
+    tracking: TrackingConfig,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = loading.load_tokenizer(model.source, model)
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+    shutil.copytree(model.source, tmp_path / "thinking")
+    tokenizer.save_pretrained(tmp_path / "thinking")
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    message = rf"sample test/\d: the chat template of '{tmp_path}/thinking' opens <think> in the prompt, and the ref"
+    with pytest.raises(UserError, match=message):
+        train(policy=tmp_path / "thinking")
+    thinking = model.model_copy(update={"source": str(tmp_path / "thinking")})
+    out = tmp_path / "sft"
+    with pytest.raises(UserError, match=message):
+        stages.sft_warmup(model=thinking, sft=SFT, tracking=tracking, pipeline_run=RUN, dataset=dataset, out=out)
+
+
+@pytest.mark.usefixtures("unsent")
 def test_switching_a_stage_on_again_forgets_the_reference(warm_up: Run, tmp_path: Path) -> None:
     warm_up(SftConfig(enabled=False))
     warm_up()

@@ -61,8 +61,7 @@ def make(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., 
             reward_funcs=[tag_reward],
             args=GRPOConfig(**{**defaults, **config}),
             train_dataset=Dataset.from_list(ROWS),
-            processing_class=copy.deepcopy(tiny_tokenizer),
-            **(own or {}),
+            **{"processing_class": copy.deepcopy(tiny_tokenizer), **(own or {})},
         )
 
     return trainer
@@ -99,7 +98,9 @@ def test_all_ones_are_trl_to_the_bit(make: Make, config: dict[str, Any]) -> None
     ours, our_logs = trained(make(own={"token_weights": "uniform"}, **config))
     assert any(entry.get("grad_norm", 0) > 0 for entry in logs)
     # Means of (B, T) and of (B,) values are added up in another order.
-    numbers, our_numbers = ([{k: v for k, v in one.items() if v is not None} for one in log] for log in (logs, our_logs))
+    numbers, our_numbers = (
+        [{k: v for k, v in one.items() if v is not None} for one in log] for log in (logs, our_logs)
+    )
     assert our_numbers == [pytest.approx(entry, rel=1e-6) for entry in numbers]
     for name, weight in weights.items():
         assert torch.equal(ours[name], weight), name
@@ -295,3 +296,53 @@ def test_an_unknown_scheme_and_several_turns_are_refused(make: Make) -> None:
 
     with pytest.raises(UserError, match="several turns"):
         rollout(make(own={"rollout_func": several}))
+
+
+THOUGHT = f"<think> go </think>\n{REFERENCE}"
+
+
+@pytest.fixture
+def thinking(tiny_tokenizer: Any) -> Any:
+    """A tokenizer whose chat template opens the thought, unless it is told not to."""
+    made = copy.deepcopy(tiny_tokenizer)
+    end = "{% if quick is not defined %}<think>\n{% endif %}"
+    made.chat_template = made.chat_template.replace("assistant\n{% endif %}", f"assistant\n{end}{{% endif %}}")
+    return made
+
+
+def test_our_reward_reads_on_from_what_the_prompt_opens(thinking: Any) -> None:
+    reward = rest_reward(thinking, "strict")
+    chat, text = [{"role": "user", "content": "u"}], "Write.\n<think>\n"
+    said = thinking(THOUGHT.removeprefix("<think>"), add_special_tokens=False)["input_ids"]
+    whole = thinking(THOUGHT, add_special_tokens=False)["input_ids"]
+    given: dict[str, Any] = {"completions": [""] * 4, "reference": [THOUGHT] * 4}
+    rewards = reward(prompts=[chat, text, "Write.\n", chat], completion_ids=[said, said, whole, whole], **given)
+    assert rewards[:3] == [4.0, 4.0, 4.0]
+    assert rewards[3] < 4.0  # the tag twice
+    with pytest.raises(UserError, match="a prompt that is plain text ends in '<tool_call>'"):
+        reward(prompts=["Go: <tool_call>"], completion_ids=[said], completions=[""], reference=[THOUGHT])
+    with pytest.raises(UserError, match="opens <think> in the prompt, and the reference '<tool_call>"):
+        reward(prompts=[chat], completion_ids=[said], completions=[""], reference=[REFERENCE])
+
+
+def test_regions_go_on_from_what_the_prompt_opens(make: Make, thinking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(own={"processing_class": thinking})
+    said = thinking(THOUGHT.removeprefix("<think> "), add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(
+        trainer, "_generate_single_turn", lambda prompt_ids, *_, **__: ([list(said) for _ in prompt_ids], None)
+    )
+    regions = rollout(trainer)["regions"]
+    assert {tuple(row) for row in regions[:, :4].tolist()} == {(Region.THINK,) * 3 + (Region.FORMAT,)}
+    trainer.chat_template_kwargs = {"quick": True}
+    with pytest.raises(
+        UserError, match=r"opens nothing in its ids, but '<think>\\n' by .*template: .*chat_template_kwargs"
+    ):
+        rollout(trainer)
+
+
+def test_a_template_that_opens_a_call_is_refused_before_training(make: Make, thinking: Any) -> None:
+    thinking.chat_template = thinking.chat_template.replace("<think>", "<tool_call>")
+    with pytest.raises(UserError, match="ends the prompt in '<tool_call>"):
+        make(own={"processing_class": thinking})
+    with pytest.raises(UserError, match="ends the prompt in '<tool_call>"):
+        rest_reward(thinking)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from rest_core.algorithm.regions import Region, decode_response, token_regions
+from rest_core.algorithm.regions import Region, batch_regions, decode_response, read_response, token_regions
 from rest_core.algorithm.token_bytes import TokenBytes, token_bytes
 from rest_core.errors import UserError
+from rest_core.model.chat import Opening
 
 Piece = tuple[str, Region]
 PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), min_size=1, max_size=12)
@@ -92,6 +94,42 @@ def test_any_ids_get_one_region_each(ids: list[int], tokenizer: Any) -> None:
     assert regions.dtype == torch.int64
     assert all(0 <= code < len(Region) for code in regions.tolist())
     decode_response(ids, tokenizer).encode("utf-8")  # never a lone surrogate
+
+
+OPENED = ["<think>", "<think>\n", "<think> \n\n"]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=labelled_responses(), begun=st.sampled_from(OPENED), junk=st.lists(st.integers(0, 379), max_size=9))
+def test_what_the_prompt_has_opened_is_read_and_has_no_token(
+    pieces: list[Piece], begun: str, junk: list[int], tokenizer: Any
+) -> None:
+    """The regions of the sampled ids are those of the whole text less the prompt's part."""
+    before = encode(begun, tokenizer)
+    sampled = encode("go</think>" + "".join(piece for piece, _ in pieces), tokenizer) + junk
+    response, regions = read_response(sampled, tokenizer, Opening(begun))
+    whole, whole_regions = read_response(before + sampled, tokenizer, Opening())
+    assert response == whole
+    assert regions.tolist() == whole_regions[len(before) :].tolist()
+    assert len(regions) == len(sampled)
+
+
+def test_a_thought_that_the_prompt_begins(tokenizer: Any) -> None:
+    made = copy.deepcopy(tokenizer)
+    made.chat_template = "{{ messages[-1]['content'] }}<|im_start|>{% if add_generation_prompt %}<think>\n{% endif %}"
+    said = "go </think><response>yes</response>"
+    ids = [made.convert_tokens_to_ids(char.replace(" ", "Ġ")) for char in said] + [made.eos_token_id]
+    response, regions = read_response(ids, made)
+    assert response.well_formed and response.text == f"<think>\n{said}" == decode_response(ids, made)
+    expected = ["THINK"] * 3 + ["FORMAT"] * 8 + ["FORMAT"] * 10 + ["RESPONSE"] * 3 + ["FORMAT"] * 11 + ["OTHER"]
+    assert [Region(code).name for code in regions.tolist()] == expected
+    mask = torch.ones(2, len(ids), dtype=torch.bool)
+    both = batch_regions(torch.tensor([ids, ids]), mask, made, [Opening("<think>"), Opening()])
+    assert both[0].tolist() == regions.tolist()
+    assert batch_regions(torch.tensor([ids]), mask[:1], made).tolist() == [regions.tolist()]
+    assert both[1].tolist() == [Region.OTHER] * 11 + regions[11:].tolist()  # nothing opened: a stray </think>
+    unclosed, codes = read_response(ids[:3], made)
+    assert unclosed.tags == ("<think>",) and codes.tolist() == [Region.OTHER] * 3
 
 
 def encode(text: str, tokenizer: Any) -> list[int]:
@@ -195,5 +233,5 @@ def test_sentencepiece_vocabularies(piece: str, expected: bytes) -> None:
 def test_a_tokenizer_without_bytes_is_refused() -> None:
     backend = Tokenizer(models.WordLevel({"<eos>": 0, "a": 1}, unk_token="a"))
     made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-    with pytest.raises(UserError, match="neither byte-level"):
+    with pytest.raises(UserError, match=r"side by side \(ids \[0, 0\] are '<eos> <eos>'\)"):
         token_regions([1], made)

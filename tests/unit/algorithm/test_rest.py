@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from rest_core.algorithm.regions import Region, token_regions
 from rest_core.algorithm.rest import ResT
 from rest_core.algorithm.rewards import tool_reward
+from rest_core.algorithm.success import succeeds
 from rest_core.algorithm.weights import relative_frequency, token_weights
 from rest_core.config import (
     FrequencyWeights,
@@ -21,6 +23,7 @@ from rest_core.config import (
     RlConfig,
     TokenEntropyWeights,
 )
+from rest_core.model.chat import encode_response
 from rest_core.response import parse
 
 GOLD = '<tool_call>\n{"name": "add", "parameters": {"a": 1}}\n</tool_call>'
@@ -117,3 +120,15 @@ def test_advantages_follow_the_configuration(tiny_tokenizer: Any, divide: bool) 
     torch.testing.assert_close(
         advantages, torch.tensor([[-1.0, 1.0], [0.0, 0.0]]) / (math.sqrt(2) + 1e-6 if divide else 1)
     )
+
+
+@pytest.mark.parametrize("scheme", ["toolrl", "rest", "strict"])
+def test_a_thought_that_the_prompt_begins_is_no_stray_tag(tiny_tokenizer: Any, scheme: Any) -> None:
+    made = copy.deepcopy(tiny_tokenizer)
+    made.chat_template = made.chat_template.replace("assistant\n", "assistant\n<think>\n")
+    wanted = parse(f"<think> go </think>\n{GOLD}")
+    ids = encode_response(made, wanted.text)
+    judged = ResT(RlConfig(reward=scheme), made).judge(ids, wanted, step=1)
+    assert judged.reward == tool_reward(wanted, wanted, scheme=scheme, step=1)  # the best there is
+    assert judged.response.text == f"<think>\ngo </think>\n{GOLD}" and succeeds(judged.response, wanted)
+    assert judged.regions[:4].tolist() == [Region.THINK] * 3 + [Region.FORMAT]

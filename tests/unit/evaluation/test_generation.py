@@ -3,6 +3,7 @@ import pytest
 from rest_core.config import GenerationConfig
 from rest_core.evaluation.generation import respond
 from rest_core.records import Message
+from rest_core.response import parse
 
 
 def chat(text: str) -> tuple[Message, ...]:
@@ -52,3 +53,20 @@ def test_a_response_cut_at_the_length_limit_says_so(scripted, tokenizer):
     answer = respond(engine, tokenizer, [chat("x")], GenerationConfig(max_response_tokens=8))[0]
     assert answer.text == "01234567"
     assert not answer.finished
+
+
+def test_answers_begin_where_the_prompt_began_them(scripted, tokenizer, monkeypatch):
+    template = tokenizer.chat_template.replace("<|assistant|>", "<|assistant|><think>\n")
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    engine = scripted(lambda prompt, position: "so </think><response> yes </response>")
+    answer = respond(engine, tokenizer, [chat("one")], GenerationConfig())[0]
+    assert engine.prompts[0].endswith("<|assistant|><think>\n")
+    assert answer.text == "<think>\nso </think><response> yes </response>" and parse(answer.text).well_formed
+    assert answer.response_tokens == len(answer.text) - len("<think>\n") + 1  # a byte a token, and the end
+
+
+def test_an_empty_think_block_in_the_prompt_is_no_part_of_an_answer(scripted, tokenizer, monkeypatch):
+    template = tokenizer.chat_template.replace("<|assistant|>", "<|assistant|><think>\n\n</think>\n\n")
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    engine = scripted(lambda prompt, position: "<response> yes </response>")
+    assert respond(engine, tokenizer, [chat("one")], GenerationConfig())[0].text == "<response> yes </response>"

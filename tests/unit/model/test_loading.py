@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rest_core import handoff, storage
 from rest_core.algorithm.token_bytes import stop_ids, token_bytes
@@ -229,3 +230,22 @@ def test_what_ends_a_response(tiny_checkpoint: Path, tmp_path: Path) -> None:
         assert stop_ids(tokenizer) == {tokenizer.eos_token_id, *listed}
         for end in (tokenizer.eos_token_id, *listed):
             assert token_bytes(tokenizer).text([20, 21, end])[0] == token_bytes(tokenizer).text([20, 21])[0] != ""
+
+
+def test_a_template_that_no_response_can_go_on_from_is_refused_at_once(tiny_tokenizer: Any, copied: Path) -> None:
+    made = copy.deepcopy(tiny_tokenizer)
+    made.chat_template = made.chat_template.replace("assistant\n", "assistant\n<tool_call>\n")
+    made.save_pretrained(copied)
+    message = told(loading.load_tokenizer, copied, CONFIG)
+    assert message.startswith(f"the chat template of '{copied}' ends the prompt in '<tool_call>\\n'")
+
+
+def test_a_tokenizer_without_bytes_is_refused_at_once(copied: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copied / name).unlink()
+    backend = Tokenizer(models.WordPiece({"a": 0, "##b": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    backend.decoder = decoders.WordPiece()
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", unk_token="[UNK]")
+    made.chat_template = "{{ messages[-1]['content'] }}"
+    made.save_pretrained(copied)
+    assert told(loading.load_tokenizer, copied, CONFIG).startswith(f"tokenizer '{copied}': its decoder does not write")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,17 @@ def test_only_the_response_has_labels(tiny_tokenizer: Any) -> None:
         assert row["labels"][: len(prompt)] == [sft.IGNORED] * len(prompt)
         assert row["labels"][len(prompt) :] == row["input_ids"][len(prompt) :]
         assert tiny_tokenizer.decode(row["labels"][len(prompt) :]) == made.reference + "<|end|>"
+
+
+def test_a_tag_that_the_prompt_opens_is_no_target(tiny_tokenizer: Any) -> None:
+    made = copy.deepcopy(tiny_tokenizer)
+    made.chat_template = made.chat_template.replace("assistant\n", "assistant\n<think>\n")
+    reference = render(think="go", calls=[ToolCall("add", {"n": 1})], response=None)
+    row = sft.encode(made, [replace(SAMPLES[0], reference=reference)])[0]
+    assert made.decode(row["input_ids"]).endswith("assistant\n<think>\ngo </think>" + reference[19:] + "<|end|>")
+    assert made.decode([n for n in row["labels"] if n != sft.IGNORED]).startswith("go </think>\n<tool_call>")
+    with pytest.raises(UserError, match="opens <think> in the prompt"):
+        sft.encode(made, SAMPLES)  # these have no thoughts
 
 
 def test_rows_are_padded_without_loss_or_attention(tiny_tokenizer: Any) -> None:
