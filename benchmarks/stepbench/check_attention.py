@@ -22,7 +22,7 @@ from .measure import Clock, compilation
 from .work import Work
 
 WORK = {
-    "cuda": Work("attention", prompts=3, prompt_tokens=700, group=4, new_tokens=300),
+    "cuda": Work("attention", prompts=3, prompt_tokens=400, group=4, new_tokens=180),
     "cpu": Work("attention", prompts=2, prompt_tokens=40, group=3, new_tokens=20),
 }
 
