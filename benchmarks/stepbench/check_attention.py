@@ -32,10 +32,10 @@ VALUES, GRADIENTS = 2e-4, 2e-4
 _FLOAT32 = "float32 in another order: about 1e-5 through 30 layers; a wrong mask is off by 1e-1, TF32 by 1e-3"
 # BFLOAT16 has a rounding of its own that no layout can avoid: the measure is the error of the plain path, which is
 # that of every training in bfloat16.
-HALF = 1.5
-_BFLOAT16 = "the plain path's own bfloat16 error, and half as much again for another order of adding"
-HALF_AT_ALL = 0.1
-_USABLE = "bfloat16 keeps 8 bits: a log-prob is off by a few 1e-2"
+HALF = 2.0
+_BFLOAT16 = "twice the plain path's own bfloat16 error; SmolLM2-135M on a CPU has 0.9 to 1.6 over 16 tokens"
+HALF_AT_ALL = 0.3
+_USABLE = "bfloat16 keeps 8 bits: SmolLM2-135M on a CPU has 0.07 nats; a wrong mask is off by 1"
 
 
 @dataclass(frozen=True)
