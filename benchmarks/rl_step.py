@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import shlex
 import sys
@@ -23,7 +24,7 @@ import yaml
 from stepbench import machine, plan, settings, summary
 from stepbench.arms import ask, run_rounds
 from stepbench.plot import figure
-from stepbench.work import WORKS, Work
+from stepbench.work import TRAINING, WORKS, Work
 
 from rest_core.errors import UserError
 
@@ -32,7 +33,13 @@ _CPU_RESPONSES = 8  # a step of ToolRL's shape on a CPU, so that one of TRL ends
 _GPU_RESPONSES = 256  # a step of ToolRL's shape on a GPU
 _SCALING_RESPONSES = (64, 128, 256, 512, 1024)
 _SCALING_ROUNDS, _SCALING_STEPS = 3, 2  # each size comes up in every round
-_PARAMETERS = {"embedded:smollm2-135m-instruct": 135e6, "random:qwen3-0.6b": 0.6e9, "random:qwen3-1.7b": 1.7e9}
+_PARAMETERS = {
+    "embedded:smollm2-135m-instruct": 135e6,
+    "random:smollm2-135m": 135e6,
+    "random:qwen3-0.6b": 0.6e9,
+    "random:qwen3-1.7b": 1.7e9,
+}
+_BY_RESPONSES = ("b4", "b8")
 _BESIDES = ("ceiling", "decode", "scaling")  # what a report may hold besides works
 _BEGIN = time.monotonic()
 
@@ -44,6 +51,10 @@ def say(text: str) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--within", type=float, default=math.inf, help="seconds a work may take: fewer steps, if need be"
+    )
+    parser.add_argument("--no-plot", action="store_true", help="write the report alone")
     parser.add_argument("--work", default="a,b4,b8", help=f"which works, of {', '.join(WORKS)}; 'none' for none")
     parser.add_argument("--arms", default="", help=f"which sides, of {', '.join(settings.ARMS)}")
     parser.add_argument("--steps", type=int, default=5, help="measured steps a side")
@@ -110,16 +121,17 @@ def run(options: argparse.Namespace) -> None:
     for work in works:
         say(f"work {work.name}: {work.responses} responses, {work.generated} tokens to generate a step")
         specs = {arm: common | _side(arm, work, options, device.type) for arm in arms[work.name]}
-        found = run_rounds(specs, work, warm_up=options.warm_up, measured=options.steps, say=say)
+        found = run_rounds(specs, work, warm_up=options.warm_up, measured=options.steps, say=say, within=options.within)
         report.setdefault("works", {})[work.name] = summary.summarise(
             work, found, cores=machine.all_cores(), peak_flops=report.get("ceiling", {}).get("flops")
         )
-        write(report, options.output, report["file"], options.name)  # what is there outlives a later failure
+        # What is there outlives a later failure.
+        write(report, options.output, report["file"], options.name, plot=not options.no_plot)
     if options.decode:
         report["decode"] = measure_decode(options, common)
     if options.scaling:
         report["scaling"] = measure_scaling(options, common)
-    write(report, options.output, report["file"], options.name)
+    write(report, options.output, report["file"], options.name, plot=not options.no_plot)
     sys.stdout.write(summary.table(report) + "\n")
 
 
@@ -131,7 +143,7 @@ def chosen_works(options: argparse.Namespace, device: str) -> list[Work]:
         if name not in WORKS:
             raise UserError(f"--work: unknown work {name!r} (known: {', '.join(WORKS)})")
         work = WORKS[name]
-        if name != "a":
+        if name in _BY_RESPONSES or (device == "cpu" and name == TRAINING):
             responses = _CPU_RESPONSES if device == "cpu" else _GPU_RESPONSES
             work = dataclasses.replace(work, prompts=responses // work.group)
         changes = {
@@ -144,7 +156,17 @@ def chosen_works(options: argparse.Namespace, device: str) -> list[Work]:
 
 
 def chosen_arms(options: argparse.Namespace, work: Work, device: str) -> list[str]:
-    """All, unless asked otherwise; on a CPU the long works leave TRL's defaults out, which would take half an hour."""
+    """All, unless asked otherwise; on a CPU the long works leave TRL's defaults out, which would take half an hour.
+
+    Raises:
+        UserError: an unknown side, or TRL's on a work whose responses stop, which is not the same work for both.
+    """
+    if work.stops and options.arms in ("", settings.OURS):
+        return [settings.OURS]
+    if work.stops:
+        raise UserError(
+            f"--arms: work {work.name} is measured with {settings.OURS} alone: its responses stop by chance"
+        )
     if not options.arms:
         long = device == "cpu" and work.name != "a"
         return [arm for arm in settings.ARMS if not (long and arm == settings.TRL_DEFAULT)]
@@ -263,6 +285,7 @@ def combine(files: list[Path]) -> dict[str, Any]:
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     joined = reports[0] | {"parts": [part for report in reports for part in parts_of(report)]}
     works: dict[str, Any] = {}
+    checks: dict[str, Any] = {}
     for path, report in zip(files, reports, strict=True):
         for what in ("file", "model"):
             if report[what] != joined[what]:
@@ -273,18 +296,19 @@ def combine(files: list[Path]) -> dict[str, Any]:
                 raise UserError(f"{path}: work {name} has another size than in the files before it")
             known["arms"] = work["arms"] | known["arms"]
             known["ratios"] = work["ratios"] | known["ratios"]
+        checks |= report.get("checks", {})
         joined |= {part: report[part] for part in _BESIDES if part in report}
-    return joined | {"works": works}
+    return joined | {"works": works} | ({"checks": checks} if checks else {})
 
 
 def parts_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     """What a report was made by: of one that was joined already, each of its runs."""
-    gave = [*report.get("works", {}), *(part for part in _BESIDES if part in report)]
+    gave = [*report.get("checks", {}), *report.get("works", {}), *(part for part in _BESIDES if part in report)]
     once = {"command": report["command"], "commit": report["machine"]["commit"], "gave": gave}
     return report.get("parts", [once])
 
 
-def command(arguments: list[str]) -> str:
+def command(arguments: list[str], script: str = "rl_step.py") -> str:
     """The command line that measures the same again; where the report went is no part of it."""
     kept, rest = [], iter(arguments)
     for word in rest:
@@ -292,14 +316,22 @@ def command(arguments: list[str]) -> str:
             next(rest)
         elif not word.startswith(("--output=", "--name=")):
             kept.append(word)
-    return shlex.join(["python", "benchmarks/rl_step.py", *kept])
+    return shlex.join(["python", f"benchmarks/{script}", *kept])
 
 
-def write(report: dict[str, Any], folder: Path, machine_name: str, name: str, prefix: str = "rl_step") -> None:
+def write(
+    report: dict[str, Any],
+    folder: Path,
+    machine_name: str,
+    name: str,
+    prefix: str = "rl_step",
+    *,
+    plot: bool = True,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stem = "-".join(filter(None, [prefix, machine_name, name]))
     (folder / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if "works" in report or "scaling" in report:
+    if plot and ("works" in report or "scaling" in report):
         figure(report).savefig(folder / f"{stem}.png", dpi=130)
     say(f"written: {folder / stem}.json")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -102,8 +103,12 @@ def run_rounds(
     warm_up: int,
     measured: int,
     say: Callable[[str], None],
+    within: float = math.inf,
 ) -> dict[str, dict[str, Any]]:
     """All arms alive at once; in each round each does one step, and the order moves on by one from round to round.
+
+    Args:
+        within: seconds, loading included; a round that would not end in them is left out, but for the first measured.
 
     Returns, by arm: `settings`, and as the child gave them `ready`, `warm_up` and `steps` (the measured ones).
 
@@ -112,22 +117,25 @@ def run_rounds(
     """
     arms: list[Arm] = []
     found: dict[str, dict[str, Any]] = {}
+    start = time.monotonic()
     try:
         for name, spec in specs.items():
-            arms.append(arm := Arm(name, spec | {"rounds": warm_up + measured, "work": work.to_dict()}))
+            more = {"rounds": warm_up + measured, "work": work.to_dict(), "company": len(specs) > 1}
+            arms.append(arm := Arm(name, spec | more))
             # One after the other, so that none loads while another measures.
             found[name] = {"settings": spec["settings"], "ready": arm.hear(), "warm_up": [], "steps": []}
             say(f"{name} is loaded ({found[name]['ready']['seconds']:.0f} s)")
         _require_same_prompts(found)
         begin = time.monotonic()
         for number in range(warm_up + measured):
+            round_begin = time.monotonic()
             shift = number % len(arms)
             for arm in [*arms[shift:], *arms[:shift]]:
                 before = _busy_seconds()
                 step = arm.step()
                 # What the rest of the machine did meanwhile: a figure from a busy machine shows itself.
                 step["others_cpu"] = max(0.0, _busy_seconds() - before - step["cpu"])
-                if step["generated"] != work.generated:
+                if not work.stops and step["generated"] != work.generated:
                     raise UserError(
                         f"{arm.name} generated {step['generated']} tokens where the work has {work.generated}: "
                         "the sides would not be comparable"
@@ -138,6 +146,10 @@ def run_rounds(
             spent = time.monotonic() - begin
             left = spent / (number + 1) * (warm_up + measured - number - 1)
             say(f"round {number + 1} of {warm_up + measured} done, about {left:.0f} s left for this work")
+            now = time.monotonic()
+            if warm_up <= number < warm_up + measured - 1 and now - start + (now - round_begin) > within:
+                say(f"no time for another round within {within:.0f} s")
+                break
         for arm in arms:
             arm.stop()
     finally:

@@ -52,7 +52,19 @@ def main() -> None:
     if spec["side"] == "ceiling":
         answer(ceiling(device).to_dict())
         return
+    if spec["side"] == "update":
+        from .check_step import update
+
+        answer(update(spec, device))
+        return
     work = Work(**spec["work"])
+
+    def report(message: dict[str, Any]) -> None:
+        """Answer, and leave a GPU's memory that is not in use to the other side, which is next."""
+        if spec["company"] and device.type == "cuda":
+            torch.cuda.empty_cache()
+        answer(message)
+
     with tempfile.TemporaryDirectory() as folder:
         if spec["side"] == "ours":
             from .side_ours import Ours
@@ -62,7 +74,7 @@ def main() -> None:
             from .side_trl import Trl
 
             side = Trl(spec, work, device, Path(folder))
-        answer(
+        report(
             {
                 "ready": True,
                 "seconds": time.perf_counter() - begin,
@@ -76,12 +88,12 @@ def main() -> None:
         )
         if spec["side"] == "ours":
             while told_to_step():
-                answer(side.step())
+                report(side.step())
         else:
             from .side_trl import StopTraining
 
             try:
-                side.run(told_to_step, answer)
+                side.run(told_to_step, report)
                 while told_to_step():
                     raise RuntimeError("more steps were asked for than were announced")
             except StopTraining:

@@ -16,6 +16,9 @@ import torch
 
 from .flops import synchronize
 
+# What dynamo calls the outermost of its timed functions: for a graph, and for its backward pass, compiled at first use.
+_COMPILING = ("_compile.compile_inner", "backward._backward_impl")
+
 
 class Clock:
     """Seconds by name since `reset`; `around` makes a method of one object count its time."""
@@ -75,6 +78,14 @@ class TokenCount:
 def _first_pass() -> bool:
     """Whether this is a forward pass for training, and not one that a backward pass repeats."""
     return torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1
+
+
+def compilation() -> dict[str, float]:
+    """Seconds that torch.compile has taken in this process, backward passes included, and graphs that it has made."""
+    from torch._dynamo.utils import compilation_time_metrics, counters
+
+    seconds = sum(sum(compilation_time_metrics.get(name, [])) for name in _COMPILING)
+    return {"seconds": seconds, "graphs": float(counters["stats"]["unique_graphs"])}
 
 
 class PeakMemory:

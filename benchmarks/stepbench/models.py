@@ -27,6 +27,21 @@ _QWEN3 = {
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-0.6b": ("qwen3", {**_QWEN3, "hidden_size": 1024, "intermediate_size": 3072}),
     "qwen3-1.7b": ("qwen3", {**_QWEN3, "hidden_size": 2048, "intermediate_size": 6144}),
+    "smollm2-135m": (
+        "llama",
+        {
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "vocab_size": 49152,
+            "max_position_embeddings": 8192,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+        },
+    ),
     # Small enough that a scaling run ends on a laptop.
     "small": (
         "llama",

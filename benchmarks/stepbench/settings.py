@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .work import PROFILE, TRAINING
+
 OURS = "ours"
 TRL_DEFAULT = "trl-default"
 TRL_BEST = "trl-best"
@@ -33,7 +35,9 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
         "b4": {"micro_batch_tokens": 1536},
         "b8": {"micro_batch_tokens": 1536},
     },
-    "cuda": {},
+    "cuda": {
+        TRAINING: PROFILE.model_dump(include={"micro_batch_tokens", "rollout_batch_tokens"}),
+    },
 }
 
 

@@ -18,7 +18,7 @@ from rest_core.rollout.transformers_engine import TransformersEngine
 from rest_core.training.judging import Task
 from rest_core.training.rl import Observer, RlTrainer
 
-from .measure import Clock, PeakMemory, TokenCount
+from .measure import Clock, PeakMemory, TokenCount, compilation
 from .models import model_of, tokenizer_of
 from .work import Work, conversations, encode
 
@@ -74,10 +74,11 @@ class Ours:
             observer=nothing,
             algorithm=_Graded(config, self.tokenizer),
         )
-        self.trainer.engine = None  # type: ignore[assignment]  # its memory first, then the one that never stops
-        self.trainer.engine = TransformersEngine.copy_of(
-            self.trainer.model, dtype=torch.bfloat16, stop_ids=frozenset(), pad_id=self.tokenizer.pad_token_id
-        )
+        if not work.stops:
+            self.trainer.engine = None  # type: ignore[assignment]  # its memory first, then the one that never stops
+            self.trainer.engine = TransformersEngine.copy_of(
+                self.trainer.model, dtype=torch.bfloat16, stop_ids=frozenset(), pad_id=self.tokenizer.pad_token_id
+            )
         self.model = self.trainer.model
         self.clock, self.count, self.memory = Clock(device), TokenCount(self.model), PeakMemory(device)
         self.clock.around(self.trainer.engine, "generate", "rollout")
@@ -92,6 +93,7 @@ class Ours:
         self.clock.reset()
         self.count.reset()
         self.memory.begin()
+        compiled = compilation()
         begin, processor = self.clock.now(), time.process_time()
         metrics = self.trainer.train_step(self._step)
         wall = self.clock.now() - begin
@@ -115,5 +117,6 @@ class Ours:
             # A fused head is no call of the head's module: it runs on the trained positions.
             "head_tokens": self.count.head or generated,
             "memory": self.memory.end(),
+            "compilation": {name: value - compiled[name] for name, value in compilation().items()},  # in all phases
             "check": {"loss": metrics["loss"], "grad_norm": metrics.get("grad_norm")},
         }

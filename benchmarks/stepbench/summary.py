@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from .flops import Parameters, update_flop
@@ -45,6 +46,7 @@ def _arm(work: Work, arm: dict[str, Any], cores: int, peak_flops: float | None) 
     }
     rollout, update = phases["rollout"]["median"], phases["update"]["median"]
     trained = update + phases["optimizer"]["median"]
+    generated = statistics.median(step["generated"] for step in steps)  # the same in each, unless responses stop
     memory = {kind: max(step["memory"][kind] for step in steps) for kind in steps[0]["memory"]}
     summary: dict[str, Any] = {
         "settings": arm["settings"],
@@ -53,23 +55,24 @@ def _arm(work: Work, arm: dict[str, Any], cores: int, peak_flops: float | None) 
         "others_cpu_share": sum(s["others_cpu"] for s in steps) / sum(s["wall"] for s in steps) / cores,
         "phases": phases,
         "tokens_per_second": {
-            "generated": work.generated / rollout,
-            "trained": work.generated / trained,
-            "step": work.generated / wall.median,
+            "generated": generated / rollout,
+            "trained": generated / trained,
+            "step": generated / wall.median,
         },
         "peak_bytes": memory | {kind: arm["ready"][f"rss_{kind}"] for kind in ("loading", "loaded")},
         "peak_is_exact": arm["ready"]["rss_exact"],
         "parameters": arm["ready"]["parameters"],
         "samples": {"warm_up": arm["warm_up"], "steps": steps},
     }
-    if body := steps[-1]["body_tokens"]:
+    if body := statistics.median(step["body_tokens"] for step in steps):
         parameters = Parameters(**arm["ready"]["parameters"])
-        head = steps[-1]["head_tokens"]
-        computed, useful = update_flop(parameters, body, head), update_flop(parameters, work.useful, work.generated)
+        head = statistics.median(step["head_tokens"] for step in steps)
+        useful_tokens = work.useful - work.generated + generated
+        computed, useful = update_flop(parameters, body, head), update_flop(parameters, useful_tokens, generated)
         summary["update"] = {
             "computed_tokens": body,
             "head_tokens": head,
-            "useful_tokens": work.useful,
+            "useful_tokens": useful_tokens,
             "flops_per_second_computed": computed / update,
             "flops_per_second_useful": useful / update,
         }
@@ -144,6 +147,12 @@ def table(report: dict[str, Any]) -> str:
                     f"({update['computed_tokens']} tokens), {update['share_of_peak_useful']:.1%} a useful token "
                     f"({update['useful_tokens']})"
                 )
+    for name, found in report.get("checks", {}).items():
+        lines += ["", f"{name}: {'passed' if found['passed'] else 'FAILED'}  {found.get('error', '')}".rstrip()]
+        lines += [
+            f"  {'ok  ' if check['passed'] else 'FAIL'} {check['value']:9.2e} of {check['limit']:7.1e}  {check['name']}"
+            for check in found.get("checks", [])
+        ]
     if decode := report.get("decode"):
         lines += [
             "",

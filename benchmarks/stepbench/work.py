@@ -5,18 +5,24 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rest_core.config import load
+
 Message = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Work:
-    """One step's work: `prompts` prompts of `prompt_tokens` tokens, `group` responses each of exactly `new_tokens`."""
+    """One step's work: `prompts` prompts of `prompt_tokens` tokens, `group` responses each of exactly `new_tokens`.
+
+    Where `stops`, responses end where the model ends them, and `new_tokens` is the longest.
+    """
 
     name: str
     prompts: int
     prompt_tokens: int
     group: int
     new_tokens: int
+    stops: bool = False
 
     @property
     def responses(self) -> int:
@@ -44,15 +50,28 @@ class Work:
         return asdict(self)
 
 
+# A step of training as the profile of the real model has it.
+TRAINING = "training"
+PROFILE = load("smollm2-135m").rl
+
 WORKS = {
     "a": Work("a", prompts=4, prompt_tokens=163, group=4, new_tokens=64),
     "b4": Work("b4", prompts=4, prompt_tokens=750, group=4, new_tokens=390),
     "b8": Work("b8", prompts=4, prompt_tokens=750, group=8, new_tokens=390),
+    TRAINING: Work(
+        TRAINING,
+        prompts=PROFILE.prompts_per_step,
+        prompt_tokens=750,
+        group=PROFILE.group_size,
+        new_tokens=PROFILE.max_response_tokens,
+        stops=True,
+    ),
 }
 TITLES = {
     "a": "short prompts, G = 4",
     "b4": "ToolRL's shape, G = 4",
     "b8": "ToolRL's shape, G = 8",
+    TRAINING: "profile smollm2-135m",
 }
 
 _INTRODUCTION = "You are an assistant that can call tools. Tools: "

@@ -24,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 NAME = "rest_trees"
 QUERY_BLOCK = 512  # queries whose scores exist at the same time, for each head
 FLEX_BLOCK = 128  # rows for FlexAttention are padded to a multiple of its block
+FLEX_LENGTHS = 256  # kernels that may be compiled, one a length of rows; beyond the limit all scores would be in memory
 
 
 class Tree(NamedTuple):
@@ -206,7 +207,10 @@ def tree_mask(trees: Trees, length: int, device: torch.device | str) -> Any:
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, trees: Trees, scale: float) -> Tensor:
     mask = _block_mask(trees, query.shape[2], query.device)
-    output: Tensor = _compiled_flex()(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
+    # Past its limit, 8 by default, dynamo does not compile for a new length: without a word it runs attention unfused.
+    limits = {"recompile_limit": FLEX_LENGTHS, "accumulated_recompile_limit": FLEX_LENGTHS}
+    with torch._dynamo.config.patch(limits):
+        output: Tensor = _compiled_flex()(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
     return output
 
 
