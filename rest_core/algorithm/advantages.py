@@ -1,4 +1,4 @@
-"""Group-relative advantages (GRPO, arXiv 2402.03300)."""
+"""Group-relative advantages (GRPO, arXiv 2402.03300), in float64."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 STD_EPSILON = 1e-6
+# Rewards of a group that are this near each other, relative to the largest, are equal. Eight roundings of float32, so
+# that a reward function that computes in it gives no signal where it means none.
+RELATIVE_TOLERANCE = 1e-6
+# And whatever their size: what is left where parts of a float64 reward cancel.
+ABSOLUTE_TOLERANCE = 1e-12
 
 
 def group_advantages(rewards: Tensor, *, divide_by_std: bool = True) -> Tensor:
@@ -16,14 +21,17 @@ def group_advantages(rewards: Tensor, *, divide_by_std: bool = True) -> Tensor:
         divide_by_std: False gives r - mean (Dr. GRPO, arXiv 2503.20783).
 
     Returns:
-        (P, G); exactly 0 for a group whose rewards are all equal.
+        (P, G), float64; exactly 0 in a group without signal (`zero_variance`).
     """
+    rewards = rewards.double()
     centred = rewards - rewards.mean(dim=1, keepdim=True)  # (P, G)
     if divide_by_std:
         centred = centred / (rewards.std(dim=1, keepdim=True) + STD_EPSILON)
-    return torch.where(zero_variance(rewards)[:, None], torch.zeros_like(centred), centred)
+    return centred.masked_fill(zero_variance(rewards)[:, None], 0.0)
 
 
 def zero_variance(rewards: Tensor) -> Tensor:
-    """(P,) bool: groups that carry no signal because all their rewards are equal."""
-    return (rewards == rewards[:, :1]).all(dim=1)
+    """(P,) bool: groups that carry no signal, because all their rewards (P, G) are equal but for rounding."""
+    rewards = rewards.double()
+    spread = rewards.amax(dim=1) - rewards.amin(dim=1)
+    return spread <= RELATIVE_TOLERANCE * rewards.abs().amax(dim=1) + ABSOLUTE_TOLERANCE

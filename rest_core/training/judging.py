@@ -36,7 +36,7 @@ class Judged:
 
     judgements: list[list[Judgement]]
     scores: list[GroupScore]  # P, of the reward functions
-    rewards: Tensor  # (P, G) totals, 0 in a dropped group
+    rewards: Tensor  # (P, G) totals in float64, 0 in a dropped group
     dropped: Tensor  # (P,) bool: groups that a reward function could not score
 
     def kept(self) -> list[list[Judgement]]:
@@ -74,8 +74,12 @@ class Judge:
             for task, group, judged in zip(tasks, groups, judgements, strict=True)
         ]
         shape = (len(tasks), self._config.group_size)  # (P, G); no prompt at all where there are more processes
-        own = torch.tensor([[judgement.reward.total for judgement in group] for group in judgements]).reshape(shape)
-        rewards = self._config.reward_weight * own + torch.tensor([score.totals for score in scores]).reshape(shape)
+
+        def table(values: list[list[float]]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float64).reshape(shape)
+
+        own = table([[judgement.reward.total for judgement in group] for group in judgements])
+        rewards = self._config.reward_weight * own + table([score.totals for score in scores])
         dropped = torch.tensor([score.failure is not None for score in scores], dtype=torch.bool)
         rewards[dropped] = 0.0
         if not bool(rewards.isfinite().all()):

@@ -45,7 +45,8 @@ def step_metrics(
     everything = {name: gather(values) for name, values in local.items()}
     mean = {name: sum(values) / len(values) for name, values in everything.items()}
     generated = sum(everything["tokens"])
-    deviation = torch.tensor(everything["total"]).std().item() if len(everything["total"]) > 1 else 0.0
+    totals = torch.tensor(everything["total"], dtype=torch.float64)
+    deviation = totals.std().item() if len(totals) > 1 else 0.0
     metrics = {
         "reward/total": mean["total"],
         "reward/std": deviation,

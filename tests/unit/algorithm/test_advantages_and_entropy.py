@@ -26,6 +26,34 @@ def test_a_group_without_variance_has_no_advantage() -> None:
     assert zero_variance(rewards).tolist() == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("rewards", "equal"),
+    [
+        ([4.0, 4.0 - 2.4e-7], True),  # one rounding of float32 apart
+        ([-3.0, -3.0 + 2e-6], True),
+        ([4.0, 4.0 - 1e-5], False),
+        ([0.0, 1e-5], False),  # relative to the rewards' size
+        ([2e-9, 1e-9], False),
+        ([0.1 + 0.2 - 0.3, 0.0], True),  # 5.6e-17
+        ([0.0, 0.0], True),
+        ([1e9, 1e9 + 1], True),
+    ],
+)
+def test_rewards_that_differ_by_rounding_are_equal(rewards: list[float], equal: bool) -> None:
+    group = torch.tensor([rewards], dtype=torch.float64)
+    assert zero_variance(group).tolist() == [equal]
+    for divide in (True, False):
+        assert bool(group_advantages(group, divide_by_std=divide).any()) != equal
+
+
+def test_advantages_are_in_float64_whatever_the_rewards_are_in() -> None:
+    # Nine rewards of 4 and one of 3.9: a mean of 3.99, which float32 misses by 1e-8.
+    rewards = torch.tensor([[4.0] * 9 + [3.9]], dtype=torch.float64)
+    advantages = group_advantages(rewards, divide_by_std=False)
+    assert advantages[0].tolist() == pytest.approx([0.01] * 9 + [-0.09], rel=1e-12)
+    assert group_advantages(rewards.float()).dtype == torch.float64
+
+
 def test_groups_do_not_see_each_other() -> None:
     rewards = torch.rand(5, 4, dtype=torch.float64)
     order = torch.tensor([3, 1, 4, 0, 2])

@@ -83,5 +83,5 @@ def test_advantages_follow_the_configuration(tiny_tokenizer: Any, divide: bool) 
     algorithm = ResT(RlConfig(advantage_std=divide), tiny_tokenizer)
     advantages = algorithm.advantages(torch.tensor([[1.0, 3.0], [2.0, 2.0]]))
     torch.testing.assert_close(
-        advantages, torch.tensor([[-1.0, 1.0], [0.0, 0.0]]) / (math.sqrt(2) + 1e-6 if divide else 1)
+        advantages, torch.tensor([[-1.0, 1.0], [0.0, 0.0]]).double() / (math.sqrt(2) + 1e-6 if divide else 1)
     )
