@@ -25,7 +25,7 @@ from rest_core.algorithm.regions import Region, read_response
 from rest_core.algorithm.rest import ResT
 from rest_core.algorithm.success import succeeds
 from rest_core.config import ModelConfig, RlConfig
-from rest_core.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
+from rest_core.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, NotFiniteLogits, Preempted, UserError
 from rest_core.memory import keep_freed_memory, out_of_memory_names
 from rest_core.model.batch import pad_rows
 from rest_core.model.loading import with_lora
@@ -347,9 +347,10 @@ class RlTrainer:
             groups = self._rollouts(tasks, seeds, f"step {step}: rollout")
         with _timed(seconds, "seconds/reward"):
             judged = self._judge(tasks, groups, step, f"step {step}")
-            experience = self._experience(groups, judged, step)
+            with self._finite_logits(f"step {step}: entropies"):
+                experience = self._experience(groups, judged, step)
         self.observer.phase("update", step)
-        with _timed(seconds, "seconds/update"):
+        with _timed(seconds, "seconds/update"), self._finite_logits(f"step {step}: update"):
             statistics = self.update.run(experience, self._last_good())
             self.engine.synchronise(self.model, self.update.version)
         self._stop.hold()
@@ -408,6 +409,7 @@ class RlTrainer:
         longest = max((len(task.prompt_ids) for task in tasks), default=0)
         asked = len(tasks) * (longest + samples * config.max_response_tokens)
         with (
+            self._finite_logits(what),
             out_of_memory_names(
                 "rl.rollout_batch_tokens", config.rollout_batch_tokens, min(asked, config.rollout_batch_tokens)
             ),
@@ -428,6 +430,20 @@ class RlTrainer:
                 seeds=seeds,
                 on_progress=bar.update,
             )
+
+    @contextmanager
+    def _finite_logits(self, what: str) -> Iterator[None]:
+        """Logits that are none are told with `what` was computed, the likely cause and where to go back to."""
+        try:
+            yield
+        except NotFiniteLogits:
+            cause = (
+                "it has diverged: lower rl.learning_rate or rl.max_grad_norm"
+                if self.update.version
+                else "it was so before the first update: take another policy, or set model.dtype=float32"
+            )
+            told = f"{what}: the policy's logits are NaN or infinite; {cause}; {self._last_good()}"
+            raise UserError(told) from None
 
     def _places(self) -> range:
         """Places in the step's list of prompts that belong to this process."""

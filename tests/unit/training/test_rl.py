@@ -501,7 +501,7 @@ def test_the_split_into_batches_does_not_change_the_training(trainer: Trainer) -
         assert divided == pytest.approx(whole, rel=1e-3, abs=1e-5)
 
 
-def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(trainer: Trainer, tmp_path: Path) -> None:
+def test_logits_that_are_no_numbers_name_the_last_good_checkpoint(trainer: Trainer, tmp_path: Path) -> None:
     made = trainer(settings(steps=3), Log())
     step = made.train_step
 
@@ -512,12 +512,36 @@ def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(trainer: Traine
         return step(number)
 
     made.train_step = poisoned  # type: ignore[method-assign]
-    with pytest.raises(UserError, match=r"loss is nan.*the last good checkpoint is .*step-000001$"):
+    message = r"step 2: update: the policy's logits are NaN .* lower rl\.learning_rate .* checkpoint is .*step-000001$"
+    with pytest.raises(UserError, match=message):
         made.train()
     good = made.folder.last
     assert good is not None
     assert good == tmp_path / "checkpoints" / "step-000001"
     assert all(bool(tensor.isfinite().all()) for tensor in load_file(good / "model.safetensors").values())
+
+
+def test_sampling_from_a_policy_that_has_diverged_is_told(trainer: Trainer) -> None:
+    made = trainer(settings(steps=3), Log())
+    run = made.update.run
+
+    def diverges(*arguments: Any) -> Any:
+        statistics = run(*arguments)
+        with torch.no_grad():
+            made.model.model.norm.weight[0] = math.nan
+        return statistics
+
+    made.update.run = diverges  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"step 2: rollout: .*NaN.*has diverged.*step-000001$"):
+        made.train()
+
+
+def test_a_policy_that_is_broken_from_the_start_is_told(trainer: Trainer) -> None:
+    made = trainer(settings(), Log())
+    with torch.no_grad():
+        made.engine.model.lm_head.weight.fill_(math.inf)
+    with pytest.raises(UserError, match=r"reward probe: .*before the first update: take another policy.*no checkpoint"):
+        made.train()
 
 
 def test_a_reward_that_is_no_number_stops_the_training(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
