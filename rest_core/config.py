@@ -165,17 +165,41 @@ WeightsConfig = (
 
 
 class LossConfig(Section):
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    clip_high: float = Field(0.2, gt=0)
+    surrogate: Literal["clip", "gspo", "cispo"] = Field(
+        "clip",
+        description="clip = GRPO's (PPO's); gspo = one ratio for the whole sequence, in its token form (arXiv "
+        "2507.18071); cispo = the clipped ratio as a constant factor of the log-prob (arXiv 2506.13585)",
+    )
+    clip_low: float = Field(0.2, gt=0, le=1, description="the ratio is clipped at 1 - this; 1 = no lower bound")
+    clip_high: float = Field(0.2, gt=0, description="and at 1 + this")
     dual_clip: float | None = Field(3.0, gt=1, description="lower bound c for negative advantages; null = off")
-    aggregation: Literal["sequence_mean", "token_mean"] = Field(
-        "sequence_mean", description="sequence_mean = the paper's objective; token_mean = the authors' code"
+    aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = Field(
+        "sequence_mean",
+        description="sequence_mean = the paper's objective; token_mean = the authors' code; constant_length = each "
+        "response's sum divided by `length` (Dr. GRPO, arXiv 2503.20783)",
+    )
+    length: int | None = Field(
+        None, ge=1, description="tokens that constant_length divides by; null = rl.max_response_tokens"
     )
     importance_cap: float | None = Field(
         2.0, ge=1, description="bound of the importance weight that corrects for the engine's log-probs; null = none"
     )
     kl_coefficient: float = Field(0.0, ge=0, description="penalty towards the reference policy (k3 estimator)")
     entropy_coefficient: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> LossConfig:
+        if self.length is not None and self.aggregation != "constant_length":
+            raise ValueError(
+                f"length={self.length} belongs to aggregation=constant_length, which alone divides by it; leave it "
+                f"out with {self.aggregation}"
+            )
+        if self.surrogate == "cispo" and self.dual_clip is not None:
+            raise ValueError(
+                "surrogate=cispo has no dual clip, since its ratio is bounded for negative advantages too; set "
+                "dual_clip=null"
+            )
+        return self
 
 
 class RewardFunction(Section):

@@ -71,7 +71,7 @@ class Policy(nn.Module):
             parameters = [] if head is None else [p for p in head.parameters() if p.requires_grad]
             values = (chosen, head, batch.targets, token_loss, entropy_gradient)
             loss, logp, entropy = _HeadLoss.apply(*values, *parameters)
-        # One NaN or +inf among a token's logits makes its log-prob NaN: there is no need to look at [tokens, vocabulary].
+        # One NaN or +inf among a token's logits makes its log-prob NaN: no need to look at [tokens, vocabulary].
         if not bool(logp.isfinite().all()):
             raise NotFiniteLogits
         return loss, logp, entropy
