@@ -213,6 +213,13 @@ class RewardFunction(Section):
     )
 
 
+class OverlongPenalty(Section):
+    """DAPO's soft over-long punishment (arXiv 2503.14476)."""
+
+    buffer: int = Field(ge=1, description="tokens before rl.max_response_tokens at which the penalty begins, from 0 on")
+    penalty: float = Field(1.0, gt=0, allow_inf_nan=False, description="what it has grown to at that length")
+
+
 class TransformersEngineConfig(Section):
     """Rollouts by a copy of the policy in the trainer's process."""
 
@@ -271,7 +278,23 @@ class RlConfig(Section):
         1.0, ge=0, allow_inf_nan=False, description="weight of `reward` beside reward functions; 0 = these alone"
     )
     reward_functions: tuple[RewardFunction, ...] = Field((), description="added to the reward, with their weights")
-    advantage_std: bool = Field(True, description="divide advantages by the group's standard deviation")
+    overlong: OverlongPenalty | None = Field(None, description="penalty on long responses, added to the reward")
+    advantage_std: Literal["group", "batch", "none"] = Field(
+        "group",
+        description="what advantages are divided by: the standard deviation of the group's rewards; that of r - mean "
+        "over the whole step (REINFORCE++, arXiv 2501.03262); nothing (Dr. GRPO, arXiv 2503.20783)",
+    )
+    mask_truncated: bool = Field(
+        False,
+        description="responses cut off at max_response_tokens are not trained on; their rewards still count in their "
+        "group's mean (DAPO's overlong filtering, arXiv 2503.14476)",
+    )
+    resample_rounds: int = Field(
+        0,
+        ge=0,
+        description="at most so many times a step, groups that carry no signal are sampled anew with further prompts "
+        "(DAPO's dynamic sampling); 0 = never",
+    )
     weights: WeightsConfig = Field(PaperWeights(), discriminator="scheme")
     entropy_momentum: float = Field(0.9, ge=0, lt=1, description="decay of the running per-region entropies")
     loss: LossConfig = LossConfig()
@@ -313,6 +336,15 @@ class RlConfig(Section):
             raise ValueError(
                 "weights.scheme=high_entropy needs the entropy of every sampled token, which vLLM does not give; use "
                 "engine.engine=transformers or another scheme"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _buffer_fits(self) -> RlConfig:
+        if self.overlong is not None and self.overlong.buffer > self.max_response_tokens:
+            raise ValueError(
+                f"overlong.buffer ({self.overlong.buffer}) is above max_response_tokens ({self.max_response_tokens}): "
+                "the penalty would begin below a length of 0; choose a smaller one"
             )
         return self
 

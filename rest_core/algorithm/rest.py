@@ -43,9 +43,9 @@ class ResT:
         wanted = parse(reference) if isinstance(reference, str) else reference
         return Judgement(response, tool_reward(response, wanted, scheme=self.config.reward, step=step), regions)
 
-    def advantages(self, rewards: Tensor) -> Tensor:
-        """(P, G) total rewards → (P, G) advantages."""
-        return group_advantages(rewards, divide_by_std=self.config.advantage_std)
+    def advantages(self, rewards: Tensor, everyone: Tensor | None = None) -> Tensor:
+        """(P, G) total rewards → (P, G) advantages; `everyone` are the rewards (P', G) of all processes, if not all."""
+        return group_advantages(rewards, std=self.config.advantage_std, everyone=everyone)
 
     @property
     def wants_entropies(self) -> bool:

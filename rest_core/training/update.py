@@ -56,7 +56,8 @@ class Experience:
     weights: Tensor  # (B, T)
     old_logps: Tensor | None = None  # (B, T); None: one update a rollout, the policy itself is the old one
     sequence_log_ratios: Tensor | None = None  # (B,) of GSPO, before the update that is being made; None: 0
-    dropped: Tensor | None = None  # (B,) bool: rows without a usable reward, in no forward and in no denominator
+    # (B,) bool: rows without a usable reward or cut off at the length limit, in no forward and in no denominator
+    dropped: Tensor | None = None
 
     def kept(self, rows: Sequence[int]) -> list[int]:
         """Those of `rows` that are not dropped."""

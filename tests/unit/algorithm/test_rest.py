@@ -78,10 +78,17 @@ def test_the_state_survives_a_checkpoint(tiny_tokenizer: Any) -> None:
     assert not other.entropy.empty
 
 
-@pytest.mark.parametrize("divide", [True, False])
-def test_advantages_follow_the_configuration(tiny_tokenizer: Any, divide: bool) -> None:
-    algorithm = ResT(RlConfig(advantage_std=divide), tiny_tokenizer)
-    advantages = algorithm.advantages(torch.tensor([[1.0, 3.0], [2.0, 2.0]]))
-    torch.testing.assert_close(
-        advantages, torch.tensor([[-1.0, 1.0], [0.0, 0.0]]).double() / (math.sqrt(2) + 1e-6 if divide else 1)
-    )
+@pytest.mark.parametrize(
+    ("std", "deviation"),
+    [
+        ("group", math.sqrt(2) + 1e-6),
+        # r - mean of all processes: -1, 1, 0, 0, -3, 3; squares 20 over 6 - 1.
+        ("batch", 2 + 1e-6),
+        ("none", 1),
+    ],
+)
+def test_advantages_follow_the_configuration(tiny_tokenizer: Any, std: Any, deviation: float) -> None:
+    algorithm = ResT(RlConfig(advantage_std=std), tiny_tokenizer)
+    rewards = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
+    advantages = algorithm.advantages(rewards, torch.cat([rewards, torch.tensor([[4.0, 10.0]])]))
+    torch.testing.assert_close(advantages, torch.tensor([[-1.0, 1.0], [0.0, 0.0]]).double() / deviation)

@@ -414,7 +414,7 @@ def test_statistics_are_means_over_tokens_and_merge_over_processes() -> None:
     )
 
 
-@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean"])
+@AGGREGATIONS
 @pytest.mark.parametrize("mini_batch_prompts", [None, 2])
 def test_dropped_rows_are_as_if_they_had_not_been_sampled(
     tiny_model: Any, aggregation: Any, mini_batch_prompts: int | None
