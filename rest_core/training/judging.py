@@ -59,7 +59,7 @@ class Judged:
         found: list[bool] = (trained & (group_advantages(self.rewards, std="none") != 0)).any(dim=1).tolist()
         return found
 
-    def exchanged(self, place: int, other: Judged, n: int) -> None:
+    def exchange(self, place: int, other: Judged, n: int) -> None:
         """Put group `n` of `other` in the place of the group at `place`."""
         self.judgements[place], self.scores[place] = other.judgements[n], other.scores[n]
         self.rewards[place], self.dropped[place] = other.rewards[n], other.dropped[n]

@@ -412,15 +412,14 @@ class RlTrainer:
                 break
             done.rounds = number
             others = self._sample(step, number, [places[n] for n in wanting], seconds)
-            for n, (place, found) in enumerate(
-                zip(wanting, others[2].with_signal(others[1], mask_truncated=masked), strict=True)
-            ):
-                left = groups[place] if found else others[1][n]
+            found = others[2].with_signal(others[1], mask_truncated=masked)
+            for n, here in enumerate(wanting):
+                left = groups[here] if found[n] else others[1][n]
                 done.discarded += sum(len(rollout.response_ids) for rollout in left)
-                if found:
+                if found[n]:
                     done.replaced += 1
-                    tasks[place], groups[place] = others[0][n], others[1][n]
-                    judged.exchanged(place, others[2], n)
+                    tasks[here], groups[here] = others[0][n], others[1][n]
+                    judged.exchange(here, others[2], n)
         return done
 
     def _experience(self, groups: list[list[Rollout]], judged: Judged, step: int) -> Experience:

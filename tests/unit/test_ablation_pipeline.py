@@ -94,6 +94,17 @@ def test_what_would_fail_after_hours_is_not_compiled() -> None:
         build(config.load("tiny"), schemes=parse_schemes(["paper"]), seeds=[0])
 
 
+def test_what_a_scheme_replaces_besides_its_weights_travels_with_its_trial(tmp_path: Path) -> None:
+    other = "x={scheme: uniform, rl: {resample_rounds: 2, loss: {surrogate: cispo, dual_clip: null}}}"
+    schemes, base = parse_schemes(["uniform", other]), config.load("tiny")
+    pipeline = build(base, schemes=schemes, seeds=[0], ablation=AblationConfig(metric=base.registry.metric))
+    spec = json_format.MessageToDict(pipeline.pipeline_spec)
+    given = spec["root"]["inputDefinitions"]["parameters"]["trials"]["defaultValue"]
+    assert _run({"trials": given}, {}, tmp_path)["trials"] == trials(schemes, [0])
+    applied = trials(schemes, [0])[1].applied_to(base.rl)
+    assert (applied.resample_rounds, applied.loss.dual_clip) == (2, None)
+
+
 def test_the_component_is_a_thin_wrapper_of_its_stage() -> None:
     source = Path(inspect.getfile(aggregate.python_func)).read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 40

@@ -53,7 +53,7 @@ def test_a_group_may_take_anothers_place(tiny_tokenizer: Any) -> None:
     texts = [["words", "<think>\nmore\n</think>"], ["words", "words"]]
     settings = {"overlong": {"buffer": 2048, "penalty": 4.0}}
     one, other = (judge(tiny_tokenizer, part, **settings) for part in (texts[1:], texts))
-    one.exchanged(0, other, 0)
+    one.exchange(0, other, 0)
     assert one.judgements == other.judgements[:1] and one.scores == other.scores[:1]
     assert torch.equal(one.rewards, other.rewards[:1]) and one.overlong is not None and other.overlong is not None
     assert torch.equal(one.overlong, other.overlong[:1]) and len(one.overlong.unique()) == 2
