@@ -15,8 +15,8 @@ from kfp.dsl.graph_component import GraphComponent
 from components.aggregate.component import aggregate
 from pipelines.platform import Platform
 from pipelines.rest_pipeline import on_platform, settle, start, train_and_evaluate, watched
-from rest_core.ablation.settings import AblationConfig, check, trials
-from rest_core.config import Config, WeightsConfig
+from rest_core.ablation.settings import AblationConfig, Scheme, check, trials
+from rest_core.config import Config
 
 # The stages in their order, by the names of their tasks: once, and once a trial.
 SHARED_STAGES = ("prepare-data", "sft-warmup", "aggregate")
@@ -27,7 +27,7 @@ PARAMETERS = ("model", "data", "sft", "rl", "bfcl", "api_bank", "tracking", "sto
 def build(
     config: Config,
     *,
-    schemes: Mapping[str, WeightsConfig],
+    schemes: Mapping[str, Scheme],
     seeds: Sequence[int],
     ablation: AblationConfig | None = None,
     parallelism: int = 1,
@@ -36,8 +36,8 @@ def build(
     """The ablation pipeline with `config` and every scheme with every seed as the defaults of its parameters.
 
     Args:
-        config: defaults of the sections; `rl.weights` and `rl.seed` are each trial's.
-        schemes: weight schemes by their names in the report.
+        config: defaults of the sections; `rl.weights`, `rl.seed` and what a scheme replaces besides are each trial's.
+        schemes: by their names in the report.
         seeds: seeds of the reinforcement learning.
         ablation: what is compared, and with which baseline; defaults are those of `AblationConfig`.
         parallelism: trials at the same time; 0 = all. It is part of the graph: no run can change it.

@@ -30,8 +30,8 @@ from pipelines.monitor import Monitor, StageRun
 from pipelines.summary import RunStatus, duration, in_spools
 from rest_core.ablation.compare import Comparison
 from rest_core.ablation.report import HTML_FILE, JSON_FILE, Format
-from rest_core.ablation.settings import AblationConfig, Trial, trials
-from rest_core.config import Config, WeightsConfig
+from rest_core.ablation.settings import AblationConfig, Scheme, Trial, trials
+from rest_core.config import Config
 from rest_core.tracking import store
 from rest_core.tracking.runs import new_pipeline_run
 
@@ -58,7 +58,7 @@ class AblationSummary:
 def run_ablation(
     config: Config,
     *,
-    schemes: Mapping[str, WeightsConfig],
+    schemes: Mapping[str, Scheme],
     seeds: Sequence[int],
     ablation: AblationConfig,
     parallelism: int,

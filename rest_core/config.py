@@ -193,17 +193,41 @@ WeightMean = Literal["trained", "weighted"]
 
 
 class LossConfig(Section):
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    clip_high: float = Field(0.2, gt=0)
+    surrogate: Literal["clip", "gspo", "cispo"] = Field(
+        "clip",
+        description="clip = GRPO's (PPO's); gspo = one ratio for the whole sequence, in its token form (arXiv "
+        "2507.18071); cispo = the clipped ratio as a constant factor of the log-prob (arXiv 2506.13585)",
+    )
+    clip_low: float = Field(0.2, gt=0, le=1, description="the ratio is clipped at 1 - this; 1 = no lower bound")
+    clip_high: float = Field(0.2, gt=0, description="and at 1 + this")
     dual_clip: float | None = Field(3.0, gt=1, description="lower bound c for negative advantages; null = off")
-    aggregation: Literal["sequence_mean", "token_mean"] = Field(
-        "sequence_mean", description="sequence_mean = the paper's objective; token_mean = the authors' code"
+    aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = Field(
+        "sequence_mean",
+        description="sequence_mean = the paper's objective; token_mean = the authors' code; constant_length = each "
+        "response's sum divided by `length` (Dr. GRPO, arXiv 2503.20783)",
+    )
+    length: int | None = Field(
+        None, ge=1, description="tokens that constant_length divides by; null = rl.max_response_tokens"
     )
     importance_cap: float | None = Field(
         2.0, ge=1, description="bound of the importance weight that corrects for the engine's log-probs; null = none"
     )
     kl_coefficient: float = Field(0.0, ge=0, description="penalty towards the reference policy (k3 estimator)")
     entropy_coefficient: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> LossConfig:
+        if self.length is not None and self.aggregation != "constant_length":
+            raise ValueError(
+                f"length={self.length} belongs to aggregation=constant_length, which alone divides by it; leave it "
+                f"out with {self.aggregation}"
+            )
+        if self.surrogate == "cispo" and self.dual_clip is not None:
+            raise ValueError(
+                "surrogate=cispo has no dual clip, since its ratio is bounded for negative advantages too; set "
+                "dual_clip=null"
+            )
+        return self
 
 
 class RewardFunction(Section):
@@ -215,6 +239,13 @@ class RewardFunction(Section):
         default_factory=dict,
         description="more names for the sample's columns, where the function expects others: {solution: reference}",
     )
+
+
+class OverlongPenalty(Section):
+    """DAPO's soft over-long punishment (arXiv 2503.14476)."""
+
+    buffer: int = Field(ge=1, description="tokens before rl.max_response_tokens at which the penalty begins, from 0 on")
+    penalty: float = Field(1.0, gt=0, allow_inf_nan=False, description="what it has grown to at that length")
 
 
 class TransformersEngineConfig(Section):
@@ -280,7 +311,23 @@ class RlConfig(Section):
         1.0, ge=0, allow_inf_nan=False, description="weight of `reward` beside reward functions; 0 = these alone"
     )
     reward_functions: tuple[RewardFunction, ...] = Field((), description="added to the reward, with their weights")
-    advantage_std: bool = Field(True, description="divide advantages by the group's standard deviation")
+    overlong: OverlongPenalty | None = Field(None, description="penalty on long responses, added to the reward")
+    advantage_std: Literal["group", "batch", "none"] = Field(
+        "group",
+        description="what advantages are divided by: the standard deviation of the group's rewards; that of r - mean "
+        "over the whole step (REINFORCE++, arXiv 2501.03262); nothing (Dr. GRPO, arXiv 2503.20783)",
+    )
+    mask_truncated: bool = Field(
+        False,
+        description="responses cut off at max_response_tokens are not trained on; their rewards still count in their "
+        "group's mean (DAPO's overlong filtering, arXiv 2503.14476)",
+    )
+    resample_rounds: int = Field(
+        0,
+        ge=0,
+        description="at most so many times a step, groups that carry no signal are sampled anew with further prompts "
+        "(DAPO's dynamic sampling); 0 = never",
+    )
     weights: WeightsConfig = Field(PaperWeights(), discriminator="scheme")
     weight_mean: WeightMean = Field(
         "trained",
@@ -320,6 +367,15 @@ class RlConfig(Section):
         32, ge=0, description="training prompts on which reward is measured before and after; 0 = off"
     )
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _buffer_fits(self) -> RlConfig:
+        if self.overlong is not None and self.overlong.buffer > self.max_response_tokens:
+            raise ValueError(
+                f"overlong.buffer ({self.overlong.buffer}) is above max_response_tokens ({self.max_response_tokens}): "
+                "the penalty would begin below a length of 0; choose a smaller one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _best_is_known(self) -> RlConfig:

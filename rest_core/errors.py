@@ -18,6 +18,16 @@ class UserError(Exception):
     """Something in the input, the configuration or the surroundings that the user can mend."""
 
 
+class NotFiniteLogits(UserError):
+    """A model's logits are NaN or infinite, so that nothing can be sampled from it or trained on it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's logits are NaN or infinite: its weights are broken, or too large for the compute type; take "
+            "another checkpoint, or set model.dtype=float32"
+        )
+
+
 class Preempted(Exception):
     """The process was told to stop (SIGTERM, SIGINT) and has left its work so that it can be taken up again."""
 

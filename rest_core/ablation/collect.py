@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rest_core import manifest
-from rest_core.ablation.settings import Trial
-from rest_core.config import validate
+from rest_core.ablation.settings import Trial, leaves
+from rest_core.config import RlConfig, Section, validate
 from rest_core.errors import UserError
 
-_MAY_DIFFER = ("weights", "seed", "mirror")  # in `rl`; where checkpoints are copied to changes no training
+_MAY_DIFFER = {"weights", "seed", "mirror"}  # in `rl`; where checkpoints are copied to changes no training
 TRAINING = "training"  # key of a manifest's inputs: how the evaluated policy was trained
 
 
@@ -54,12 +54,13 @@ def collect(folders: Iterable[Path]) -> list[TrialResult]:
     """The results of all trials, by scheme and seed.
 
     Raises:
-        UserError: a folder is no evaluation of a trial, stands twice, or trials differ in more than weights and seed
-            (data, starting policy, other settings, questions): their difference would not be the scheme's.
+        UserError: a folder is no evaluation of a trial, stands twice, or trials differ in more than their schemes and
+            seeds say (data, starting policy, other settings, questions): their difference would not be the scheme's.
     """
     evaluations = [_read(folder) for folder in folders]
     if not evaluations:
         raise UserError("there are no evaluations to compare")
+    _require_comparable(evaluations)
     results: dict[str, TrialResult] = {}
     first: dict[str, _Evaluation] = {}  # by stage
     policies: dict[str, _Evaluation] = {}  # by trial
@@ -73,7 +74,6 @@ def collect(folders: Iterable[Path]) -> list[TrialResult]:
                 f"{one.folder} and {known.folder}: evaluations of other policies of trial {one.trial.label}; "
                 "evaluate the one that was trained last"
             )
-        _require_same(evaluations[0], one)
         if one.measured_on is None:
             result.skipped[one.stage] = one.skipped or "not measured"
         else:
@@ -115,36 +115,46 @@ def _figures(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
 
 
-def _require_same(reference: _Evaluation, other: _Evaluation) -> None:
-    ours, theirs = (dict(_flat(_comparable(one.training))) for one in (reference, other))
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            raise UserError(
-                f"{other.folder}: {name} is {theirs.get(name)!r:.80},"
-                f" but {ours.get(name)!r:.80} in {reference.folder}: "
-                "trials may differ in weights and seed alone"
-            )
+def _require_comparable(evaluations: Sequence[_Evaluation]) -> None:
+    """Each setting of the trainings is the same in all trials whose schemes do not replace it."""
+    settings = [_comparable(one) for one in evaluations]
+    for name in sorted(set().union(*settings)):
+        known: tuple[Any, Path] | None = None
+        for one, values in zip(evaluations, settings, strict=True):
+            if _replaces(one.trial, name):
+                continue
+            value, folder = known = known or (values.get(name), one.folder)
+            if values.get(name) != value:
+                raise UserError(
+                    f"{one.folder}: {name} is {values.get(name)!r:.80}, but {value!r:.80} in {folder}: "
+                    "trials may differ in what their schemes replace, and in the seed"
+                )
 
 
-def _comparable(training: Mapping[str, Any]) -> dict[str, Any]:
-    config = {name: section for name, section in training["config"].items() if name != "trial"}
+def _comparable(one: _Evaluation) -> dict[str, Any]:
+    config = {name: section for name, section in one.training["config"].items() if name != "trial"}
     config["rl"] = {name: value for name, value in config.get("rl", {}).items() if name not in _MAY_DIFFER}
-    return {**config, "inputs": training["inputs"]}
+    return dict(leaves({**config, "inputs": one.training["inputs"]}))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _replaces(trial: Trial, name: str) -> bool:
+    """Whether a trial's scheme replaces the setting; of a section that may be absent, all of it."""
+    for path in trial.settings:
+        top = path.partition(".")[0]
+        kind = RlConfig.model_fields[top].annotation if top in RlConfig.model_fields else None
+        always = isinstance(kind, type) and issubclass(kind, Section)
+        scope = f"rl.{path if always else top}"
+        if name == scope or name.startswith(f"{scope}."):
+            return True
+    return False
 
 
 def _require_one_scheme_a_name(results: Iterable[TrialResult]) -> None:
-    weights: dict[str, Trial] = {}
+    schemes: dict[str, Trial] = {}
     for result in results:
-        known = weights.setdefault(result.trial.name, result.trial)
-        if known.weights != result.trial.weights:
+        known = schemes.setdefault(result.trial.name, result.trial)
+        if known.scheme != result.trial.scheme:
             raise UserError(
-                f"trials {known.label} and {result.trial.label} have other weights under one name; name them apart"
+                f"trials {known.label} and {result.trial.label} have other weights or settings under one name; name "
+                "them apart"
             )

@@ -18,7 +18,7 @@ import jinja2
 from rest_core.ablation.collect import TrialResult
 from rest_core.ablation.compare import Comparison, Difference, Summary, compare
 from rest_core.ablation.plot import comparison_figure
-from rest_core.ablation.settings import AblationConfig
+from rest_core.ablation.settings import AblationConfig, leaves
 from rest_core.evaluation.statistics import Interval
 from rest_core.storage import disk_errors, written_aside
 
@@ -81,6 +81,10 @@ class AblationReport:
         odd = [f"{name} of {r.trial.label} ({value})" for r in self.results for name, value in r.not_finite.items()]
         if odd:
             notes.append(f"No finite number, and left out: {', '.join(odd)}.")
+        if "reward/after" in self.comparisons and any(
+            r.trial.reward != self.results[0].trial.reward for r in self.results
+        ):
+            notes.append("The schemes are trained with other rewards: reward/after does not compare them.")
         skipped = {f"{stage}: {reason}" for result in self.results for stage, reason in result.skipped.items()}
         return notes + [f"Skipped: {line}." for line in sorted(skipped)]
 
@@ -172,7 +176,13 @@ class AblationReport:
             }
             for comparison in self.comparisons.values()
         ]
-        weights = {result.trial.name: result.trial.weights.model_dump(mode="json") for result in self.results}
+        schemes = {
+            result.trial.name: [
+                *result.trial.weights.model_dump(mode="json").items(),
+                *((f"rl.{name}", value) for name, value in leaves(result.trial.rl)),
+            ]
+            for result in self.results
+        }
         measured = {f"{stage}: {what}" for result in self.results for stage, what in result.measured_on.items()}
         return template.render(
             title=self.title,
@@ -180,7 +190,7 @@ class AblationReport:
             baseline=self._baseline,
             interval=self._interval_header,
             tables=tables,
-            schemes={name: ", ".join(f"{k} {v}" for k, v in values.items()) for name, values in weights.items()},
+            schemes={name: ", ".join(f"{k} {v}" for k, v in values) for name, values in schemes.items()},
             measured=sorted(measured),
             plot=base64.b64encode(plot).decode(),
         )

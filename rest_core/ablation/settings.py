@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import yaml
 from pydantic import Field, field_validator
@@ -17,22 +18,117 @@ from rest_core.evaluation.statistics import Score
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"
 
 
-class Trial(Section):
-    """One training of an ablation: a weight scheme and a seed."""
+# Settings that an ablation has where the user sets nothing else, written as --set has them.
+DEFAULTS: tuple[str, ...] = ()
+# What no trial may set: fields of its own, and what decides whether and where there is a training at all.
+_NOT_A_TRIALS = {"weights": "`weights`", "seed": "`seed`", "enabled": "the ablation", "mirror": "the ablation"}
+_REWARD = ("reward", "reward_weight", "reward_functions", "overlong")  # what "reward/after" is measured by
+
+
+class Scheme(Section):
+    """What is compared: token weights, and other settings of the training where these differ too."""
+
+    weights: WeightsConfig = Field(discriminator="scheme", description="replaces rl.weights")
+    rl: dict[str, Any] = Field(
+        {}, description="replaces further fields of rl: only the keys given change, sections below are merged"
+    )
+
+    @field_validator("rl")
+    @classmethod
+    def _of_its_own(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name, owner in _NOT_A_TRIALS.items():
+            if name in values:
+                raise ValueError(f"{name} is no setting of a scheme: {owner} has it; leave it out here")
+        return _with_null(values)
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The fields of `rl` that it replaces, as paths: ("advantage_std", "loss.aggregation")."""
+        return tuple(name for name, _ in leaves(self.rl))
+
+    @property
+    def reward(self) -> dict[str, Any]:
+        """Of `rl` what changes the reward, and so what a mean reward means."""
+        return {name: value for name, value in self.rl.items() if name in _REWARD}
+
+
+class Trial(Scheme):
+    """One training of an ablation: a scheme and a seed."""
 
     name: str = Field(pattern=_NAME, description="name of the scheme in the report; its trials differ by seed alone")
     seed: int = Field(ge=0, description="replaces rl.seed")
-    weights: WeightsConfig = Field(discriminator="scheme", description="replaces rl.weights")
 
     @property
     def label(self) -> str:
         """Name of the trial's run in MLflow."""
         return f"{self.name} · seed {self.seed}"
 
+    @property
+    def text(self) -> str:
+        """The trial as `rest train --trial` has it, beside a configuration that is already the trial's."""
+        return f"{self.name}={','.join(self.settings)}" if self.settings else self.name
+
+    @property
+    def scheme(self) -> Scheme:
+        """What it shares with the other trials of its name."""
+        return Scheme(weights=self.weights, rl=self.rl)
+
     def applied_to(self, rl: RlConfig) -> RlConfig:
-        """The training's settings with this trial's weights and seed; `UserError` where these do not fit."""
-        values = {**rl.model_dump(), "weights": self.weights.model_dump(), "seed": self.seed}
+        """The training's settings with this trial's; `UserError` where these do not fit."""
+        values = _merged(rl.model_dump(), self.rl) | {"weights": self.weights.model_dump(), "seed": self.seed}
         return validate(RlConfig, values, where=f"trial {self.label}: rl")
+
+
+def as_trained(text: str, rl: RlConfig) -> Trial:
+    """The trial that a training under `rl` is.
+
+    Args:
+        text: "NAME", or "NAME=SETTING,SETTING": fields of `rl` besides weights and seed in which the scheme differs
+            from the others, as `Trial.text` writes it.
+
+    Raises:
+        UserError: the name is not usable, or `rl` has no such field.
+    """
+    name, separator, listed = text.partition("=")
+    known = dict(leaves(rl.model_dump(mode="json")))
+    changes: dict[str, Any] = {}
+    for path in listed.split(",") if separator else ():
+        if path not in known:
+            raise UserError(f"--trial {text!r}: rl has no field {path!r}{nearest(path, known)}")
+        *sections, last = path.split(".")
+        place = changes
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = known[path]
+    values = {"name": name, "seed": rl.seed, "weights": rl.weights.model_dump(), "rl": changes}
+    return validate(Trial, values, where="--trial")
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in nested mappings that is no mapping with something in it, by its path."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for name, value in changes.items():
+        known = merged.get(name)
+        both = isinstance(known, Mapping) and isinstance(value, Mapping)
+        merged[name] = _merged(known, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _with_null(value: Any) -> Any:
+    """The word that stands for null in a KFP parameter, read back at any depth."""
+    if isinstance(value, dict):
+        return {key: _with_null(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_null(inner) for inner in value]
+    return None if value == "null" else value
 
 
 class AblationConfig(Section):
@@ -57,29 +153,34 @@ class AblationConfig(Section):
         return tuple(dict.fromkeys((self.metric, *self.metrics)))
 
 
-def parse_schemes(texts: Iterable[str]) -> dict[str, WeightsConfig]:
+def parse_schemes(texts: Iterable[str]) -> dict[str, Scheme]:
     """Schemes as they are written on a command line, by name.
 
-    `paper` is the scheme with its defaults; `no-curriculum={scheme: paper, curriculum: false}` is a scheme with other
-    settings under a name of its own.
+    `paper` is the weight scheme with its defaults; `no-curriculum={scheme: paper, curriculum: false}` is one with other
+    settings under a name of its own; below `rl` stand further settings of the training:
+    `dr-grpo={scheme: uniform, rl: {advantage_std: none, loss: {aggregation: constant_length}}}`.
 
     Raises:
         UserError: a name stands twice, or a scheme is not one.
     """
-    schemes: dict[str, WeightsConfig] = {}
+    schemes: dict[str, Scheme] = {}
     for text in texts:
         name, separator, settings = text.partition("=")
         try:
             weights = yaml.safe_load(settings) if separator else {"scheme": name}
         except yaml.YAMLError:
             raise UserError(f"scheme {text!r}: write it as NAME or NAME={{scheme: …, …}}") from None
+        rl = {}
+        if isinstance(weights, dict) and "rl" in weights:
+            rl = weights.pop("rl")
         if name in schemes:
             raise UserError(f"scheme {name!r} is given twice: write the second as OTHER-NAME={{scheme: {name}}}")
-        schemes[name] = validate(Trial, {"name": name, "seed": 0, "weights": weights}, where=f"scheme {text!r}").weights
+        values = {"name": name, "seed": 0, "weights": weights, "rl": rl}
+        schemes[name] = validate(Trial, values, where=f"scheme {text!r}").scheme
     return schemes
 
 
-def trials(schemes: Mapping[str, WeightsConfig], seeds: Sequence[int]) -> tuple[Trial, ...]:
+def trials(schemes: Mapping[str, Scheme], seeds: Sequence[int]) -> tuple[Trial, ...]:
     """Every scheme with every seed, seed by seed, so that what is done first can be compared.
 
     Raises:
@@ -90,9 +191,9 @@ def trials(schemes: Mapping[str, WeightsConfig], seeds: Sequence[int]) -> tuple[
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seeds {', '.join(map(str, seeds))}: one stands twice")
     return tuple(
-        validate(Trial, {"name": name, "seed": seed, "weights": weights.model_dump()}, where=f"trial {name}")
+        validate(Trial, {"name": name, "seed": seed, **scheme.model_dump()}, where=f"trial {name}")
         for seed in seeds
-        for name, weights in schemes.items()
+        for name, scheme in schemes.items()
     )
 
 
@@ -110,18 +211,22 @@ def check(
     """
     if not every:
         raise UserError("an ablation needs at least one trial")
-    schemes: dict[str, WeightsConfig] = {}
+    schemes: dict[str, Trial] = {}  # the first trial of each
     labels = [trial.label for trial in every]
     for trial in every:
         if labels.count(trial.label) > 1:
             raise UserError(f"trial {trial.label} stands twice; leave one out, or name it apart")
-        if schemes.setdefault(trial.name, trial.weights) != trial.weights:
-            raise UserError(f"scheme {trial.name} has other weights in trial {trial.label}; name them apart")
-    for name, weights in schemes.items():
-        same = next(other for other, theirs in schemes.items() if theirs == weights)
+        if schemes.setdefault(trial.name, trial).scheme != trial.scheme:
+            raise UserError(
+                f"scheme {trial.name} has other weights or settings in trial {trial.label}; name them apart"
+            )
+    applied = {name: trial.applied_to(rl).model_copy(update={"seed": 0}) for name, trial in schemes.items()}
+    for name, settings in applied.items():
+        same = next(other for other, theirs in applied.items() if theirs == settings)
         if same != name:
             raise UserError(
-                f"schemes {same} and {name} have the same weights: their difference is chance; leave one out"
+                f"schemes {same} and {name} have the same weights and settings: their difference is chance; leave one "
+                "out"
             )
     if ablation.baseline not in schemes:
         raise UserError(
@@ -130,8 +235,13 @@ def check(
         )
     if not rl.enabled:
         raise UserError("rl.enabled=false: the schemes weight the reinforcement learning; set rl.enabled=true")
-    for trial in every:
-        trial.applied_to(rl)
+    first = next(iter(schemes.values()))
+    for name, trial in schemes.items():
+        if ablation.metric == "reward/after" and trial.reward != first.reward:
+            raise UserError(
+                f"ablation.metric=reward/after: schemes {first.name} and {name} are trained with other rewards, which "
+                "do not compare; decide by a figure of the task"
+            )
     known = measured(rl, bfcl, api_bank)
     if ablation.metric not in known:
         raise UserError(

@@ -4,7 +4,8 @@
 
 ρ = exp(logp - old_logp). Dual clip (arXiv 1912.09729) bounds the loss of a negative advantage at c·|Â|. c_it, truncated
 importance sampling, corrects for an engine whose log-probs differ from the trainer's; without it, and with all weights
-1, this is GRPO.
+1, this is GRPO. Other surrogates stand in place of the minimum: GSPO's, with one ratio for the whole sequence, and
+CISPO's, whose clipped ratio is a constant factor of the log-prob.
 
 Everything that decides a token's share is known before the forward: `token_scales` folds weights, lengths and
 denominators into one factor a token, so that the loss is a plain sum over tokens and any split gives the same gradient.
@@ -20,7 +21,8 @@ from torch import Tensor
 
 MAX_LOG_RATIO = 20.0  # e^20 is beyond any clip and still finite
 
-Aggregation = Literal["sequence_mean", "token_mean"]
+Aggregation = Literal["sequence_mean", "token_mean", "constant_length"]
+Surrogate = Literal["clip", "gspo", "cispo"]
 
 
 class Denominators(NamedTuple):
@@ -48,6 +50,8 @@ class TokenTerms(NamedTuple):
     old_logp: Tensor | None = None  # None: the policy itself, before its only update
     sampled_logp: Tensor | None = None  # of the engine that sampled, for importance sampling; None = no correction
     ref_logp: Tensor | None = None  # of the reference policy, for the KL penalty
+    # GSPO: `sequence_log_ratios` of the token's sequence; None: 0, as it is before the only update
+    sequence_log_ratio: Tensor | None = None
 
     def part(self, tokens: slice) -> TokenTerms:
         return TokenTerms(*(None if values is None else values[tokens] for values in self))  # type: ignore[arg-type]
@@ -59,6 +63,7 @@ class LossSettings(NamedTuple):
     importance_cap: float | None = None  # C ≥ 1 of min(exp(old_logp - sampled_logp), C); None = no correction
     kl_coefficient: float = 0.0  # k3 estimator, unweighted: it holds the whole policy, not only what the weights favour
     entropy_coefficient: float = 0.0  # unweighted likewise
+    surrogate: Surrogate = "clip"  # "cispo" has no dual clip
 
 
 class LossOutput(NamedTuple):
@@ -67,7 +72,7 @@ class LossOutput(NamedTuple):
 
 
 def token_scales(
-    mask: Tensor, weights: Tensor, aggregation: Aggregation, denominators: Denominators
+    mask: Tensor, weights: Tensor, aggregation: Aggregation, denominators: Denominators, length: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """`scale` and `penalty_scale` of every token, both (B, T), 0 outside the mask.
 
@@ -75,14 +80,31 @@ def token_scales(
         mask: (B, T) true on sampled tokens.
         weights: (B, T) token weights.
         aggregation: "sequence_mean" = each sequence's mean over its T_i tokens, then the mean over sequences (the
-            paper); "token_mean" = Σ(w·mask·loss) / Σ(w·mask) (the authors' code).
+            paper); "token_mean" = Σ(w·mask·loss) / Σ(w·mask) (the authors' code); "constant_length" = each
+            sequence's sum over its tokens, divided by `length`, then the mean over sequences (Dr. GRPO, arXiv
+            2503.20783), so that a token counts the same in a short and in a long response.
         denominators: of the whole update.
+        length: of "constant_length" alone.
     """
     inside = mask.to(weights.dtype)
-    if aggregation == "sequence_mean":
-        plain = inside / (inside.sum(dim=1, keepdim=True).clamp_min(1) * denominators.sequences)
-        return plain * weights, plain
-    return inside * weights / (denominators.weight + 1e-8), inside / (denominators.tokens + 1e-8)
+    if aggregation == "token_mean":
+        return inside * weights / (denominators.weight + 1e-8), inside / (denominators.tokens + 1e-8)
+    lengths = inside.sum(dim=1, keepdim=True).clamp_min(1)
+    if aggregation == "constant_length":
+        if length is None:
+            raise ValueError("constant_length needs a length")
+        lengths = torch.full_like(lengths, length)
+    plain = inside / (lengths * denominators.sequences)
+    return plain * weights, plain
+
+
+def sequence_log_ratios(logp: Tensor, old_logp: Tensor, mask: Tensor) -> Tensor:
+    """(B,) GSPO's log s_i (arXiv 2507.18071): the mean over a sequence's tokens of logp - old_logp, all (B, T).
+
+    Unweighted and without gradient: it says how far the policy has moved on the whole sequence.
+    """
+    gaps = (logp - old_logp).detach().masked_fill(~mask, 0.0)
+    return gaps.sum(dim=1) / mask.sum(dim=1).clamp_min(1)
 
 
 def token_loss(logp: Tensor, entropy: Tensor | None, terms: TokenTerms, settings: LossSettings) -> Tensor:
@@ -93,7 +115,7 @@ def token_loss(logp: Tensor, entropy: Tensor | None, terms: TokenTerms, settings
         entropy: (N,) policy entropy in nats with gradient, for the entropy bonus.
     """
     old = logp.detach() if terms.old_logp is None else terms.old_logp
-    values, _, _ = _surrogate(logp, old, terms.advantages, settings)
+    values, _, _ = _surrogate(logp, old, terms, settings)
     if settings.importance_cap is not None and terms.sampled_logp is not None:
         values = values * (old - terms.sampled_logp).clamp(max=math.log(settings.importance_cap)).exp()
     loss = (values * terms.scale).sum()
@@ -114,7 +136,7 @@ def token_metrics(logp: Tensor, terms: TokenTerms, settings: LossSettings) -> di
     if not logp.numel():
         return {}
     old = logp if terms.old_logp is None else terms.old_logp
-    _, ratio, clipped = _surrogate(logp, old, terms.advantages, settings)
+    _, ratio, clipped = _surrogate(logp, old, terms, settings)
     far = ratio > settings.dual_clip if settings.dual_clip is not None else torch.zeros_like(clipped)
     metrics = {
         "ratio/mean": ratio.mean(),
@@ -154,6 +176,8 @@ def policy_loss(
     entropy_coefficient: float = 0.0,
     sampled_logp: Tensor | None = None,
     importance_cap: float | None = None,
+    surrogate: Surrogate = "clip",
+    length: int | None = None,
 ) -> LossOutput:
     """Loss of one micro-batch of padded rows, for trainers that hold their log-probs as (B, T).
 
@@ -167,13 +191,21 @@ def policy_loss(
         ref_logp: (B, T) under the reference policy.
         entropy: (B, T) policy entropy in nats with gradient.
         sampled_logp: (B, T) as the engine gave them.
+        surrogate: "clip" (PPO's, GRPO's), "gspo" or "cispo"; the last goes with `dual_clip=None`.
+        length: of the aggregation "constant_length".
     """
+    if surrogate == "cispo" and dual_clip is not None:
+        raise ValueError("cispo has no dual clip: its ratio is bounded for negative advantages too; dual_clip=None")
     inside = mask.bool()
-    scale, penalty_scale = token_scales(mask, weights, aggregation, denominators or Denominators.of(mask, weights))
+    over = denominators or Denominators.of(mask, weights)
+    scale, penalty_scale = token_scales(mask, weights, aggregation, over, length)
     each = advantages[:, None].expand_as(logp) if advantages.dim() == 1 else advantages
+    moved = None
+    if surrogate == "gspo":
+        moved = sequence_log_ratios(logp, old_logp, inside)[:, None].expand_as(logp)
     chosen = [
         None if values is None else values[inside]
-        for values in (each, scale, penalty_scale, old_logp, sampled_logp, ref_logp)
+        for values in (each, scale, penalty_scale, old_logp, sampled_logp, ref_logp, moved)
     ]
     terms = TokenTerms(*chosen)  # type: ignore[arg-type]
     settings = LossSettings(
@@ -182,19 +214,30 @@ def policy_loss(
         importance_cap,
         kl_coefficient,
         entropy_coefficient,
+        surrogate,
     )
     loss = token_loss(logp[inside], None if entropy is None else entropy[inside], terms, settings)
     return LossOutput(loss, token_metrics(logp[inside].detach(), terms, settings))
 
 
 def _surrogate(
-    logp: Tensor, old_logp: Tensor, advantages: Tensor, settings: LossSettings
+    logp: Tensor, old_logp: Tensor, terms: TokenTerms, settings: LossSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, ratio, and whether the ratio was clipped, of each token."""
-    low, high = settings.clip
-    ratio = _bounded(logp - old_logp).exp()
+    (low, high), advantages = settings.clip, terms.advantages
+    log_ratio = logp - old_logp
+    if settings.surrogate == "gspo":
+        # The token form: the sequence's ratio in value, and the token's own log-prob in gradient, so that a token's
+        # weight is a weight on its gradient.
+        log_ratio = logp - logp.detach()
+        if terms.sequence_log_ratio is not None:
+            log_ratio = log_ratio + terms.sequence_log_ratio
+    ratio = _bounded(log_ratio).exp()
+    bounded = ratio.clamp(1 - low, 1 + high)
+    if settings.surrogate == "cispo":  # arXiv 2506.13585: a clipped token still has a gradient
+        return -advantages * bounded.detach() * logp, ratio, bounded != ratio
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - low, 1 + high)
+    clipped = -advantages * bounded
     values = torch.maximum(unclipped, clipped)
     if settings.dual_clip is not None:
         values = torch.where(advantages < 0, torch.minimum(values, -advantages * settings.dual_clip), values)

@@ -50,9 +50,9 @@ class ResT:
         )
         return Judgement(response, reward, regions)
 
-    def advantages(self, rewards: Tensor) -> Tensor:
-        """(P, G) total rewards → (P, G) advantages."""
-        return group_advantages(rewards, divide_by_std=self.config.advantage_std)
+    def advantages(self, rewards: Tensor, everyone: Tensor | None = None) -> Tensor:
+        """(P, G) total rewards → (P, G) advantages; `everyone` are the rewards (P', G) of all processes, if not all."""
+        return group_advantages(rewards, std=self.config.advantage_std, everyone=everyone)
 
     def wants_entropies(self, regions: Tensor, mask: Tensor) -> bool:
         """Whether `weights` will read the entropies of the policy that sampled these tokens, (B, T) each."""

@@ -45,7 +45,8 @@ def trials(command: Command) -> Command:
             default=("uniform", "paper"),
             show_default=True,
             metavar="NAME[={...}]",
-            help="A weight scheme, or settings of one under a name of its own. May be given again.",
+            help="A weight scheme; or settings of one, and below rl of the training, under a name of its own. May be "
+            "given again.",
         ),
         click.option(
             "--seeds", default="0,1,2", show_default=True, metavar="N,N,…", help="Seeds of the training (rl.seed)."
@@ -95,8 +96,10 @@ def ablate(
       rest ablate
       rest ablate --scheme uniform --scheme paper --scheme mask_only --seeds 0,1,2,3,4
       rest ablate --scheme uniform --scheme paper --scheme 'entropy-only={scheme: paper, curriculum: false}'
+      rest ablate --scheme uniform --scheme 'dr-grpo={scheme: uniform, rl: {advantage_std: none, loss:
+        {aggregation: constant_length}}}'
     """
-    config = configuration(profile, overrides, data=data, api_bank=api_bank)
+    config = configuration(profile, (*defaults(), *overrides), data=data, api_bank=api_bank)
     from rich.console import Console
 
     from pipelines.local import StageFailed
@@ -172,6 +175,13 @@ def aggregate(
         out=out,
     )
     click.echo(f"wrote {out / 'report.html'}")
+
+
+def defaults() -> tuple[str, ...]:
+    """What an ablation sets before the user does, as --set has it."""
+    from rest_core.ablation.settings import DEFAULTS
+
+    return DEFAULTS
 
 
 def settings(

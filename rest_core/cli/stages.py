@@ -9,15 +9,11 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from rest_core.cli.options import api_bank_option, configuration, configured, data_option
-from rest_core.config import RlConfig, validate
-
-if TYPE_CHECKING:
-    from rest_core.ablation.settings import Trial
 
 _FOLDERS = {
     "dataset": "Folder that `rest prepare` made; like the others it may be an s3:// URI.",
@@ -25,13 +21,6 @@ _FOLDERS = {
     "bfcl": "Folder that `rest eval-bfcl` made.",
     "api_bank": "Folder that `rest eval-api-bank` made.",
 }
-
-
-def _trial(name: str, rl: RlConfig) -> Trial:
-    """The trial of an ablation that a training under `rl` is."""
-    from rest_core.ablation.settings import Trial
-
-    return validate(Trial, {"name": name, "seed": rl.seed, "weights": rl.weights.model_dump()}, where="--trial")
 
 
 def _stage_command(
@@ -50,6 +39,7 @@ def _stage_command(
         trial = options.pop("trial", None)
         config = configuration(profile, overrides, **options)
         from rest_core import logs, stages
+        from rest_core.ablation.settings import as_trained
         from rest_core.processes import is_main_process
         from rest_core.tracking.runs import finish_pipeline, new_pipeline_run
 
@@ -58,7 +48,7 @@ def _stage_command(
         pipeline_run = run_name or new_pipeline_run(out.absolute().name)
         result = getattr(stages, stage)(
             **{section: getattr(config, section) for section in sections},
-            **({} if trial is None else {"trial": _trial(trial, config.rl)}),
+            **({} if trial is None else {"trial": as_trained(trial, config.rl)}),
             # A policy may be a hub id or a URI, which are no paths.
             **{folder: value if folder == "policy" else _local(value) for folder, value in given.items()},
             pipeline_run=pipeline_run,
@@ -135,8 +125,9 @@ COMMANDS = (
         inputs=(
             click.option(
                 "--trial",
-                metavar="NAME",
-                help="Name of the weight scheme in a comparison (`rest aggregate`) that this training is part of.",
+                metavar="NAME[=SETTING,…]",
+                help="Name of the scheme in a comparison (`rest aggregate`) that this training is part of; then the "
+                "settings of rl besides weights and seed in which it differs: dr-grpo=advantage_std,loss.aggregation.",
             ),
         ),
         help="""Train a policy with ResT.

@@ -115,10 +115,11 @@ def working(command: Command) -> Command:
                 "'rl.weights={scheme: uniform}'"
             )
         given_by_file = _overrides(parameters) if parameters else ()
+        before = ablation.defaults() if pipeline == "ablation" else ()
         try:
-            config = configuration(profile, (*given_by_file, *overrides), data=data, api_bank=api_bank)
+            config = configuration(profile, (*before, *given_by_file, *overrides), data=data, api_bank=api_bank)
         except UserError as error:
-            configuration(profile, overrides)  # where that fails too, it is not the file's fault
+            configuration(profile, (*before, *overrides))  # where that fails too, it is not the file's fault
             raise UserError(f"--parameters {parameters}: {error}") from None
         _require_portable(config)
         return command(*arguments, work=Work(config, platform_file, pipeline, trials), **others)

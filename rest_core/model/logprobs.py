@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rest_core.errors import NotFiniteLogits
 from rest_core.model import attention
 from rest_core.model.batch import Batch
 from rest_core.model.capabilities import decoder, head_is_linear, why_not_shared
@@ -58,13 +59,21 @@ class Policy(nn.Module):
 
         Returns:
             loss, a scalar with gradient; logp (N,) and entropy (N,) in nats, float32 and without gradient.
+
+        Raises:
+            NotFiniteLogits: a log-prob is not a finite number.
         """
         chosen, head = self._inputs_of_head(batch)
         if token_loss is None or not torch.is_grad_enabled():
+            loss = chosen.new_zeros(())
             logp, entropy = _values(chosen.detach(), head, batch.targets)
-            return chosen.new_zeros(()), logp, entropy
-        parameters = [] if head is None else [p for p in head.parameters() if p.requires_grad]
-        loss, logp, entropy = _HeadLoss.apply(chosen, head, batch.targets, token_loss, entropy_gradient, *parameters)
+        else:
+            parameters = [] if head is None else [p for p in head.parameters() if p.requires_grad]
+            values = (chosen, head, batch.targets, token_loss, entropy_gradient)
+            loss, logp, entropy = _HeadLoss.apply(*values, *parameters)
+        # One NaN or +inf among a token's logits makes its log-prob NaN: no need to look at [tokens, vocabulary].
+        if not bool(logp.isfinite().all()):
+            raise NotFiniteLogits
         return loss, logp, entropy
 
     def _inputs_of_head(self, batch: Batch) -> tuple[Tensor, nn.Module | None]:

@@ -31,7 +31,7 @@ class Job(BaseModel):
     pipeline_run: str
     dataset: handoff.Reference
     policy: handoff.Reference
-    trial: str | None = None  # its name in an ablation; `rl` has its weights and seed
+    trial: str | None = None  # of an ablation (`Trial.text`); `rl` has its settings
 
     @property
     def name(self) -> str:

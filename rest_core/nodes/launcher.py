@@ -68,7 +68,7 @@ def run(
         out: folder that the stage fills.
         processes: at least two.
         sharding: "ddp" or "fsdp2".
-        trial: name of the trial of an ablation, whose weights and seed `sections` has.
+        trial: the trial of an ablation (`Trial.text`), whose settings `sections` has.
 
     Raises:
         UserError: what one of the processes told, or that they ended otherwise.

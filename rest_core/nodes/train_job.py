@@ -51,7 +51,7 @@ def run(
         pipeline_run: key of the pipeline run; the TrainJob's label.
         out: folder that the stage fills.
         launch: with its `train_job`.
-        trial: name of the trial of an ablation, whose weights and seed `sections` has.
+        trial: the trial of an ablation (`Trial.text`), whose settings `sections` has.
         client: of Kubeflow Trainer; None = the cluster that this pod runs in, else kubectl's.
 
     Raises:

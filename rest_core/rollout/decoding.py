@@ -42,7 +42,8 @@ class Pace:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Of all rows (B, T), prompt by prompt; what stands after a row's first stop id means nothing."""
+    """Of all rows (B, T), prompt by prompt; what stands after a row's first stop id, or first log-prob that is NaN,
+    means nothing."""
 
     tokens: Tensor
     logps: Tensor
@@ -100,7 +101,7 @@ class Batch:
         token, logp, entropy = sample(logits, self.temperature, draws, self.workspace[:, : len(logits)])
         for record, new in ((self.tokens, token), (self.logps, logp), (self.entropies, entropy)):
             record.index_copy_(1, self.drawn, new[:, None])
-        self.ended.logical_or_((token[:, None] == self.stop).any(dim=1))
+        self.ended.logical_or_((token[:, None] == self.stop).any(dim=1) | logp.isnan())  # nothing follows from NaN
         self.token.copy_(token[:, None])
         self.drawn.add_(1)
 

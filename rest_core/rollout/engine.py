@@ -59,5 +59,8 @@ class Engine(Protocol):
             seeds: one a prompt, the source of all randomness in its responses; required when temperature > 0. So
                 what is sampled depends neither on batches nor on which process does it.
             on_progress: called with the number of responses that have just been completed.
+
+        Raises:
+            NotFiniteLogits: the weights give no distribution to sample from (another engine says so in its words).
         """
         ...

@@ -52,7 +52,7 @@ def decode(
     for step in range(max_new_tokens):
         token, logp, entropy = sample(logits, temperature, None if draws is None else draws[rows, step])
         result.tokens[rows, step], result.logps[rows, step], result.entropies[rows, step] = token, logp, entropy
-        ended = ended | torch.isin(token, stop)
+        ended = ended | torch.isin(token, stop) | logp.isnan()  # nothing follows from NaN
         left = int((~ended).sum())
         if left == 0 or step + 1 == max_new_tokens:
             break

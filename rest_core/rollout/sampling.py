@@ -24,7 +24,8 @@ def sample(
             the system at each step costs more than the arithmetic.
 
     Returns:
-        ids (B,), their log-probs (B,) and the entropy (B,), both of the untempered policy (nats, float32).
+        ids (B,), their log-probs (B,) and the entropy (B,), both of the untempered policy (nats, float32). Where a
+        row's logits are NaN or +inf its log-prob is NaN, and its id means nothing.
     """
     if workspace is None:
         workspace = torch.empty(2, *logits.shape, device=logits.device)
@@ -45,9 +46,9 @@ def sample(
         # Below the total, so that there is such a token; where the sum passes the target, the probability is not 0.
         target = torch.minimum(draws * total, total.nextafter(torch.zeros_like(total)))
         token = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+        token = token.clamp_max(logits.shape[1] - 1)  # among NaN there is no such token
         if logits.is_cuda:
             # A parallel scan adds in another order from place to place: its sum can move at a probability of 0.
-            token = token.clamp_max(logits.shape[1] - 1)
             chosen = scores.gather(1, token[:, None])[:, 0] / temperature
             token = torch.where(chosen.exp() > 0, token, logits.argmax(dim=-1))
     return token, scores.gather(1, token[:, None])[:, 0] - log_total, entropy

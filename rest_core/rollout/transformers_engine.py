@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from rest_core.errors import NotFiniteLogits
 from rest_core.records import Rollout
 from rest_core.rollout import decoding, packed, plain
 from rest_core.rollout.engine import seed_of_each
@@ -124,6 +125,9 @@ class TransformersEngine:
         finished = stops.any(dim=1).tolist()
         first = stops.int().argmax(dim=1).tolist()
         lengths = [end + 1 if ended else width for end, ended in zip(first, finished, strict=True)]
+        inside = torch.arange(width, device=self.device) < torch.tensor(lengths, device=self.device)[:, None]  # (B, T)
+        if bool((decoded.logps.isnan() & inside).any()):
+            raise NotFiniteLogits
         tokens, logps, entropies = (x.tolist() for x in (decoded.tokens, decoded.logps, decoded.entropies))
         return [
             Rollout(

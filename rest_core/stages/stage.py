@@ -21,7 +21,7 @@ from rest_core.config import LaunchConfig, StorageConfig, TrackingConfig, valida
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.failures import Failure, ending_together
 from rest_core.processes import is_main_process
-from rest_core.tracking.delivery import INPUT_TAG, SCHEME_TAG
+from rest_core.tracking.delivery import INPUT_TAG, SCHEME_TAG, SETTINGS_TAG
 from rest_core.tracking.runs import StageRun, TrialRun, stage_run
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,10 @@ def open_stage(
     trial_run = None
     if trial is not None:
         sections = {**sections, "trial": trial}
-        trial_run = TrialRun(trial.label, {SCHEME_TAG: trial.name, "rest.seed": str(trial.seed)})
+        tags = {SCHEME_TAG: trial.name, "rest.seed": str(trial.seed)}
+        if trial.settings:
+            tags[SETTINGS_TAG] = ",".join(trial.settings)
+        trial_run = TrialRun(trial.label, tags)
     if not is_main_process():
         with ending_together():
             yield Stage(name, out, _NoRun(), sections)

@@ -107,7 +107,7 @@ def rest_rl(
     storage: StorageConfig = AS_IT_IS,
     trial: Trial | None = None,
 ) -> StageResult:
-    """ResT training, with the weights and the seed of a trial where one is given.
+    """ResT training, with the scheme and the seed of a trial where one is given.
 
     The policy is passed on where `rl.enabled` is false. Runs as one process a GPU, or as many as `launch` says, or on
     several nodes. Where a storage location is configured and `rl.mirror` is not, checkpoints are mirrored to it, for
@@ -122,7 +122,7 @@ def rest_rl(
 
     if trial is not None:
         rl = trial.applied_to(rl)
-    named = None if trial is None else trial.name
+    named = None if trial is None else trial.text
     sections = {"model": model, "rl": rl, "tracking": tracking, "storage": storage}
     if rl.enabled and launch.train_job is not None and not is_launched():
         from rest_core.nodes import train_job

@@ -40,7 +40,7 @@ class StageEnd:
     skipped: str | None
     seconds: float
     inputs: dict[str, str]  # by name: where each was read from
-    scheme: str | None  # name of the trial's weight scheme
+    scheme: str | None  # of a trial: its scheme's name, and the settings it replaces (`Trial.text`)
     parameters: dict[str, str]  # the configuration, `cfg/<section>/<name>`
     link: str
 
@@ -148,7 +148,7 @@ def _stage_end(stage: str, trial: str | None, run: Run, uri: str, experiment: st
             for name, where in sorted(tags.items())
             if name.startswith(delivery.INPUT_TAG)
         },
-        scheme=tags.get(delivery.SCHEME_TAG),
+        scheme="=".join(tags[tag] for tag in (delivery.SCHEME_TAG, delivery.SETTINGS_TAG) if tag in tags) or None,
         parameters=run.data.params,
         link=store.where_to_look(uri, experiment, run.info.run_id),
     )

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rest_core.algorithm.advantages import group_advantages
+from rest_core.algorithm.overlong import overlong_penalty
 from rest_core.algorithm.rest import Judgement, ResT
 from rest_core.config import RlConfig
 from rest_core.errors import UserError
@@ -36,11 +38,33 @@ class Judged:
 
     judgements: list[list[Judgement]]
     scores: list[GroupScore]  # P, of the reward functions
-    rewards: Tensor  # (P, G) totals, 0 in a dropped group
+    rewards: Tensor  # (P, G) totals in float64, 0 in a dropped group
     dropped: Tensor  # (P,) bool: groups that a reward function could not score
+    overlong: Tensor | None = None  # (P, G) the penalty on long responses, a part of the totals; None = there is none
 
     def kept(self) -> list[list[Judgement]]:
         return [group for group, gone in zip(self.judgements, self.dropped.tolist(), strict=True) if not gone]
+
+    def untrained(self, groups: Sequence[Sequence[Rollout]], *, mask_truncated: bool) -> Tensor:
+        """(P, G) bool: responses that are not trained on, whatever their advantage."""
+        left = self.dropped[:, None].expand(self.rewards.shape)
+        if mask_truncated:
+            cut = [[not rollout.finished for rollout in group] for group in groups]
+            left = left | torch.tensor(cut, dtype=torch.bool).reshape(self.rewards.shape)
+        return left
+
+    def with_signal(self, groups: Sequence[Sequence[Rollout]], *, mask_truncated: bool) -> list[bool]:
+        """P: groups in which a response that is trained on has an advantage other than 0."""
+        trained = ~self.untrained(groups, mask_truncated=mask_truncated)
+        found: list[bool] = (trained & (group_advantages(self.rewards, std="none") != 0)).any(dim=1).tolist()
+        return found
+
+    def exchange(self, place: int, other: Judged, n: int) -> None:
+        """Put group `n` of `other` in the place of the group at `place`."""
+        self.judgements[place], self.scores[place] = other.judgements[n], other.scores[n]
+        self.rewards[place], self.dropped[place] = other.rewards[n], other.dropped[n]
+        if self.overlong is not None and other.overlong is not None:
+            self.overlong[place] = other.overlong[n]
 
 
 class Judge:
@@ -58,9 +82,19 @@ class Judge:
         self._algorithm, self._config, self._gather, self._main = algorithm, config, gather, main
 
     def __call__(
-        self, tasks: Sequence[Task], groups: Sequence[Sequence[Rollout]], step: int, *, where: str, last_good: str
+        self,
+        tasks: Sequence[Task],
+        groups: Sequence[Sequence[Rollout]],
+        step: int,
+        *,
+        where: str,
+        last_good: str,
+        spare: bool = False,
     ) -> Judged:
         """Judge this process's responses to `tasks`; `where` and `last_good` (a checkpoint) go into messages.
+
+        Args:
+            spare: the step can do without these groups: it does not matter if none can be scored.
 
         Raises:
             UserError: a reward is not a finite number, or no group of any process could be scored.
@@ -74,8 +108,21 @@ class Judge:
             for task, group, judged in zip(tasks, groups, judgements, strict=True)
         ]
         shape = (len(tasks), self._config.group_size)  # (P, G); no prompt at all where there are more processes
-        own = torch.tensor([[judgement.reward.total for judgement in group] for group in judgements]).reshape(shape)
-        rewards = self._config.reward_weight * own + torch.tensor([score.totals for score in scores]).reshape(shape)
+
+        def table(values: Sequence[Sequence[float]]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float64).reshape(shape)
+
+        own = table([[judgement.reward.total for judgement in group] for group in judgements])
+        rewards = self._config.reward_weight * own + table([score.totals for score in scores])
+        overlong = None
+        if (settings := self._config.overlong) is not None:
+            overlong = overlong_penalty(
+                table([[len(rollout.response_ids) for rollout in group] for group in groups]),
+                limit=self._config.max_response_tokens,
+                buffer=settings.buffer,
+                penalty=settings.penalty,
+            )
+            rewards = rewards + overlong
         dropped = torch.tensor([score.failure is not None for score in scores], dtype=torch.bool)
         rewards[dropped] = 0.0
         if not bool(rewards.isfinite().all()):
@@ -84,9 +131,9 @@ class Judge:
         reasons = [failure for failure in failures if failure is not None]
         if reasons and self._main:
             log.warning("%s: %d of %d groups dropped: %s", where, len(reasons), len(failures), reasons[0])
-        if len(reasons) == len(failures):
+        if len(reasons) == len(failures) and not spare:
             raise UserError(f"{where}: no group could be scored: {reasons[0]}; {last_good}")
-        return Judged(judgements, scores, rewards, dropped)
+        return Judged(judgements, scores, rewards, dropped, overlong)
 
 
 def plain_text(judgement: Judgement) -> str:

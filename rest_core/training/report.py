@@ -24,12 +24,15 @@ def step_metrics(
     region_entropy: Tensor,
     seconds: dict[str, float],
     gather: Callable[[list[Any]], list[Any]],
+    *,
+    discarded: int = 0,
 ) -> dict[str, float]:
     """Rewards, lengths, weights and entropies by region, and throughput.
 
     Args:
         region_entropy: (R,) nats, of the tokens of this step; nan where a region has none.
         seconds: of each phase ("seconds/rollout" …).
+        discarded: tokens that this process sampled beside these rollouts, in groups that the step did not keep.
         gather: joins the lists of all processes; every process calls it.
     """
     rollouts, kept, rewards = experience.rollouts, judged.kept(), judged.rewards[~judged.dropped]
@@ -42,10 +45,14 @@ def step_metrics(
         "truncated": [float(not rollout.finished) for rollout in rollouts],
         "flat": zero_variance(rewards).float().tolist(),
     }
+    if judged.overlong is not None:
+        local["overlong"] = judged.overlong[~judged.dropped].reshape(-1).tolist()
     everything = {name: gather(values) for name, values in local.items()}
     mean = {name: sum(values) / len(values) for name, values in everything.items()}
-    generated = sum(everything["tokens"])
-    deviation = torch.tensor(everything["total"]).std().item() if len(everything["total"]) > 1 else 0.0
+    kept_tokens = sum(everything["tokens"])
+    generated = kept_tokens + sum(gather([discarded]))
+    totals = torch.tensor(everything["total"], dtype=torch.float64)
+    deviation = totals.std().item() if len(totals) > 1 else 0.0
     metrics = {
         "reward/total": mean["total"],
         "reward/std": deviation,
@@ -57,10 +64,12 @@ def step_metrics(
         "response/truncated_share": mean["truncated"],
         "tokens/generated": float(generated),
         "tokens_per_second/rollout": generated / max(1e-9, seconds["seconds/rollout"]),
-        "tokens_per_second/update": generated / max(1e-9, seconds["seconds/update"]),
+        "tokens_per_second/update": kept_tokens / max(1e-9, seconds["seconds/update"]),
         "memory/peak_gib": peak_memory_gib(),
         "seconds/step": sum(seconds.values()),
     }
+    if "overlong" in mean:
+        metrics["reward/overlong"] = mean["overlong"]
     weight_sums, weight_counts = (
         torch.tensor(gather([values.tolist()])).sum(dim=0)
         for values in region_sums(experience.weights, experience.regions, experience.trained_mask())
@@ -93,8 +102,8 @@ def completions(
 ) -> list[dict[str, Any]]:
     """One row a response of this process, for people to read."""
     rows = []
-    for task, group, judgements, score, rewards in zip(
-        tasks, groups, judged.judgements, judged.scores, judged.rewards.tolist(), strict=True
+    for place, (task, group, judgements, score, rewards) in enumerate(
+        zip(tasks, groups, judged.judgements, judged.scores, judged.rewards.tolist(), strict=True)
     ):
         for n, (rollout, judgement) in enumerate(zip(group, judgements, strict=True)):
             row = {
@@ -109,6 +118,8 @@ def completions(
                 "finished": rollout.finished,
                 "problems": "; ".join(judgement.response.problems),
             }
+            if judged.overlong is not None:
+                row["overlong"] = float(judged.overlong[place, n])
             row |= {f"function/{name}": values[n] for name, values in score.parts.items()}
             row |= {f"extra/{name}": values[n] for name, values in score.extra.items()}
             rows.append(row if score.failure is None else {**row, "dropped": score.failure})

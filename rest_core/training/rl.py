@@ -25,7 +25,7 @@ from rest_core.algorithm.regions import Region, read_response
 from rest_core.algorithm.rest import ResT
 from rest_core.algorithm.success import succeeds
 from rest_core.config import ModelConfig, RlConfig
-from rest_core.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
+from rest_core.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, NotFiniteLogits, Preempted, UserError
 from rest_core.memory import keep_freed_memory, out_of_memory_names
 from rest_core.model.batch import pad_rows
 from rest_core.model.loading import with_lora
@@ -74,6 +74,15 @@ class Observer:
     metrics: Callable[[dict[str, float], int], None]
     table: Callable[[list[dict[str, Any]], str], None]
     phase: Callable[[str, int], None] = lambda name, step: None  # what is begun: rollout, update, checkpoint …
+
+
+@dataclass
+class Resampled:
+    """What the extra rounds of a step came to, of this process."""
+
+    rounds: int = 0
+    replaced: int = 0  # groups
+    discarded: int = 0  # tokens, of groups that were replaced and of further ones that had no signal either
 
 
 class RlTrainer:
@@ -339,17 +348,13 @@ class RlTrainer:
     def train_step(self, step: int) -> dict[str, float]:
         seconds: dict[str, float] = {}
         _seed_everything(derive(self.config.seed, "update", step))
-        positions = self._positions(step)
-        tasks = [self.tasks[n] for n in positions]
-        seeds = [derive(self.config.seed, "rollout", step, place) for place in self._places()]
         self.observer.phase("rollout", step)
-        with _timed(seconds, "seconds/rollout"):
-            groups = self._rollouts(tasks, seeds, f"step {step}: rollout")
-        with _timed(seconds, "seconds/reward"):
-            judged = self._judge(tasks, groups, step, f"step {step}")
+        tasks, groups, judged = self._sample(step, 0, self._places(), seconds)
+        resampled = self._resample(step, tasks, groups, judged, seconds)
+        with _timed(seconds, "seconds/reward"), self._finite_logits(f"step {step}: entropies"):
             experience = self._experience(groups, judged, step)
         self.observer.phase("update", step)
-        with _timed(seconds, "seconds/update"):
+        with _timed(seconds, "seconds/update"), self._finite_logits(f"step {step}: update"):
             statistics = self.update.run(experience, self._last_good())
             self.engine.synchronise(self.model, self.update.version)
         self._stop.hold()
@@ -358,11 +363,64 @@ class RlTrainer:
         step_entropy = self.algorithm.observe(statistics.entropy_sums, statistics.entropy_counts)
         if step % self.config.table_every == 0 or step == 1:
             self._record_table(completions(tasks, groups, judged, step), step)
-        metrics = step_metrics(judged, experience, step_entropy, seconds, self._gather) | statistics.metrics()
+        metrics = (
+            step_metrics(judged, experience, step_entropy, seconds, self._gather, discarded=resampled.discarded)
+            | statistics.metrics()
+        )
+        if self.config.resample_rounds:
+            replaced, discarded = (sum(self._gather([n])) for n in (resampled.replaced, resampled.discarded))
+            metrics |= {"resample/rounds": float(resampled.rounds), "resample/replaced_groups": float(replaced)}
+            metrics["tokens/discarded"] = float(discarded)
         metrics["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         if self.config.reward_functions:
             metrics |= function_metrics(judged, self._gather)
         return metrics
+
+    def _sample(
+        self, step: int, number: int, places: Sequence[int], seconds: dict[str, float]
+    ) -> tuple[list[Task], list[list[Rollout]], Judged]:
+        """Round `number` of a step, 0 or one of its extra rounds: judged groups for `places` of its list of prompts."""
+        extra = [number] if number else []
+        where = f"step {step}, extra round {number}" if number else f"step {step}"
+        tasks = [self.tasks[n] for n in self._positions(step, places, number)]
+        seeds = [derive(self.config.seed, "rollout", step, place, *extra) for place in places]
+        with _timed(seconds, "seconds/rollout"):
+            groups = self._rollouts(tasks, seeds, f"{where}: rollout") if tasks else []
+        with _timed(seconds, "seconds/reward"):
+            judged = self._judge(tasks, groups, step, where, spare=number > 0)
+        return tasks, groups, judged
+
+    def _resample(
+        self,
+        step: int,
+        tasks: list[Task],
+        groups: list[list[Rollout]],
+        judged: Judged,
+        seconds: dict[str, float],
+    ) -> Resampled:
+        """Replace groups without signal by such of further prompts that have one, in the lists that are given.
+
+        A place of the step's list of prompts is filled by the process that it belongs to, with prompts and random
+        numbers that follow from step, round and place alone. So nothing of it has to be stored for a resume, and the
+        result does not depend on the number of processes.
+        """
+        done = Resampled()
+        places, masked = self._places(), self.config.mask_truncated
+        for number in range(1, self.config.resample_rounds + 1):
+            wanting = [n for n, found in enumerate(judged.with_signal(groups, mask_truncated=masked)) if not found]
+            if not sum(self._gather([len(wanting)])):  # of all processes: rounds are collectives
+                break
+            done.rounds = number
+            others = self._sample(step, number, [places[n] for n in wanting], seconds)
+            found = others[2].with_signal(others[1], mask_truncated=masked)
+            for n, here in enumerate(wanting):
+                left = groups[here] if found[n] else others[1][n]
+                done.discarded += sum(len(rollout.response_ids) for rollout in left)
+                if found[n]:
+                    done.replaced += 1
+                    tasks[here], groups[here] = others[0][n], others[1][n]
+                    judged.exchange(here, others[2], n)
+        return done
 
     def _experience(self, groups: list[list[Rollout]], judged: Judged, step: int) -> Experience:
         """This process's rollouts with their weights.
@@ -371,7 +429,7 @@ class RlTrainer:
         the rest of the rollout give the same on any number of processes.
         """
         rollouts = [rollout for group in groups for rollout in group]
-        dropped = judged.dropped.repeat_interleave(self.config.group_size)  # (B,)
+        dropped = judged.untrained(groups, mask_truncated=self.config.mask_truncated).reshape(-1)  # (B,)
         own = [
             (rollout.response_ids, judgement.regions.tolist(), gone)
             for rollout, judgement, gone in zip(
@@ -390,9 +448,10 @@ class RlTrainer:
         weights = self.algorithm.weights(ids, regions, compared, entropies, step)
         start = sum(self._gather([len(own)])[: self.accelerator.process_index])
         mine = slice(start, start + len(own))
+        everyone = torch.tensor(self._gather(judged.rewards[~judged.dropped].tolist()), dtype=torch.float64)  # (P', G)
         return Experience(
             rollouts=rollouts,
-            advantages=self.algorithm.advantages(judged.rewards).reshape(-1).float(),  # 0 in a dropped group
+            advantages=self.algorithm.advantages(judged.rewards, everyone).reshape(-1).float(),  # 0 in a dropped group
             regions=regions[mine],
             mask=mask[mine],
             weights=weights[mine],
@@ -414,6 +473,7 @@ class RlTrainer:
         longest = max((len(task.prompt_ids) for task in tasks), default=0)
         asked = len(tasks) * (longest + samples * config.max_response_tokens)
         with (
+            self._finite_logits(what),
             out_of_memory_names(
                 "rl.rollout_batch_tokens", config.rollout_batch_tokens, min(asked, config.rollout_batch_tokens)
             ),
@@ -435,14 +495,29 @@ class RlTrainer:
                 on_progress=bar.update,
             )
 
+    @contextmanager
+    def _finite_logits(self, what: str) -> Iterator[None]:
+        """Logits that are none are told with `what` was computed, the likely cause and where to go back to."""
+        try:
+            yield
+        except NotFiniteLogits:
+            cause = (
+                "it has diverged: lower rl.learning_rate or rl.max_grad_norm"
+                if self.update.version
+                else "it was so before the first update: take another policy, or set model.dtype=float32"
+            )
+            told = f"{what}: the policy's logits are NaN or infinite; {cause}; {self._last_good()}"
+            raise UserError(told) from None
+
     def _places(self) -> range:
         """Places in the step's list of prompts that belong to this process."""
         return range(self.accelerator.process_index, self.config.prompts_per_step, self.accelerator.num_processes)
 
-    def _positions(self, step: int) -> list[int]:
-        """Indices of this process's tasks of a step."""
-        first = (step - 1) * self.config.prompts_per_step
-        return self._visited(first + place for place in self._places())
+    def _positions(self, step: int, places: Sequence[int], number: int = 0) -> list[int]:
+        """Indices of the tasks at `places` of a step, in round `number`; extra rounds come after all planned visits."""
+        rounds = self.config.resample_rounds
+        before = self.config.steps + (step - 1) * rounds + number - 1 if number else step - 1
+        return self._visited(before * self.config.prompts_per_step + place for place in places)
 
     def _visited(self, numbers: Iterable[int]) -> list[int]:
         """Indices of the tasks that are visited as number n, counted from 0: seeded permutations without end."""
@@ -456,8 +531,10 @@ class RlTrainer:
             visited.append(orders[epoch][place])
         return visited
 
-    def _judge(self, tasks: Sequence[Task], groups: list[list[Rollout]], step: int, where: str) -> Judged:
-        return self.judge(tasks, groups, step, where=where, last_good=self._last_good())
+    def _judge(
+        self, tasks: Sequence[Task], groups: list[list[Rollout]], step: int, where: str, *, spare: bool = False
+    ) -> Judged:
+        return self.judge(tasks, groups, step, where=where, last_good=self._last_good(), spare=spare)
 
     def _gather(self, values: list[Any]) -> list[Any]:
         return gather_lists(self.accelerator, values)
@@ -539,4 +616,4 @@ def _seed_everything(seed: int) -> None:
 def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    seconds[name] = time.perf_counter() - start
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start

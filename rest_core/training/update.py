@@ -19,6 +19,7 @@ from rest_core.algorithm.loss import (
     Denominators,
     LossSettings,
     TokenTerms,
+    sequence_log_ratios,
     token_loss,
     token_metrics,
     token_scales,
@@ -54,7 +55,9 @@ class Experience:
     mask: Tensor  # (B, T) bool
     weights: Tensor  # (B, T)
     old_logps: Tensor | None = None  # (B, T); None: one update a rollout, the policy itself is the old one
-    dropped: Tensor | None = None  # (B,) bool: rows without a usable reward, in no forward and in no denominator
+    sequence_log_ratios: Tensor | None = None  # (B,) of GSPO, before the update that is being made; None: 0
+    # (B,) bool: rows without a usable reward or cut off at the length limit, in no forward and in no denominator
+    dropped: Tensor | None = None
 
     def kept(self, rows: Sequence[int]) -> list[int]:
         """Those of `rows` that are not dropped."""
@@ -144,6 +147,7 @@ class PolicyUpdate:
             loss.importance_cap,
             loss.kl_coefficient,
             loss.entropy_coefficient,
+            loss.surrogate,
         )
         self.version = 0  # optimizer updates so far
 
@@ -163,11 +167,14 @@ class PolicyUpdate:
         return statistics
 
     @torch.no_grad()
-    def values(self, experience: Experience) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies (B, T) of all rollouts under the policy as it is, in the type of the weights."""
+    def values(self, experience: Experience, rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies (B, T) of all rollouts under the policy as it is, in the type of the weights.
+
+        With `rows` of these alone, 0 elsewhere.
+        """
         logps, entropies = torch.zeros(2, *experience.mask.shape, dtype=experience.weights.dtype).unbind()
         self.policy.eval()  # the sampling policy has no dropout
-        kept = experience.kept(range(len(experience.rollouts)))
+        kept = experience.kept(range(len(experience.rollouts)) if rows is None else rows)
         for groups in self._equal_passes(experience.rollouts, kept):
             batch = self._batch(experience.rollouts, groups)
             with self.accelerator.autocast():
@@ -204,7 +211,13 @@ class PolicyUpdate:
         if not passes:
             return
         statistics.divided_groups += _divided_groups(experience.rollouts, passes) if self.shared else 0
-        scales = token_scales(experience.mask, experience.weights, self.config.loss.aggregation, denominators)
+        length = self.config.loss.length or self.config.max_response_tokens
+        aggregation = self.config.loss.aggregation
+        scales = token_scales(experience.mask, experience.weights, aggregation, denominators, length)
+        if self.settings.surrogate == "gspo" and experience.old_logps is not None:
+            # A token's loss needs the whole sequence's ratio, and the head is visited in chunks: one more pass.
+            logps, _ = self.values(experience, signal)
+            experience.sequence_log_ratios = sequence_log_ratios(logps, experience.old_logps, experience.mask)
         for n, groups in enumerate(passes):
             # DDP adds up gradients over the processes once, in the last pass. FSDP2 does in every pass: each process
             # would have to hold the gradients of the whole model otherwise.
@@ -262,6 +275,9 @@ class PolicyUpdate:
             penalty_scale=of_tokens(scales[1]),
             old_logp=None if experience.old_logps is None else of_tokens(experience.old_logps),
             sampled_logp=of_tokens(experience.sampled_logps),
+            sequence_log_ratio=(
+                None if experience.sequence_log_ratios is None else of_tokens(experience.sequence_log_ratios)
+            ),
         )
         with out_of_memory_names(
             "rl.micro_batch_tokens",

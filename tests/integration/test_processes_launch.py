@@ -42,6 +42,11 @@ CASES = {
     "full": {"mini_batch_prompts": 2, "reward_functions": [RewardFunction(function="picky:picky")]},
     "lora": {"lora": {"r": 4}, "prompts_per_step": 3, "mini_batch_prompts": 1, "learning_rate": 0.01},
     "plain": {"loss": LossConfig(), "gradient_checkpointing": True},
+    "dapo": {
+        "loss": LossConfig(surrogate="gspo", clip_low=0.02, clip_high=0.02, aggregation="constant_length"),
+        "advantage_std": "batch", "resample_rounds": 2, "overlong": {"buffer": 8},
+        "prompts_per_step": 3, "mini_batch_prompts": 1,
+    },
 }
 
 def train(source, out, case):
@@ -164,6 +169,7 @@ def test_the_number_of_processes_changes_nothing(mode: str, folder: Path, tiny_c
             assert {name: shared["metrics"][step][name] for name in alike} == pytest.approx(alike, rel=1e-3, abs=1e-5)
     assert one["lora"]["result"]["rl/updates"] == 9 and one["full"]["result"]["rl/updates"] == 6
     assert sum(metrics["reward/dropped_groups"] for metrics in one["full"]["metrics"].values()) > 0
+    assert sum(metrics["resample/replaced_groups"] for metrics in one["dapo"]["metrics"].values()) > 0
     for name, weight in two["lora"]["weights"].items():
         torch.testing.assert_close(two["resumed"]["weights"][name], weight, rtol=0, atol=0)
     saved = AutoModelForCausalLM.from_pretrained(out / "stage").state_dict()

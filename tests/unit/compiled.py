@@ -14,8 +14,8 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from pipelines.build import PipelineName, build
 from pipelines.platform import Platform
 from pipelines.rest_pipeline import compile_to
-from rest_core.ablation.settings import AblationConfig
-from rest_core.config import Config, PaperWeights, UniformWeights, load
+from rest_core.ablation.settings import AblationConfig, parse_schemes
+from rest_core.config import Config, load
 
 PLATFORM = {
     "images": {
@@ -130,7 +130,7 @@ def compile_for(
     """A pipeline for a platform.yaml with these values; the ablation has two schemes and two seeds."""
     settings: dict[str, Any] = {}
     if pipeline == "ablation":
-        settings = {"schemes": {"uniform": UniformWeights(), "paper": PaperWeights()}, "seeds": [0, 1]}
+        settings = {"schemes": parse_schemes(["uniform", "paper"]), "seeds": [0, 1]}
         settings |= {"ablation": AblationConfig(metric="reward/after"), "parallelism": 2}
     path = folder / f"{pipeline}.yaml"
     compile_to(path, build(config or load("tiny"), Platform.model_validate(platform), pipeline, **settings))

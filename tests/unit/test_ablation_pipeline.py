@@ -20,12 +20,12 @@ from pipelines.local_ablation import AblationSummary, show, stage_name
 from pipelines.monitor import Monitor
 from rest_core import config, manifest, stages
 from rest_core.ablation.report import AblationReport
-from rest_core.ablation.settings import AblationConfig, Trial, trials
-from rest_core.config import PaperWeights, UniformWeights
+from rest_core.ablation.settings import AblationConfig, Trial, parse_schemes, trials
+from rest_core.config import PaperWeights
 from rest_core.errors import UserError
 from rest_core.stages import StageResult
 
-SCHEMES = {"uniform": UniformWeights(), "paper": PaperWeights()}
+SCHEMES = parse_schemes(["uniform", "paper"])
 LOOP = "for-loop-1"
 
 
@@ -91,7 +91,18 @@ def test_preflight_checks_the_trials_that_the_run_was_given(spec: dict[str, Any]
 
 def test_what_would_fail_after_hours_is_not_compiled() -> None:
     with pytest.raises(UserError, match=r"ablation\.baseline=uniform: no trial has this scheme"):
-        build(config.load("tiny"), schemes={"paper": PaperWeights()}, seeds=[0])
+        build(config.load("tiny"), schemes=parse_schemes(["paper"]), seeds=[0])
+
+
+def test_what_a_scheme_replaces_besides_its_weights_travels_with_its_trial(tmp_path: Path) -> None:
+    other = "x={scheme: uniform, rl: {resample_rounds: 2, loss: {surrogate: cispo, dual_clip: null}}}"
+    schemes, base = parse_schemes(["uniform", other]), config.load("tiny")
+    pipeline = build(base, schemes=schemes, seeds=[0], ablation=AblationConfig(metric=base.registry.metric))
+    spec = json_format.MessageToDict(pipeline.pipeline_spec)
+    given = spec["root"]["inputDefinitions"]["parameters"]["trials"]["defaultValue"]
+    assert _run({"trials": given}, {}, tmp_path)["trials"] == trials(schemes, [0])
+    applied = trials(schemes, [0])[1].applied_to(base.rl)
+    assert (applied.resample_rounds, applied.loss.dual_clip) == (2, None)
 
 
 def test_the_component_is_a_thin_wrapper_of_its_stage() -> None:

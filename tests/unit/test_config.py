@@ -17,6 +17,35 @@ def test_a_truncated_sampler_is_refused_with_its_reason(setting: str) -> None:
         validate(RlConfig, {name: float(value)}, where="rl")  # as a stage reads its parameter
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("rl.loss.length=100",), r"rl\.loss: .*length=100 belongs to aggregation=constant_length"),
+        (("rl.loss.surrogate=cispo",), r"rl\.loss: .*surrogate=cispo has no dual clip.*set dual_clip=null"),
+        (("rl.overlong={buffer: 5000}",), r"rl: .*overlong\.buffer \(5000\) is above max_response_tokens"),
+        (("rl.advantage_std=false",), r"rl\.advantage_std: .*'group', 'batch' or 'none'"),
+        (("rl.loss.surrogate=gpso",), r"rl\.loss\.surrogate: .*'gspo'"),
+    ],
+)
+def test_combinations_without_a_meaning_are_refused_with_the_reason(settings: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message) as told:
+        load("quickstart", settings)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("rl.loss.aggregation=constant_length", "rl.loss.length=100"),
+        ("rl.loss={surrogate: cispo, dual_clip: null, clip_low: 1, aggregation: token_mean}",),
+        ("rl.loss={surrogate: gspo, clip_low: 3.0e-4, clip_high: 4.0e-4}",),
+    ],
+)
+def test_combinations_with_a_meaning_survive_the_way_through_kfp(settings: tuple[str, ...]) -> None:
+    rl = load("quickstart", settings).rl
+    assert validate(RlConfig, rl.to_parameter(), where="rl") == rl
+
+
 def test_elsewhere_the_same_keys_are_merely_unknown() -> None:
     with pytest.raises(UserError, match=r"unknown key 'bfcl\.generation\.top_p'"):
         load("quickstart", ("bfcl.generation.top_p=0.9",))

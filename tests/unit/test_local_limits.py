@@ -10,8 +10,7 @@ from google.protobuf import json_format
 from pipelines import ablation_pipeline, rest_pipeline
 from pipelines.local_limits import Finding, check, require_runnable
 from rest_core import config
-from rest_core.ablation.settings import AblationConfig
-from rest_core.config import PaperWeights, UniformWeights
+from rest_core.ablation.settings import AblationConfig, parse_schemes
 from rest_core.errors import UserError
 
 
@@ -19,7 +18,7 @@ from rest_core.errors import UserError
 def pipeline(request: pytest.FixtureRequest) -> Any:
     if request.param == "rest":
         return rest_pipeline.build(config.load("tiny"))
-    schemes = {"uniform": UniformWeights(), "paper": PaperWeights()}
+    schemes = parse_schemes(["uniform", "paper"])
     settings = AblationConfig(metric="reward/after")
     return ablation_pipeline.build(config.load("tiny"), schemes=schemes, seeds=[0, 1], ablation=settings)
 

@@ -33,10 +33,11 @@ def evaluation(tmp_path: Path) -> Evaluation:
         rl: Mapping[str, Any] | None = None,
         data: str = "d0",
         reward: float = 1.0,
+        scheme: Mapping[str, Any] | None = None,
         policy: str | None = None,
         **counts: Any,
     ) -> Path:
-        trial = Trial(name=name, seed=seed, weights=SCHEMES[name])
+        trial = Trial(name=name, seed=seed, weights=SCHEMES[name], rl=dict(scheme or {}))
         folder = tmp_path / f"{stage}-{name}-{seed}-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         (folder / "metrics.json").write_text(json.dumps(dict(metrics)))

@@ -107,3 +107,14 @@ def test_nothing_that_is_shown_was_measured(evaluation: Evaluation, tmp_path: Pa
     report.write(tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["comparisons"] == {}
     assert "No trial has the baseline uniform" in " ".join(report.notes)
+
+
+def test_what_schemes_replace_besides_is_shown(evaluation: Evaluation, tmp_path: Path) -> None:
+    changes = {"advantage_std": "none", "loss": {"aggregation": "constant_length"}, "reward": "strict"}
+    folders = [evaluation("uniform", 0, {"bfcl/overall": 0.5}), evaluation("paper", 0, {}, scheme=changes)]
+    report = AblationReport("t", AblationConfig(), collect(folders))
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "floor 1.0, curriculum True, rl.advantage_std none, rl.loss.aggregation constant_length" in page
+    assert json.loads((tmp_path / "report.json").read_text())["trials"][0]["rl"] == changes
+    assert "The schemes are trained with other rewards: reward/after does not compare them." in report.notes

@@ -64,6 +64,45 @@ def test_trials_that_differ_in_more_than_weights_and_seed_do_not_compare(
         collect([evaluation("paper", 0, {}), evaluation("uniform", 0, {}, **other)])
 
 
+def test_trials_may_differ_in_what_their_schemes_replace(evaluation: Evaluation) -> None:
+    folders = [
+        evaluation("uniform", 0, {}),
+        evaluation("paper", 0, {}, scheme={"advantage_std": "none", "loss": {"clip_high": 0.28}, "lora": {"r": 4}}),
+        evaluation("strong", 0, {}, scheme={"loss": {"clip_high": 0.3}}),
+    ]
+    for order in (folders, folders[::-1]):
+        assert len(collect(order)) == 3
+
+
+@pytest.mark.parametrize(
+    ("rl", "message"),
+    [
+        ({"loss": {"clip_low": 0.1}}, r"rl\.loss\.clip_low is 0\.[12], but 0\.[12]"),
+        ({"lora": {"r": 8}}, r"rl\.lora\.alpha is (32|None), but"),
+        ({"advantage_std": "batch"}, r"rl\.advantage_std is "),  # which its own scheme does not replace
+    ],
+)
+def test_what_a_scheme_does_not_replace_must_be_the_same(
+    evaluation: Evaluation, rl: dict[str, object], message: str
+) -> None:
+    folders = [
+        evaluation("paper", 0, {}, scheme={"advantage_std": "none", "loss": {"clip_high": 0.28}}),
+        evaluation("uniform", 0, {}),
+        evaluation("strong", 0, {}, rl=rl),
+    ]
+    for order in (folders, folders[::-1]):
+        with pytest.raises(UserError, match=message):
+            collect(order)
+
+
+def test_other_settings_under_one_name_are_refused(evaluation: Evaluation) -> None:
+    folders = [
+        evaluation("paper", seed, {}, scheme={"advantage_std": std}) for seed, std in enumerate(("none", "batch"))
+    ]
+    with pytest.raises(UserError, match="other weights or settings under one name"):
+        collect(folders)
+
+
 def test_two_pipeline_runs_compare_though_their_checkpoints_went_elsewhere(evaluation: Evaluation) -> None:
     folders = [evaluation("paper", seed, {}, rl={"mirror": f"s3://b/runs/{seed}/checkpoints"}) for seed in (0, 1)]
     assert len(collect(folders)) == 2
@@ -79,7 +118,7 @@ def test_what_is_no_finite_number_is_no_figure(evaluation: Evaluation, value: fl
 def test_other_weights_under_one_name_are_refused(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
     first = evaluation("paper", 0, {})
     monkeypatch.setitem(evaluation.__globals__["SCHEMES"], "paper", evaluation.__globals__["SCHEMES"]["strong"])
-    with pytest.raises(UserError, match="other weights under one name"):
+    with pytest.raises(UserError, match="other weights or settings under one name"):
         collect([first, evaluation("paper", 1, {})])
 
 

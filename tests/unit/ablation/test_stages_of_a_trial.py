@@ -20,7 +20,12 @@ from rest_core.tracking.delivery import deliver
 from rest_core.tracking.store import open_client
 
 Evaluation = Callable[..., Path]
-TRIAL = Trial(name="entropy-only", seed=4, weights=PaperWeights(curriculum=False))
+TRIAL = Trial(
+    name="entropy-only",
+    seed=4,
+    weights=PaperWeights(curriculum=False),
+    rl={"advantage_std": "none", "loss": {"aggregation": "constant_length"}},
+)
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +75,9 @@ def test_a_training_has_its_trials_weights_and_seed(policy: Path, tracking: Trac
     assert (config["rl"]["weights"], config["rl"]["seed"]) == (TRIAL.weights.model_dump(mode="json"), 4)
     deliver(policy.parent)
     runs = by_name(tracking)
-    assert runs["entropy-only · seed 4"].data.params["cfg/rl/weights/curriculum"] == "false"
+    params = runs["entropy-only · seed 4"].data.params
+    assert params["cfg/rl/weights/curriculum"] == "false" and params["cfg/rl/advantage_std"] == "none"
+    assert params["cfg/rl/loss/aggregation"] == "constant_length"
     assert runs["rest-rl · entropy-only · seed 4"].data.tags["rest.scheme"] == "entropy-only"
 
 
@@ -78,7 +85,8 @@ def test_what_mlflow_keeps_of_a_trial_reproduces_it(policy: Path, tracking: Trac
     deliver(policy.parent)
     client, run = open_client(str(tracking.uri)), by_name(tracking)["rest-rl · entropy-only · seed 4"]
     client.download_artifacts(run.info.run_id, "config.json", str(tmp_path))
-    command = ["train", "--profile", str(tmp_path / "config.json"), "--trial", run.data.tags["rest.scheme"]]
+    trial = f"{run.data.tags['rest.scheme']}={run.data.tags['rest.scheme_settings']}"
+    command = ["train", "--profile", str(tmp_path / "config.json"), "--trial", trial]
     folders = [
         "--dataset",
         str(tmp_path / "data"),

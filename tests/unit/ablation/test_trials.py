@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
-from rest_core.ablation.settings import AblationConfig, Trial, check, parse_schemes, trials
+from rest_core.ablation.settings import AblationConfig, Scheme, Trial, as_trained, check, parse_schemes, trials
 from rest_core.config import (
     ApiBankConfig,
     BfclConfig,
-    HighEntropyWeights,
+    LoraConfig,
+    LossConfig,
+    OverlongPenalty,
     PaperWeights,
     RlConfig,
     UniformWeights,
@@ -34,7 +36,44 @@ def test_a_trial_survives_the_way_through_kfp() -> None:
 
 def test_schemes_as_written_on_a_command_line() -> None:
     schemes = parse_schemes(["uniform", "entropy-only={scheme: paper, curriculum: false}"])
-    assert schemes == {"uniform": UniformWeights(), "entropy-only": PaperWeights(curriculum=False)}
+    assert schemes == {
+        "uniform": Scheme(weights=UniformWeights()),
+        "entropy-only": Scheme(weights=PaperWeights(curriculum=False)),
+    }
+
+
+DR_GRPO = "dr-grpo={scheme: uniform, rl: {advantage_std: none, loss: {aggregation: constant_length, dual_clip: null}}}"
+
+
+def test_a_scheme_may_replace_further_settings_of_the_training() -> None:
+    (trial,) = trials(parse_schemes([DR_GRPO]), [2])
+    assert trial.settings == ("advantage_std", "loss.aggregation", "loss.dual_clip")
+    rl = RlConfig(steps=7, loss=LossConfig(clip_high=0.28, length=None))
+    applied = trial.applied_to(rl)
+    assert (applied.advantage_std, applied.weights, applied.seed) == ("none", UniformWeights(), 2)
+    assert applied.loss == LossConfig(clip_high=0.28, aggregation="constant_length", dual_clip=None)  # the rest stays
+    assert applied.steps == 7
+    # Through KFP, whose parameters hold no null and whose numbers are doubles.
+    assert validate(Trial, trial.to_parameter(), where="trial") == trial
+
+
+def test_sections_that_are_not_there_are_made_and_others_merged() -> None:
+    trial = trials(parse_schemes(["x={scheme: paper, rl: {lora: {r: 4}, overlong: {buffer: 8}}}"]), [0])[0]
+    applied = trial.applied_to(RlConfig(lora=LoraConfig(alpha=64)))
+    assert applied.lora == LoraConfig(r=4, alpha=64) and applied.overlong == OverlongPenalty(buffer=8)
+    assert trial.applied_to(RlConfig()).lora == LoraConfig(r=4)
+
+
+def test_a_training_that_is_a_trial_knows_it_from_the_command_line() -> None:
+    (trial,) = trials(parse_schemes([DR_GRPO]), [2])
+    assert trial.text == "dr-grpo=advantage_std,loss.aggregation,loss.dual_clip"
+    assert as_trained(trial.text, trial.applied_to(RlConfig())) == trial
+    plain = Trial(name="plain", seed=3, weights=UniformWeights())
+    assert plain.text == "plain" and as_trained("plain", plain.applied_to(RlConfig())) == plain
+    with pytest.raises(UserError, match=r"rl has no field 'loss\.agregation'; did you mean 'loss\.aggregation'"):
+        as_trained("x=loss.agregation", RlConfig())
+    with pytest.raises(UserError, match="--trial: name"):
+        as_trained("a/b", RlConfig())
 
 
 @pytest.mark.parametrize(
@@ -45,6 +84,10 @@ def test_schemes_as_written_on_a_command_line() -> None:
         (["x={scheme: paper"], "write it as NAME or NAME="),
         (["a/b={scheme: paper}"], "name"),
         (["x={scheme: paper, w_mx: 3}"], "w_max"),
+        (["x={scheme: paper, rl: {seed: 3}}"], "rl: .*seed is no setting of a scheme: `seed` has it"),
+        (["x={scheme: paper, rl: {weights: {}}}"], "weights is no setting of a scheme"),
+        (["x={scheme: paper, rl: {mirror: /a}}"], "mirror is no setting of a scheme: the ablation has it"),
+        (["x={scheme: paper, rl: 3}"], "rl: input should be a valid dictionary"),
     ],
 )
 def test_a_scheme_that_is_none_is_refused_in_one_line(texts: list[str], message: str) -> None:
@@ -54,7 +97,7 @@ def test_a_scheme_that_is_none_is_refused_in_one_line(texts: list[str], message:
 
 
 def test_trials_go_seed_by_seed() -> None:
-    every = trials({"uniform": UniformWeights(), "paper": PaperWeights()}, [0, 5])
+    every = trials(parse_schemes(["uniform", "paper"]), [0, 5])
     assert [trial.label for trial in every] == [
         "uniform · seed 0",
         "paper · seed 0",
@@ -63,18 +106,22 @@ def test_trials_go_seed_by_seed() -> None:
     ]
 
 
-@pytest.mark.parametrize(("schemes", "seeds"), [({}, [0]), ({"uniform": UniformWeights()}, [])])
-def test_no_trials_are_no_ablation(schemes: dict[str, UniformWeights], seeds: list[int]) -> None:
+@pytest.mark.parametrize(("schemes", "seeds"), [([], [0]), (["uniform"], [])])
+def test_no_trials_are_no_ablation(schemes: list[str], seeds: list[int]) -> None:
     with pytest.raises(UserError, match="at least one scheme and one seed"):
-        trials(schemes, seeds)
+        trials(parse_schemes(schemes), seeds)
 
 
 def test_a_seed_twice_is_refused() -> None:
     with pytest.raises(UserError, match="twice"):
-        trials({"uniform": UniformWeights()}, [1, 2, 1])
+        trials(parse_schemes(["uniform"]), [1, 2, 1])
 
 
-TWO = trials({"uniform": UniformWeights(), "paper": PaperWeights()}, [0, 1])
+TWO = trials(parse_schemes(["uniform", "paper"]), [0, 1])
+
+
+def of(*schemes: str) -> tuple[Trial, ...]:
+    return trials(parse_schemes(["uniform", *schemes]), [0])
 
 
 def refuse(every: tuple[Trial, ...] = TWO, metric: str = "bfcl/overall", **sections: Any) -> str:
@@ -93,6 +140,7 @@ def test_trials_that_can_be_compared() -> None:
     ):
         refuse(metric=metric)
     refuse(metric="task/best", rl=RlConfig(evaluate_every=5))
+    assert refuse(every=of("none={scheme: uniform, rl: {advantage_std: none}}")).startswith("2 schemes in 2 trials")
 
 
 @pytest.mark.parametrize(
@@ -102,12 +150,19 @@ def test_trials_that_can_be_compared() -> None:
         ({"every": TWO[1:2]}, r"ablation\.baseline=uniform: no trial has this scheme \(there are: paper\)"),
         ({"every": (*TWO, TWO[1])}, "trial paper · seed 0 stands twice"),
         (
-            {"every": trials({"uniform": UniformWeights(), "grpo": UniformWeights()}, [0])},
-            "uniform and grpo have the same",
+            {"every": of("grpo={scheme: uniform}")},
+            "uniform and grpo have the same weights and settings",
+        ),
+        ({"every": of("g={scheme: uniform, rl: {advantage_std: group}}")}, "uniform and g have the same"),  # as it is
+        ({"every": of("g={scheme: uniform, rl: {advantage_sdt: none}}")}, "g · seed 0: rl: .*mean 'advantage_std'"),
+        ({"every": of("g={scheme: uniform, rl: {loss: {length: 9}}}")}, r"g · seed 0: rl: loss: .*constant_length"),
+        (
+            {"every": of("g={scheme: paper, rl: {reward: strict}}"), "metric": "reward/after"},
+            "reward/after: schemes uniform and g are trained with other rewards",
         ),
         (
             {"every": (*TWO, Trial(name="paper", seed=2, weights=PaperWeights(w_max=2)))},
-            "paper has other weights in trial paper · seed 2",
+            "paper has other weights or settings in trial paper · seed 2",
         ),
         ({"rl": RlConfig(enabled=False)}, r"set rl\.enabled=true"),
         ({"bfcl": BfclConfig(enabled=False)}, r"ablation\.metric=bfcl/overall: this configuration does not measure it"),
@@ -117,7 +172,7 @@ def test_trials_that_can_be_compared() -> None:
         ({"metric": "task/best"}, "does not measure it"),
         (
             {
-                "every": trials({"uniform": UniformWeights(), "entropy": HighEntropyWeights()}, [0]),
+                "every": of("entropy={scheme: high_entropy}"),
                 "rl": RlConfig(engine=VllmServerConfig()),
             },
             r"entropy · seed 0: rl.*vllm does not give",

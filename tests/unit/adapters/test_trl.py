@@ -147,9 +147,19 @@ def token_log_probs(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, to
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize(("loss_type", "aggregation"), [("grpo", "sequence_mean"), ("dapo", "token_mean")])
-def test_the_gradient_is_that_of_our_own_loss(make: Make, scheme: str, loss_type: str, aggregation: Any) -> None:
-    trainer = make(own={"token_weights": scheme}, loss_type=loss_type)
+@pytest.mark.parametrize(
+    ("loss_type", "ours_is"),
+    [
+        ("grpo", {"aggregation": "sequence_mean"}),
+        ("dapo", {"aggregation": "token_mean"}),
+        ("dr_grpo", {"aggregation": "constant_length", "length": 12}),  # max_completion_length
+        ("cispo", {"aggregation": "token_mean", "surrogate": "cispo"}),
+    ],
+)
+def test_the_gradient_is_that_of_our_own_loss(make: Make, scheme: str, loss_type: str, ours_is: dict[str, Any]) -> None:
+    # Of cispo, epsilon_high is the bound itself.
+    options = {"epsilon_high": 1.2} if loss_type == "cispo" else {}
+    trainer = make(own={"token_weights": scheme}, loss_type=loss_type, **options)
     batch, advantages, weights = with_drawn_regions(trainer)
     mask = batch["completion_mask"].bool()
     assert weights.shape == mask.shape and not bool(weights[~mask].any()) and bool(weights.any())
@@ -160,7 +170,7 @@ def test_the_gradient_is_that_of_our_own_loss(make: Make, scheme: str, loss_type
     logp, _ = token_log_probs(trainer.model, batch)
     total = Denominators(len(mask), float(mask.sum()), float(mask.sum()))  # TRL divides by tokens, not by weights
     loss = policy_loss(
-        logp, logp.detach(), advantages, mask, weights, dual_clip=None, aggregation=aggregation, denominators=total
+        logp, logp.detach(), advantages, mask, weights, dual_clip=None, denominators=total, **ours_is
     ).loss
     ours = gradients(trainer.model, loss)
     assert any(bool(gradient.any()) for gradient in ours.values())

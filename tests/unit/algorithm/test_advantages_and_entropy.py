@@ -18,7 +18,7 @@ def test_advantages_by_hand() -> None:
     std = math.sqrt((4 + 1 + 0 + 9) / 3)  # unbiased: over G - 1
     expected = [value / (std + 1e-6) for value in (-2, -1, 0, 3)]
     assert group_advantages(rewards)[0].tolist() == pytest.approx(expected, rel=1e-12)
-    assert group_advantages(rewards, divide_by_std=False)[0].tolist() == [-2, -1, 0, 3]
+    assert group_advantages(rewards, std="none")[0].tolist() == [-2, -1, 0, 3]
 
 
 def test_a_group_without_variance_has_no_advantage() -> None:
@@ -27,10 +27,49 @@ def test_a_group_without_variance_has_no_advantage() -> None:
     assert zero_variance(rewards).tolist() == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("rewards", "equal"),
+    [
+        ([4.0, 4.0 - 2.4e-7], True),  # one rounding of float32 apart
+        ([-3.0, -3.0 + 2e-6], True),
+        ([4.0, 4.0 - 1e-5], False),
+        ([0.0, 1e-5], False),  # relative to the rewards' size
+        ([2e-9, 1e-9], False),
+        ([0.1 + 0.2 - 0.3, 0.0], True),  # 5.6e-17
+        ([0.0, 0.0], True),
+        ([1e9, 1e9 + 1], True),
+    ],
+)
+def test_rewards_that_differ_by_rounding_are_equal(rewards: list[float], equal: bool) -> None:
+    group = torch.tensor([rewards], dtype=torch.float64)
+    assert zero_variance(group).tolist() == [equal]
+    for std in ("group", "batch", "none"):
+        assert bool(group_advantages(group, std=std).any()) != equal  # type: ignore[arg-type]
+
+
+def test_advantages_are_in_float64_whatever_the_rewards_are_in() -> None:
+    # Nine rewards of 4 and one of 3.9: a mean of 3.99, which float32 misses by 1e-8.
+    rewards = torch.tensor([[4.0] * 9 + [3.9]], dtype=torch.float64)
+    advantages = group_advantages(rewards, std="none")
+    assert advantages[0].tolist() == pytest.approx([0.01] * 9 + [-0.09], rel=1e-12)
+    assert group_advantages(rewards.float()).dtype == torch.float64
+
+
 def test_groups_do_not_see_each_other() -> None:
     rewards = torch.rand(5, 4, dtype=torch.float64)
     order = torch.tensor([3, 1, 4, 0, 2])
     torch.testing.assert_close(group_advantages(rewards[order]), group_advantages(rewards)[order])
+
+
+def test_the_deviation_of_the_batch_is_that_of_all_processes() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0], [0.0, 0.0, 6.0]])
+    # r - mean: -1 0 1, 0 0 0, -2 -2 4; squares add up to 26, over 9 - 1.
+    std = math.sqrt(26 / 8) + 1e-6
+    wanted = [[-1 / std, 0, 1 / std], [0, 0, 0], [-2 / std, -2 / std, 4 / std]]
+    whole = group_advantages(rewards, std="batch")
+    assert whole.tolist() == [pytest.approx(row) for row in wanted]
+    for part in (slice(0, 1), slice(1, 3), slice(3, 3)):  # of a process; the last one has none
+        assert torch.equal(group_advantages(rewards[part], std="batch", everyone=rewards), whole[part])
 
 
 def test_region_sums_count_unweighted_tokens_inside_the_mask() -> None:

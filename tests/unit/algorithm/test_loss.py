@@ -76,15 +76,56 @@ def test_aggregations_by_hand() -> None:
     weights = torch.tensor([[0.5, 1.5], [1.0, 0.0]], dtype=D)
     advantages = torch.tensor([1.0, -2.0], dtype=D)
 
-    def loss(aggregation: str) -> float:
-        return policy_loss(zero, zero, advantages, mask, weights, aggregation=aggregation).loss.item()  # type: ignore[arg-type]
+    def loss(aggregation: str, **length: int) -> float:
+        return policy_loss(zero, zero, advantages, mask, weights, aggregation=aggregation, **length).loss.item()  # type: ignore[arg-type]
 
     # sequence_mean: ((-0.5 - 1.5) / 2 + 2) / 2; token_mean: (-0.5 - 1.5 + 2) / 3.
     assert loss("sequence_mean") == pytest.approx(0.5)
     assert loss("token_mean") == pytest.approx(0.0, abs=1e-8)
+    # constant_length: (-0.5 - 1.5 + 2 · 1) / (4 · 2), and with a second token of the second row (2 + 2 - 2) / (4 · 2).
+    assert loss("constant_length", length=4) == pytest.approx(0.0)
+    weights[1, 1], mask[1, 1] = 1.0, True
+    assert loss("constant_length", length=4) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="needs a length"):
+        loss("constant_length")
 
 
-@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean"])
+@pytest.mark.parametrize(
+    ("surrogate", "expected"),
+    [
+        # Row 1 has ratios 1.5 and 0.6, Â = 1; row 2 has one of 0.5, Â = -2; clipped at 0.8 and 1.2.
+        # (-(1.2 + 0.6) / 2 + 2 · 0.8) / 2
+        ("clip", 0.35),
+        # s_1 = (1.5 · 0.6)^(1/2) = 0.948683, s_2 = 0.5, which is clipped: (-0.948683 + 1.6) / 2
+        ("gspo", 0.3256584),
+        # (-(1.2 ln 1.5 + 0.8 ln 0.6) / 2 + 2 · 0.8 ln 0.5) / 2, with old log-probs of 0: log-probs are log-ratios
+        ("cispo", -0.5739922),
+    ],
+)
+def test_surrogates_by_hand(surrogate: str, expected: float) -> None:
+    logp = torch.tensor([[1.5, 0.6], [0.5, 99.0]], dtype=D).log()
+    mask = torch.tensor([[1, 1], [1, 0]]).bool()
+    advantages = torch.tensor([1.0, -2.0], dtype=D)
+    ones, zero = torch.ones(2, 2, dtype=D), torch.zeros(2, 2, dtype=D)
+    dual = None if surrogate == "cispo" else 3.0
+    output = policy_loss(logp, zero, advantages, mask, ones, surrogate=surrogate, dual_clip=dual)  # type: ignore[arg-type]
+    assert output.loss.item() == pytest.approx(expected, abs=1e-7)
+
+
+def test_cispo_has_a_gradient_where_the_others_are_clipped() -> None:
+    logp = torch.tensor([[math.log(1.5), math.log(0.5)]], dtype=D, requires_grad=True)
+    ones = torch.ones(1, 2, dtype=D)
+    arguments = (torch.zeros(1, 2, dtype=D), torch.tensor([[1.0, 1.0]], dtype=D), ones, ones)
+    policy_loss(logp, *arguments).loss.backward()
+    assert logp.grad is not None and logp.grad.tolist() == [[0.0, -0.25]]
+    logp.grad = None
+    policy_loss(logp, *arguments, surrogate="cispo", dual_clip=None, clip=(1.0, 0.2)).loss.backward()
+    assert logp.grad is not None and logp.grad[0].tolist() == pytest.approx([-0.6, -0.25])  # no lower bound at 1
+    with pytest.raises(ValueError, match="cispo has no dual clip"):
+        policy_loss(logp, *arguments, surrogate="cispo")
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant_length"])
 @pytest.mark.parametrize("extra", [{}, {"kl_coefficient": 0.1, "entropy_coefficient": 0.01}])
 def test_any_split_gives_the_same_gradient(aggregation: str, extra: dict[str, float]) -> None:
     whole = batch()
@@ -99,6 +140,7 @@ def test_any_split_gives_the_same_gradient(aggregation: str, extra: dict[str, fl
                 **arguments,
                 aggregation=aggregation,
                 denominators=denominators,
+                length=7,
                 **extra,  # type: ignore[arg-type]
             ).loss.backward()
         assert leaf.grad is not None

@@ -113,13 +113,20 @@ def test_weights_follow_the_configured_mean(tiny_tokenizer: Any, mean: Any) -> N
     assert float(made[0].sum()) == (3.0 if mean == "trained" else 2.0)
 
 
-@pytest.mark.parametrize("divide", [True, False])
-def test_advantages_follow_the_configuration(tiny_tokenizer: Any, divide: bool) -> None:
-    algorithm = ResT(RlConfig(advantage_std=divide), tiny_tokenizer)
-    advantages = algorithm.advantages(torch.tensor([[1.0, 3.0], [2.0, 2.0]]))
-    torch.testing.assert_close(
-        advantages, torch.tensor([[-1.0, 1.0], [0.0, 0.0]]) / (math.sqrt(2) + 1e-6 if divide else 1)
-    )
+@pytest.mark.parametrize(
+    ("std", "deviation"),
+    [
+        ("group", math.sqrt(2) + 1e-6),
+        # r - mean of all processes: -1, 1, 0, 0, -3, 3; squares 20 over 6 - 1.
+        ("batch", 2 + 1e-6),
+        ("none", 1),
+    ],
+)
+def test_advantages_follow_the_configuration(tiny_tokenizer: Any, std: Any, deviation: float) -> None:
+    algorithm = ResT(RlConfig(advantage_std=std), tiny_tokenizer)
+    rewards = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
+    advantages = algorithm.advantages(rewards, torch.cat([rewards, torch.tensor([[4.0, 10.0]])]))
+    torch.testing.assert_close(advantages, torch.tensor([[-1.0, 1.0], [0.0, 0.0]]).double() / deviation)
 
 
 @pytest.mark.parametrize("scheme", ["toolrl", "rest", "strict"])

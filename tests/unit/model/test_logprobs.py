@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rest_core.config import LoraConfig
+from rest_core.errors import NotFiniteLogits
 from rest_core.model import attention, logprobs
 from rest_core.model.batch import Batch, Group, empty_batch, padded_batch, shared_batch
 from rest_core.model.loading import with_lora
@@ -246,3 +248,17 @@ def test_the_loss_sees_each_token_once_and_in_order(tiny_model: Any, monkeypatch
     assert [part.start for part, _ in seen] == list(range(0, len(logp), 5))
     for part, values in seen:
         assert torch.equal(values, logp[part])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "granite"])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_told(
+    random_model: Callable[..., Any], architecture: str, broken: float
+) -> None:
+    model = random_model(architecture, **(PLAIN | NOT_LINEAR)[architecture])
+    policy = Policy(model)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3, 0] = broken  # one logit of a token, of hundreds
+    for token_loss in (None, sum_of_logps):
+        with pytest.raises(NotFiniteLogits, match="NaN or infinite"):
+            policy(make_batch(rollouts(), shared=True), token_loss)

@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 
 from rest_core import stages
-from rest_core.ablation.settings import AblationConfig, trials
+from rest_core.ablation.settings import AblationConfig, parse_schemes, trials
 from rest_core.config import (
     Config,
     LaunchConfig,
-    PaperWeights,
     TrackingConfig,
     TrainJobConfig,
-    UniformWeights,
     load,
 )
 from rest_core.data import published
@@ -124,7 +122,7 @@ def test_a_stage_that_was_compiled_without_its_gpu_cannot_be_switched_on(
 
 def test_trials_that_compare_nothing_are_a_problem(config: Config, tracking: TrackingConfig) -> None:
     values = sections(config, tracking)
-    every = trials({"uniform": UniformWeights(), "paper": PaperWeights()}, [0])
+    every = trials(parse_schemes(["uniform", "paper"]), [0])
     settings = AblationConfig(metric="reward/after")
     found = outcomes(values, Surroundings(), ablation=settings, trials=every)
     assert found["trials"] == ("ok", "2 schemes in 2 trials, compared by reward/after")

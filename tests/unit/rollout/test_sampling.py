@@ -73,6 +73,16 @@ def test_whatever_is_drawn_has_a_probability(values: list[float], draw: float, t
     assert -1e-4 <= float(entropy) <= math.log(len(values)) + 1e-4
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_logits_that_are_none_are_seen_at_the_log_prob_of_their_row(broken: float, temperature: float) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, broken, 2.0], [2.0, 1.0, 0.0], [-math.inf] * 3])
+    draws = torch.tensor([0.1, 0.5, 0.9, 0.5]) if temperature else None
+    token, logp, _ = sample(logits, temperature, draws)
+    assert logp.isnan().tolist() == [False, True, False, True]
+    assert bool(((token >= 0) & (token < 3)).all())  # what follows may index with it
+
+
 @pytest.mark.parametrize("size", [50_000, 150_000])
 def test_the_last_token_of_a_large_vocabulary_can_be_drawn(size: int) -> None:
     token, _, _ = sample(torch.zeros(2, size), 1.0, torch.tensor([0.0, HALF_OPEN_END]))

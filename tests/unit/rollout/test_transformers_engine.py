@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rest_core.config import LoraConfig
+from rest_core.errors import NotFiniteLogits
 from rest_core.model.loading import with_lora
 from rest_core.records import Rollout
 from rest_core.rollout import plain
@@ -311,3 +312,24 @@ def test_adapters_are_merged_and_followed(tiny_model: Any) -> None:
     for rollout in rollouts:
         logp, _ = teacher_forced(adapted, rollout)
         torch.testing.assert_close(torch.tensor(rollout.logps), logp, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral"], ids=["shared", "plain"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_told_and_not_sampled_on(
+    random_model: Callable[..., Any], architecture: str, temperature: float
+) -> None:
+    model = random_model(architecture, **ARCHITECTURES[architecture])
+    made = engine(model)
+    sound = made.generate(PROMPTS, samples=3, max_new_tokens=6, temperature=temperature, seeds=SEEDS)
+    # From a token on that one of the responses has, at its third place: whatever follows it is NaN.
+    token = sound[1][0].response_ids[2]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = torch.nan
+    steps: list[int] = []
+    model.register_forward_hook(lambda *_: steps.append(1))
+    with pytest.raises(NotFiniteLogits, match="NaN or infinite"):
+        made.generate(PROMPTS[1:2], samples=1, max_new_tokens=200, temperature=temperature, seeds=SEEDS[1:2])
+    assert len(steps) < 10
+    # A response that ends with that token has nothing after it.
+    engine(model, {token}).generate(PROMPTS[1:2], max_new_tokens=200, temperature=temperature, seeds=SEEDS[1:2])

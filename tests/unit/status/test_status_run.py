@@ -277,11 +277,12 @@ def test_each_trial_of_an_ablation_has_stages_of_its_own(
     trial = client.create_run(experiment, tags={**common, "rest.kind": "trial"})
     for name, status in (("paper 0", "FINISHED"), ("paper 1", "FAILED")):
         told = {"rest.stage": "rest-rl", "rest.trial": name, "rest.scheme": name.split()[0]}
+        told["rest.scheme_settings"] = "advantage_std,loss.length"
         tags = {**common, "rest.kind": "stage", **told}
         client.set_terminated(client.create_run(experiment, tags=tags).info.run_id, status)
     outcome, report = end()
     assert [one.stage for one in outcome.failures] == ["rest-rl · paper 1"]
-    assert "rest train --profile reproduce/config.json --trial paper --out" in report
+    assert "rest train --profile reproduce/config.json --trial paper=advantage_std,loss.length --out" in report
     assert client.get_run(trial.info.run_id).info.status == "FAILED"
 
 

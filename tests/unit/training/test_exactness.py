@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MethodType
 from typing import Any
 
@@ -33,6 +33,7 @@ from rest_core.training.update import Experience, PolicyUpdate, UpdateStatistics
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 D = torch.float64
+MAX_RESPONSE_TOKENS = 16
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -93,9 +94,21 @@ class Case:
 
 
 LOSSES = st.builds(
-    LossConfig,
-    aggregation=st.sampled_from(["sequence_mean", "token_mean"]),
-    dual_clip=st.sampled_from([None, 1.5]),
+    lambda surrogate, aggregation, **others: LossConfig(**surrogate, **aggregation, **others),
+    st.sampled_from(
+        [
+            *({"surrogate": name, "dual_clip": c} for name in ("clip", "gspo") for c in (None, 1.5)),
+            {"surrogate": "cispo", "dual_clip": None},
+        ]
+    ),
+    st.sampled_from(
+        [
+            {"aggregation": "sequence_mean"},
+            {"aggregation": "token_mean"},
+            {"aggregation": "constant_length"},
+            {"aggregation": "constant_length", "length": 7},
+        ]
+    ),
     importance_cap=st.sampled_from([None, 1.2]),
     kl_coefficient=st.sampled_from([0.0, 0.3]),
     entropy_coefficient=st.sampled_from([0.0, 0.2]),
@@ -175,9 +188,14 @@ def plain(model: Any, made: Experience, loss: LossConfig, reference: Any) -> tup
         old = logp.detach() if made.old_logps is None else made.old_logps[n, :count]
         advantage = made.advantages[n]
         ratio = (logp - old).exp()
-        surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - loss.clip_low, 1 + loss.clip_high) * advantage)
+        if loss.surrogate == "gspo":  # s_it = sg(s_i) · π_t / sg(π_t)
+            ratio = (logp - old).mean().exp().detach() * logp.exp() / logp.exp().detach()
+        clipped = ratio.clamp(1 - loss.clip_low, 1 + loss.clip_high)
+        surrogate = torch.minimum(ratio * advantage, clipped * advantage)
         if loss.dual_clip is not None and advantage < 0:
             surrogate = torch.maximum(surrogate, loss.dual_clip * advantage)
+        if loss.surrogate == "cispo":
+            surrogate = clipped.detach() * advantage * logp
         if loss.importance_cap is not None:
             surrogate = surrogate * (old - torch.tensor(rollout.logps, dtype=D)).exp().clamp(max=loss.importance_cap)
         value = -surrogate * made.weights[n, :count]
@@ -189,6 +207,8 @@ def plain(model: Any, made: Experience, loss: LossConfig, reference: Any) -> tup
             other = other + loss.kl_coefficient * (gap.exp() - gap - 1)
         if loss.aggregation == "sequence_mean":
             total = total + (value + other).mean() / sequences
+        elif loss.aggregation == "constant_length":
+            total = total + (value + other).sum() / (loss.length or MAX_RESPONSE_TOKENS) / sequences
         else:
             total = total + value.sum() / (weight + 1e-8) + other.sum() / (tokens + 1e-8)
     if total.requires_grad:
@@ -200,7 +220,8 @@ def updater(model: Any, case: Case, *, precision: str = "no", reference: Any = N
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     config = RlConfig(prompts_per_step=1000, group_size=2, max_grad_norm=1e12, learning_rate=1e-9, loss=case.loss)
-    config = config.model_copy(update={"micro_batch_tokens": case.budget})  # smaller than a profile may have it
+    # Smaller than a profile may have them.
+    config = config.model_copy(update={"micro_batch_tokens": case.budget, "max_response_tokens": MAX_RESPONSE_TOKENS})
     policy = accelerator.prepare(Policy(model))
     assert policy.shared
     if reference is not None:
@@ -253,6 +274,44 @@ def test_the_case_of_everything_has_everything(double_model: Callable[..., Any])
     for name in ("clip_share", "dual_clip_share", "mismatch/capped_share", "kl/reference", "update/divided_groups"):
         assert metrics[name] > 0, name
     assert metrics["clip_share"] < 1 and metrics["mismatch/capped_share"] < 1
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant_length"])
+@pytest.mark.parametrize("surrogate", ["clip", "gspo", "cispo"])
+@pytest.mark.parametrize("budget", [1, 40, 1000])
+def test_every_surrogate_and_aggregation_in_any_split(
+    double_model: Callable[..., Any], surrogate: Any, aggregation: Any, budget: int
+) -> None:
+    loss = EVERYTHING.loss.model_copy(
+        update={
+            "surrogate": surrogate,
+            "aggregation": aggregation,
+            "dual_clip": None if surrogate == "cispo" else 1.5,
+        }
+    )
+    case = replace(EVERYTHING, loss=loss, budget=budget)
+    metrics = compare(double_model("llama"), case, double_model("llama", seed=5)).metrics()
+    assert 0 < metrics["clip_share"] < 1
+
+
+def test_gspo_with_weights_of_one_is_the_sequences_own_ratio(double_model: Callable[..., Any]) -> None:
+    """The token form has the gradient of (1/N) Σ_i min(s_i Â_i, clip(s_i) Â_i), s_i = exp(mean_t(logp - old_logp))."""
+    loss = LossConfig(surrogate="gspo", dual_clip=None, importance_cap=None)
+    case = replace(EVERYTHING, loss=loss)
+    oracle = double_model("llama")
+    made = experience(case, oracle)
+    made.weights = made.mask.to(D)
+    assert made.old_logps is not None
+    total = torch.zeros((), dtype=D)
+    for n, rollout in enumerate(made.rollouts):
+        if count := len(rollout.response_ids):
+            gap = token_log_probs(oracle, rollout)[0] - made.old_logps[n, :count]
+            s, advantage = gap.mean().exp(), made.advantages[n]
+            total = total - torch.minimum(s * advantage, s.clamp(0.8, 1.2) * advantage) / len(made.rollouts)
+    total.backward()
+    statistics, seen = fast(double_model("llama"), made, case)
+    assert statistics.loss == pytest.approx(float(total.detach()), rel=1e-9)
+    assert_same_gradients(seen, gradients(oracle), 1e-9)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

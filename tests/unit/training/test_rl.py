@@ -174,6 +174,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one update a rollout": {},
     "two mini-batches a rollout": {"mini_batch_prompts": 2},
     "adapters with dropout": {"lora": LoraConfig(r=2, dropout=0.2), "learning_rate": 0.02},
+    "all of DAPO, with GSPO's ratio": {
+        "mini_batch_prompts": 2,
+        "loss": LossConfig(surrogate="gspo", clip_low=0.01, clip_high=0.02, aggregation="constant_length"),
+        "advantage_std": "batch",
+        "mask_truncated": True,
+        "overlong": {"buffer": 20, "penalty": 0.5},
+        "resample_rounds": 2,
+    },
     "penalty and bonus": {"loss": LossConfig(kl_coefficient=0.1, entropy_coefficient=0.1, aggregation="token_mean")},
 }
 
@@ -502,7 +510,7 @@ def test_the_split_into_batches_does_not_change_the_training(trainer: Trainer) -
         assert divided == pytest.approx(whole, rel=1e-3, abs=1e-5)
 
 
-def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(trainer: Trainer, tmp_path: Path) -> None:
+def test_logits_that_are_no_numbers_name_the_last_good_checkpoint(trainer: Trainer, tmp_path: Path) -> None:
     made = trainer(settings(steps=3), Log())
     step = made.train_step
 
@@ -513,12 +521,36 @@ def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(trainer: Traine
         return step(number)
 
     made.train_step = poisoned  # type: ignore[method-assign]
-    with pytest.raises(UserError, match=r"loss is nan.*the last good checkpoint is .*step-000001$"):
+    message = r"step 2: update: the policy's logits are NaN .* lower rl\.learning_rate .* checkpoint is .*step-000001$"
+    with pytest.raises(UserError, match=message):
         made.train()
     good = made.folder.last
     assert good is not None
     assert good == tmp_path / "checkpoints" / "step-000001"
     assert all(bool(tensor.isfinite().all()) for tensor in load_file(good / "model.safetensors").values())
+
+
+def test_sampling_from_a_policy_that_has_diverged_is_told(trainer: Trainer) -> None:
+    made = trainer(settings(steps=3), Log())
+    run = made.update.run
+
+    def diverges(*arguments: Any) -> Any:
+        statistics = run(*arguments)
+        with torch.no_grad():
+            made.model.model.norm.weight[0] = math.nan
+        return statistics
+
+    made.update.run = diverges  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"step 2: rollout: .*NaN.*has diverged.*step-000001$"):
+        made.train()
+
+
+def test_a_policy_that_is_broken_from_the_start_is_told(trainer: Trainer) -> None:
+    made = trainer(settings(), Log())
+    with torch.no_grad():
+        made.engine.model.lm_head.weight.fill_(math.inf)
+    with pytest.raises(UserError, match=r"reward probe: .*before the first update: take another policy.*no checkpoint"):
+        made.train()
 
 
 def test_a_reward_that_is_no_number_stops_the_training(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -551,6 +583,135 @@ def test_a_step_without_any_signal_goes_on(trainer: Trainer, monkeypatch: pytest
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.model.state_dict().items())
 
 
+def with_rewards(made: RlTrainer, reward: Callable[[str, int], float], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let the n-th response to a task have `reward(task's id, n)`; returns each judged round's tasks and tokens."""
+    judge, rounds = made._judge, list[Any]()
+
+    def given(tasks: Sequence[Task], groups: Any, *arguments: Any, **options: Any) -> Any:
+        judged = judge(tasks, groups, *arguments, **options)
+        rewards = [[reward(task.id, n) for n in range(made.config.group_size)] for task in tasks]
+        judged.rewards.copy_(torch.tensor(rewards, dtype=torch.float64).reshape(judged.rewards.shape))
+        rounds.append(([task.id for task in tasks], sum(len(r.response_ids) for group in groups for r in group)))
+        return judged
+
+    monkeypatch.setattr(made, "_judge", given)
+    return rounds
+
+
+def test_groups_without_signal_are_replaced_by_further_prompts(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six tasks the even ones are flat; a step takes four, and asks again for the places of the flat ones."""
+    config = settings(steps=1, resample_rounds=4, reward_probe_prompts=0)
+    log = Log()
+    made = trainer(config, log)
+    rounds = with_rewards(made, lambda task, n: float(n) if int(task[-1]) % 2 else 1.0, monkeypatch)
+    made.train()
+    planned = [TASKS[n].id for n in made._positions(1, range(4))]
+    assert rounds[0][0] == planned
+    wanting = [place for place, task in enumerate(planned) if int(task[-1]) % 2 == 0]
+    final = list(planned)
+    for number, (asked, _) in enumerate(rounds[1:], 1):
+        assert asked == [TASKS[n].id for n in made._positions(1, wanting, number)]
+        for place, task in zip(wanting, asked, strict=True):
+            final[place] = task if int(task[-1]) % 2 else final[place]
+        wanting = [place for place in wanting if int(final[place][-1]) % 2 == 0]
+    assert len(rounds) > 2 and not wanting  # of these seeds: more than one round, and they did
+    metrics, rows = log.metrics[1], log.tables["completions_step_000001"]
+    assert [row["sample"] for row in rows[::4]] == final
+    assert metrics["resample/rounds"] == len(rounds) - 1
+    assert metrics["resample/replaced_groups"] == sum(one != other for one, other in zip(planned, final, strict=True))
+    assert metrics["reward/zero_variance_share"] == 0 and metrics["reward/total"] == 1.5
+    sampled, kept = sum(tokens for _, tokens in rounds), sum(row["tokens"] for row in rows)
+    assert metrics["tokens/generated"] == sampled and metrics["tokens/discarded"] == sampled - kept > 0
+    assert metrics["tokens_per_second/rollout"] == pytest.approx(sampled / metrics["seconds/rollout"])
+    assert metrics["tokens_per_second/update"] == pytest.approx(kept / metrics["seconds/update"])
+
+
+def test_extra_prompts_are_no_planned_ones_and_each_round_has_its_own(trainer: Trainer) -> None:
+    made = trainer(settings(steps=3, resample_rounds=2), Log())
+    seen: list[int] = []
+    made._visited = lambda numbers: seen.extend(numbers) or [0]  # type: ignore[method-assign, func-returns-value]
+    for step in (1, 2, 3):
+        for number in (0, 1, 2):
+            made._positions(step, range(4), number)
+    assert sorted(seen) == list(range(3 * 4 * 3))
+    assert seen[:4] == [0, 1, 2, 3] and seen[4:8] == [12, 13, 14, 15] and seen[12:16] == [4, 5, 6, 7]
+
+
+def test_rounds_end_where_nothing_is_to_be_had(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log()
+    made = trainer(settings(steps=1, resample_rounds=2, reward_probe_prompts=0), log)
+    rounds = with_rewards(made, lambda task, n: 1.0, monkeypatch)
+    made.train()
+    assert [len(asked) for asked, _ in rounds] == [4, 4, 4]
+    metrics = log.metrics[1]
+    assert metrics["resample/rounds"] == 2 and metrics["resample/replaced_groups"] == metrics["updates"] == 0
+    assert [row["sample"] for row in log.tables["completions_step_000001"][::4]] == rounds[0][0]  # the planned ones
+
+
+def test_groups_with_signal_are_left_alone(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, resampling = Log(), Log()
+    for rounds, log in ((0, plain), (3, resampling)):
+        made = trainer(settings(resample_rounds=rounds, reward_probe_prompts=0), log, folder=f"rounds-{rounds}")
+        with_rewards(made, lambda task, n: float(n), monkeypatch)
+        made.train()
+    for step, metrics in resampling.untimed().items():
+        assert [metrics.pop(f"resample/{name}") for name in ("rounds", "replaced_groups")] == [0, 0]
+        assert metrics.pop("tokens/discarded") == 0 and metrics == plain.untimed()[step]
+
+
+def test_truncated_responses_are_not_trained_on_and_count_in_their_groups_mean(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log()
+    bonus = LossConfig(entropy_coefficient=0.1)  # which takes every response
+    made = trainer(
+        settings(steps=1, mask_truncated=True, max_response_tokens=60, rollout_batch_tokens=10**4, loss=bonus), log
+    )
+    with_rewards(made, lambda task, n: float(n), monkeypatch)
+    seen: list[Any] = []
+    run = made.update.run
+    monkeypatch.setattr(made.update, "run", lambda made, *others: seen.append(made) or run(made, *others))
+    made.train()
+    metrics, rows = log.metrics[1], log.tables["completions_step_000001"]
+    finished = [row["finished"] for row in rows]
+    assert 0 < sum(finished) < 16 and metrics["response/truncated_share"] == 1 - sum(finished) / 16
+    assert (~seen[0].dropped).tolist() == finished
+    assert metrics["tokens/trained"] == sum(row["tokens"] for row in rows if row["finished"])
+    assert metrics["tokens/generated"] == sum(row["tokens"] for row in rows)
+    assert metrics["reward/total"] == 1.5
+    deviation = math.sqrt(5 / 3) + 1e-6
+    assert seen[0].advantages.tolist() == pytest.approx([(n - 1.5) / deviation for n in range(4)] * 4)
+
+
+def test_a_group_whose_responses_were_all_cut_off_carries_no_signal(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for masked, rounds in ((False, 0), (True, 1)):
+        log = Log()
+        made = trainer(settings(steps=1, mask_truncated=masked, resample_rounds=1), log, folder=f"masked-{masked}")
+        with_rewards(made, lambda task, n: float(n), monkeypatch)
+        monkeypatch.setattr(made.engine, "_stop", made.engine._stop[:0])
+        made.train()
+        assert log.metrics[1]["response/truncated_share"] == 1
+        assert log.metrics[1]["resample/rounds"] == rounds and log.metrics[1]["updates"] == 1 - rounds
+
+
+def test_the_penalty_on_long_responses_is_part_of_the_reward(trainer: Trainer) -> None:
+    log = Log()
+    trainer(settings(steps=1, overlong={"buffer": 20, "penalty": 0.5}), log).train()
+    metrics, rows = log.metrics[1], log.tables["completions_step_000001"]
+    for row in rows:
+        assert row["overlong"] == pytest.approx(-0.5 * min(1, max(0, row["tokens"] - 4) / 20))
+        assert row["reward"] == pytest.approx(row["format"] + row["correctness"] + row["overlong"])
+    assert len({row["overlong"] for row in rows}) > 1
+    assert metrics["reward/overlong"] == pytest.approx(sum(row["overlong"] for row in rows) / 16)
+    assert metrics["reward/total"] == pytest.approx(
+        metrics["reward/format"] + metrics["reward/correctness"] + metrics["reward/overlong"]
+    )
+
+
 def test_half_precision_samples_and_the_master_stays_whole(trainer: Trainer) -> None:
     log = Log()
     made = trainer(settings(), log, model=ModelConfig(dtype="bfloat16"))
@@ -575,7 +736,7 @@ def test_gradient_checkpointing_changes_no_weight(trainer: Trainer) -> None:
 
 def test_every_task_is_trained_on_once_an_epoch(trainer: Trainer) -> None:
     made = trainer(settings(), Log())
-    seen = [n for step in range(1, 7) for n in made._positions(step)]  # 24 places: four epochs of six
+    seen = [n for step in range(1, 7) for n in made._positions(step, range(4))]  # 24 places: four epochs of six
     epochs = [seen[start : start + 6] for start in range(0, 24, 6)]
     assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1

@@ -30,6 +30,7 @@ def settings(**changes: Any) -> RlConfig:
         "learning_rate": 0.05,
         "max_grad_norm": 1e9,
         "micro_batch_tokens": 10**6,
+        "max_response_tokens": 10,
     }
     return RlConfig(**{**defaults, **changes})
 
@@ -78,10 +79,16 @@ def by_hand(
         rollout, advantage = experience.rollouts[n], experience.advantages[n]
         count = len(rollout.response_ids)
         logp, entropy = token_log_probs(model, rollout)
-        ratio = (logp - (logp.detach() if old is None else old[n])).exp()
-        surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - loss.clip_low, 1 + loss.clip_high) * advantage)
+        gap = logp - (logp.detach() if old is None else old[n])
+        ratio = gap.exp()
+        if loss.surrogate == "gspo":
+            ratio = gap.mean().exp().detach() * logp.exp() / logp.exp().detach()
+        clipped = ratio.clamp(1 - loss.clip_low, 1 + loss.clip_high)
+        surrogate = torch.minimum(ratio * advantage, clipped * advantage)
         if advantage < 0 and loss.dual_clip is not None:
             surrogate = torch.maximum(surrogate, loss.dual_clip * advantage)
+        if loss.surrogate == "cispo":
+            surrogate = clipped.detach() * advantage * logp
         value = -surrogate * experience.weights[n, :count]
         other = -loss.entropy_coefficient * entropy
         if reference is not None:
@@ -90,13 +97,24 @@ def by_hand(
             other = other + loss.kl_coefficient * ((ref - logp).exp() - (ref - logp) - 1)
         if loss.aggregation == "sequence_mean":
             total = total + (value + other).mean() / len(rows)
+        elif loss.aggregation == "constant_length":
+            total = total + (value + other).sum() / 10 / len(rows)
         else:
             total = total + value.sum() / weight + other.sum() / everything
     total.backward()
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-AGGREGATIONS = pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean"])
+AGGREGATIONS = pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant_length"])
+SURROGATES = pytest.mark.parametrize(
+    "surrogate",
+    [
+        {},
+        {"surrogate": "gspo", "clip_low": 0.02, "clip_high": 0.02},
+        {"surrogate": "cispo", "dual_clip": None},
+    ],
+    ids=["clip", "gspo", "cispo"],
+)
 
 
 @AGGREGATIONS
@@ -110,7 +128,7 @@ def test_with_all_weights_one_it_is_grpo(tiny_model: Any, aggregation) -> None:
     total = torch.zeros(())
     for advantage, rollout in zip(ADVANTAGES, made.rollouts, strict=True):
         logp, _ = token_log_probs(model, rollout)
-        share = len(logp) * 12 if aggregation == "sequence_mean" else int(made.mask.sum())
+        share = {"sequence_mean": len(logp) * 12, "constant_length": 10 * 12}.get(aggregation, int(made.mask.sum()))
         total = total - advantage * logp.sum() / share
     total.backward()
     assert_same(optimizer.seen[0], {name: p.grad for name, p in model.named_parameters()})
@@ -217,9 +235,12 @@ def test_a_rollout_without_any_signal_changes_nothing(tiny_model: Any) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.state_dict().items())
 
 
-def test_later_mini_batches_are_held_against_the_policy_that_sampled(tiny_model: Any) -> None:
+@SURROGATES
+def test_later_mini_batches_are_held_against_the_policy_that_sampled(
+    tiny_model: Any, surrogate: dict[str, Any]
+) -> None:
     made = make_experience(tiny_model)
-    config = settings(mini_batch_prompts=1, learning_rate=0.3)
+    config = settings(mini_batch_prompts=1, learning_rate=0.3, loss=LossConfig(**surrogate))
     update = updater(copy.deepcopy(tiny_model), config)
     statistics = update.run(made, LAST_GOOD)
 
@@ -236,7 +257,7 @@ def test_later_mini_batches_are_held_against_the_policy_that_sampled(tiny_model:
         assert_same(ours, theirs)
     metrics = statistics.metrics()
     assert metrics["updates"] == 3
-    assert metrics["ratio/max"] > 1.2  # the steps were large enough for the clip to matter
+    assert metrics["ratio/max"] > 1 + config.loss.clip_high  # the steps were large enough for the clip to matter
     assert metrics["clip_share"] > 0
     # With the policy itself as the old one, the later steps would be others.
     drifted = by_hand(tiny_model, made, config.loss, rows=[3, 4, 5])
@@ -249,6 +270,25 @@ def test_one_update_a_rollout_needs_no_forward_for_old_log_probs(tiny_model: Any
     assert sum(forwarded(updater(copy.deepcopy(tiny_model), settings(mini_batch_prompts=4)), made)) == 9
     assert made.old_logps is None
     assert sum(forwarded(updater(copy.deepcopy(tiny_model), settings(mini_batch_prompts=2)), made)) == 12 + 9
+
+
+def test_gspo_costs_a_pass_with_several_updates_a_rollout_alone(tiny_model: Any) -> None:
+    loss = LossConfig(surrogate="gspo")
+    made = make_experience(tiny_model)
+    once = updater(copy.deepcopy(tiny_model), settings(loss=loss))
+    assert sum(forwarded(once, made)) == 9
+    twice = updater(copy.deepcopy(tiny_model), settings(loss=loss, mini_batch_prompts=2))
+    assert sum(forwarded(twice, made)) == 12 + 9 + 9  # no row without a signal
+
+
+@SURROGATES
+def test_with_one_update_a_rollout_all_surrogates_have_one_gradient(tiny_model: Any, surrogate: dict[str, Any]) -> None:
+    made = make_experience(tiny_model)
+    optimizer, statistics = run(tiny_model, made, settings(loss=LossConfig(**surrogate)))
+    plain, _ = run(tiny_model, made, settings())
+    assert_same(optimizer.seen[0], plain.seen[0])
+    metrics = statistics.metrics()
+    assert metrics["ratio/mean"] == metrics["ratio/max"] == 1.0 and metrics["clip_share"] == 0
 
 
 def test_mini_batches_are_whole_groups_in_order(tiny_model: Any) -> None:
@@ -277,7 +317,8 @@ def test_a_loss_that_breaks_stops_before_any_weight_changes(tiny_model: Any, dam
     else:
         tiny_model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
     before = copy.deepcopy(tiny_model.state_dict())
-    with pytest.raises(UserError, match=r"rl\.learning_rate.*the last good checkpoint is runs/step-000004"):
+    remedy = r"rl\.learning_rate.*the last good checkpoint is runs/step-000004"
+    with pytest.raises(UserError, match="logits are NaN" if damage == "nan weight" else remedy):
         update.run(made, LAST_GOOD)
     for name, tensor in tiny_model.state_dict().items():
         assert torch.equal(tensor.nan_to_num(9.0), before[name].nan_to_num(9.0)), name
@@ -373,7 +414,7 @@ def test_statistics_are_means_over_tokens_and_merge_over_processes() -> None:
     )
 
 
-@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean"])
+@AGGREGATIONS
 @pytest.mark.parametrize("mini_batch_prompts", [None, 2])
 def test_dropped_rows_are_as_if_they_had_not_been_sampled(
     tiny_model: Any, aggregation: Any, mini_batch_prompts: int | None
