@@ -8,6 +8,7 @@ from typing import Any
 
 MAX_DEPTH = 64  # of lists and objects in a record; published tool data stays below 20
 TOO_DEEP = "nested too deeply"
+_ENCODINGS = 2  # how often a value may have been written as JSON: exports encode arguments that are a string already
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,21 @@ def text(value: Any, field: str) -> str:
 
 
 def items(value: Any, field: str) -> list[Any]:
-    """`value` as a list; a string is read as a JSON array."""
+    """`value` as a list; a string is read as a JSON array, a string within that once more."""
     found: list[Any] = _of_kind(list, "a list", value, field)
     return found
 
 
 def mapping(value: Any, field: str) -> dict[str, Any]:
-    """`value` as an object; a string is read as a JSON object."""
+    """`value` as an object; a string is read as a JSON object, a string within that once more."""
     found: dict[str, Any] = _of_kind(dict, "an object", value, field)
     return found
 
 
 def _of_kind(kind: type, called: str, value: Any, field: str) -> Any:
-    if isinstance(value, str):
+    for _ in range(_ENCODINGS):
+        if not isinstance(value, str):
+            break
         value = parse_json(value, field)
     if value is None:
         raise Unreadable("field missing", field)

@@ -116,7 +116,7 @@ def test_stop_names_file_line_and_field_and_writes_nothing(run: Run, tmp_path: P
         run(path, on_invalid="stop")
     path = write(tmp_path / "own.jsonl", MANY[0], record("x", target={"calls": [{"name": "w", "arguments": {}}]}))
     with pytest.raises(
-        UserError, match=r"own\.jsonl: jsonl/own-2: field 'reference': tool does not exist \('w' is none of"
+        UserError, match=r"own\.jsonl: line 2: field 'target\.calls\[0\]': tool does not exist \('w' is none of"
     ):
         run(path, on_invalid="stop")
     assert not (tmp_path / "out").exists()
