@@ -64,14 +64,13 @@ def samples(dialogue: Dialogue, record: Record, *, style: Style, source: str) ->
     `source/name`, `.n` added where the dialogue has several.
     """
     answers = [turn for turn in dialogue.turns if isinstance(turn, Turn) and turn.role == "assistant"]
-    tools = by_name(dialogue.tools)
     history: list[Message] = []
     asked = False
     for place, turn in enumerate(dialogue.turns):
         if isinstance(turn, Rejected):
             yield turn
             continue
-        turn = _without_filled_in(turn, tools)
+        turn = _without_filled_in(turn, dialogue.tools)
         message = turn.message()
         if turn.role == "assistant" and asked and place >= dialogue.asked_from:
             yield Sample(
@@ -91,17 +90,21 @@ def earlier_unreadable(record: Record, field: str) -> Rejected:
     return Rejected(_EARLIER, f"{record.where}: field {field!r}")
 
 
-def _without_filled_in(turn: Turn, tools: dict[str, Tool]) -> Turn:
+def _without_filled_in(turn: Turn, tools: Sequence[Tool]) -> Turn:
     """Without nulls that no one wrote: JSON that was exported from Arrow has the keys of other rows' calls as null.
 
     Those are arguments that the tool does not have. Null for an argument that it has may be meant, and stays.
     """
 
+    if not any(None in call.arguments.values() for call in turn.calls):
+        return turn
+    known = by_name(tools)
+
     def cleaned(call: ToolCall) -> ToolCall:
-        tool = tools.get(same_name(call.name))
-        if tool is None or None not in call.arguments.values():
+        tool = known.get(same_name(call.name))
+        if tool is None:
             return call
         kept = {name: value for name, value in call.arguments.items() if value is not None or declares(tool, name)}
         return replace(call, arguments=kept)
 
-    return replace(turn, calls=tuple(map(cleaned, turn.calls))) if turn.calls else turn
+    return replace(turn, calls=tuple(map(cleaned, turn.calls)))

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from rest_core.data.fields import TOO_DEEP, Record, Rejected, Unreadable, parse_json, too_deep
+from rest_core.data.fields import TOO_DEEP, Record, Rejected, Unreadable, parse_json, text_too_deep, too_deep
 from rest_core.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -61,7 +61,7 @@ def json_lines(path: Path) -> Iterator[Record | Rejected]:
                 except (ValueError, RecursionError) as error:
                     yield Rejected("invalid JSON", where, str(error))
                     continue
-                yield _record(fields, where, f"{path.stem}-{number}")
+                yield _record(fields, where, f"{path.stem}-{number}", text_too_deep(line, fields))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); convert the file") from None
     if not seen:
@@ -80,13 +80,13 @@ def _json_array(path: Path) -> Iterator[Record | Rejected]:
     if not entries:
         raise UserError(f"{path}: the JSON array is empty; give a file with records")
     for number, fields in enumerate(entries):
-        yield _record(fields, f"{path}: record {number}", f"{path.stem}-{number}")
+        yield _record(fields, f"{path}: record {number}", f"{path.stem}-{number}", too_deep(fields))
 
 
-def _record(value: Any, where: str, name: str) -> Record | Rejected:
+def _record(value: Any, where: str, name: str, is_too_deep: bool) -> Record | Rejected:
     if not isinstance(value, dict):
         return Rejected("not a JSON object", where, type(value).__name__)
-    return Rejected(TOO_DEEP, where) if too_deep(value) else Record(value, where, name)
+    return Rejected(TOO_DEEP, where) if is_too_deep else Record(value, where, name)
 
 
 def _parquet(path: Path) -> Iterator[Record | Rejected]:
@@ -125,7 +125,7 @@ def _parquet_record(
         fields = {key: columns[key](value) for key, value in row.items() if value is not None}
     except Unreadable as error:
         return Rejected(error.reason, f"{where}: field {error.field!r}", error.detail)
-    return _record(fields, where, name)
+    return _record(fields, where, name, too_deep(fields))
 
 
 _Decoder = Callable[[Any], Any]

@@ -69,13 +69,17 @@ class Converter:
             properties = {}
         if not isinstance(properties, Mapping):
             raise self._no_schema("properties", properties)
-        described = {name: self._property(name, inner) for name, inner in properties.items() if inner is not None}
+        described = {
+            name: inner if isinstance(inner, dict) else self._property(name, inner)
+            for name, inner in properties.items()
+            if inner is not None
+        }
         schema: dict[str, Any] = {
             "type": "object",
             "properties": {name: self.schema(inner) for name, inner in described.items()},
             "required": self._required(given, described, required_beside)
             if is_schema
-            else [name for name, inner in described.items() if _is_required(inner, unless_said=True)],
+            else [name for name, inner in described.items() if _is_required(inner)],
         }
         if is_schema:
             schema |= {key: self._member(key, given[key]) for key in DEFINITIONS if isinstance(given.get(key), Mapping)}
@@ -87,8 +91,10 @@ class Converter:
         """A property's schema, at every depth; its depth is bounded by `fields.MAX_DEPTH`."""
         converted: dict[str, Any] = {}
         for key, value in given.items():
-            if key == "type":
-                converted = {**converted, **self._type(value)}
+            if key == "description" and isinstance(value, str):
+                converted[key] = value
+            elif key == "type":
+                converted.update({"type": value} if value in _SIMPLE else self._type(value))
             elif (member := self._member(key, value)) is not _NOTHING:
                 converted[key] = member
         if isinstance(inner := given.get("properties"), Mapping) and "properties" in converted:
@@ -112,7 +118,7 @@ class Converter:
             listed = []
         if not isinstance(listed, Sequence) or isinstance(listed, str):
             raise self._no_schema("required", listed)
-        flagged = [name for name, inner in properties.items() if _is_required(inner, unless_said=False)]
+        flagged = [name for name, inner in properties.items() if inner.get("required") is True]
         return _names([str(name) for name in [*listed, *flagged] if name is not None])
 
     def _decoded(self, value: Any, name: str) -> Any:
@@ -178,12 +184,12 @@ def is_optional(type_name: Any) -> bool:
     return container == "optional" or (container in ("union", "|") and any(a.lower() == "none" for a in arguments))
 
 
-def _is_required(given: Mapping[str, Any], *, unless_said: bool) -> bool:
-    """Whether a property says itself that it is required; `unless_said` where nothing does."""
+def _is_required(given: Mapping[str, Any]) -> bool:
+    """Whether a property is required, by what it says itself."""
     flag = given.get("required")
     if isinstance(flag, bool):
         return flag
-    return unless_said and "default" not in given and not is_optional(given.get("type"))
+    return "default" not in given and not is_optional(given.get("type"))
 
 
 def _at_root(given: Mapping[str, Any]) -> Mapping[str, Any]:

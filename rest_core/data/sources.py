@@ -177,7 +177,7 @@ def _local_files(location: str, cache: Path) -> list[_Found]:
         path = storage.fetch(place, cache)
         if place == location or path.is_dir():
             found += _data_files(path, place)
-        elif _is_data(inside := PurePosixPath(path.name)):
+        elif _is_data(inside := PurePosixPath(path.relative_to(Path(_fixed_part(location)).expanduser()))):
             found.append(_Found(path, inside))
     if not found:
         raise UserError(f"{location}: no data file ({', '.join(SUFFIXES)}) there")

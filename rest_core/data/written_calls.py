@@ -26,6 +26,7 @@ _OPEN = re.compile(
     r"|\[TOOL_CALLS\]|functools\[|<｜tool▁calls▁begin｜>|^Action Input:",
     re.IGNORECASE | re.MULTILINE,
 )
+_NEEDED = ("<", "[", "(", "{")  # one of them is in every call, whatever the notation
 _CLOSE = re.compile(
     r"</tool_?calls?>|<\|/tool_calls?\|>|<\|tool_call_end\|>|</function_?call>|\[/TOOL_CALLS\]|<\|endoftext\|>"
     r"|<\|eo[tm]_id\|>|<\|im_end\|>|</s>",
@@ -56,6 +57,8 @@ def split(text: str, tools: Sequence[Tool]) -> Said:
         NotCalls: it has what looks like a call and cannot be read as one.
     """
     text = text.strip()
+    if not any(mark in text for mark in _NEEDED):
+        return Said(text)
     if text in ("[]", "```json\n[]\n```"):
         return Said("", no_call=True)
     if mark := _OPEN.search(text):

@@ -119,13 +119,12 @@ def read(path: Path, format: str, style: Style) -> Iterator[Sample | Rejected]:
     Raises:
         UserError: the file as a whole cannot be read, or the format is unknown.
     """
-    reader = None if format == AUTO else reader_of(format)
-    return _samples(files.records(path), reader, style)
+    return samples_of(files.records(path), format, style)
 
 
 def read_embedded(style: Style) -> Iterator[Sample | Rejected]:
     """The samples of BFCL's retired executable questions in the installed bfcl-eval package."""
-    return _samples(bfcl_executable.records(), READERS[bfcl_executable.NAME], style)
+    return samples_of(bfcl_executable.records(), bfcl_executable.NAME, style)
 
 
 def reader_of(format: str) -> Reader:
@@ -134,7 +133,9 @@ def reader_of(format: str) -> Reader:
     return READERS[format]
 
 
-def _samples(records: Iterable[Record | Rejected], reader: Reader | None, style: Style) -> Iterator[Sample | Rejected]:
+def samples_of(records: Iterable[Record | Rejected], format: str, style: Style) -> Iterator[Sample | Rejected]:
+    """The samples and rejections of records; see `read`."""
+    reader = None if format == AUTO else reader_of(format)
     for record in records:
         if isinstance(record, Rejected):
             yield record

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -59,6 +59,7 @@ _THINK_KEYS = ("think", "reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _THINK_PARTS = ("thinking", "reasoning")
 _TOOLS_FROM, _TOOLS_TO = "<tools>", "</tools>"
+_RESULT_FROM, _RESULT_TO = "<tool_response>", "</tool_response>"
 _ARRAY_OF_OBJECTS = re.compile(r"\[\s*+\{")
 _ATTEMPTS = 8  # places in a system text where a list of tools may begin: each costs a pass over the text
 _THINK_END = "</think>"
@@ -77,7 +78,10 @@ class Said:
 
 def numbered(value: Any, field: str) -> list[Entry]:
     """The entries of a list, each with its field."""
-    return [(f"{field}[{n}]", _decoded(entry, f"{field}[{n}]")) for n, entry in enumerate(items(value, field))]
+    return [
+        (f"{field}[{n}]", _decoded(entry, f"{field}[{n}]") if isinstance(entry, str) else entry)
+        for n, entry in enumerate(items(value, field))
+    ]
 
 
 def dialogue(record: Record, entries: Sequence[Entry], prompt_field: str, *, asked_from: int = 0) -> Dialogue:
@@ -91,39 +95,46 @@ def dialogue(record: Record, entries: Sequence[Entry], prompt_field: str, *, ask
     Raises:
         Unreadable: the record has no tools, or they cannot be read.
     """
-    tools, tools_field, told_at = find_tools(record, entries)
+    kinds = [_kind_of(entry) for _, entry in entries]
+    system = [entry for entry, kind in zip(entries, kinds, strict=True) if kind == "system"]
+    tools, tools_field, told_at = find_tools(record, system)
     turns: list[Turn | Rejected] = []
     first_asked = 0
     broken = False
-    for place, (field, entry) in enumerate(entries):
+    for place, ((field, entry), kind) in enumerate(zip(entries, kinds, strict=True)):
         if place == asked_from:
             first_asked = len(turns)
         if broken:
-            if _kind_of(entry) in ("assistant", "call"):
+            if kind in ("assistant", "call"):
                 turns.append(earlier_unreadable(record, field))
             continue
         if field in told_at:
             continue
-        call_follows = place + 1 < len(entries) and _kind_of(entries[place + 1][1]) == "call"
         try:
-            for turn in _turns(mapping(entry, field), field, tools, call_follows):
-                _add(turns, turn, joins=_kind_of(entry) == "call" and len(turns) > first_asked)
+            if kind == "assistant":
+                turns.append(assistant(entry, field, tools, kinds[place + 1 : place + 2] == ["call"]))
+            elif kind == "call":
+                _add_call(turns, _call_turn(entry, field), joins=len(turns) > first_asked)
+            else:
+                turns += _other_turns(mapping(entry, field), field, kind)
         except Unreadable as error:
             turns.append(error.rejected(record))
             broken = True
     return Dialogue(tools, tuple(turns), prompt_field, tools_field, first_asked)
 
 
-def find_tools(record: Record, entries: Sequence[Entry]) -> tuple[tuple[Tool, ...], str, set[str]]:
+def find_tools(record: Record, system: Sequence[Entry]) -> tuple[tuple[Tool, ...], str, set[str]]:
     """The tools, the field that has them, and the system turns that are to be left out as they tell of the tools.
+
+    Args:
+        system: the dialogue's system turns.
 
     Raises:
         Unreadable: there are none, or they cannot be read.
     """
     texts = [
         (field, _place(entry, field, key), entry[key])
-        for field, entry in entries
-        if _kind_of(entry) == "system"
+        for field, entry in system
         for key in ("content", "value")
         if isinstance(entry.get(key), str)
     ]
@@ -257,7 +268,7 @@ def content(value: Any, field: str) -> Said:
 
 
 def _kind_of(entry: Any) -> _Kind | None:
-    role = entry.get("role", entry.get("from")) if isinstance(entry, Mapping) else None
+    role = entry.get("role", entry.get("from")) if isinstance(entry, dict) else None
     return _ROLES.get(role) if isinstance(role, str) else None
 
 
@@ -265,9 +276,9 @@ def _place(fields: Mapping[str, Any], field: str, key: str) -> str:
     return field if isinstance(fields, Plain) else f"{field}.{key}"
 
 
-def _decoded(entry: Any, field: str) -> Any:
+def _decoded(entry: str, field: str) -> Any:
     """A string of JSON stands for its object: `datasets` writes columns of mixed types so."""
-    return parse_json(entry, field) if isinstance(entry, str) and entry.lstrip().startswith("{") else entry
+    return parse_json(entry, field) if entry.lstrip().startswith("{") else entry
 
 
 def _own_thought(fields: Mapping[str, Any], field: str) -> str | None:
@@ -283,31 +294,41 @@ def _own_thought(fields: Mapping[str, Any], field: str) -> str | None:
     return None
 
 
-def _turns(fields: Mapping[str, Any], field: str, tools: Sequence[Tool], call_follows: bool) -> Iterator[Turn]:
-    """The turns that an entry stands for: none for a system message without text, several for several results."""
-    kind = _kind_of(fields)
-    key = next((key for key in ("content", "value") if key in fields), "value" if "from" in fields else "content")
-    place, value = _place(fields, field, key), fields.get(key)
-    if kind == "assistant":
-        yield assistant(fields, field, tools, call_follows)
-    elif kind == "call":
-        yield _call_turn(value, field, place)
-    elif kind == "tool":
-        yield from _results(_result(value, place), field)
-    elif kind == "user":
+def _content_of(fields: Mapping[str, Any], field: str) -> tuple[Any, str]:
+    """A turn's content and its field."""
+    key = "content" if "content" in fields else "value" if "value" in fields or "from" in fields else "content"
+    return fields.get(key), _place(fields, field, key)
+
+
+def _other_turns(fields: Mapping[str, Any], field: str, kind: _Kind | None) -> list[Turn]:
+    """The turns of a system, user or tool entry: none for a system text that is empty, several for several results."""
+    value, place = _content_of(fields, field)
+    if kind == "tool":
+        return _results(_result(value, place), field)
+    if kind == "user":
         said = content(value, place).words
-        results = list(_results(said, field)) if said and said.lstrip().startswith("<tool_response>") else []
-        yield from results or [Turn("user", text(said, place).strip(), field)]
-    elif kind == "system":
-        if (said := content(value, place).words) and said.strip():
-            yield Turn("system", said, field)
-    else:
-        name = "role" if "role" in fields or "from" not in fields else "from"
-        raise Unreadable("unknown role", f"{field}.{name}", repr(fields.get(name))[:60])
+        if said and said.lstrip().startswith(_RESULT_FROM):
+            return _results(said, field)
+        return [Turn("user", text(said, place).strip(), field)]
+    if kind == "system":
+        said = content(value, place).words
+        return [Turn("system", said, field)] if said and not said.isspace() else []
+    name = "role" if "role" in fields or "from" not in fields else "from"
+    raise Unreadable("unknown role", f"{field}.{name}", repr(fields.get(name))[:60])
 
 
-def _add(turns: list[Turn | Rejected], turn: Turn, *, joins: bool) -> None:
-    """Append a turn; a call that `joins` becomes part of the assistant turn before it."""
+def _call_turn(fields: Mapping[str, Any], field: str) -> Turn:
+    value, place = _content_of(fields, field)
+    think = None
+    if isinstance(value, str):
+        think, value = _thought_before(value)
+    calls = written_calls.calls_of(value, place)
+    call_fields = (place,) if len(calls) == 1 else tuple(f"{place}[{n}]" for n in range(len(calls)))
+    return Turn("assistant", None if calls else NO_TOOL_FITS, field, tuple(calls), call_fields, think)
+
+
+def _add_call(turns: list[Turn | Rejected], turn: Turn, *, joins: bool) -> None:
+    """Append a call, as part of the assistant turn before it where it may join that."""
     last = turns[-1] if turns else None
     if joins and isinstance(last, Turn) and last.role == "assistant":
         turns[-1] = replace(
@@ -319,15 +340,6 @@ def _add(turns: list[Turn | Rejected], turn: Turn, *, joins: bool) -> None:
         )
     else:
         turns.append(turn)
-
-
-def _call_turn(value: Any, field: str, place: str) -> Turn:
-    think = None
-    if isinstance(value, str):
-        think, value = _thought_before(value)
-    calls = written_calls.calls_of(value, place)
-    fields = (place,) if len(calls) == 1 else tuple(f"{place}[{n}]" for n in range(len(calls)))
-    return Turn("assistant", None if calls else NO_TOOL_FITS, field, tuple(calls), fields, think)
 
 
 def _calls(fields: Mapping[str, Any], field: str) -> tuple[list[ToolCall], list[str], bool]:
@@ -354,19 +366,19 @@ def _result(value: Any, place: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _results(said: str, field: str) -> Iterator[Turn]:
+def _results(said: str, field: str) -> list[Turn]:
     """A result, or each of those that stand in `<tool_response>` tags."""
-    start, stop = "<tool_response>", "</tool_response>"
-    if not said.lstrip().startswith(start):
-        yield Turn("tool", said.strip(), field)
-        return
-    for piece in said.split(start)[1:]:
-        yield Turn("tool", piece.partition(stop)[0].strip(), field)
+    if not said.lstrip().startswith(_RESULT_FROM):
+        return [Turn("tool", said.strip(), field)]
+    pieces = said.split(_RESULT_FROM)[1:]
+    return [Turn("tool", piece.partition(_RESULT_TO)[0].strip(), field) for piece in pieces]
 
 
 def _thought_before(said: str) -> tuple[str | None, str]:
-    """Thoughts in tags before the words, and the words; the opening tag may be missing: some chat templates write it."""
+    """Thoughts in tags before the words, and the words; the opening tag may be missing: chat templates write it."""
     said = said.strip()
+    if "<" not in said:
+        return None, said
     for opening in _THINK_START:
         if said.startswith(opening):
             inner, closed, rest = said[len(opening) :].partition(f"</{opening[1:]}")
