@@ -6,10 +6,8 @@ component does in the pipeline.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +41,9 @@ def _stage_command(
     sections: tuple[str, ...],
     folders: tuple[str, ...] = (),
     inputs: tuple[Any, ...] = (),
-    describe: Callable[[Path], list[str]] | None = None,
     help: str,
 ) -> click.Command:
-    """The command `name` of the function `stage`, with one option for each folder that it reads.
-
-    `describe` says more about the stage's folder than its figures do.
-    """
+    """The command `name` of the function `stage`, with one option for each folder that it reads."""
 
     def run(profile: str, overrides: tuple[str, ...], out: Path, run_name: str | None, **options: Any) -> None:
         given = {folder: options.pop(folder) for folder in folders}
@@ -77,8 +71,8 @@ def _stage_command(
             finish_pipeline(config.tracking, pipeline_run=pipeline_run, spool=spool)
         for figure, value in sorted(result.metrics.items()):
             click.echo(f"{figure:40} {value:.6g}")
-        for line in describe(out) if describe else ():
-            click.echo(line)
+        for note in result.notes:
+            click.echo(note)
         click.echo(f"{name}: {f'skipped, {result.skipped}' if result.skipped else 'done'}; see {out}")
 
     run = click.option(
@@ -100,12 +94,6 @@ def _stage_command(
     return click.command(name, help=help)(configured(run))
 
 
-def _drops(out: Path) -> list[str]:
-    from rest_core.data.prepare import REPORT, describe_drops
-
-    return describe_drops(json.loads((out / REPORT).read_text(encoding="utf-8")))
-
-
 def _local(folder: str) -> Path:
     """The folder of a stage's output; one that lies in S3 is downloaded."""
     from rest_core import storage
@@ -119,7 +107,6 @@ COMMANDS = (
         "prepare_data",
         sections=("model", "data", "api_bank", "tracking", "storage"),
         inputs=(api_bank_option, data_option),
-        describe=_drops,
         help="""Make a dataset folder from tool-use data.
 
     Reads, validates, deduplicates and splits.

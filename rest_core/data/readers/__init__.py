@@ -98,13 +98,16 @@ def detect(path: Path) -> str:
         UserError: the file cannot be read.
     """
     first: Record | None = None
+    unreadable: Rejected | None = None
     for record in files.records(path):
-        if isinstance(record, Record):
-            if (name := format_of(record.fields)) is not None:
-                return name
+        if isinstance(record, Rejected):
+            unreadable = unreadable or record
+        elif (name := format_of(record.fields)) is not None:
+            return name
+        else:
             first = first or record
     if first is None:
-        raise UnknownFormat(f"{path}: no record can be read; the file should hold JSON objects")
+        raise UnknownFormat(f"{unreadable}; no record can be read: the file should hold JSON objects")
     raise UnknownFormat(
         f"{first.where}: {_unknown(first.fields)}; convert the file to one of {', '.join(READERS)} (docs/data.md)"
     )
