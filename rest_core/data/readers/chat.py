@@ -96,8 +96,8 @@ def dialogue(record: Record, entries: Sequence[Entry], prompt_field: str, *, ask
         Unreadable: the record has no tools, or they cannot be read.
     """
     kinds = [_kind_of(entry) for _, entry in entries]
-    system = [entry for entry, kind in zip(entries, kinds, strict=True) if kind == "system"]
-    tools, tools_field, told_at = find_tools(record, system)
+    told = {place: entries[place] for place, kind in enumerate(kinds) if kind == "system"}
+    tools, tools_field, left_out = find_tools(record, told)
     turns: list[Turn | Rejected] = []
     first_asked = 0
     broken = False
@@ -108,7 +108,7 @@ def dialogue(record: Record, entries: Sequence[Entry], prompt_field: str, *, ask
             if kind in ("assistant", "call"):
                 turns.append(earlier_unreadable(record, field))
             continue
-        if field in told_at:
+        if place in left_out:
             continue
         try:
             if kind == "assistant":
@@ -123,32 +123,33 @@ def dialogue(record: Record, entries: Sequence[Entry], prompt_field: str, *, ask
     return Dialogue(tools, tuple(turns), prompt_field, tools_field, first_asked)
 
 
-def find_tools(record: Record, system: Sequence[Entry]) -> tuple[tuple[Tool, ...], str, set[str]]:
-    """The tools, the field that has them, and the system turns that are to be left out as they tell of the tools.
+def find_tools(record: Record, system: Mapping[int, Entry]) -> tuple[tuple[Tool, ...], str, set[int]]:
+    """The tools, the field that has them, and the places of the system turns that are left out: they tell of the tools.
 
     Args:
-        system: the dialogue's system turns.
+        system: the dialogue's system turns by their places.
 
     Raises:
         Unreadable: there are none, or they cannot be read.
     """
     texts = [
-        (field, _place(entry, field, key), entry[key])
-        for field, entry in system
+        (place, _place(entry, field, key), entry[key])
+        for place, (field, entry) in system.items()
         for key in ("content", "value")
         if isinstance(entry.get(key), str)
     ]
-    told_at = {field for field, _, said in texts if _TOOLS_TO in said}
+    left_out = {place for place, _, said in texts if _TOOLS_TO in said}
     for key in _TOOLS_KEYS:
         if record.fields.get(key) not in (None, "", [], "[]", {}):
-            return read_tools(record.fields[key], key), key, told_at
-    for field, place, said in texts:
-        if (tools := tools_in_text(said, place)) is not None:
-            return tools, place, told_at | {field}
-    given = next((key for key in _TOOLS_KEYS if key in record.fields), _TOOLS_KEYS[0])
-    if texts:
-        raise Unreadable("tools missing", given, "and no list of tools in the system text")
-    return read_tools(record.fields.get(given), given), given, told_at  # says what is wrong with them
+            return read_tools(record.fields[key], key), key, left_out
+    for place, field, said in texts:
+        if (tools := tools_in_text(said, field)) is not None:
+            return tools, field, left_out | {place}
+    given = next((key for key in _TOOLS_KEYS if key in record.fields), None)
+    if texts and given is None:
+        raise Unreadable("tools missing", texts[0][1], "no list of tools in it, nor in a field 'tools'")
+    field = given or _TOOLS_KEYS[0]
+    return read_tools(record.fields.get(field), field), field, left_out  # says what is wrong with them
 
 
 def tools_in_text(said: str, field: str) -> tuple[Tool, ...] | None:

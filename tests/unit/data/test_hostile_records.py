@@ -67,7 +67,7 @@ def test_every_format_is_tried():
 
 
 @pytest.mark.parametrize("format", readers.READERS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_only_samples_and_rejections_come_out(format: str, data: st.DataObject):
     fields = data.draw(st.fixed_dictionaries(FIELDS[format], optional={"tools": tools, "functions": values}))
@@ -81,7 +81,7 @@ def test_only_samples_and_rejections_come_out(format: str, data: st.DataObject):
             json.dumps([tool.parameters for tool in entry.tools]).encode()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.dictionaries(keys, values, max_size=5) | st.fixed_dictionaries({"a": st.fixed_dictionaries({"type": words})}))
 def test_parameters_are_always_a_valid_json_schema(parameters: dict[str, Any]):
     try:
