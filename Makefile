@@ -56,7 +56,7 @@ run: $(STAMP)
 
 # Two workers of one thread each: many small tests gain nothing from more threads.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/unit tests/contract
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/unit tests/contract tests/cases
 
 # Whole pipelines, trainings in several processes, the real model.
 test-integration: $(STAMP)

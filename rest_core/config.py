@@ -57,9 +57,9 @@ class ModelConfig(Section):
 
 class DataSource(Section):
     location: str = Field(description="embedded:NAME, a hub id, a path, a glob, or an s3:// URI")
-    format: Literal["auto", "toolrl-sft", "toolrl-rl", "toolace", "xlam", "jsonl", "bfcl-executable"] = Field(
-        "auto", description="the reader; 'auto' looks at the file"
-    )
+    format: Literal[
+        "auto", "jsonl", "sharegpt", "trl", "glaive", "toolace", "xlam", "toolrl-sft", "toolrl-rl", "bfcl-executable"
+    ] = Field("auto", description="the reader; 'auto' looks at each record")
     use: tuple[Literal["sft", "rl"], ...] = Field(("sft", "rl"), description="which stages train on it")
     limit: int | None = Field(None, ge=1, description="take at most this many records")
 

@@ -38,6 +38,17 @@ class ToolCall:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a sample stands in the data it was read from, for messages: the record, and its fields as spelled there."""
+
+    where: str  # "calls.jsonl: line 12"
+    prompt: str  # "messages"
+    tools: str  # "functions"
+    answer: str  # "messages[3]"
+    calls: tuple[str, ...] = ()  # of each call in the answer: "messages[3].tool_calls[0]"
+
+
+@dataclass(frozen=True)
 class Sample:
     """One single-step training or evaluation sample: a prompt, and the response that is wanted.
 
@@ -51,6 +62,7 @@ class Sample:
     prompt: tuple[Message, ...]
     tools: tuple[Tool, ...]
     reference: str
+    origin: Origin | None = field(default=None, compare=False)  # lost when a dataset is written
 
 
 @dataclass

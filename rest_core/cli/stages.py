@@ -61,6 +61,8 @@ def _stage_command(
             finish_pipeline(config.tracking, pipeline_run=pipeline_run, spool=spool)
         for figure, value in sorted(result.metrics.items()):
             click.echo(f"{figure:40} {value:.6g}")
+        for note in result.notes:
+            click.echo(note)
         click.echo(f"{name}: {f'skipped, {result.skipped}' if result.skipped else 'done'}; see {out}")
 
     run = click.option(

@@ -8,6 +8,7 @@ from typing import Any
 
 MAX_DEPTH = 64  # of lists and objects in a record; published tool data stays below 20
 TOO_DEEP = "nested too deeply"
+_ENCODINGS = 2  # how often a value may have been written as JSON: exports encode arguments that are a string already
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,20 @@ class Unreadable(Exception):
 
 def too_deep(value: Any) -> bool:
     """Whether lists and objects are nested beyond `MAX_DEPTH`; what passes may be walked by recursion."""
-    level = [value]
+    level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):
-        inner = (
-            entry.values() if isinstance(entry, dict) else entry for entry in level if isinstance(entry, dict | list)
-        )
-        level = [value for values in inner for value in values]
         if not level:
             return False
-    return True
+        below: list[Any] = []
+        for entry in level:
+            below += entry.values() if isinstance(entry, dict) else entry
+        level = [inner for inner in below if isinstance(inner, dict | list)]
+    return bool(level)
+
+
+def text_too_deep(written: str, value: Any) -> bool:
+    """The same of a value and the JSON it was written as, which mostly has too few brackets to be looked at."""
+    return written.count("{") + written.count("[") > MAX_DEPTH and too_deep(value)
 
 
 def text(value: Any, field: str) -> str:
@@ -71,19 +77,21 @@ def text(value: Any, field: str) -> str:
 
 
 def items(value: Any, field: str) -> list[Any]:
-    """`value` as a list; a string is read as a JSON array."""
+    """`value` as a list; a string is read as a JSON array, a string within that once more."""
     found: list[Any] = _of_kind(list, "a list", value, field)
     return found
 
 
 def mapping(value: Any, field: str) -> dict[str, Any]:
-    """`value` as an object; a string is read as a JSON object."""
+    """`value` as an object; a string is read as a JSON object, a string within that once more."""
     found: dict[str, Any] = _of_kind(dict, "an object", value, field)
     return found
 
 
 def _of_kind(kind: type, called: str, value: Any, field: str) -> Any:
-    if isinstance(value, str):
+    for _ in range(_ENCODINGS):
+        if not isinstance(value, str):
+            break
         value = parse_json(value, field)
     if value is None:
         raise Unreadable("field missing", field)
@@ -94,13 +102,16 @@ def _of_kind(kind: type, called: str, value: Any, field: str) -> Any:
 
 def parse_json(value: str, field: str) -> Any:
     try:
-        parsed = json.loads(value, parse_constant=_no_constant)
+        parsed = _DECODER.decode(value)
     except (ValueError, RecursionError) as error:
         raise Unreadable("invalid JSON", field, str(error)) from None
-    if too_deep(parsed):
+    if text_too_deep(value, parsed):
         raise Unreadable(TOO_DEEP, field)
     return parsed
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)

@@ -34,6 +34,7 @@ _PARTIAL = ".partial"  # inside the output folder, which may be a mount point th
 _USES: tuple[Use, ...] = ("sft", "rl")
 _BATCH = 256
 _EXAMPLES = 3  # rejections a reason that the report shows
+_REASONS, _EXAMPLE_WIDTH = 20, 160  # what is shown of them on a terminal
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,12 @@ class _Candidate:
     traits: Traits
     prompt_tokens: int = 0
     reference_tokens: int = 0
+
+    @property
+    def place(self) -> str:
+        """Where the user's data has it: file, record and the answer's field."""
+        origin = self.sample.origin
+        return self.sample.id if origin is None else f"{origin.where}: field {origin.answer!r}"
 
     def row(self) -> dict[str, Any]:
         return store.to_row(self.sample, prompt_tokens=self.prompt_tokens, reference_tokens=self.reference_tokens)
@@ -128,6 +135,21 @@ def prepare(
     return report
 
 
+def describe_drops(report: Mapping[str, Any]) -> list[str]:
+    """Why records were dropped, for people: a line for each reason, the most frequent first, each with an example."""
+    dropped: Mapping[str, int] = report["dropped"]
+    if not dropped:
+        return []
+    read = sum(source["read"] for source in report["sources"].values())
+    lines = [f"dropped {sum(dropped.values())} of {read} (more examples: {REPORT}):"]
+    for reason, count in list(dropped.items())[:_REASONS]:
+        example = report["examples"][reason][0].replace(f": {reason}", "", 1).replace("\n", " ")
+        lines.append(f"  {count:6}  {reason}, e.g. {example[:_EXAMPLE_WIDTH]}{'…' * (len(example) > _EXAMPLE_WIDTH)}")
+    if len(dropped) > _REASONS:
+        lines.append(f"          and for {len(dropped) - _REASONS} further reasons")
+    return lines
+
+
 def _nothing_left(use: Use, located: Iterable[tuple[DataSource, Sequence[SourceFile]]], drops: _Drops) -> UserError:
     names = ", ".join(source.location for source, _ in located)
     top = drops.by_reason().most_common(3)
@@ -174,7 +196,7 @@ def _without_overlap(
         if name is None:
             yield candidate
         else:
-            drops.add(candidate.location, f"overlaps {name}", candidate.sample.id)
+            drops.add(candidate.location, f"overlaps {name}", candidate.place)
 
 
 def _within_length(
@@ -195,7 +217,7 @@ def _within_length(
             drops.add(
                 candidate.location,
                 reason,
-                f"{candidate.sample.id}: {length} tokens, data.{name} is {getattr(data, name)}",
+                f"{candidate.place}: {length} tokens, data.{name} is {getattr(data, name)}",
             )
 
 
@@ -218,7 +240,7 @@ def _without_duplicates(candidates: Sequence[_Candidate], threshold: float, drop
         if left:
             reason = f"{reason}, kept for {' and '.join(left)}"
             yield replace(candidate, use=left)
-        drops.add(candidate.location, reason, candidate.sample.id)
+        drops.add(candidate.location, reason, candidate.place)
 
 
 def _split(pools: Mapping[Use, Sequence[_Candidate]], data: DataConfig) -> dict[str, list[_Candidate]]:

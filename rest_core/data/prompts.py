@@ -8,13 +8,14 @@ every number.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from rest_core.data.fields import Unreadable, too_deep
+from rest_core.data.fields import Unreadable
+from rest_core.data.python_calls import NotCalls, literal
+from rest_core.data.schemas import DEFINITIONS
 from rest_core.data.tools import same_name
 from rest_core.records import Message, Tool
 
@@ -70,10 +71,10 @@ Tools:
 
 _SYSTEMS: dict[Style, str] = {"toolrl": _TOOLRL_SYSTEM, "compact": _COMPACT_SYSTEM}
 
-_LISTED = re.compile(r"following tools:\n(.*?)\n\n\*\*Steps for Each Turn\*\*", re.DOTALL)
+_LISTED_FROM, _LISTED_TO = "following tools:\n", "\n\n**Steps for Each Turn**"
 _LISTED_HEAD = re.compile(r"\d+\. (?:Name: (?P<name>.*)\nDescription: ?|(?P<short>[^:\n]+): ?)")
 _LISTED_PARAMETERS = "\nParameters: "
-_USER_TURN = re.compile(r"<user>(.*?)</user>", re.DOTALL)
+_USER_FROM, _USER_TO = "<user>", "</user>"
 
 
 def render(style: Style, tools: Sequence[Tool], history: Sequence[Message]) -> tuple[Message, ...]:
@@ -99,29 +100,38 @@ def template_text(style: Style) -> str:
     return f"{_TOOLRL_SYSTEM}\n\n{_TOOLRL_HISTORY}\n<user> … </user>\n\n<tool_call> … </tool_call>\n<obs> … </obs>"
 
 
-def listed_tools(system: str) -> tuple[Tool, ...]:
+def lists_tools(system: str) -> bool:
+    """Whether a system message has a list of tools in ToolRL's style."""
+    return _LISTED_FROM in system
+
+
+def listed_tools(system: str, field: str = "system") -> tuple[Tool, ...]:
     """The tools that a system message in ToolRL's style lists, as ToolRL and its API-Bank files write them.
 
     Properties are kept as they stand there, ToolRL's own names of types included ("str, optional"), so that `render`
     gives the text back. What is required is not said there.
 
+    Args:
+        field: where the user's record has the message, for errors.
+
     Raises:
         Unreadable: the message has no such list, or an entry cannot be read.
     """
-    match = _LISTED.search(system)
-    if match is None:
-        raise Unreadable("tools missing", "system", "no list of tools in ToolRL's format")
+    listed = _between(system, _LISTED_FROM, _LISTED_TO)
+    if not listed:
+        raise Unreadable("tools missing", field, "no list of tools in ToolRL's format")
     tools = []
     # Every entry ends with its line of parameters; a description may hold lines that look like an entry's first.
-    rest = match[1]
+    rest = listed[0]
     while rest.strip():
         head = _LISTED_HEAD.match(rest)
         description, found, tail = rest[head.end() if head else 0 :].partition(_LISTED_PARAMETERS)
         if head is None or not found:
-            raise Unreadable("tool list cannot be read", "system", rest[:60])
+            raise Unreadable("tool list cannot be read", field, rest[:60])
         parameters, _, rest = tail.partition("\n")
-        properties = _properties(parameters)
-        schema = {"type": "object", "properties": properties, "required": []}
+        properties = _properties(parameters, field)
+        definitions = {key: properties.pop(key) for key in DEFINITIONS[:1] if key in properties}
+        schema = {"type": "object", "properties": properties, "required": [], **definitions}
         tools.append(Tool(same_name(head["name"] or head["short"]), description, schema))
     return tuple(tools)
 
@@ -131,7 +141,8 @@ def user_turns(prompt: Sequence[Message]) -> list[str]:
     turns: list[str] = []
     for message in prompt:
         if message.role == "user":
-            turns += [turn.strip() for turn in _USER_TURN.findall(message.content)] or [message.content.strip()]
+            said = _between(message.content, _USER_FROM, _USER_TO, every=True)
+            turns += [turn.strip() for turn in said or [message.content]]
     return turns
 
 
@@ -139,7 +150,7 @@ def _tool_lines(style: Style, tools: Sequence[Tool]) -> str:
     if style == "toolrl":
         return "\n".join(
             f"{number}. Name: {tool.name}\nDescription: {tool.description}\n"
-            f"Parameters: {json.dumps(tool.parameters['properties'])}"
+            f"Parameters: {json.dumps(_shown(tool), ensure_ascii=False)}"
             for number, tool in enumerate(tools, start=1)
         )
     return "\n".join(_compact_line(tool) for tool in tools)
@@ -148,11 +159,30 @@ def _tool_lines(style: Style, tools: Sequence[Tool]) -> str:
 def _compact_line(tool: Tool) -> str:
     """One line of JSON; what is optional is named, because that is the shorter list."""
     line: dict[str, Any] = {"name": tool.name, "description": tool.description}
-    line["parameters"] = tool.parameters["properties"]
+    line["parameters"] = _shown(tool)
     optional = [name for name in tool.parameters["properties"] if name not in tool.parameters.get("required", ())]
     if optional:
         line["optional"] = optional
     return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+
+
+def _shown(tool: Tool) -> dict[str, Any]:
+    """What the model is told of the parameters: properties by name, and the definitions that they refer to."""
+    definitions = {key: tool.parameters[key] for key in DEFINITIONS if key in tool.parameters}
+    return {**tool.parameters["properties"], **definitions}
+
+
+def _between(text: str, start: str, end: str, *, every: bool = False) -> list[str]:
+    """What stands between the first `start` and the next `end`, or between every such pair; one pass over the text."""
+    found: list[str] = []
+    place = text.find(start)
+    while place >= 0 and (every or not found):
+        stop = text.find(end, place + len(start))
+        if stop < 0:
+            break
+        found.append(text[place + len(start) : stop])
+        place = text.find(start, stop + len(end))
+    return found
 
 
 def _toolrl_history(turns: Sequence[Message]) -> str:
@@ -166,15 +196,12 @@ def _toolrl_history(turns: Sequence[Message]) -> str:
     return text
 
 
-def _properties(text: str) -> dict[str, Any]:
+def _properties(text: str, field: str) -> dict[str, Any]:
     """A line of parameters: JSON in ToolRL's files, a Python dict in API-Bank's."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            value = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-            raise Unreadable("tool list cannot be read", "system", f"{text[:60]!r}: {error}") from None
-    if not isinstance(value, dict) or too_deep(value):
-        raise Unreadable("tool list cannot be read", "system", f"parameters {text[:60]!r}")
+        value = literal(text)
+    except NotCalls as error:
+        raise Unreadable("tool list cannot be read", field, str(error)) from None
+    if not isinstance(value, dict):
+        raise Unreadable("tool list cannot be read", field, f"parameters {text[:60]!r}")
     return value

@@ -10,7 +10,6 @@ import ast
 import json
 import math
 import operator
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,7 +18,8 @@ from rest_core.data.fields import TOO_DEEP, too_deep
 from rest_core.data.tools import by_name, same_name
 from rest_core.records import Tool, ToolCall
 
-_KEY = re.compile(r"""\s*([^=()\[\]{}"',]+?)\s*=(?!=)\s*""")
+_NO_KEY = frozenset("()[]{}\"',")  # characters that no argument's name has
+_MAX_BITS = 1024  # of a whole number: what a float64 can hold, and so any reader of JSON
 _OPENING, _CLOSING = "([{", ")]}"
 _CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -116,8 +116,7 @@ def _name_and_arguments(piece: str, known: Sequence[str]) -> tuple[str, str]:
     if not piece.endswith(")"):
         raise NotCalls(f"{piece[:60]!r} is no call")
     for name in known:
-        rest = piece[len(name) :].lstrip()
-        if piece.startswith(name) and rest.startswith("("):
+        if piece.startswith(name) and (rest := piece[len(name) :].lstrip()).startswith("("):
             return name, rest[1:-1]
     name, opened, _ = piece.partition("(")
     if not opened or not name.strip():
@@ -128,8 +127,9 @@ def _name_and_arguments(piece: str, known: Sequence[str]) -> tuple[str, str]:
 def _arguments(text: str, parameters: Sequence[str]) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for place, piece in enumerate(_pieces(text)):
-        if match := _KEY.match(piece):
-            key, value = match[1], piece[match.end() :]
+        name, equals, given = piece.partition("=")
+        if equals and name.strip() and not given.startswith("=") and _NO_KEY.isdisjoint(name):
+            key, value = name.strip(), given
         elif place < len(parameters):
             key, value = parameters[place], piece
         else:
@@ -186,6 +186,8 @@ def _json_value(value: Any) -> Any:
         return [_json_value(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no JSON value")
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise ValueError("the number is too large")
     if value is None or isinstance(value, str | int | float):
         return value
     raise ValueError(f"{type(value).__name__} is no JSON value")

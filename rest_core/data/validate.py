@@ -2,49 +2,61 @@
 
 from __future__ import annotations
 
+import json
+
 from rest_core.data.fields import Rejected
 from rest_core.data.prompts import user_turns
-from rest_core.data.tools import by_name, same_name
-from rest_core.records import Sample
+from rest_core.data.tools import by_name, declares, same_name
+from rest_core.records import Origin, Sample
 from rest_core.response import parse
 
 
 def problem(sample: Sample, file: str) -> Rejected | None:
-    """Why a sample cannot be trained on, None where it can.
+    """Why a sample cannot be trained on, None where it can; says where the user's data has what is wrong.
 
     An argument that the tool does not declare counts: in ToolRL's data it marks calls that were mangled when they were
     converted (`{"a": "1}, b=2", …}`).
+
+    Args:
+        file: names the sample's file where its origin is not known.
     """
+    origin = sample.origin or Origin(f"{file}: {sample.id}", "prompt", "tools", "reference")
 
     def rejected(reason: str, field: str, detail: str = "") -> Rejected:
-        return Rejected(reason, f"{file}: {sample.id}: field {field!r}", detail)
+        return Rejected(reason, f"{origin.where}: field {field!r}", detail)
 
     if not any(turn for turn in user_turns(sample.prompt)):
-        return rejected("question empty", "prompt")
+        return rejected("question empty", origin.prompt)
     if not sample.tools:
-        return rejected("tools missing", "tools")
-    if not _is_unicode(sample):
-        return rejected("text is not valid Unicode", "prompt or reference", "a lone surrogate")
+        return rejected("tools missing", origin.tools)
+    if (field := _not_unicode(sample, origin)) is not None:
+        return rejected("text is not valid Unicode", field, "a lone surrogate")
     reference = parse(sample.reference)
     if not reference.well_formed:
-        return rejected("reference not well formed", "reference", reference.problems[0])
+        return rejected("reference not well formed", origin.answer, reference.problems[0])
     tools = by_name(sample.tools)
-    for call in reference.calls:
+    for number, call in enumerate(reference.calls):
+        place = origin.calls[number] if number < len(origin.calls) else origin.answer
         tool = tools.get(same_name(call.name))
         if tool is None:
-            return rejected("tool does not exist", "reference", f"{call.name!r} is none of {', '.join(tools)}")
-        unknown = [name for name in call.arguments if name not in tool.parameters["properties"]]
-        if unknown and not tool.parameters.get("additionalProperties"):
-            return rejected("argument not declared by the tool", "reference", f"{unknown[0]!r} of {call.name!r}")
+            return rejected("tool does not exist", place, f"{call.name!r} is none of {', '.join(tools)}")
+        unknown = [name for name in call.arguments if not declares(tool, name)]
+        if unknown:
+            return rejected("argument not declared by the tool", place, f"{unknown[0]!r} of {call.name!r}")
     return None
 
 
-def _is_unicode(sample: Sample) -> bool:
-    texts = [sample.reference, *(message.content for message in sample.prompt)]
-    texts += [text for tool in sample.tools for text in (tool.name, tool.description, str(tool.parameters))]
-    try:
-        for text in texts:
-            text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def _not_unicode(sample: Sample, origin: Origin) -> str | None:
+    """The field with text that no file can hold, None where there is none."""
+    tools = [json.dumps([tool.name, tool.description, tool.parameters], ensure_ascii=False) for tool in sample.tools]
+    for field, texts in (
+        (origin.answer, [sample.reference]),
+        (origin.tools, tools),
+        (origin.prompt, [message.content for message in sample.prompt]),
+    ):
+        try:
+            for text in texts:
+                text.encode("utf-8")
+        except UnicodeEncodeError:
+            return field
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from rest_core import manifest
@@ -24,7 +25,7 @@ def prepare_data(
 ) -> StageResult:
     """Read, validate, deduplicate, measure and split the training data."""
     from rest_core.data.evaluation_sets import api_bank_folder, evaluation_questions
-    from rest_core.data.prepare import prepare
+    from rest_core.data.prepare import describe_drops, prepare
     from rest_core.data.prompts import template_text
     from rest_core.model.loading import load_tokenizer
 
@@ -60,4 +61,4 @@ def prepare_data(
             rows=sum(report["splits"].values()),
             context="training",
         )
-        return result
+        return replace(result, notes=tuple(describe_drops(report)))

@@ -39,6 +39,7 @@ class StageResult:
 
     metrics: dict[str, float]
     skipped: str | None = None  # why the stage did nothing
+    notes: tuple[str, ...] = ()  # lines for who waits at a terminal
 
 
 @dataclass

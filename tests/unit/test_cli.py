@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from rest_core import cli
+from rest_core import cli, stages
 from rest_core.cli.options import configuration
 from rest_core.errors import Preempted, UserError
 
@@ -180,3 +180,13 @@ def test_profiles_lists_every_profile() -> None:
 
     result = CliRunner().invoke(cli.cli, ["profiles"])
     assert [line.split()[0] for line in result.output.splitlines()] == profiles()
+
+
+def test_a_stage_tells_its_notes_behind_its_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = stages.StageResult({"data/dropped": 1.0}, notes=("dropped 1 of 3:", "  1  tools missing"))
+    monkeypatch.setattr(stages, "prepare_data", lambda **settings: result)
+    out = tmp_path / "data"
+    assert run_main(monkeypatch, "prepare", "--profile", "tiny", "--run-name", "x", "--out", str(out)) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [*result.notes, f"prepare: done; see {out}"]

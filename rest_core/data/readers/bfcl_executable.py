@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rest_core.data import bfcl_wheel
-from rest_core.data.dialogues import assistant_turn, single_steps
+from rest_core.data import bfcl_wheel, dialogues
+from rest_core.data.dialogues import Dialogue, Turn
 from rest_core.data.fields import Record, Rejected, Unreadable, items, mapping, text
 from rest_core.data.prompts import Style
 from rest_core.data.python_calls import NotCalls, read_calls
 from rest_core.data.tools import read_tools
-from rest_core.records import Message, Sample
+from rest_core.records import Sample, ToolCall
 
 NAME = "bfcl-executable"
 KEYS = frozenset({"question", "function", "ground_truth"})
@@ -37,17 +37,22 @@ def samples(record: Record, style: Style) -> Iterator[Sample | Rejected]:
     """One sample a question; all of its calls are the reference, in the order of the answer."""
     tools = read_tools(record.fields.get("function"), "function")
     turns = [
-        Message("user", text(mapping(message, "question").get("content"), "question.content"))
+        Turn("user", text(mapping(message, "question").get("content"), "question.content"), "question")
         for step in items(record.fields.get("question"), "question")
         for message in items(step, "question")
     ]
-    calls = []
+    calls: list[ToolCall] = []
+    fields: list[str] = []
     for place, call in enumerate(items(record.fields.get("ground_truth"), "ground_truth")):
+        field = f"ground_truth[{place}]"
         try:
-            calls += read_calls(f"[{text(call, 'ground_truth')}]", tools)
+            found = read_calls(f"[{text(call, field)}]", tools)
         except NotCalls as error:
-            raise Unreadable("call cannot be read", f"ground_truth[{place}]", str(error)) from None
+            raise Unreadable("call cannot be read", field, str(error)) from None
+        calls += found
+        fields += [field] * len(found)
     if not calls:
         raise Unreadable("no call and no response", "ground_truth")
-    turns.append(assistant_turn(calls, None))
-    yield from single_steps(turns, tools, style=style, source=NAME, name=record.name)
+    turns.append(Turn("assistant", None, "ground_truth", tuple(calls), tuple(fields)))
+    dialogue = Dialogue(tools, tuple(turns), "question", "function")
+    yield from dialogues.samples(dialogue, record, style=style, source=NAME)

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 from rest_core.data.fields import Record, Rejected, Unreadable, items, mapping, text
 from rest_core.data.prompts import Style, listed_tools
-from rest_core.records import Message, Sample
+from rest_core.records import Message, Origin, Sample
 
 NAME = "toolrl-rl"
 KEYS = frozenset({"prompt", "reward_model"})
+ANSWER = "reward_model.ground_truth"
 
 
 def samples(record: Record, style: Style) -> Iterator[Sample | Rejected]:
@@ -22,14 +23,17 @@ def samples(record: Record, style: Style) -> Iterator[Sample | Rejected]:
     prompt = tuple(
         _message(value, f"prompt[{n}]") for n, value in enumerate(items(record.fields.get("prompt"), "prompt"))
     )
-    system = "\n\n".join(message.content for message in prompt if message.role == "system")
+    told_in = [n for n, message in enumerate(prompt) if message.role == "system"]
+    tools_field = f"prompt[{told_in[0]}].content" if told_in else "prompt"
+    system = "\n\n".join(prompt[n].content for n in told_in)
     reward_model = mapping(record.fields.get("reward_model"), "reward_model")
     yield Sample(
         id=f"{NAME}/{record.name}",
         source=NAME,
         prompt=prompt,
-        tools=listed_tools(system),
-        reference=text(reward_model.get("ground_truth"), "reward_model.ground_truth").strip(),
+        tools=listed_tools(system, tools_field),
+        reference=text(reward_model.get("ground_truth"), ANSWER).strip(),
+        origin=Origin(record.where, "prompt", tools_field, ANSWER),
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from rest_core.data.fields import Record, Rejected, text
 from rest_core.data.prompts import Style, listed_tools
-from rest_core.records import Message, Sample
+from rest_core.records import Message, Origin, Sample
 
 NAME = "toolrl-sft"
 KEYS = frozenset({"instruction", "input", "output"})
@@ -23,6 +23,7 @@ def samples(record: Record, style: Style) -> Iterator[Sample | Rejected]:
         id=f"{NAME}/{record.name}",
         source=NAME,
         prompt=(Message("system", system), Message("user", text(record.fields.get("input"), "input"))),
-        tools=listed_tools(system),
+        tools=listed_tools(system, "instruction"),
         reference=text(record.fields.get("output"), "output").strip(),
+        origin=Origin(record.where, "input", "instruction", "output"),
     )

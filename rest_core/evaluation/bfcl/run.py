@@ -73,7 +73,7 @@ def evaluate(
 def prompt(style: prompts.Style, entry: Entry) -> tuple[Message, ...]:
     """The chat that puts one question; the functions are described as BFCL describes them to a model."""
     history = tuple(Message(turn["role"], turn["content"]) for turn in entry["question"][0])
-    tools = [read_tool(function) for function in entry["function"]]
+    tools = [read_tool(function, foreign_types=True) for function in entry["function"]]
     return prompts.render(style, tools, history)
 
 

@@ -13,7 +13,7 @@ from rest_core import response
 from rest_core.config import DataConfig, DataSource
 from rest_core.data import store
 from rest_core.data.evaluation_sets import evaluation_questions
-from rest_core.data.prepare import prepare
+from rest_core.data.prepare import describe_drops, prepare
 from rest_core.errors import UserError
 from rest_core.model.chat import encode_prompt
 
@@ -110,13 +110,33 @@ def test_every_drop_is_counted_by_source_and_reason(run: Run, tmp_path: Path):
     assert "own.jsonl: line 42" in report["examples"]["invalid JSON"][0]
 
 
+def test_drops_are_told_with_counts_and_an_example_each(run: Run, tmp_path: Path):
+    assert describe_drops(run(write(tmp_path / "good.jsonl", *MANY))) == []
+    path = write(tmp_path / "own.jsonl", *MANY, MANY[0], "{nonsense", *[record("No tools?", tools=[])] * 2)
+    assert describe_drops(run(path)) == [
+        "dropped 4 of 44 (more examples: report.json):",
+        f"       2  tools missing, e.g. {path}: line 43: field 'tools'",
+        f"       1  invalid JSON, e.g. {path}: line 42 (Expecting property name enclosed in double quotes: "
+        "line 1 column 2 (char 1))",
+        f"       1  exact duplicate, e.g. {path}: line 41: field 'target'",
+    ]
+
+
+def test_many_reasons_and_long_examples_stay_readable():
+    reasons = {f"reason {n}": 30 - n for n in range(25)}
+    report = {"sources": {"x": {"read": 1000}}, "dropped": reasons, "examples": {r: ["line\n" * 100] for r in reasons}}
+    lines = describe_drops(report)
+    assert len(lines) == 22 and lines[-1].strip() == "and for 5 further reasons"
+    assert all(len(line) < 220 and "\n" not in line for line in lines)
+
+
 def test_stop_names_file_line_and_field_and_writes_nothing(run: Run, tmp_path: Path):
     path = write(tmp_path / "own.jsonl", MANY[0], "{nonsense")
     with pytest.raises(UserError, match=r"own\.jsonl: line 2: invalid JSON .*data\.on_invalid=drop"):
         run(path, on_invalid="stop")
     path = write(tmp_path / "own.jsonl", MANY[0], record("x", target={"calls": [{"name": "w", "arguments": {}}]}))
     with pytest.raises(
-        UserError, match=r"own\.jsonl: jsonl/own-2: field 'reference': tool does not exist \('w' is none of"
+        UserError, match=r"own\.jsonl: line 2: field 'target\.calls\[0\]': tool does not exist \('w' is none of"
     ):
         run(path, on_invalid="stop")
     assert not (tmp_path / "out").exists()

@@ -50,11 +50,13 @@ def test_toolrl_style_reproduces_every_prompt_of_toolrl(toolrl_folder: Path):
     pairs = toolrl_prompts(toolrl_folder)
     assert len(pairs) == 480
     assert sum("<obs>" in user for _, user in pairs) > 20  # multi-turn histories are among them
+    assert sum("\\u" in system for system, _ in pairs) == 8  # where ours has the characters themselves
     for system, user in pairs:
-        assert render("toolrl", listed_tools(system), history_of(user)) == (
-            Message("system", system),
-            Message("user", user),
-        )
+        tools = listed_tools(system)
+        rendered = render("toolrl", tools, history_of(user))
+        plain = re.sub(r"\\u([0-9a-f]{4})", lambda match: chr(int(match[1], 16)), system)
+        assert rendered == (Message("system", plain), Message("user", user))
+        assert listed_tools(rendered[0].content) == tools
 
 
 def test_api_bank_tools_are_listed_in_both_of_its_notations(api_bank_folder: Path):

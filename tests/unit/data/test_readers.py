@@ -15,6 +15,7 @@ import pytest
 from rest_core import response
 from rest_core.config import DataSource
 from rest_core.data import readers
+from rest_core.data.dialogues import NO_TOOL_FITS
 from rest_core.data.fields import Rejected
 from rest_core.data.prompts import THINK_CALL, THINK_RESPOND
 from rest_core.errors import UserError
@@ -63,16 +64,15 @@ def test_toolace_turn_that_cannot_be_read_takes_the_later_ones_along():
 
 
 def test_xlam_record():
-    (first, second), rejected = read(FIXTURES / "xlam.json")
+    (first, second, none), rejected = read(FIXTURES / "xlam.json")
     assert response.parse(first.reference).calls == (
         ToolCall("find_shop", {"kind": "beta"}),
         ToolCall("find_shop", {"kind": "aspirin"}),
     )
     assert first.tools[0].parameters["required"] == ["kind"]
     assert second.id == "xlam/xlam-1"  # its call of an unknown tool is for validation to find
-    assert [(r.reason, r.where) for r in rejected] == [
-        ("no call and no response", f"{FIXTURES / 'xlam.json'}: record 2: field 'answers'")
-    ]
+    assert response.parse(none.reference).response == NO_TOOL_FITS
+    assert not rejected
 
 
 def test_own_jsonl_with_target_and_without():
@@ -173,7 +173,7 @@ def test_toolrl_rl_field_that_is_missing_is_named(tmp_path: Path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     _, rejected = read(path)
     assert [(r.reason, r.where.rpartition(" ")[2]) for r in rejected] == [
-        ("tools missing", "'system'"),
+        ("tools missing", "'prompt[0].content'"),
         ("field missing", "'prompt'"),
     ]
 

@@ -96,3 +96,63 @@ def test_a_hub_that_is_away_is_unreachable(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     with pytest.raises(Unreachable, match=r"owner/name: no such path here, and the hub cannot be reached"):
         resolve(DataSource(location="owner/name"))
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (["train.jsonl", "test.jsonl", "validation.jsonl"], ["train.jsonl"]),
+        (["calls.jsonl", "my_eval.jsonl", "dev/calls.jsonl"], ["calls.jsonl"]),
+        (["data/train-0-of-2.jsonl", "data/train-1-of-2.jsonl", "data/test-0.jsonl"],
+         ["train-0-of-2.jsonl", "train-1-of-2.jsonl"]),
+        (["train_test.jsonl", "latest.jsonl", "contest.jsonl"], ["contest.jsonl", "latest.jsonl", "train_test.jsonl"]),
+        (["test.jsonl", "validation.jsonl"], ["test.jsonl", "validation.jsonl"]),  # nothing else to train on
+        (["a.jsonl", ".hidden/a.jsonl", ".a.jsonl", "__MACOSX/a.jsonl", "dataset_infos.json"], ["a.jsonl"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["folder", "glob", "hub", "s3"])
+def test_what_is_training_data_by_its_name(
+    names: list[str], read: list[str], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: Any
+):
+    root = tmp_path / "here"
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(FIXTURES / "own.jsonl", root / name)
+    location: object = {"folder": root, "glob": root / "**" / "*.json*", "hub": "owner/name", "s3": "s3://data/set"}[
+        place
+    ]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **settings: str(root))
+    if place == "s3":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        s3 = request.getfixturevalue("empty_s3")
+        s3.create_bucket(Bucket="data")
+        for name in names:
+            s3.upload_file(str(root / name), "data", f"set/{name}")
+    assert sorted(name for name, _, _ in located(location)) == read
+
+
+def test_what_is_left_out_is_said_in_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for name in ("train.jsonl", "test.jsonl"):
+        shutil.copy(FIXTURES / "own.jsonl", tmp_path / name)
+    (tmp_path / "other.jsonl").write_text('{"text": "x"}\n')
+    located(tmp_path)
+    unknown, split = caplog.messages
+    assert unknown.startswith(f"left out: {tmp_path / 'other.jsonl'}: line 1: fields text belong to no known format")
+    assert split == (f"{tmp_path}: left out as test or validation data: test.jsonl; to train on a file, name it itself")
+    caplog.clear()
+    assert located(tmp_path / "test.jsonl") == [("test.jsonl", "jsonl", ("sft", "rl"))]
+    assert not caplog.messages
+
+
+def test_a_folder_without_a_known_format_names_the_first_file(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"instruction": "x", "input": "y", "output": "z"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(UserError, match=r"a\.jsonl: line 1: .*they look like Alpaca's"):
+        located(tmp_path)
+
+
+def test_a_named_format_is_every_records(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"conversations": []}\n')
+    (file,) = resolve(DataSource(location=str(tmp_path), format="jsonl"))
+    (rejected,) = file.read("compact")
+    assert str(rejected) == f"{tmp_path / 'a.jsonl'}: line 1: field 'messages': field missing"

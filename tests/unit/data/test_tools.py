@@ -26,12 +26,15 @@ def test_bfcl_types_become_json_schema_at_every_depth():
         },
         "required": ["point"],
     }
-    schema = read_tool({"name": "f", "description": "", "parameters": parameters}).parameters
+    tool = {"name": "f", "description": "", "parameters": parameters}
+    schema = read_tool(tool).parameters
     assert schema["type"] == "object"
     assert schema["properties"]["point"] == {"type": "array", "items": {"type": "number"}}
     assert schema["properties"]["options"]["properties"] == {"deep": {"type": "object"}, "free": {}}
-    assert schema["properties"]["java"] == {"type": "HashMap"}
+    assert schema["properties"]["java"] == {"type": "object"}
     assert schema["required"] == ["point"]
+    java = read_tool(tool, foreign_types=True).parameters  # as BFCL's Java questions are put
+    assert java == {**schema, "properties": {**schema["properties"], "java": {"type": "HashMap"}}}
 
 
 def test_bare_properties_as_xlam_writes_them():
@@ -44,13 +47,12 @@ def test_bare_properties_as_xlam_writes_them():
         "fn": {"description": "f", "type": "Callable[[float], float]"},
     }
     schema = read_tool({"name": "f", "parameters": parameters}).parameters
-    types = {name: inner["type"] for name, inner in schema["properties"].items()}
-    assert types == {
-        "type": "string",
-        "ids": "array",
-        "page": "integer",
-        "span": "array",
-        "fn": "Callable[[float], float]",
+    assert schema["properties"] == {
+        "type": {"description": "kind", "type": "string", "default": "game"},
+        "ids": {"description": "which", "type": "array", "items": {"type": "integer"}},
+        "page": {"description": "page", "type": "integer"},
+        "span": {"description": "span", "type": "array", "items": {"type": "number"}},
+        "fn": {"description": "f", "format": "Callable[[float], float]"},  # JSON schema has no such type
     }
     assert schema["required"] == ["ids", "span", "fn"]
 

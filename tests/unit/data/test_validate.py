@@ -7,7 +7,7 @@ import pytest
 from rest_core.data.dialogues import assistant_turn
 from rest_core.data.prompts import render
 from rest_core.data.validate import problem
-from rest_core.records import Message, Sample, Tool, ToolCall
+from rest_core.records import Message, Origin, Sample, Tool, ToolCall
 
 TOOL = Tool("Get Month ", "", {"type": "object", "properties": {"city": {}}, "required": ["city"]})
 GOOD = Sample(
@@ -47,6 +47,20 @@ def test_each_problem_is_named_with_file_record_and_field(change: dict[str, obje
     found = problem(replace(GOOD, **change), "data.jsonl")
     assert found is not None and found.reason == reason
     assert found.where.startswith("data.jsonl: own/3: field ")
+
+
+def test_a_sample_that_was_read_is_named_by_its_record_and_fields():
+    origin = Origin("calls.jsonl: line 7", "messages", "functions", "messages[3]", ("messages[3].tool_calls[0]",))
+    for change, field in (
+        ({"prompt": (Message("user", " "),)}, "messages"),
+        ({"tools": ()}, "functions"),
+        ({"reference": "<think> x </think>"}, "messages[3]"),
+        ({"reference": calling("Get Month", town="Oslo")}, "messages[3].tool_calls[0]"),
+        ({"tools": (replace(TOOL, description="\ud800"),)}, "functions"),
+        ({"tools": (replace(TOOL, parameters={**TOOL.parameters, "default": "\ud800"}),)}, "functions"),
+    ):
+        found = problem(replace(GOOD, origin=origin, **change), "elsewhere")
+        assert found is not None and found.where == f"calls.jsonl: line 7: field {field!r}"
 
 
 def test_a_tool_that_takes_further_arguments_may_get_them():

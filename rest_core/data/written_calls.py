@@ -1,0 +1,257 @@
+"""Calls that stand in an assistant's words: told from what is said to the user, and read.
+
+Data from other projects has calls as text in the notation of some model: `<tool_call>{…}</tool_call>` (Hermes, Qwen),
+`<TOOLCALL>[…]</TOOLCALL>` (Nemotron), `[TOOL_CALLS][…]` (Mistral), `<functioncall> {…}` (Glaive), a bare JSON object
+that calls one of the tools, and Python's `[f(x=1)]` (ToolACE). Trained as words they would teach the opposite of what
+is meant: what looks like a call and cannot be read as a whole is refused.
+
+The time is linear in the length of the text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rest_core.data.fields import TOO_DEEP, Unreadable, mapping, too_deep
+from rest_core.data.python_calls import NotCalls, literal, read_calls
+from rest_core.data.tools import same_name
+from rest_core.records import Tool, ToolCall
+
+_OPEN = re.compile(
+    r"<tool_?calls?>|<\|tool_calls?\|>|<\|tool_call_start\|>|<function_?call>|<function=|<\|python_tag\|>"
+    r"|\[TOOL_CALLS\]|functools\[|<｜tool▁calls▁begin｜>|^Action Input:",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NEEDED = ("<", "[", "(", "{")  # one of them is in every call, whatever the notation
+_CLOSE = re.compile(
+    r"</tool_?calls?>|<\|/tool_calls?\|>|<\|tool_call_end\|>|</function_?call>|\[/TOOL_CALLS\]|<\|endoftext\|>"
+    r"|<\|eo[tm]_id\|>|<\|im_end\|>|</s>",
+    re.IGNORECASE,
+)
+_CALLED = re.compile(r'"(?:name|function|tool)"\s*+:\s*+"([^"\\\n]{1,200}+)"')
+_HAS_ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*+:')
+_ARGUMENT_KEYS = ("arguments", "parameters")
+_GLAIVE = re.compile(r"""\s*+\{\s*+"name"\s*+:\s*+"([^"\\]++)"\s*+,\s*+"arguments"\s*+:\s*+'(.*)'\s*\}\s*""", re.DOTALL)
+_FENCE = re.compile(r"```(?:json|python|tool_code|tool_call)?[ \t]*\n?")
+_BETWEEN = re.compile(r"[\s,;]*+")
+_MAX_NAME = 200  # characters of a tool's name; published ones stay below 100
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an assistant's text comes to. `no_call`: it says in so many words that no call is right ("[]")."""
+
+    words: str
+    calls: tuple[ToolCall, ...] = ()
+    no_call: bool = False
+
+
+def split(text: str, tools: Sequence[Tool]) -> Said:
+    """`text` taken apart into words for the user and calls.
+
+    Raises:
+        NotCalls: it has what looks like a call and cannot be read as one.
+    """
+    text = text.strip()
+    if not any(mark in text for mark in _NEEDED):
+        return Said(text)
+    if text in ("[]", "```json\n[]\n```"):
+        return Said("", no_call=True)
+    if mark := _OPEN.search(text):
+        return _marked(text, mark.start())
+    if text.startswith("[") and text.endswith("]"):
+        try:
+            return Said("", tuple(read_calls(text, tools)))
+        except NotCalls:
+            pass  # perhaps JSON, perhaps words in brackets
+    names = _first_parts(tools)
+    if (start := _python_call(text, names)) is not None:
+        words, tail = text[:start], text[start:].removesuffix("```").rstrip()
+        if not tail.startswith("["):
+            tail = f"[{tail}]"
+        return Said(_unfenced(words), tuple(read_calls(tail, tools)))
+    if (start := _json_call(text, tools)) is not None:
+        calls, end = _json_calls(text, start)
+        if not calls or _unfenced(text[end:]):
+            raise NotCalls(f"{text[start : start + 60]!r} is not a call alone")
+        return Said(_unfenced(text[:start]), tuple(calls))
+    return Said(text)
+
+
+def calls_of(value: Any, field: str) -> list[ToolCall]:
+    """The calls of a field that holds nothing else: an object, a list of them, or either as text; [] says none.
+
+    Raises:
+        Unreadable: it holds anything else.
+    """
+    if isinstance(value, str):
+        try:
+            if _OPEN.match(value.strip()):
+                return list(_marked(value.strip(), 0).calls)
+            calls, end = _json_calls(value, 0)
+            return calls if calls and not value[end:].strip() else [*_calls(_lenient(value))]
+        except NotCalls as error:
+            raise Unreadable("call cannot be read", field, str(error)) from None
+    try:
+        return _calls(value)
+    except NotCalls as error:
+        raise Unreadable("call cannot be read", field, str(error)) from None
+
+
+def call_of(fields: Mapping[str, Any], field: str) -> ToolCall:
+    """A call of {"name", "arguments"}, or of {"function": …} around that; "parameters" may stand for "arguments".
+
+    Raises:
+        Unreadable: it has no name, or the arguments are no object.
+    """
+    if not isinstance(fields.get("name"), str) and fields.get("function") is not None:
+        field = f"{field}.function"
+        fields = mapping(fields["function"], field)
+    name = fields.get("name")
+    if name is None:
+        raise Unreadable("field missing", f"{field}.name")
+    if not isinstance(name, str) or not name.strip():
+        raise Unreadable("call without a name", f"{field}.name")
+    key = next((key for key in _ARGUMENT_KEYS if key in fields), _ARGUMENT_KEYS[0])
+    return ToolCall(same_name(name), arguments_of(fields.get(key), f"{field}.{key}"))
+
+
+def arguments_of(value: Any, field: str) -> dict[str, Any]:
+    """A call's arguments. Null, an empty text and an empty list are no arguments; text is JSON, or Python's notation.
+
+    Raises:
+        Unreadable: they are no object.
+    """
+    if isinstance(value, str) and value.strip().startswith("{"):
+        try:
+            return mapping(value, field)
+        except Unreadable:
+            try:
+                return mapping(literal(value), field)
+            except NotCalls:
+                pass  # the message about JSON says more
+            raise
+    if isinstance(value, str) and value.strip() in ("", "null", '""', "[]"):
+        return {}
+    return {} if value is None or value == [] else mapping(value, field)
+
+
+def listed(text: str) -> list[Any]:
+    """The JSON values that a text begins with, one after the other, or one in Python's notation; lists taken apart.
+
+    Raises:
+        NotCalls: the text is anything else.
+    """
+    values, end = json_values(text, 0)
+    if not values or text[end:].strip():
+        values = [_lenient(text)]
+    return [inner for value in values for inner in (value if isinstance(value, list) else [value])]
+
+
+def _marked(text: str, start: int) -> Said:
+    words = [text[:start]]
+    calls: list[ToolCall] = []
+    mark = _OPEN.match(text, start)
+    while mark:
+        # "functools[" opens the list itself.
+        found, end = _json_calls(text, mark.end() - mark[0].endswith("["))
+        if not found:
+            closing = _CLOSE.search(text, mark.end())
+            end = closing.start() if closing else len(text)
+            found = _calls(_lenient(text[mark.end() : end]))
+        calls += found
+        closing = _CLOSE.match(text, _next(text, end))
+        end = closing.end() if closing else end
+        mark = _OPEN.search(text, end)
+        between = text[end : mark.start() if mark else len(text)]
+        if between.strip() and not closing:
+            raise NotCalls(f"{between.strip()[:60]!r} behind a call that is not closed")
+        words.append(between)
+    said = "\n".join(part for piece in words if (part := _CLOSE.sub("", piece).strip()))
+    return Said(said, tuple(calls), no_call=not calls)
+
+
+def _json_calls(text: str, start: int) -> tuple[list[ToolCall], int]:
+    values, end = json_values(text, start)
+    return [call for value in values for call in _calls(value)], end
+
+
+def json_values(text: str, start: int) -> tuple[list[Any], int]:
+    """The JSON objects and lists from `start` on, and where they end.
+
+    Raises:
+        NotCalls: one is nested too deeply.
+    """
+    decoder = json.JSONDecoder()
+    values: list[Any] = []
+    end = start
+    while True:
+        place = _next(text, end)
+        if place == len(text) or text[place] not in "{[":
+            return values, end
+        try:
+            value, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            return values, end
+        if too_deep(value):
+            raise NotCalls(TOO_DEEP)
+        values.append(value)
+
+
+def _next(text: str, place: int) -> int:
+    """The place of the next value or mark: behind blanks and what stands between values."""
+    match = _BETWEEN.match(text, place)
+    assert match is not None  # the pattern matches the empty string
+    return match.end()
+
+
+def _calls(value: Any) -> list[ToolCall]:
+    entries = value if isinstance(value, list) else [value]
+    try:
+        return [call_of(mapping(entry, "call"), "call") for entry in entries]
+    except Unreadable as error:
+        raise NotCalls(f"{error.reason} at {error.field!r}") from None
+
+
+def _lenient(text: str) -> Any:
+    """A value in Python's notation; Glaive's calls, whose arguments are JSON in single quotes, are nearly that."""
+    if match := _GLAIVE.fullmatch(text):
+        return {"name": match[1], "arguments": match[2]}
+    return literal(text)
+
+
+def _first_parts(tools: Sequence[Tool]) -> frozenset[str]:
+    """The tools' names up to their first bracket: what stands before the bracket of a call."""
+    return frozenset(same_name(tool.name.partition("(")[0]) for tool in tools)
+
+
+def _python_call(text: str, names: frozenset[str]) -> int | None:
+    """Where a call of a known tool in Python's notation begins: `[f(`, or `f(` where the text is nothing else."""
+    whole = _unfenced(text)
+    if whole.endswith(")") and same_name(whole[: whole.find("(")][:_MAX_NAME]) in names:
+        return text.find(whole)
+    start = text.find("[")
+    while start >= 0:
+        bracket = text.find("(", start, start + _MAX_NAME)
+        if bracket >= 0 and same_name(text[start + 1 : bracket]) in names:
+            return start
+        start = text.find("[", start + 1)
+    return None
+
+
+def _json_call(text: str, tools: Sequence[Tool]) -> int | None:
+    """Where JSON begins that calls a known tool."""
+    if "{" not in text or not _HAS_ARGUMENTS.search(text):
+        return None
+    names = {same_name(tool.name) for tool in tools}
+    if not any(same_name(match[1]) in names for match in _CALLED.finditer(text)):
+        return None
+    return min(place for place in (text.find("{"), text.find("[")) if place >= 0)
+
+
+def _unfenced(text: str) -> str:
+    return _FENCE.sub("", text).strip()

@@ -1,0 +1,156 @@
+"""Whatever a record holds, a reader gives samples and rejections; and its time grows with the record's length only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rest_core import response
+from rest_core.data import files, readers
+from rest_core.data.fields import Record, Rejected, Unreadable
+from rest_core.data.prompts import listed_tools, render, user_turns
+from rest_core.data.python_calls import NotCalls
+from rest_core.data.readers import chat
+from rest_core.data.tools import read_tool
+from rest_core.data.validate import problem
+from rest_core.data.written_calls import split
+from rest_core.records import Message, Sample, Tool
+
+TOOL = {"name": "f", "description": "", "parameters": {"type": "object", "properties": {"a": {}}}}
+
+words = st.sampled_from(
+    ["", " ", "hi", "null", "[]", "{}", "[{", '{"a": 1}', '"x"', "f", "f(a=1)", "[f(a=1)]", "<think>x</think>y",
+     '<tool_call>{"name": "f", "arguments": {}}</tool_call>', "<tools>", "<tools>[]</tools>", "[TOOL_CALLS]", "\ud800",
+     '{"name": "f", "arguments": {"a": 1}}', "<functioncall> {'name': 'f'}", "<tool_response>x", json.dumps([TOOL]),
+     "USER: x\n\nASSISTANT: y", "user", "assistant", "system", "tool", "function_call", "human", "gpt", "int, optional"]
+)  # fmt: skip
+keys = st.sampled_from(
+    ["role", "content", "from", "value", "tool_calls", "function", "name", "arguments", "parameters", "properties",
+     "required", "type", "items", "description", "calls", "response", "think", "reasoning", "text", "function_call",
+     "$defs", "$ref", "anyOf", "enum", "default", "a"]
+)  # fmt: skip
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
+    max_leaves=12,
+)
+roles = st.sampled_from(["user", "human", "assistant", "gpt", "tool", "function_call", "tool_call", "system"])
+turns = st.lists(
+    st.fixed_dictionaries({}, optional={"role": roles, "from": roles, "content": values | words, "value": values,
+                                        "tool_calls": values, "function_call": values, "reasoning": values}),
+    max_size=4,
+)  # fmt: skip
+tools = st.just([TOOL]) | st.just(json.dumps([TOOL])) | values
+FIELDS = {
+    "jsonl": {"messages": turns | values, "target": values | st.none()},
+    "sharegpt": {"conversations": turns | values, "system": values},
+    "toolace": {"conversations": turns | values, "system": words},
+    "trl": {"prompt": turns | words, "completion": turns | values},
+    "glaive": {"chat": words | values, "system": words},
+    "xlam": {"query": words | values, "answers": values},
+    "bfcl-executable": {"question": st.lists(turns, max_size=2) | values, "ground_truth": values, "function": tools},
+    "toolrl-rl": {"prompt": turns | values, "reward_model": values},
+    "toolrl-sft": {"instruction": words, "input": words | values, "output": values},
+}
+
+
+def test_every_format_is_tried():
+    assert set(FIELDS) == set(readers.READERS)
+
+
+@pytest.mark.parametrize("format", readers.READERS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_only_samples_and_rejections_come_out(format: str, data: st.DataObject):
+    fields = data.draw(st.fixed_dictionaries(FIELDS[format], optional={"tools": tools, "functions": values}))
+    record = Record(fields, "f.jsonl: line 1", "f-1")
+    for entry in readers.samples_of([record], format, data.draw(st.sampled_from(["compact", "toolrl"]))):
+        assert isinstance(entry, Sample | Rejected)
+        where = entry.where if isinstance(entry, Rejected) else entry.origin.where  # type: ignore[union-attr]
+        assert where.startswith("f.jsonl: line 1")
+        if isinstance(entry, Sample) and problem(entry, "f") is None:
+            assert response.parse(entry.reference).well_formed
+            json.dumps([tool.parameters for tool in entry.tools]).encode()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(keys, values, max_size=5) | st.fixed_dictionaries({"a": st.fixed_dictionaries({"type": words})}))
+def test_parameters_are_always_a_valid_json_schema(parameters: dict[str, Any]):
+    try:
+        tool = read_tool({"name": "f", "parameters": parameters})
+    except Unreadable:
+        return
+    jsonschema.Draft202012Validator.check_schema(tool.parameters)
+    assert tool.parameters["type"] == "object" and isinstance(tool.parameters["properties"], dict)
+
+
+def longest(make: Callable[[int], Callable[[], object]], size: int) -> float:
+    """Seconds for an input of `size` characters, the best of three."""
+
+    def once() -> float:
+        run = make(size)
+        start = time.perf_counter()
+        with contextlib.suppress(Unreadable, NotCalls):
+            run()
+        return time.perf_counter() - start
+
+    return min(once() for _ in range(3))
+
+
+PARSED = (Tool("f", "", TOOL["parameters"]),)  # type: ignore[arg-type]
+HOSTILE: dict[str, Callable[[int], Callable[[], object]]] = {
+    "blanks before an argument": lambda n: lambda: split(f"[f({' ' * n}x)]", PARSED),
+    "opened calls": lambda n: lambda: split("<tool_call>" * (n // 11), PARSED),
+    "opened calls with Python": lambda n: lambda: split("<tool_call>[1]" * (n // 14), PARSED),
+    "opened brackets": lambda n: lambda: split("[f(" * (n // 3), PARSED),
+    "brackets and blanks": lambda n: lambda: split("[ " * (n // 2), PARSED),
+    "opened objects": lambda n: lambda: split('{"name": "f", "arguments": ' * (n // 27), PARSED),
+    "quotes in Glaive's call": lambda n: lambda: split('<functioncall>{"name": "f", "arguments": ' + "' " * n, PARSED),
+    "blanks": lambda n: lambda: split('<tool_call>{"name": "f"}' + " " * n + "x", PARSED),
+    "lists in a system text": lambda n: lambda: chat.tools_in_text("[{" * (n // 2), "system"),
+    "opened <tools>": lambda n: lambda: chat.tools_in_text("<tools></tools>" * (n // 15), "system"),
+    "lists of ToolRL": lambda n: lambda: listed_tools("following tools:\n" * (n // 17)),
+    "opened user turns": lambda n: lambda: user_turns([Message("user", "<user>" * (n // 6))]),
+    "thoughts": lambda n: lambda: chat.assistant({"content": "<think>" * (n // 7)}, "m", PARSED),
+    "types": lambda n: lambda: read_tool({"name": "f", "parameters": {"a": {"type": "List[" * (n // 5)}}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_time_grows_with_the_length_only(name: str):
+    assert longest(HOSTILE[name], 80_000) < 8 * longest(HOSTILE[name], 20_000) + 0.1
+
+
+def test_references_that_double_do_not_grow():
+    defs: dict[str, Any] = {
+        f"D{n}": {"type": "object", "properties": {x: {"$ref": f"#/$defs/D{n + 1}"} for x in "ab"}} for n in range(60)
+    }
+    tool = read_tool(
+        {"name": "f", "parameters": {"type": "object", "properties": {"a": {"$ref": "#/$defs/D0"}}, "$defs": defs}}
+    )
+    assert len(render("compact", [tool], [])[0].content) < 10_000
+
+
+def test_roots_that_refer_to_each_other_end():
+    defs = {"A": {"$ref": "#/$defs/B"}, "B": {"$ref": "#/$defs/A"}}
+    with pytest.raises(Unreadable, match="parameters are no JSON schema"):
+        read_tool({"name": "f", "parameters": {"$ref": "#/$defs/A", "$defs": defs}})
+
+
+def test_every_drop_of_an_unreadable_parquet_row_is_its_own(tmp_path: Any):
+    import pyarrow
+    import pyarrow.parquet
+
+    column = pyarrow.array([b"fine", b"\xff\xfe", b"fine too"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    first, bad, last = files.records(tmp_path / "a.parquet")
+    assert isinstance(first, Record) and isinstance(last, Record) and last.fields == {"text": "fine too"}
+    assert isinstance(bad, Rejected) and bad.where.endswith("a.parquet: record 1")
