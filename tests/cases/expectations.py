@@ -18,11 +18,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from rest_core import response
-from rest_core.config import DataSource
+from rest_core.algorithm.regions import Region, read_response
+from rest_core.algorithm.rewards import RewardScheme, tool_reward
+from rest_core.config import DataSource, ModelConfig
 from rest_core.data.prompts import Style
 from rest_core.data.sources import resolve
 from rest_core.data.validate import problem
 from rest_core.errors import UserError
+from rest_core.model.chat import encode_response
+from rest_core.model.loading import load_tokenizer
 from rest_core.records import Sample, ToolCall
 
 Calls = list[dict[str, dict[str, Any]]]  # [{tool: arguments}, …]
@@ -151,7 +155,35 @@ class ResponseCase(Part):
         assert said.well_formed == self.well_formed, said.problems
 
 
-Case = Annotated[DataCase | ResponseCase, Field(discriminator="kind")]
+class TokenizerCase(Part):
+    """A response as ids of a tokenizer: what is read in them, what is learnt of the reference, and what it is worth."""
+
+    kind: Literal["tokenizer"]
+    says: str
+    tokenizer: str  # name of the folder
+    sampled: str  # name of the file with the text of the sampled ids
+    reference: str  # name of the file
+    calls: Calls
+    learnt: str  # text of the ids that supervised training learns, the end token aside
+    best: list[RewardScheme]  # rewards that are those of the reference
+
+    def check(self, folder: Path, scratch: Path, caplog: pytest.LogCaptureFixture) -> None:
+        tokenizer = load_tokenizer(folder / self.tokenizer, ModelConfig())
+        sampled, reference = (
+            (folder / name).read_text(encoding="utf-8").removesuffix("\n") for name in (self.sampled, self.reference)
+        )
+        ids = [*tokenizer(sampled, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        said, regions = read_response(ids, tokenizer)
+        assert list(said.calls) == _calls(self.calls)
+        assert said.well_formed, said.problems
+        assert {Region.THINK, Region.FORMAT, Region.NAME, Region.ARGUMENTS} <= set(regions.tolist())
+        assert tokenizer.decode(encode_response(tokenizer, reference)[:-1]) == self.learnt
+        for scheme in self.best:
+            wanted = tool_reward(reference, reference, scheme=scheme, step=1)
+            assert tool_reward(said, reference, scheme=scheme, step=1) == wanted
+
+
+Case = Annotated[DataCase | ResponseCase | TokenizerCase, Field(discriminator="kind")]
 _CASE: TypeAdapter[Case] = TypeAdapter(Case)
 
 
