@@ -88,7 +88,7 @@ export PYTHONPATH="$PWD:$site:$site-weights"
 
 ours=${OURS:-"{rollout_batch_tokens: 400000, micro_batch_tokens: 32768}"}
 cpu=()  # sizes with which the last parts of `short` end on a CPU too
-[ "$device" != cpu ] || cpu=(--prompts 2 --new-tokens 8)
+[ "$device" != cpu ] || cpu=(--prompts 1 --prompt-tokens 163 --new-tokens 8)
 run() {
   "$python" benchmarks/rl_step.py --device "$device" --model "random:$model" --tokenizer "$folder/tokenizer" \
     --output "$out" --name "$model-$piece" --ours "$ours" "$@"
