@@ -19,7 +19,7 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"
 
 
 # Settings that an ablation has where the user sets nothing else, written as --set has them.
-DEFAULTS: tuple[str, ...] = ()
+DEFAULTS: tuple[str, ...] = ("rl.weight_mean=trained",)  # schemes that differ in the gradient's size do not compare
 # What no trial may set: fields of its own, and what decides whether and where there is a training at all.
 _NOT_A_TRIALS = {"weights": "`weights`", "seed": "`seed`", "enabled": "the ablation", "mirror": "the ablation"}
 _REWARD = ("reward", "reward_weight", "reward_functions", "overlong")  # what "reward/after" is measured by

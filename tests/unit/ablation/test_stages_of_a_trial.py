@@ -14,7 +14,7 @@ from rest_core import manifest, stages
 from rest_core.ablation.collect import collect
 from rest_core.ablation.settings import AblationConfig, Trial
 from rest_core.cli import cli
-from rest_core.config import BfclConfig, ModelConfig, PaperWeights, RlConfig, TrackingConfig, VllmServerConfig
+from rest_core.config import BfclConfig, ModelConfig, PaperWeights, RlConfig, TrackingConfig
 from rest_core.errors import UserError
 from rest_core.tracking.delivery import deliver
 from rest_core.tracking.store import open_client
@@ -119,11 +119,11 @@ def test_an_evaluation_belongs_to_its_policys_trial(policy: Path, tracking: Trac
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_done(tracking: TrackingConfig, tmp_path: Path) -> None:
-    trial = Trial.model_validate({"name": "x", "seed": 0, "weights": {"scheme": "high_entropy"}})
-    with pytest.raises(UserError, match=r"trial x · seed 0: rl: .*high_entropy"):
+    trial = Trial.model_validate({"name": "x", "seed": 0, "weights": {"scheme": "uniform"}, "rl": {"final": "best"}})
+    with pytest.raises(UserError, match=r"trial x · seed 0: rl: .*final=best needs evaluate_every"):
         stages.rest_rl(
             model=ModelConfig(),
-            rl=RlConfig(engine=VllmServerConfig()),
+            rl=RlConfig(),
             tracking=tracking,
             pipeline_run="abl",
             dataset=tmp_path,

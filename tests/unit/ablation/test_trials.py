@@ -14,7 +14,6 @@ from rest_core.config import (
     PaperWeights,
     RlConfig,
     UniformWeights,
-    VllmServerConfig,
     validate,
 )
 from rest_core.errors import UserError
@@ -172,10 +171,9 @@ def test_trials_that_can_be_compared() -> None:
         ({"metric": "task/best"}, "does not measure it"),
         (
             {
-                "every": of("entropy={scheme: high_entropy}"),
-                "rl": RlConfig(engine=VllmServerConfig()),
+                "every": of("best={scheme: uniform, rl: {final: best}}"),
             },
-            r"entropy · seed 0: rl.*vllm does not give",
+            r"best · seed 0: rl.*final=best needs evaluate_every",
         ),
     ],
 )

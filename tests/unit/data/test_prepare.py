@@ -113,13 +113,11 @@ def test_every_drop_is_counted_by_source_and_reason(run: Run, tmp_path: Path):
 def test_drops_are_told_with_counts_and_an_example_each(run: Run, tmp_path: Path):
     assert describe_drops(run(write(tmp_path / "good.jsonl", *MANY))) == []
     path = write(tmp_path / "own.jsonl", *MANY, MANY[0], "{nonsense", *[record("No tools?", tools=[])] * 2)
-    assert describe_drops(run(path)) == [
-        "dropped 4 of 44 (more examples: report.json):",
-        f"       2  tools missing, e.g. {path}: line 43: field 'tools'",
-        f"       1  invalid JSON, e.g. {path}: line 42 (Expecting property name enclosed in double quotes: "
-        "line 1 column 2 (char 1))",
-        f"       1  exact duplicate, e.g. {path}: line 41: field 'target'",
-    ]
+    head, tools, json_, duplicate = describe_drops(run(path))
+    assert head == "dropped 4 of 44 (more examples: report.json):"
+    assert tools == f"       2  tools missing, e.g. {path}: line 43: field 'tools'"
+    assert json_.startswith(f"       1  invalid JSON, e.g. {path}: line 42 (Expect")  # cut where the path is long
+    assert duplicate == f"       1  exact duplicate, e.g. {path}: line 41: field 'target'"
 
 
 def test_many_reasons_and_long_examples_stay_readable():
