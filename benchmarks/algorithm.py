@@ -1,6 +1,8 @@
 """Seconds for regions, weights and rewards of one rollout, on one core.
 
-    python benchmarks/algorithm.py [--responses 2048] [--tokens 400] [--repeats 5]
+    python benchmarks/algorithm.py [--responses 2048] [--tokens 400] [--repeats 5] [--against COMMIT]
+
+With --against the code of another commit does the same work in turns with this one, each time in a process of its own.
 
 The responses are reference answers of the embedded data and their corruptions (cut off, a call doubled, junk around),
 cut or filled up to the wanted number of tokens of the embedded model's tokenizer.
@@ -10,11 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,9 +67,63 @@ def main() -> None:
     arguments.add_argument("--responses", type=int, default=2048)
     arguments.add_argument("--tokens", type=int, default=400)
     arguments.add_argument("--repeats", type=int, default=5)
+    arguments.add_argument("--against", metavar="COMMIT", help="compare with this commit, in turns")
     options = arguments.parse_args()
 
     torch.set_num_threads(1)
+    if options.against is not None:
+        sys.stdout.write(json.dumps(compare(options), indent=2) + "\n")
+        return
+    sys.stdout.write(json.dumps(measure(options), indent=2) + "\n")
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Both commits in turns: medians, and the ratio of the totals of each round."""
+    here = Path(__file__).resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        other = Path(folder) / "other"
+        git = ["git", "-C", str(here.parents[1]), "worktree"]
+        subprocess.run([*git, "add", "--quiet", "--detach", str(other), options.against], check=True)
+        try:
+            rounds: list[tuple[dict[str, Any], ...]] = []
+            for turn in range(options.repeats):
+                both = [here.parents[1], other]
+                done = {tree: _run(here, tree, options) for tree in (both if turn % 2 else both[::-1])}
+                rounds.append(tuple(done[tree] for tree in both))
+        finally:
+            subprocess.run([*git, "remove", "--force", str(other)], check=True)
+    ratios = [mine["seconds"]["total"]["median"] / theirs["seconds"]["total"]["median"] for mine, theirs in rounds]
+    mine, theirs = (
+        {
+            "commit": side[0]["commit"],
+            "seconds": {
+                name: statistics.median(one["seconds"][name]["median"] for one in side) for name in side[0]["seconds"]
+            },
+        }
+        for side in zip(*rounds, strict=True)
+    )
+    return {
+        "responses": options.responses,
+        "tokens": options.tokens,
+        "this": mine,
+        "other": theirs,
+        "this/other": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "rounds": options.repeats,
+        "machine": rounds[0][0]["machine"],
+    }
+
+
+def _run(script: Path, tree: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """This script with the package of `tree`."""
+    command = [sys.executable, str(script), "--responses", str(options.responses), "--tokens", str(options.tokens)]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    made = subprocess.run([*command, "--repeats", "3"], check=True, capture_output=True, env=environment, cwd=tree)
+    report: dict[str, Any] = json.loads(made.stdout)
+    return report
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Median, least and most seconds of each part, over the repeats."""
     config = ModelConfig()
     tokenizer = load_tokenizer(config.source, config)
     references = [entry.reference for entry in read_embedded("compact") if isinstance(entry, Sample)]
@@ -92,7 +152,7 @@ def main() -> None:
             parts, (regions_done - begin, rewards_done - regions_done, end - rewards_done, end - begin), strict=True
         ):
             parts[name].append(seconds)
-    report = {
+    return {
         "responses": options.responses,
         "tokens": options.tokens,
         "seconds": {
@@ -102,7 +162,6 @@ def main() -> None:
         "machine": f"{platform.machine()}, one thread, Python {platform.python_version()}",
         "commit": git_commit(),
     }
-    sys.stdout.write(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

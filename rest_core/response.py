@@ -27,7 +27,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 from rest_core.records import ToolCall
@@ -109,26 +109,23 @@ class Response:
     @property
     def outside(self) -> tuple[Span, ...]:
         """What stands between and around the blocks."""
-        ends = [0, *(block.close_tag.end for block in self.blocks)]
-        starts = [*(block.open_tag.start for block in self.blocks), len(self.text)]
-        return tuple(Span(start, end) for start, end in zip(ends, starts, strict=True) if end > start)
+        return tuple(_outside(self.text, self.blocks))
 
 
 def parse(text: str) -> Response:
     """Read one response. Never raises, whatever the text; linear time."""
     found = _scan(text)
-    response = Response(
+    return Response(
         text=text,
-        calls=tuple(call for call, _ in found.calls),
-        call_spans=tuple(spans for _, spans in found.calls),
+        calls=tuple([call for call, _ in found.calls]),
+        call_spans=tuple([spans for _, spans in found.calls]),
         blocks=tuple(found.blocks),
         think=_first_content(text, found.blocks, Kind.THINK),
         response=_first_content(text, found.blocks, Kind.RESPONSE),
         rejected=tuple(found.rejected),
         tags=tuple(found.tags),
-        problems=(),
+        problems=tuple(_problems(text, found)),
     )
-    return replace(response, problems=tuple(_problems(response, found)))
 
 
 def read_calls(text: str) -> tuple[list[ToolCall], list[str]]:
@@ -189,8 +186,12 @@ def _scan(text: str) -> _Scanned:
     """
     result = _Scanned()
     found = list(_TAG.finditer(text))
-    index_of = {match.start(): index for index, match in enumerate(found)}
-    closers = {kind: [match.start() for match in found if match[1] and match[2] == kind.value] for kind in Kind}
+    index_of: dict[int, int] = {}  # of closing tags, by where they start
+    closers: dict[Kind, list[int]] = {kind: [] for kind in Kind}
+    for index, match in enumerate(found):
+        if match[1]:
+            index_of[match.start()] = index
+            closers[Kind(match[2])].append(match.start())
     reader = _CallReader(text, closers[Kind.TOOL_CALL])
     index = 0
     while index < len(found):
@@ -238,16 +239,22 @@ def _unquoted(tags: Sequence[re.Match[str]], objects: Sequence[Span]) -> list[re
     return left
 
 
-def _problems(response: Response, found: _Scanned) -> list[str]:
+def _outside(text: str, blocks: Sequence[Block]) -> list[Span]:
+    ends = [0, *[block.close_tag.end for block in blocks]]
+    starts = [*[block.open_tag.start for block in blocks], len(text)]
+    return [Span(start, end) for start, end in zip(ends, starts, strict=True) if end > start]
+
+
+def _problems(text: str, found: _Scanned) -> list[str]:
     """What is wrong with the format, for people."""
-    text, kinds = response.text, [block.kind for block in response.blocks]
+    kinds = [block.kind for block in found.blocks]
     problems = []
     if found.stray:
         problems.append("a tag that is not closed, or not opened")
     if found.inner:
         problems.append("a tag inside a block")
     # Tags that open or close nothing lie outside the blocks, too; they have been told.
-    if any(_TAG.sub("", text[gap.start : gap.end]).strip() for gap in response.outside):
+    if any(_TAG.sub("", text[gap.start : gap.end]).strip() for gap in _outside(text, found.blocks)):
         problems.append("text outside the blocks")
     if len(set(kinds)) != len(kinds):
         problems.append("a block that occurs more than once")
@@ -255,7 +262,7 @@ def _problems(response: Response, found: _Scanned) -> list[str]:
         problems.append("blocks out of order")
     if Kind.TOOL_CALL not in kinds and Kind.RESPONSE not in kinds:
         problems.append("neither a tool_call nor a response block")
-    if any(not text[b.content.start : b.content.end].strip() for b in response.blocks):
+    if any(not text[b.content.start : b.content.end].strip() for b in found.blocks):
         problems.append("an empty block")
     if found.rejected:
         problems.append(f"{len(found.rejected)} piece(s) of a tool_call block that cannot be read as a call")

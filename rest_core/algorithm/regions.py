@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -144,19 +145,18 @@ def _majority(bounds: np.ndarray, codes: Sequence[int], edges: np.ndarray) -> np
         codes: (S,) region of each span; what no span covers is OTHER.
         edges: (T + 1,) where each token starts in bytes, and where the last one ends.
     """
-    token_starts, token_ends = edges[:-1], edges[1:]
-    covered = np.zeros((len(token_ends), len(Region)), dtype=np.int64)  # (T, R) bytes
-    # Covered bytes before a position, region by region, are piecewise linear with knots at the region's spans.
-    for code in set(codes):
-        mine = np.flatnonzero(np.asarray(codes) == code)
-        starts, ends = bounds[2 * mine], bounds[2 * mine + 1]
-        knots = np.stack([starts, ends], axis=1).reshape(-1)
-        totals = np.cumsum(ends - starts)
-        heights = np.stack([totals - (ends - starts), totals], axis=1).reshape(-1)
-        covered[:, code] = np.interp(token_ends, knots, heights).astype(np.int64) - np.interp(
-            token_starts, knots, heights
-        ).astype(np.int64)
-    covered[:, Region.OTHER] = (token_ends - token_starts) - covered.sum(axis=1)
-    regions: np.ndarray = covered.argmax(axis=1)  # the first of equals: the smaller code
-    regions[token_ends == token_starts] = Region.OTHER
+    # The text as 2S + 1 pieces: each span, and what stands before, between and behind them.
+    piece_codes = np.full(len(bounds) + 1, int(Region.OTHER), dtype=np.int64)
+    piece_codes[1::2] = codes
+    starts, ends = edges[:-1], edges[1:]
+    first = np.searchsorted(bounds, starts, side="right")  # (T,) the piece in which a token starts
+    last = np.searchsorted(bounds, ends, side="left")  # and the one in which it ends
+    regions: np.ndarray = piece_codes[first]
+    for token in np.flatnonzero(last > first):
+        covered = [0] * len(Region)
+        knots = [starts[token], *bounds[first[token] : last[token]], ends[token]]
+        for piece, (begin, end) in enumerate(pairwise(knots), start=first[token]):
+            covered[piece_codes[piece]] += end - begin
+        regions[token] = covered.index(max(covered))  # the first of equals: the smaller code
+    regions[ends == starts] = Region.OTHER
     return regions

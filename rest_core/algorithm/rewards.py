@@ -158,10 +158,9 @@ def _strict_share(given: Response, wanted: Response) -> float:
     for the best assignment of predictions to gold calls of their name. More attempts than gold calls score 0, so
     neither candidates nor duplicates pay. Without gold calls: 1 for a response in words and no attempt.
     """
-    attempts = _attempts(given)
     if not wanted.calls:
-        return float(attempts == 0 and bool(given.response))
-    if attempts > len(wanted.calls):
+        return float(bool(given.response) and _attempts(given) == 0)
+    if not given.calls or _attempts(given) > len(wanted.calls):
         return 0.0
     return sum(
         _best_assignment(

@@ -43,7 +43,10 @@ class TokenBytes:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._bytes = _spellings(tokenizer)
+        spelled = _spellings(tokenizer)
+        self._none = max(spelled) + 1  # stands for every id beyond the vocabulary
+        self._bytes = [spelled.get(n, b"") for n in range(self._none + 1)]
+        self._lengths = np.array([len(piece) for piece in self._bytes], dtype=np.int64)
         self.end_ids = stop_ids(tokenizer) | {tokenizer.pad_token_id}
 
     def text(self, ids: Sequence[int]) -> tuple[str, np.ndarray]:
@@ -56,11 +59,13 @@ class TokenBytes:
         length = len(ids)
         while length and ids[length - 1] in self.end_ids:
             length -= 1
-        spelled = [self._bytes.get(n, b"") for n in ids[:length]]
+        known = np.array(ids[:length], dtype=np.int64)
+        np.minimum(known, self._none, out=known)
         ends = np.zeros(len(ids), dtype=np.int64)
-        np.cumsum([len(piece) for piece in spelled], out=ends[:length])
+        self._lengths[known].cumsum(out=ends[:length])
         ends[length:] = ends[length - 1] if length else 0
-        return b"".join(spelled).decode("utf-8", errors="surrogateescape"), ends
+        spelled = b"".join(map(self._bytes.__getitem__, known.tolist()))
+        return spelled.decode("utf-8", errors="surrogateescape"), ends
 
 
 def stop_ids(tokenizer: Any) -> frozenset[int]:
