@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rest_core import response
 from rest_core.records import ToolCall
 from rest_core.response import MAX_DEPTH, Kind, parse, read_calls, render
 
@@ -241,7 +245,7 @@ def test_calls_agree_with_a_plain_json_reader(text: str) -> None:
     assert all(call.name in names for call in found)
 
 
-_ATTACKS = {
+_ATTACKS: dict[str, tuple[str, ...]] = {
     "open tags": ("", "<think>"),
     "close tags": ("", "</tool_call>"),
     "blocks": ("", "<think></think>"),
@@ -258,24 +262,54 @@ _ATTACKS = {
     "digits": ('<tool_call>{"name":', "1"),
     "unclosed strings": ("<tool_call>", '{"name":"\n'),
     "closed in strings": ("", '<tool_call>{"a":"</tool_call>"}\n'),
-    "strings in and out": ("", '<tool_call>{",":"</tool_call><tool_call>{",":"'),
+    "closed in strings alone": ("", '<tool_call>{"a":"</tool_call>"}\n', ""),
+    "strings in and out": ("<tool_call>{", '":":",</tool_call><tool_call>{",'),
     "one line": ("", "<tool_call>x</tool_call>"),
 }
 
 
+class Counting:
+    """A pattern that counts the characters it passes over."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self.pattern, self.passed = pattern, 0
+
+    def match(self, text: str, start: int = 0, end: int = sys.maxsize) -> re.Match[str] | None:
+        found = self.pattern.match(text, start, end)
+        self.passed += found.end() - start if found is not None else 0
+        return found
+
+    def finditer(self, text: str) -> Iterator[re.Match[str]]:
+        self.passed += len(text)
+        return self.pattern.finditer(text)
+
+    def sub(self, new: str, text: str) -> str:
+        self.passed += len(text)
+        return self.pattern.sub(new, text)
+
+
 @pytest.mark.parametrize("attack", _ATTACKS)
-def test_time_grows_linearly(attack: str) -> None:
-    """Ten times the text takes about ten times as long; a quadratic scan would take a hundred times."""
-    start, unit = _ATTACKS[attack]
+def test_work_grows_linearly(attack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times the text takes about ten times the calls and characters; a quadratic scan would take a hundred."""
+    start, unit, *end = _ATTACKS[attack]
+    patterns = {name: Counting(getattr(response, name)) for name in ("_TAG", "_JSON_SPACE", "_JSON_TOKEN")}
+    for name, pattern in patterns.items():
+        monkeypatch.setattr(response, name, pattern)
 
-    def seconds(length: int) -> float:
-        text = start + unit * (length // len(unit)) + "</tool_call>"
-        best = float("inf")
-        for _ in range(3):
-            begin = time.perf_counter()
+    def work(length: int) -> int:
+        calls = 0
+
+        def count(frame: Any, event: str, argument: Any) -> None:
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        before = sum(pattern.passed for pattern in patterns.values())
+        text = start + unit * (length // len(unit)) + (end or ["</tool_call>"])[0]
+        sys.setprofile(count)
+        try:
             parse(text)
-            best = min(best, time.perf_counter() - begin)
-        return best
+        finally:
+            sys.setprofile(None)
+        return calls + sum(pattern.passed for pattern in patterns.values()) - before
 
-    small, large = seconds(10_000), seconds(100_000)
-    assert large < 40 * small + 0.02, (small, large)
+    assert work(50_000) < 12 * work(5_000)
