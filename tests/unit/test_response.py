@@ -262,7 +262,7 @@ _ATTACKS: dict[str, tuple[str, ...]] = {
     "digits": ('<tool_call>{"name":', "1"),
     "unclosed strings": ("<tool_call>", '{"name":"\n'),
     "closed in strings": ("", '<tool_call>{"a":"</tool_call>"}\n'),
-    "closed in strings alone": ("", '<tool_call>{"a":"</tool_call>"}\n', ""),
+    "closed in strings alone": ("", '<tool_call>\n{"a":"</tool_call>"}\n', ""),
     "strings in and out": ("<tool_call>{", '":":",</tool_call><tool_call>{",'),
     "one line": ("", "<tool_call>x</tool_call>"),
 }
