@@ -70,9 +70,9 @@ def test_no_output_makes_matching_fail(parts):
 def test_hostile_blocks_take_linear_time():
     def seconds(n: int) -> float:
         text = block("[" * n, *['{"a": 1'] * (n // 10), "9" * n)
-        start = time.perf_counter()
+        start = time.process_time()
         assert matches(text) == (False, False)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds(1000)
     short, long = (min(seconds(n) for _ in range(3)) for n in (4_000, 40_000))
