@@ -17,8 +17,8 @@ A tag inside a string of a call is a part of that string and ends no block.
 
 The text may be anything: model output is hostile. `parse` never raises, and its time is linear in the length: the tag
 scan and the JSON scan each pass over it once (a JSON scan that fails resumes where it failed, and no more than
-`MAX_LOOKAHEADS` of them look beyond a closing tag in vain). Nesting below `MAX_DEPTH` is refused, so that what reads
-`.calls` may recurse.
+`MAX_LOOKAHEADS` of them look beyond a closing tag in vain). Nesting deeper than `MAX_DEPTH` is refused, so that what
+reads `.calls` may recurse.
 """
 
 from __future__ import annotations
@@ -282,7 +282,9 @@ class _CallReader:
     """Reads the tool_call blocks of one text.
 
     Calls are JSON objects one after the other, white space between (one a line is the format; printed over several
-    lines is read as well). A piece that cannot be read costs that piece alone: reading goes on at the next line.
+    lines is read as well). A piece that cannot be read costs that piece alone: reading goes on at the line behind the
+    place where that showed (`_next_line`). A call that is cut off where the next call can be read as its value takes
+    that along.
 
     Args:
         closers: where closing tags of tool_call start, ascending.
