@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -15,7 +17,7 @@ from published_rewards import toolrl_format, toolrl_share
 from rest_core.algorithm.rewards import SCHEMES, reward_ranges, same_json, tool_reward
 from rest_core.errors import UserError
 from rest_core.records import ToolCall
-from rest_core.response import parse, render
+from rest_core.response import CallSpans, parse, render
 
 GOLD = [ToolCall("f", {"a": 1, "b": "x"}), ToolCall("g", {"c": [1, 2]})]
 REFERENCE = render(think="t", calls=GOLD, response=None)
@@ -234,6 +236,21 @@ def test_where_toolrl_differs_on_purpose(
     assert (toolrl_format(given_text, reference), -3 + 6 * share) == pytest.approx(theirs)
     exact = tool_reward(given_text, reference, scheme="toolrl", one_call_a_line=True)
     assert ((exact.format, exact.correctness) == pytest.approx(theirs)) == offered
+
+
+def test_one_call_a_line_looks_at_each_call_once_however_many_blocks() -> None:
+    seen = []
+
+    class Watched(tuple[CallSpans, ...]):
+        def __iter__(self) -> Iterator[CallSpans]:
+            for spans in super().__iter__():
+                seen.append(spans)
+                yield spans
+
+    parsed = parse(f"<tool_call>\n{F1}\n</tool_call>\n" * 200)
+    watched = replace(parsed, call_spans=Watched(parsed.call_spans))
+    tool_reward(watched, in_block(F1), scheme="toolrl", one_call_a_line=True)
+    assert 200 <= len(seen) <= 400  # where they stand, and how they spell their arguments
 
 
 def strict(text: str, reference: str = REFERENCE) -> float:
