@@ -17,8 +17,8 @@ A tag inside a string of a call is a part of that string and ends no block.
 
 The text may be anything: model output is hostile. `parse` never raises, and its time is linear in the length: the tag
 scan and the JSON scan each pass over it once (a JSON scan that fails resumes where it failed, and no more than
-`MAX_LOOKAHEADS` of them look beyond a closing tag in vain). Nesting below `MAX_DEPTH` is refused, so that what reads
-`.calls` may recurse.
+`MAX_LOOKAHEADS` of them look beyond a closing tag in vain). Nesting deeper than `MAX_DEPTH` is refused, so that what
+reads `.calls` may recurse.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from rest_core.records import ToolCall
 
@@ -288,7 +289,9 @@ class _CallReader:
     """Reads the tool_call blocks of one text.
 
     Calls are JSON objects one after the other, white space between (one a line is the format; printed over several
-    lines is read as well). A piece that cannot be read costs that piece alone: reading goes on at the next line.
+    lines is read as well). A piece that cannot be read costs that piece alone: reading goes on at the line behind the
+    place where that showed (`_next_line`). A call that is cut off where the next call can be read as its value takes
+    that along.
 
     Args:
         closers: where closing tags of tool_call start, ascending.
@@ -334,8 +337,8 @@ class _CallReader:
 def _as_call(text: str, start: int, end: int, members: Sequence[_Member]) -> tuple[ToolCall, CallSpans] | None:
     """The call that a JSON object spells, None where it is something else.
 
-    Only the object's own keys count, so a "name" deeper inside is an argument like any other. A further key, a
-    repeated key, or both spellings of the arguments make the meaning unclear: no call.
+    Only the object's own keys count, so a "name" deeper inside is an argument like any other. A further key, a key
+    that is repeated in it or in its arguments, or both spellings of the arguments make the meaning unclear: no call.
     """
     places = {member.key: member.value for member in members}
     keys = [key for key in _ARGUMENT_KEYS if key in places]
@@ -344,10 +347,26 @@ def _as_call(text: str, start: int, end: int, members: Sequence[_Member]) -> tup
     name, arguments = places["name"], places[keys[0]]
     if text[name.start] != '"' or name.end - name.start == 2 or text[arguments.start] != "{":
         return None
-    call = ToolCall(json.loads(text[name.start : name.end]), json.loads(text[arguments.start : arguments.end]))
+    try:
+        values = json.loads(text[arguments.start : arguments.end], object_pairs_hook=_distinct)
+    except _RepeatedKey:
+        return None
+    call = ToolCall(json.loads(text[name.start : name.end]), values)
     return call, CallSpans(
         whole=Span(start, end), name=Span(name.start + 1, name.end - 1), arguments=arguments, key=keys[0]
     )
+
+
+class _RepeatedKey(Exception):
+    """An object has the same key twice, which JSON readers read in different ways."""
+
+
+def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values; raises `_RepeatedKey`."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise _RepeatedKey
+    return values
 
 
 def _scan_object(text: str, start: int, limit: int) -> tuple[int, list[_Member]]:

@@ -32,7 +32,7 @@ class Region(IntEnum):
     OTHER = 5  # JSON scaffolding, white space between blocks, end of sequence, anything malformed or unclosed
 
 
-_CONTENT = {Kind.THINK: Region.THINK, Kind.RESPONSE: Region.RESPONSE, Kind.TOOL_CALL: Region.OTHER}
+_CONTENT = {Kind.THINK: Region.THINK, Kind.RESPONSE: Region.RESPONSE}
 
 
 def decode_response(ids: Sequence[int], tokenizer: Any) -> str:

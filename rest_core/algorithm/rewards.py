@@ -12,6 +12,7 @@ All read the result of the one parser. `toolrl` and `rest` compare values as Pyt
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -117,8 +118,10 @@ def _toolrl_format(given: Response, wanted: Response) -> bool:
 def _is_one_call_a_line(given: Response, wanted: Response) -> bool:
     """Whether calls stand one a line, nothing between, and those of a gold name spell their arguments "parameters"."""
     text = given.text
+    starts = [spans.whole.start for spans in given.call_spans]
     for block in given.blocks:
-        inside = [spans for spans in given.call_spans if block.content.start <= spans.whole.start < block.content.end]
+        first, last = (bisect_left(starts, edge) for edge in (block.content.start, block.content.end))
+        inside = given.call_spans[first:last]
         lines = text[block.content.start : block.content.end].strip().split("\n")
         alone = all("\n" in text[one.whole.end : other.whole.start] for one, other in pairwise(inside))
         if block.kind is Kind.TOOL_CALL and not (len(lines) == len(inside) and alone):

@@ -185,7 +185,7 @@ def _rescale(raw: Tensor, over: Tensor, *, whole: bool) -> Tensor:
     """Scaled to mean 1 over the tokens `over` (B, T), row by row or (`whole`) all together; what is all 0 stays 0."""
     dimensions = (0, 1) if whole else (1,)
     count, total = (values.sum(dim=dimensions, keepdim=True) for values in (over, raw))
-    return raw * (count / total.clamp_min(torch.finfo(torch.float32).tiny))
+    return torch.where(total > 0, raw * count / total, 0.0)
 
 
 def weight_settings(scheme: str | WeightsConfig) -> WeightsConfig:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -15,7 +17,7 @@ from published_rewards import toolrl_format, toolrl_share
 from rest_core.algorithm.rewards import SCHEMES, reward_ranges, same_json, tool_reward
 from rest_core.errors import UserError
 from rest_core.records import ToolCall
-from rest_core.response import render
+from rest_core.response import CallSpans, parse, render
 
 GOLD = [ToolCall("f", {"a": 1, "b": "x"}), ToolCall("g", {"c": [1, 2]})]
 REFERENCE = render(think="t", calls=GOLD, response=None)
@@ -95,8 +97,9 @@ def test_the_schedule_by_hand(
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_format_needs_exactly_the_references_tags(scheme: str) -> None:
     def share(text: str) -> float:
-        low, high = (bound for bound in (reward_ranges(scheme, 7)[0].low, reward_ranges(scheme, 7)[0].high))
-        return (tool_reward(text, REFERENCE, scheme=scheme, step=7).format - low) / (high - low)
+        bounds = reward_ranges(scheme, 7)[0]
+        made = tool_reward(text, REFERENCE, scheme=scheme, step=7).format
+        return (made - bounds.low) / (bounds.high - bounds.low)
 
     assert share(answer(ToolCall("wrong", {}))) == 1
     assert share(WORDS) == 0
@@ -206,13 +209,16 @@ def in_block(*lines: str, think: str = "t") -> str:
         (in_block('{"name": "g", "parameters": {}}') + f"\n<tool_call>\n{F1}\n</tool_call>", (0, 2), (0, -3), False),
         # a tag inside a string is content: f(a="</tool_call>") has name and key right
         (in_block(F1.replace("1", '"</tool_call>"')), (1, -3 + 6 * 2 / 3), (0, -3), False),
-        # a third key, a repeated key, NaN, a number beyond float64, a name that is no string: no call
+        # a third key, a repeated key, NaN, a number beyond float64, a name that is empty or no string: no call
         (in_block(F1.replace("}}", '}, "id": 7}')), (1, -3), (1, 3), False),
         (in_block(F1.replace('{"name"', '{"name": "f", "name"')), (1, -3), (1, 3), False),
+        (in_block(F1.replace('{"a"', '{"a": 2, "a"')), (1, -3), (1, 3), False),
         (in_block(F1.replace("}}", ', "b": NaN}}')), (1, -3), (1, -3 + 6 * 2.5 / 3), False),
         (in_block(F1.replace("}}", ', "b": 1e999}}')), (1, -3), (1, -3 + 6 * 2.5 / 3), False),
         (in_block(F1, '{"name": 7, "parameters": {}}'), (1, -3), (1, -3 + 6 * 2.5 / 3), False),
-        # no arguments: no call, also with a name that no gold call has
+        (in_block(F1, '{"name": "", "parameters": {}}'), (1, -3), (1, -3 + 6 * 2.5 / 3), False),
+        # no object of arguments: no call, also with a name that no gold call has
+        (in_block(F1, '{"name": "g", "parameters": [1]}'), (1, -3), (1, -3 + 6 * 2.5 / 3), False),
         (in_block(F1, '{"name": "g"}'), (1, -3), (1, -3 + 6 * 2.5 / 3), False),
         # a generated chat header does not begin a new answer
         ("<|im_start|>assistant\n" + in_block(F1), (0, 3), (1, 3), False),
@@ -230,6 +236,21 @@ def test_where_toolrl_differs_on_purpose(
     assert (toolrl_format(given_text, reference), -3 + 6 * share) == pytest.approx(theirs)
     exact = tool_reward(given_text, reference, scheme="toolrl", one_call_a_line=True)
     assert ((exact.format, exact.correctness) == pytest.approx(theirs)) == offered
+
+
+def test_one_call_a_line_looks_at_each_call_once_however_many_blocks() -> None:
+    seen = []
+
+    class Watched(tuple[CallSpans, ...]):
+        def __iter__(self) -> Iterator[CallSpans]:
+            for spans in super().__iter__():
+                seen.append(spans)
+                yield spans
+
+    parsed = parse(f"<tool_call>\n{F1}\n</tool_call>\n" * 200)
+    watched = replace(parsed, call_spans=Watched(parsed.call_spans))
+    tool_reward(watched, in_block(F1), scheme="toolrl", one_call_a_line=True)
+    assert 200 <= len(seen) <= 400  # where they stand, and how they spell their arguments
 
 
 def strict(text: str, reference: str = REFERENCE) -> float:
@@ -341,6 +362,7 @@ def test_strict_neither_printing_nor_one_bad_call_loses_everything() -> None:
         (f"{in_block(F1)}\n{F1}", -3),  # a second call, wherever it was put
         (f"{in_block(F1)}\n</tool_call>\nsee {{", -3),
         (in_block(F1, '{"name": "g", "parameters": {'), -3),
+        (in_block(F1.replace('{"a"', '{"a": 2, "a"')), -3),  # two values of one key are two guesses
         (f"<response> <tool_call> {F1} </tool_call> </response>\n{in_block(F1)}", -3),
     ],
 )
@@ -412,6 +434,23 @@ def test_nothing_that_is_added_raises_a_reward(data: Any, case: Any, scheme: str
         edited = edited[:place] + data.draw(st.sampled_from(snippets)) + edited[place:]
     before = tool_reward(text, reference, scheme=scheme, step=step).total
     assert tool_reward(edited, reference, scheme=scheme, step=step).total <= before + 1e-9
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), case=wrong_and_right())
+def test_strict_gives_no_text_more_than_the_calls_it_makes(data: Any, case: Any) -> None:
+    """Whatever is replaced in a response: what it gets is no more than its calls and words get in the plain format."""
+    text, _, reference, _ = case
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        end = data.draw(st.integers(start, min(len(text), start + 12)))
+        text = text[:start] + data.draw(st.sampled_from(["", *TEXTS, *TAGS, *BLOCKS])) + text[end:]
+    parsed = parse(text)
+    plain = render(think="t", calls=parsed.calls, response="r" if parsed.response else None)
+    made, most = (tool_reward(one, reference, scheme="strict") for one in (text, plain))
+    assert made.correctness <= most.correctness + 1e-9
+    if parsed.well_formed:
+        assert made.correctness == pytest.approx(most.correctness)
 
 
 @pytest.mark.parametrize("scheme", ["toolrl", "rest"])

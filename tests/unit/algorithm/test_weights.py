@@ -314,6 +314,16 @@ def test_rows_do_not_depend_on_padding_and_have_mean_one(scheme: str, mean: Weig
             assert float(row[over].mean()) == pytest.approx(1.0, rel=1e-5)
 
 
+@pytest.mark.parametrize("mean", ["trained", "weighted"])
+@pytest.mark.parametrize("scheme", ["official", "mask_only"])
+def test_a_response_without_weighted_tokens_weighs_nothing(scheme: str, mean: WeightMean) -> None:
+    """Malformed from beginning to end, and long: 0, not 0 · T / 0."""
+    regions = torch.tensor([[O] * 50, [F] * 25 + [O] * 25])
+    made = token_weights(regions, torch.ones(2, 50).bool(), scheme=scheme, step=1, total_steps=9, mean=mean)
+    assert made[0].tolist() == [0.0] * 50
+    assert made[1].tolist() == pytest.approx([2.0 if mean == "trained" else 1.0] * 25 + [0.0] * 25)
+
+
 def test_malformed_output_still_gets_gradient_under_paper() -> None:
     """Defect of the authors' code: malformed output has weight 0, hence no negative gradient."""
     other = torch.full((1, 5), int(O))
