@@ -23,7 +23,13 @@ from trl import GRPOTrainer
 from rest_core.algorithm.entropy import RunningRegionEntropy, region_sums
 from rest_core.algorithm.regions import Region, batch_regions, read_response
 from rest_core.algorithm.rewards import RewardScheme, reward_ranges, tool_reward
-from rest_core.algorithm.weights import reads_token_entropies, relative_frequency, token_weights, weight_settings
+from rest_core.algorithm.weights import (
+    in_reweighted_region,
+    reads_token_entropies,
+    relative_frequency,
+    token_weights,
+    weight_settings,
+)
 from rest_core.config import PaperWeights, WeightMean, WeightsConfig
 from rest_core.errors import UserError
 from rest_core.model.chat import Opening, continuation, opened_by, opening
@@ -176,7 +182,9 @@ class RestGRPOTrainer(GRPOTrainer):
         mask = self._everyone(output["completion_mask"]).bool()
         regions = self._everyone(output["regions"], fill=Region.OTHER)
         entropies, running = None, self.region_entropy.mean
-        unseen = isinstance(self.rest_weights, PaperWeights) and self.region_entropy.lacks(regions, mask)
+        unseen = isinstance(self.rest_weights, PaperWeights) and self.region_entropy.lacks(
+            regions, mask & in_reweighted_region(regions)
+        )
         if unseen or reads_token_entropies(self.rest_weights):
             entropies = self._everyone(self._sampling_entropies(output))
             running = self.region_entropy.filled(entropies, regions, mask)

@@ -15,7 +15,7 @@ from rest_core.algorithm.advantages import group_advantages
 from rest_core.algorithm.entropy import RunningRegionEntropy
 from rest_core.algorithm.regions import read_response
 from rest_core.algorithm.rewards import Reward, tool_reward
-from rest_core.algorithm.weights import reads_token_entropies, relative_frequency, token_weights
+from rest_core.algorithm.weights import in_reweighted_region, reads_token_entropies, relative_frequency, token_weights
 from rest_core.config import PaperWeights, RlConfig
 from rest_core.response import Response, parse
 
@@ -58,7 +58,7 @@ class ResT:
         """Whether `weights` will read the entropies of the policy that sampled these tokens, (B, T) each."""
         scheme = self.config.weights
         if isinstance(scheme, PaperWeights):
-            return self.entropy.lacks(regions, mask)
+            return self.entropy.lacks(regions, mask & in_reweighted_region(regions))
         return reads_token_entropies(scheme)
 
     def weights(self, ids: Tensor, regions: Tensor, mask: Tensor, entropies: Tensor | None, step: int) -> Tensor:

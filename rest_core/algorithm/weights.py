@@ -89,6 +89,11 @@ def token_weights(
     return _rescale(raw * inside, over, whole=mean == "trained" and isinstance(settings, HighEntropyWeights))
 
 
+def in_reweighted_region(regions: Tensor) -> Tensor:
+    """(B, T) bool: of the regions that the paper weighs by their entropy, (B, T) codes of `Region` given."""
+    return torch.tensor([region in _REWEIGHTED for region in Region], device=regions.device)[regions]
+
+
 def reads_token_entropies(settings: WeightsConfig) -> bool:
     """Whether a scheme reads the entropy of every token, in every step."""
     return isinstance(settings, HighEntropyWeights | TokenEntropyWeights)
@@ -119,7 +124,7 @@ def _paper(settings: PaperWeights, regions: Tensor, inside: Tensor, progress: fl
     """
     table = _paper_table(settings, min(progress, 1.0), entropy.float().cpu()).to(regions.device)
     raw = table[regions]  # (B, T)
-    reweighted = torch.tensor([region in _REWEIGHTED for region in Region], device=regions.device)[regions] & inside
+    reweighted = in_reweighted_region(regions) & inside
     count = reweighted.sum(dim=1, keepdim=True)  # (B, 1)
     mean = torch.where(count > 0, (raw * reweighted).sum(dim=1, keepdim=True) / count.clamp_min(1), 1.0)
     return torch.where(reweighted, raw, settings.floor * mean)
