@@ -144,6 +144,8 @@ def json_problem(error: ValueError | RecursionError, place: str) -> tuple[str, s
 
 def odd_number(value: Any) -> bool:
     """Whether a value has a number that JSON has not got: NaN, infinite, or too large for its readers."""
+    if value is None or isinstance(value, str):
+        return False
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, int):

@@ -60,6 +60,7 @@ def records(path: Path) -> Iterator[Record | Rejected]:
 def json_lines(path: Path) -> Iterator[Record | Rejected]:
     """One object a line; blank lines are passed over."""
     seen = 0
+    place, stem = f"{path}: line ", path.stem
     try:
         with path.open(encoding=_ENCODING) as stream:
             for number, line in enumerate(stream, start=1):
@@ -68,13 +69,13 @@ def json_lines(path: Path) -> Iterator[Record | Rejected]:
                 if not line or line.isspace():
                     continue
                 seen += 1
-                where = f"{path}: line {number}"
+                where = f"{place}{number}"
                 try:
                     fields = json.loads(line)
                 except (ValueError, RecursionError) as error:
                     yield Rejected(*json_problem(error, where))
                     continue
-                yield _record(fields, where, f"{path.stem}-{number}", text_too_deep(line, fields))
+                yield _record(fields, where, f"{stem}-{number}", text_too_deep(line, fields))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); convert the file") from None
     if not seen:

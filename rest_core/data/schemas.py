@@ -119,7 +119,7 @@ class Converter:
         if not isinstance(listed, Sequence) or isinstance(listed, str):
             raise self._no_schema("required", listed)
         flagged = [name for name, inner in properties.items() if inner.get("required") is True]
-        return _names([str(name) for name in [*listed, *flagged] if name is not None])
+        return list(dict.fromkeys(str(name) for name in (*listed, *flagged) if name is not None))
 
     def _decoded(self, value: Any, name: str) -> Any:
         """A string of JSON stands for its object: `datasets` writes columns of mixed types so."""

@@ -224,16 +224,16 @@ def assistant(fields: Mapping[str, Any], field: str, tools: Sequence[Tool], call
     said = content(fields.get(key), place)
     own_calls, own_fields, no_call = _calls(fields, field)
     calls, call_fields = (*said.calls, *own_calls), (*said.call_fields, *own_fields)
-    think, words = _thought_before(said.words or "")
+    think, words = _thought_before(said.words) if said.words else (None, "")
     try:
-        written = written_calls.split(_response_alone(words), tools)
+        written = written_calls.split(_response_alone(words), tools) if words else written_calls.Said("")
     except NotCalls as error:
         raise Unreadable("call cannot be read", place, str(error)) from None
     if calls and written.calls and calls != written.calls:
         raise Unreadable("call cannot be read", place, "its words have other calls than its calls")
     if not calls:
         calls, call_fields = written.calls, (place,) * len(written.calls)
-    response = _response_alone(written.words) or None
+    response = (_response_alone(written.words) or None) if written.words else None
     if not calls and not response and not call_follows:
         if not no_call and not written.no_call:
             raise Unreadable("no call and no response", field)

@@ -121,6 +121,10 @@ HOSTILE: dict[str, Callable[[int], Callable[[], object]]] = {
     "opened <tools>": lambda n: lambda: chat.tools_in_text("<tools></tools>" * (n // 15), "system"),
     "lists of ToolRL": lambda n: lambda: listed_tools("following tools:\n" * (n // 17)),
     "opened user turns": lambda n: lambda: user_turns([Message("user", "<user>" * (n // 6))]),
+    "a tag that does not end": lambda n: lambda: split("<" + "a" * n, PARSED),
+    "tags that do not end": lambda n: lambda: split("<a" * (n // 2), PARSED),
+    "results": lambda n: lambda: chat._results("<tool_response>" * (n // 15), "m"),
+    "dicts in Python": lambda n: lambda: split("{'name': " * (n // 9), PARSED),
     "thoughts": lambda n: lambda: chat.assistant({"content": "<think>" * (n // 7)}, "m", PARSED),
     "types": lambda n: lambda: read_tool({"name": "f", "parameters": {"a": {"type": "List[" * (n // 5)}}}),
 }  # fmt: skip
