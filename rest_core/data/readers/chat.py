@@ -58,10 +58,11 @@ _TEXT_KEYS = ("text", "value", "content")
 _THINK_KEYS = ("think", "reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _THINK_PARTS = ("thinking", "reasoning")
-_PARTS = frozenset(
-    {*_TEXT_PARTS, *_THINK_PARTS, "image", "image_url", "input_image", "audio", "audio_url", "input_audio"}
-    | {"video", "video_url", "file", "input_file"}
+_OTHER_PARTS = (
+    *("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url"),
+    *("file", "input_file"),
 )
+_PARTS = _TEXT_PARTS + _THINK_PARTS + _OTHER_PARTS  # compared one by one: a type may be anything
 _TOOLS_FROM, _TOOLS_TO = "<tools>", "</tools>"
 _RESULT_FROM, _RESULT_TO = "<tool_response>", "</tool_response>"
 _ARRAY_OF_OBJECTS = re.compile(r"\[\s*+\{")
