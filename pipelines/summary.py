@@ -19,6 +19,7 @@ from pipelines.monitor import Monitor, StageRun
 from pipelines.rest_pipeline import STAGES
 from rest_core import manifest
 from rest_core.config import Config
+from rest_core.data.prepare import REPORT, describe_drops
 from rest_core.tracking import spool, store
 
 RunStatus = Literal["succeeded", "failed", "interrupted"]
@@ -73,6 +74,7 @@ class StageSummary:
     metrics: Mapping[str, float] | None = None
     folder: str | None = None
     mlflow: str | None = None  # link to its run
+    drops: tuple[str, ...] = ()  # why records of the data were dropped, in lines
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,11 @@ def _stage_summary(name: str, config: Config, run: StageRun | None, outcome: Run
         return StageSummary(name, "not run")
     status: StageStatus = "done" if run.done else "interrupted" if outcome == "interrupted" else "failed"
     note = None
+    drops: list[str] = []
     for made in run.folder.glob(f"*/{manifest.FILE_NAME}"):
         note = manifest.read(made.parent)["counts"].get("skipped")
+        if name == "prepare-data":
+            drops = describe_drops(json.loads((made.parent / REPORT).read_text(encoding="utf-8")))
     if note is not None:
         status = "skipped" if config.enabled(name) else "off"
     figures = run.folder / "metrics"
@@ -138,6 +143,7 @@ def _stage_summary(name: str, config: Config, run: StageRun | None, outcome: Run
         json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else None,
         str(run.folder),
         store.where_to_look(uri, runs[0].experiment, runs[0].run) if runs else None,
+        tuple(drops),
     )
 
 
@@ -159,6 +165,8 @@ def show(summary: Summary, console: Console) -> None:
     for stage in summary.stages:
         if stage.status == "skipped":
             tell(f"[bold yellow]SKIPPED {stage.name}:[/] {escape(stage.note or '')}")
+        for line in stage.drops:
+            tell(escape(line), highlight=False)
     tell(f"MLflow: {summary.mlflow}")
     tell(f"Files:  {escape(summary.folder)}")
     if summary.unsent:

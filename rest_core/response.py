@@ -142,11 +142,14 @@ def render(*, think: str | None, calls: Sequence[ToolCall], response: str | None
     if think is not None:
         parts.append(f"<think> {think} </think>")
     if calls:
-        lines = (json.dumps({"name": call.name, "parameters": call.arguments}, ensure_ascii=False) for call in calls)
+        lines = (_ENCODER.encode({"name": call.name, "parameters": call.arguments}) for call in calls)
         parts.append("\n".join(["<tool_call>", *lines, "</tool_call>"]))
     if response is not None:
         parts.append(f"<response> {response} </response>")
     return "\n".join(parts)
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False)  # once: `json.dumps` makes one a call
 
 
 def _first_content(text: str, blocks: Sequence[Block], kind: Kind) -> str | None:

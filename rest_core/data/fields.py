@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 MAX_DEPTH = 64  # of lists and objects in a record; published tool data stays below 20
 TOO_DEEP = "nested too deeply"
+NO_JSON_NUMBER = "a number that JSON does not have"
+MAX_BITS = 1024  # of a whole number: what a float64 can hold, and so any reader of JSON
 _ENCODINGS = 2  # how often a value may have been written as JSON: exports encode arguments that are a string already
 
 
@@ -33,7 +36,8 @@ class Rejected:
     detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+        said = f"{shown(self.where, _WHERE_WIDTH)}: {self.reason}"
+        return f"{said} ({shown(self.detail)})" if self.detail else said
 
 
 class Unreadable(Exception):
@@ -45,6 +49,21 @@ class Unreadable(Exception):
 
     def rejected(self, record: Record) -> Rejected:
         return Rejected(self.reason, f"{record.where}: field {self.field!r}", self.detail)
+
+
+def shown(text: str, width: int = 200) -> str:
+    """`text` as a message may have it: no longer than `width`, and of characters that every file can hold."""
+    text = text if len(text) <= width else f"{text[: width - 1]}…"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a file can hold the text: lone surrogates are no characters."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def too_deep(value: Any) -> bool:
@@ -78,19 +97,23 @@ def text(value: Any, field: str) -> str:
 
 def items(value: Any, field: str) -> list[Any]:
     """`value` as a list; a string is read as a JSON array, a string within that once more."""
-    found: list[Any] = _of_kind(list, "a list", value, field)
+    found: list[Any] = value if isinstance(value, list) else _of_kind(list, "a list", value, field)
     return found
 
 
 def mapping(value: Any, field: str) -> dict[str, Any]:
     """`value` as an object; a string is read as a JSON object, a string within that once more."""
-    found: dict[str, Any] = _of_kind(dict, "an object", value, field)
+    found: dict[str, Any] = value if isinstance(value, dict) else _of_kind(dict, "an object", value, field)
     return found
 
 
 def _of_kind(kind: type, called: str, value: Any, field: str) -> Any:
     for _ in range(_ENCODINGS):
         if not isinstance(value, str):
+            break
+        if not value.strip():
+            raise Unreadable("field empty", field)
+        if value.lstrip()[0] not in _JSON_STARTS:
             break
         value = parse_json(value, field)
     if value is None:
@@ -104,14 +127,38 @@ def parse_json(value: str, field: str) -> Any:
     try:
         parsed = _DECODER.decode(value)
     except (ValueError, RecursionError) as error:
-        raise Unreadable("invalid JSON", field, str(error)) from None
+        raise Unreadable(*json_problem(error, field)) from None
     if text_too_deep(value, parsed):
         raise Unreadable(TOO_DEEP, field)
     return parsed
+
+
+def json_problem(error: ValueError | RecursionError, place: str) -> tuple[str, str, str]:
+    """What a JSON decoder's error means for the data: reason, place and detail of a rejection."""
+    if isinstance(error, RecursionError):
+        return TOO_DEEP, place, ""
+    if isinstance(error, json.JSONDecodeError):
+        return "invalid JSON", place, str(error)
+    return "invalid JSON", place, str(error).partition("; use sys")[0]  # Python's advice is for programmers
+
+
+def odd_number(value: Any) -> bool:
+    """Whether a value has a number that JSON has not got: NaN, infinite, or too large for its readers."""
+    if value is None or isinstance(value, str):
+        return False
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, int):
+        return value.bit_length() > MAX_BITS
+    if isinstance(value, dict | list):
+        return any(map(odd_number, value.values() if isinstance(value, dict) else value))
+    return False
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
+_WHERE_WIDTH = 1000  # a long path and the field
+_JSON_STARTS = '[{"'  # of lists, objects and text that is encoded once more
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)

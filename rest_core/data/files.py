@@ -15,7 +15,18 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from rest_core.data.fields import TOO_DEEP, Record, Rejected, Unreadable, parse_json, text_too_deep, too_deep
+from rest_core.data.fields import (
+    TOO_DEEP,
+    Record,
+    Rejected,
+    Unreadable,
+    is_unicode,
+    json_problem,
+    parse_json,
+    shown,
+    text_too_deep,
+    too_deep,
+)
 from rest_core.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -25,12 +36,14 @@ _MARK = "\ufeff"  # the same mark where files were put together
 
 
 def records(path: Path) -> Iterator[Record | Rejected]:
-    """The records of a file, by its suffix; a `.json` file holds one array, or one object a line.
+    """The records of a file: parquet by its suffix, else one JSON array or one object a line.
 
     Raises:
         UserError: the file is missing, empty, truncated, not UTF-8, of another kind, or a JSON array that does not
             parse. A line of JSON lines that does not parse is a `Rejected`.
     """
+    if not is_unicode(str(path)):
+        raise UserError(f"{shown(str(path), 1000)}: the file's name is not UTF-8; rename it")
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     if path.suffix not in SUFFIXES:
@@ -39,7 +52,7 @@ def records(path: Path) -> Iterator[Record | Rejected]:
         raise UserError(f"{path}: the file is empty; give a file with records")
     if path.suffix == ".parquet":
         return _parquet(path)
-    if path.suffix == ".json" and _first_character(path) == "[":
+    if _first_character(path) == "[":  # no line of JSON lines begins so
         return _json_array(path)
     return json_lines(path)
 
@@ -47,6 +60,7 @@ def records(path: Path) -> Iterator[Record | Rejected]:
 def json_lines(path: Path) -> Iterator[Record | Rejected]:
     """One object a line; blank lines are passed over."""
     seen = 0
+    place, stem = f"{path}: line ", path.stem
     try:
         with path.open(encoding=_ENCODING) as stream:
             for number, line in enumerate(stream, start=1):
@@ -55,13 +69,13 @@ def json_lines(path: Path) -> Iterator[Record | Rejected]:
                 if not line or line.isspace():
                     continue
                 seen += 1
-                where = f"{path}: line {number}"
+                where = f"{place}{number}"
                 try:
                     fields = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    yield Rejected("invalid JSON", where, str(error))
+                    yield Rejected(*json_problem(error, where))
                     continue
-                yield _record(fields, where, f"{path.stem}-{number}", text_too_deep(line, fields))
+                yield _record(fields, where, f"{stem}-{number}", text_too_deep(line, fields))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); convert the file") from None
     if not seen:
@@ -76,7 +90,8 @@ def _json_array(path: Path) -> Iterator[Record | Rejected]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: invalid JSON at line {error.lineno} column {error.colno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: invalid JSON: {error}") from None
+        reason, where, detail = json_problem(error, str(path))
+        raise UserError(str(Rejected(reason, where, detail))) from None
     if not entries:
         raise UserError(f"{path}: the JSON array is empty; give a file with records")
     for number, fields in enumerate(entries):

@@ -205,7 +205,7 @@ def _within_length(
     for start in tqdm(range(0, len(candidates), _BATCH), desc="measuring lengths", disable=None, leave=False):
         batch = candidates[start : start + _BATCH]
         prompts = [len(ids) for ids in encode_prompts(tokenizer, [candidate.sample.prompt for candidate in batch])]
-        references = [len(encode_response(tokenizer, candidate.sample.reference)) for candidate in batch]
+        references = [_reference_tokens(tokenizer, candidate) for candidate in batch]
         for candidate, prompt, reference in zip(batch, prompts, references, strict=True):
             if prompt > data.max_prompt_tokens:
                 reason, length, name = "prompt too long", prompt, "max_prompt_tokens"
@@ -219,6 +219,13 @@ def _within_length(
                 reason,
                 f"{candidate.place}: {length} tokens, data.{name} is {getattr(data, name)}",
             )
+
+
+def _reference_tokens(tokenizer: PreTrainedTokenizerBase, candidate: _Candidate) -> int:
+    try:
+        return len(encode_response(tokenizer, candidate.sample.reference))
+    except UserError as error:  # the reference cannot go on from what the chat template opens
+        raise UserError(f"{candidate.place}: {error}") from None
 
 
 def _without_duplicates(candidates: Sequence[_Candidate], threshold: float, drops: _Drops) -> Iterator[_Candidate]:

@@ -163,7 +163,10 @@ def _compact_line(tool: Tool) -> str:
     optional = [name for name in tool.parameters["properties"] if name not in tool.parameters.get("required", ())]
     if optional:
         line["optional"] = optional
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+    return _COMPACT.encode(line)
+
+
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # once: `json.dumps` makes one a call
 
 
 def _shown(tool: Tool) -> dict[str, Any]:

@@ -14,12 +14,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rest_core.data.fields import TOO_DEEP, too_deep
+from rest_core.data.fields import MAX_BITS, TOO_DEEP, too_deep
 from rest_core.data.tools import by_name, same_name
 from rest_core.records import Tool, ToolCall
 
 _NO_KEY = frozenset("()[]{}\"',")  # characters that no argument's name has
-_MAX_BITS = 1024  # of a whole number: what a float64 can hold, and so any reader of JSON
 _OPENING, _CLOSING = "([{", ")]}"
 _CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -186,7 +185,7 @@ def _json_value(value: Any) -> Any:
         return [_json_value(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no JSON value")
-    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
         raise ValueError("the number is too large")
     if value is None or isinstance(value, str | int | float):
         return value

@@ -60,14 +60,14 @@ class Converter:
         given = _at_root(given)
         properties = self._decoded(given.get("properties"), "properties")
         is_schema = given.get("type") in ("object", "dict") or (
-            isinstance(properties, Mapping)
-            and all(inner is None or isinstance(inner, Mapping) for inner in properties.values())
+            isinstance(properties, dict)
+            and all(inner is None or isinstance(inner, dict) for inner in properties.values())
         )
         if not is_schema:
             properties = given
         elif not properties:  # [] too, as PHP writes an empty object
             properties = {}
-        if not isinstance(properties, Mapping):
+        if not isinstance(properties, dict):
             raise self._no_schema("properties", properties)
         described = {
             name: inner if isinstance(inner, dict) else self._property(name, inner)
@@ -82,8 +82,8 @@ class Converter:
             else [name for name, inner in described.items() if _is_required(inner)],
         }
         if is_schema:
-            schema |= {key: self._member(key, given[key]) for key in DEFINITIONS if isinstance(given.get(key), Mapping)}
-            if isinstance(extra := given.get("additionalProperties"), bool | Mapping):
+            schema |= {key: self._member(key, given[key]) for key in DEFINITIONS if isinstance(given.get(key), dict)}
+            if isinstance(extra := given.get("additionalProperties"), bool | dict):
                 schema["additionalProperties"] = self._member("additionalProperties", extra)
         return schema
 
@@ -97,16 +97,16 @@ class Converter:
                 converted.update({"type": value} if value in _SIMPLE else self._type(value))
             elif (member := self._member(key, value)) is not _NOTHING:
                 converted[key] = member
-        if isinstance(inner := given.get("properties"), Mapping) and "properties" in converted:
+        if isinstance(inner := given.get("properties"), dict) and "properties" in converted:
             # "required": true beside a property's type is how older schemas say it.
-            flagged = [n for n, i in inner.items() if isinstance(i, Mapping) and i.get("required") is True]
+            flagged = [n for n, i in inner.items() if isinstance(i, dict) and i.get("required") is True]
             if required := _names([*converted.get("required", ()), *flagged]):
                 converted["required"] = required
         return converted
 
     def _property(self, name: str, given: Any) -> Mapping[str, Any]:
         given = self._decoded(given, name)
-        if not isinstance(given, Mapping):
+        if not isinstance(given, dict):
             raise self._no_schema(name, given)
         return given
 
@@ -119,7 +119,7 @@ class Converter:
         if not isinstance(listed, Sequence) or isinstance(listed, str):
             raise self._no_schema("required", listed)
         flagged = [name for name, inner in properties.items() if inner.get("required") is True]
-        return _names([str(name) for name in [*listed, *flagged] if name is not None])
+        return list(dict.fromkeys(str(name) for name in (*listed, *flagged) if name is not None))
 
     def _decoded(self, value: Any, name: str) -> Any:
         """A string of JSON stands for its object: `datasets` writes columns of mixed types so."""
@@ -137,18 +137,18 @@ class Converter:
             value = self._decoded(value, key)
             if key == "items" and isinstance(value, list):  # the draft before 2020-12
                 value = value[0] if len(value) == 1 else True
-            if isinstance(value, Mapping):
+            if isinstance(value, dict):
                 return self.schema(value)
             return value if isinstance(value, bool) else _NOTHING
         if key in _SCHEMAS:
             found = [self._decoded(inner, key) for inner in value] if isinstance(value, list) else []
-            return [self.schema(inner) for inner in found if isinstance(inner, Mapping)] or _NOTHING
+            return [self.schema(inner) for inner in found if isinstance(inner, dict)] or _NOTHING
         if key in _BY_NAME:
             value = self._decoded(value, key)
-            if not isinstance(value, Mapping):
+            if not isinstance(value, dict):
                 return _NOTHING
             decoded = {name: self._decoded(inner, key) for name, inner in value.items()}
-            return {name: self.schema(inner) for name, inner in decoded.items() if isinstance(inner, Mapping)}
+            return {name: self.schema(inner) for name, inner in decoded.items() if isinstance(inner, dict)}
         if key == "required":
             return _names(value) if isinstance(value, list) else _NOTHING
         if (allowed := _VALUES.get(key)) is not None:
@@ -200,8 +200,8 @@ def _at_root(given: Mapping[str, Any]) -> Mapping[str, Any]:
         seen.add(reference)
         start, _, name = reference.removeprefix("#/").partition("/")
         definitions = given.get(start) if start in DEFINITIONS else None
-        target = definitions.get(name) if isinstance(definitions, Mapping) else None
-        if not isinstance(target, Mapping):
+        target = definitions.get(name) if isinstance(definitions, dict) else None
+        if not isinstance(target, dict):
             break
         root = target
     if root is given:
@@ -278,7 +278,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_names_by_name(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
+    return isinstance(value, dict) and all(
         isinstance(names, list) and len(_names(names)) == len(names) for names in value.values()
     )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from rest_core.data.fields import Unreadable, items, mapping
 from rest_core.data.schemas import Converter
 from rest_core.records import Tool
+
+_PARAMETERS_KEYS = ("parameters", "input_schema", "inputSchema")  # OpenAI's, Anthropic's, MCP's
 
 
 def same_name(name: str) -> str:
@@ -29,7 +31,7 @@ def read_tool(value: Any, field: str = "tools", *, foreign_types: bool = False) 
     """
     tool = outer = mapping(value, field)
     function = outer.get("function")
-    if isinstance(function, Mapping) or (isinstance(function, str) and function.lstrip().startswith("{")):
+    if isinstance(function, dict) or (isinstance(function, str) and function.lstrip().startswith("{")):
         field = f"{field}.function"
         tool = mapping(function, field)
     name = tool.get("name")
@@ -38,10 +40,11 @@ def read_tool(value: Any, field: str = "tools", *, foreign_types: bool = False) 
     description = tool.get("description") or ""
     if not isinstance(description, str):
         raise Unreadable("field of the wrong type", f"{field}.description", type(description).__name__)
-    given = tool.get("parameters")
-    converter = Converter(f"{field}.parameters", foreign_types=foreign_types)
+    key = next((key for key in _PARAMETERS_KEYS if tool.get(key) is not None), _PARAMETERS_KEYS[0])
+    given = tool.get(key)
+    converter = Converter(f"{field}.{key}", foreign_types=foreign_types)
     parameters = converter.parameters(
-        {} if given in (None, "", []) else mapping(given, f"{field}.parameters"),
+        {} if given in (None, "", []) else mapping(given, f"{field}.{key}"),
         tool.get("required", outer.get("required")),
     )
     return Tool(same_name(name), description, parameters)

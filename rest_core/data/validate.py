@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from rest_core.data.fields import Rejected
+from rest_core.data.fields import Rejected, is_unicode, shown
 from rest_core.data.prompts import user_turns
 from rest_core.data.tools import by_name, declares, same_name
 from rest_core.records import Origin, Sample
@@ -39,10 +39,10 @@ def problem(sample: Sample, file: str) -> Rejected | None:
         place = origin.calls[number] if number < len(origin.calls) else origin.answer
         tool = tools.get(same_name(call.name))
         if tool is None:
-            return rejected("tool does not exist", place, f"{call.name!r} is none of {', '.join(tools)}")
+            return rejected("tool does not exist", place, f"{shown(call.name, 60)!r} is none of {', '.join(tools)}")
         unknown = [name for name in call.arguments if not declares(tool, name)]
         if unknown:
-            return rejected("argument not declared by the tool", place, f"{unknown[0]!r} of {call.name!r}")
+            return rejected("argument not declared by the tool", place, f"{shown(unknown[0], 60)!r} of {call.name!r}")
     return None
 
 
@@ -54,9 +54,6 @@ def _not_unicode(sample: Sample, origin: Origin) -> str | None:
         (origin.tools, tools),
         (origin.prompt, [message.content for message in sample.prompt]),
     ):
-        try:
-            for text in texts:
-                text.encode("utf-8")
-        except UnicodeEncodeError:
+        if not all(map(is_unicode, texts)):
             return field
     return None

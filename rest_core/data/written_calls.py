@@ -12,29 +12,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rest_core.data.fields import TOO_DEEP, Unreadable, mapping, too_deep
+from rest_core.data.fields import NO_JSON_NUMBER, TOO_DEEP, Unreadable, mapping, odd_number, shown, too_deep
 from rest_core.data.python_calls import NotCalls, literal, read_calls
 from rest_core.data.tools import same_name
 from rest_core.records import Tool, ToolCall
 
 _OPEN = re.compile(
-    r"<tool_?calls?>|<\|tool_calls?\|>|<\|tool_call_start\|>|<function_?call>|<function=|<\|python_tag\|>"
-    r"|\[TOOL_CALLS\]|functools\[|<｜tool▁calls▁begin｜>|^Action Input:",
+    r"<(?:\w{1,20}+:)?(?:tool_?calls?|tool_use|function_?calls?)>|<(?:\w{1,20}+:)?invoke |<function=|<\|python_tag\|>"
+    r"|<\|tool_calls?\|>|<\|tool_call_start\|>|<\|tool_calls?_(?:section_)?begin\|>|<｜tool▁calls?▁begin｜>"
+    r"|\[TOOL_CALLS\]|functools\[|^Action[ _]Input:|^Action: ?```json|✿FUNCTION✿|<\|channel\|>commentary to=",
     re.IGNORECASE | re.MULTILINE,
 )
-_NEEDED = ("<", "[", "(", "{")  # one of them is in every call, whatever the notation
+_NEEDED = ("<", "[", "(", "{", "✿")  # one of them is in every call, whatever the notation
 _CLOSE = re.compile(
-    r"</tool_?calls?>|<\|/tool_calls?\|>|<\|tool_call_end\|>|</function_?call>|\[/TOOL_CALLS\]|<\|endoftext\|>"
+    r"</(?:\w{1,20}+:)?(?:tool_?calls?|tool_use|function_?calls?)>|<\|/tool_calls?\|>|<\|tool_call_end\|>|\[/TOOL_CALLS\]|<\|endoftext\|>"
     r"|<\|eo[tm]_id\|>|<\|im_end\|>|</s>",
     re.IGNORECASE,
 )
-_CALLED = re.compile(r'"(?:name|function|tool)"\s*+:\s*+"([^"\\\n]{1,200}+)"')
-_HAS_ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*+:')
-_ARGUMENT_KEYS = ("arguments", "parameters")
+_CALLED = re.compile(r'"(?:name|function|tool|tool_name|action)"\s*+:\s*+"([^"\\\n]{1,200}+)"')
+_HAS_ARGUMENTS = re.compile(r'"(?:arguments|parameters|args|input|action_input)"\s*+:')
+_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")  # OpenAI's, ours, LangChain's, Anthropic's
+_BESIDE = frozenset({"name", "function", "type", "id", "call_id", "tool_call_id", "index"})  # what a call may also have
 _GLAIVE = re.compile(r"""\s*+\{\s*+"name"\s*+:\s*+"([^"\\]++)"\s*+,\s*+"arguments"\s*+:\s*+'(.*)'\s*\}\s*""", re.DOTALL)
 _FENCE = re.compile(r"```(?:json|python|tool_code|tool_call)?[ \t]*\n?")
 _BETWEEN = re.compile(r"[\s,;]*+")
@@ -68,6 +70,8 @@ def split(text: str, tools: Sequence[Tool]) -> Said:
             return Said("", tuple(read_calls(text, tools)))
         except NotCalls:
             pass  # perhaps JSON, perhaps words in brackets
+    if (alone := _calls_alone(text, tools)) is not None:
+        return Said("", tuple(_calls(alone)))
     names = _first_parts(tools)
     if (start := _python_call(text, names)) is not None:
         words, tail = text[:start], text[start:].removesuffix("```").rstrip()
@@ -79,6 +83,8 @@ def split(text: str, tools: Sequence[Tool]) -> Said:
         if not calls or _unfenced(text[end:]):
             raise NotCalls(f"{text[start : start + 60]!r} is not a call alone")
         return Said(_unfenced(text[:start]), tuple(calls))
+    if "```tool_c" in text:  # tool_code, tool_call
+        raise NotCalls(f"{text[:60]!r} is not a call alone")
     return Said(text)
 
 
@@ -88,6 +94,8 @@ def calls_of(value: Any, field: str) -> list[ToolCall]:
     Raises:
         Unreadable: it holds anything else.
     """
+    if value is None:
+        raise Unreadable("field missing", field)
     if isinstance(value, str):
         try:
             if _OPEN.match(value.strip()):
@@ -103,20 +111,24 @@ def calls_of(value: Any, field: str) -> list[ToolCall]:
 
 
 def call_of(fields: Mapping[str, Any], field: str) -> ToolCall:
-    """A call of {"name", "arguments"}, or of {"function": …} around that; "parameters" may stand for "arguments".
+    """A call of {"name", "arguments"}, or of {"function": …} around that; `_ARGUMENT_KEYS` may stand for "arguments".
 
     Raises:
-        Unreadable: it has no name, or the arguments are no object.
+        Unreadable: it has no name, the arguments are no object, or they stand where they are not looked for.
     """
-    if not isinstance(fields.get("name"), str) and fields.get("function") is not None:
+    inner = fields.get("function")
+    if isinstance(inner, dict) or (inner is not None and not isinstance(fields.get("name"), str)):
         field = f"{field}.function"
-        fields = mapping(fields["function"], field)
+        fields = mapping(inner, field)
     name = fields.get("name")
     if name is None:
         raise Unreadable("field missing", f"{field}.name")
     if not isinstance(name, str) or not name.strip():
         raise Unreadable("call without a name", f"{field}.name")
-    key = next((key for key in _ARGUMENT_KEYS if key in fields), _ARGUMENT_KEYS[0])
+    given = [key for key in _ARGUMENT_KEYS if key in fields]
+    key = next((key for key in given if fields[key]), given[0] if given else _ARGUMENT_KEYS[0])
+    if not given and (others := [other for other in fields if other not in _BESIDE and fields[other] is not None]):
+        raise Unreadable("call cannot be read", field, f"no {key!r}, but {shown(others[0], 60)!r}")
     return ToolCall(same_name(name), arguments_of(fields.get(key), f"{field}.{key}"))
 
 
@@ -128,16 +140,20 @@ def arguments_of(value: Any, field: str) -> dict[str, Any]:
     """
     if isinstance(value, str) and value.strip().startswith("{"):
         try:
-            return mapping(value, field)
+            value = mapping(value, field)
         except Unreadable:
             try:
-                return mapping(literal(value), field)
+                value = mapping(literal(value), field)
             except NotCalls:
-                pass  # the message about JSON says more
-            raise
+                value = None  # the message about JSON says more
+            if value is None:
+                raise
     if isinstance(value, str) and value.strip() in ("", "null", '""', "[]"):
         return {}
-    return {} if value is None or value == [] else mapping(value, field)
+    arguments = {} if value is None or value == [] else mapping(value, field)
+    if odd_number(arguments):
+        raise Unreadable(NO_JSON_NUMBER, field)
+    return arguments
 
 
 def listed(text: str) -> list[Any]:
@@ -173,6 +189,30 @@ def _marked(text: str, start: int) -> Said:
         words.append(between)
     said = "\n".join(part for piece in words if (part := _CLOSE.sub("", piece).strip()))
     return Said(said, tuple(calls), no_call=not calls)
+
+
+def _calls_alone(text: str, tools: Sequence[Tool]) -> list[Any] | None:
+    """The entries of a text that is nothing but calls in JSON or Python's notation of it, None where it is not.
+
+    An object calls what it names where that is a tool, or where arguments stand beside the name.
+    """
+    bare = _unfenced(text)
+    if not bare.startswith(("{", "[")):
+        return None
+    try:
+        entries = listed(bare)
+    except NotCalls:
+        return None
+    names = {same_name(tool.name) for tool in tools}
+    return entries if entries and all(_is_call(entry, names) for entry in entries) else None
+
+
+def _is_call(entry: Any, names: Collection[str]) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    inner = entry.get("function")
+    called = inner.get("name") if isinstance(inner, dict) else entry.get("name", inner)
+    return isinstance(called, str) and (same_name(called) in names or any(key in entry for key in _ARGUMENT_KEYS[:2]))
 
 
 def _json_calls(text: str, start: int) -> tuple[list[ToolCall], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import queue
 import re
@@ -32,7 +33,7 @@ from pipelines.local import StageFailed, run_local
 from pipelines.monitor import Monitor, StageRun
 from pipelines.platform import IMAGE_OF
 from pipelines.rest_pipeline import PARAMETERS, STAGES, build, compile_to
-from pipelines.summary import StageSummary, Summary, duration, figures, reward_line, show
+from pipelines.summary import StageSummary, Summary, duration, figures, reward_line, show, summarize
 from rest_core import config, manifest, stages
 from rest_core.config import Config
 from rest_core.errors import EXIT_PREEMPTED, Preempted, UserError
@@ -316,6 +317,25 @@ def test_the_summary_is_loud_about_what_is_missing(capsys: pytest.CaptureFixture
     assert "MLflow has not got 7 records: rest sync /runs/r" in out
     assert "SKIPPED sft-warmup" not in out
     assert "1 min 01 s, at most 2.0 GiB" in out
+
+
+def test_the_summary_says_why_records_were_dropped(tmp_path: Path) -> None:
+    made = tmp_path / "dataset"
+    report = {
+        "sources": {"a.jsonl": {"read": 3, "dropped": {"field missing": 1}}},
+        "dropped": {"field missing": 1},
+        "examples": {"field missing": ["a.jsonl: line 2: field 'tools': field missing"]},
+    }
+    made.mkdir()
+    (made / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    manifest.write(made, stage="prepare-data", config={}, inputs={}, counts={}, files={})
+    monitor = Monitor(tmp_path)
+    monitor.stages["prepare-data"] = StageRun("prepare-data", tmp_path, done=True)
+    said = summarize(Config(), tmp_path, monitor, run="r", status="succeeded", seconds=1.0)
+    shown = io.StringIO()
+    show(said, Console(width=80, file=shown))
+    assert "dropped 1 of 3" in shown.getvalue()
+    assert "1  field missing, e.g. a.jsonl: line 2: field 'tools'\n" in shown.getvalue()
 
 
 def test_figures_of_a_stage_without_its_usual_ones() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rest_core.data import files
-from rest_core.data.fields import Record, Rejected, Unreadable
+from rest_core.data.fields import Record, Rejected, Unreadable, shown
 from rest_core.data.prompts import Style, lists_tools
 from rest_core.data.readers import (
     bfcl_executable,
@@ -107,7 +107,9 @@ def detect(path: Path) -> str:
         else:
             first = first or record
     if first is None:
-        raise UnknownFormat(f"{unreadable}; no record can be read: the file should hold JSON objects")
+        raise UnknownFormat(
+            f"{unreadable}; no record can be read: give one record a line, or one JSON array of records"
+        )
     raise UnknownFormat(
         f"{first.where}: {_unknown(first.fields)}; convert the file to one of {', '.join(READERS)} (docs/data.md)"
     )
@@ -156,7 +158,7 @@ def samples_of(records: Iterable[Record | Rejected], format: str, style: Style) 
 
 
 def _unknown(fields: Mapping[str, Any]) -> str:
-    shown = ", ".join(sorted(fields)[:8]) or "none"
+    names = ", ".join(shown(name, 60) for name in sorted(fields)[:8]) or "none"
     looks_like = next((name for keys, name in _OTHERS.items() if keys <= fields.keys()), None)
     hint = f"; they look like {looks_like}" if looks_like else ""
-    return f"fields {shown} belong to no known format{hint}"
+    return f"fields {names} belong to no known format{hint}"

@@ -6,7 +6,8 @@ Question files hold {id, question: [[{role, content}]], function: [BFCL function
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from rest_core.data import bfcl_wheel, dialogues
 from rest_core.data.dialogues import Dialogue, Turn
@@ -37,9 +38,9 @@ def samples(record: Record, style: Style) -> Iterator[Sample | Rejected]:
     """One sample a question; all of its calls are the reference, in the order of the answer."""
     tools = read_tools(record.fields.get("function"), "function")
     turns = [
-        Turn("user", text(mapping(message, "question").get("content"), "question.content"), "question")
-        for step in items(record.fields.get("question"), "question")
-        for message in items(step, "question")
+        _turn(mapping(message, field := f"question[{step}][{place}]"), field)
+        for step, messages in enumerate(items(record.fields.get("question"), "question"))
+        for place, message in enumerate(items(messages, f"question[{step}]"))
     ]
     calls: list[ToolCall] = []
     fields: list[str] = []
@@ -56,3 +57,10 @@ def samples(record: Record, style: Style) -> Iterator[Sample | Rejected]:
     turns.append(Turn("assistant", None, "ground_truth", tuple(calls), tuple(fields)))
     dialogue = Dialogue(tools, tuple(turns), "question", "function")
     yield from dialogues.samples(dialogue, record, style=style, source=NAME)
+
+
+def _turn(message: Mapping[str, Any], field: str) -> Turn:
+    role = message.get("role", "user")
+    if role not in ("system", "user"):
+        raise Unreadable("unknown role", f"{field}.role", repr(role)[:60])
+    return Turn(role, text(message.get("content"), f"{field}.content"), field)

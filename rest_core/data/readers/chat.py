@@ -58,6 +58,11 @@ _TEXT_KEYS = ("text", "value", "content")
 _THINK_KEYS = ("think", "reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _THINK_PARTS = ("thinking", "reasoning")
+_OTHER_PARTS = (
+    *("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url"),
+    *("file", "input_file"),
+)
+_PARTS = _TEXT_PARTS + _THINK_PARTS + _OTHER_PARTS  # compared one by one: a type may be anything
 _TOOLS_FROM, _TOOLS_TO = "<tools>", "</tools>"
 _RESULT_FROM, _RESULT_TO = "<tool_response>", "</tool_response>"
 _ARRAY_OF_OBJECTS = re.compile(r"\[\s*+\{")
@@ -174,7 +179,7 @@ def tools_in_text(said: str, field: str) -> tuple[Tool, ...] | None:
     if (place := said.find("{")) < 0:
         return None
     objects, _ = written_calls.json_values(said, place)
-    return read_tools(objects, field) if objects and all("name" in one for one in objects) else None
+    return read_tools(objects, field) if objects and all(map(_describes_tool, objects)) else None
 
 
 def tool_array(said: str, field: str) -> tuple[Tool, ...] | None:
@@ -189,8 +194,16 @@ def tool_array(said: str, field: str) -> tuple[Tool, ...] | None:
             continue
         if too_deep(value):
             raise Unreadable(TOO_DEEP, field)
-        return read_tools(value, field)
+        if any(map(_describes_tool, value)):
+            return read_tools(value, field)
     return None
+
+
+def _describes_tool(value: Any) -> bool:
+    """Whether an object in a text is a tool, and not an example of an answer that has a name."""
+    return isinstance(value, dict) and (
+        "function" in value or ("name" in value and ("parameters" in value or "description" in value))
+    )
 
 
 def lists_tools(said: str) -> bool:
@@ -212,16 +225,16 @@ def assistant(fields: Mapping[str, Any], field: str, tools: Sequence[Tool], call
     said = content(fields.get(key), place)
     own_calls, own_fields, no_call = _calls(fields, field)
     calls, call_fields = (*said.calls, *own_calls), (*said.call_fields, *own_fields)
-    think, words = _thought_before(said.words or "")
+    think, words = _thought_before(said.words) if said.words else (None, "")
     try:
-        written = written_calls.split(_response_alone(words), tools)
+        written = written_calls.split(_response_alone(words), tools) if words else written_calls.Said("")
     except NotCalls as error:
         raise Unreadable("call cannot be read", place, str(error)) from None
     if calls and written.calls and calls != written.calls:
         raise Unreadable("call cannot be read", place, "its words have other calls than its calls")
     if not calls:
         calls, call_fields = written.calls, (place,) * len(written.calls)
-    response = _response_alone(written.words) or None
+    response = (_response_alone(written.words) or None) if written.words else None
     if not calls and not response and not call_follows:
         if not no_call and not written.no_call:
             raise Unreadable("no call and no response", field)
@@ -269,8 +282,13 @@ def content(value: Any, field: str) -> Said:
 
 
 def _kind_of(entry: Any) -> _Kind | None:
-    role = entry.get("role", entry.get("from")) if isinstance(entry, dict) else None
+    role = entry.get(_role_key(entry)) if isinstance(entry, dict) else None
     return _ROLES.get(role) if isinstance(role, str) else None
+
+
+def _role_key(fields: Mapping[str, Any]) -> str:
+    """The field of a turn that has its role; exports write the other one as null."""
+    return "from" if fields.get("role") is None and "from" in fields else "role"
 
 
 def _place(fields: Mapping[str, Any], field: str, key: str) -> str:
@@ -286,18 +304,14 @@ def _own_thought(fields: Mapping[str, Any], field: str) -> str | None:
     """The thought in a field of its own; a number or a flag of that name is none."""
     for name in _THINK_KEYS:
         thought = fields.get(name)
-        if (
-            thought
-            and isinstance(thought, str | list | Mapping)
-            and not (isinstance(thought, str) and thought.isspace())
-        ):
+        if thought and isinstance(thought, str | list | dict) and not (isinstance(thought, str) and thought.isspace()):
             return text(thought, f"{field}.{name}").strip()
     return None
 
 
 def _content_of(fields: Mapping[str, Any], field: str) -> tuple[Any, str]:
     """A turn's content and its field."""
-    key = "content" if "content" in fields else "value" if "value" in fields or "from" in fields else "content"
+    key = "value" if fields.get("content") is None and ("value" in fields or "from" in fields) else "content"
     return fields.get(key), _place(fields, field, key)
 
 
@@ -309,12 +323,13 @@ def _other_turns(fields: Mapping[str, Any], field: str, kind: _Kind | None) -> l
     if kind == "user":
         said = content(value, place).words
         if said and said.lstrip().startswith(_RESULT_FROM):
-            return _results(said, field)
+            results, words = _results_and_words(said, field)
+            return [*results, Turn("user", words, field)] if words else results
         return [Turn("user", text(said, place).strip(), field)]
     if kind == "system":
         said = content(value, place).words
         return [Turn("system", said, field)] if said and not said.isspace() else []
-    name = "role" if "role" in fields or "from" not in fields else "from"
+    name = _role_key(fields)
     raise Unreadable("unknown role", f"{field}.{name}", repr(fields.get(name))[:60])
 
 
@@ -347,20 +362,29 @@ def _calls(fields: Mapping[str, Any], field: str) -> tuple[list[ToolCall], list[
     """The calls of an assistant turn in fields of their own, where each stands, and whether "no call" is said.
 
     An empty "calls" says so: it stands in targets. An empty "tool_calls" does not: chat servers write it into every
-    message.
+    message, as they write an empty "function_call".
     """
-    if fields.get("function_call") is not None:
-        place = f"{field}.function_call"
-        return [written_calls.call_of(mapping(fields["function_call"], place), place)], [place], False
-    key = "calls" if "calls" in fields else "tool_calls"
-    entries = numbered(fields.get(key) or [], f"{field}.{key}")
-    calls = [written_calls.call_of(mapping(entry, place), place) for place, entry in entries]
-    return calls, [place for place, _ in entries], key == "calls" and fields["calls"] in ([], "[]")
+    spelled: list[list[Entry]] = []
+    for key in ("calls", "tool_calls"):
+        if fields.get(key) not in (None, "", {}):
+            spelled.append(numbered(fields[key], f"{field}.{key}"))
+    one = fields.get("function_call")
+    if any(one.values()) if isinstance(one, dict) else one not in (None, ""):
+        spelled.append([(f"{field}.function_call", one)])
+    found: list[ToolCall] = []
+    places: list[str] = []
+    for entries in spelled:
+        calls = [written_calls.call_of(mapping(entry, place), place) for place, entry in entries]
+        if found and calls and calls != found[:1] and calls != found:
+            raise Unreadable("call cannot be read", entries[0][0], f"other calls than in {places[0]!r}")
+        if not found:
+            found, places = calls, [place for place, _ in entries]
+    return found, places, fields.get("calls") in ([], "[]")
 
 
 def _result(value: Any, place: str) -> str:
     """What a tool gave back: text, or any JSON value."""
-    if isinstance(value, list) and all(isinstance(part, Mapping) and "type" in part for part in value):
+    if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") in _PARTS for part in value):
         return content(value, place).words or ""
     if value is None or isinstance(value, str):
         return value or ""
@@ -368,11 +392,16 @@ def _result(value: Any, place: str) -> str:
 
 
 def _results(said: str, field: str) -> list[Turn]:
-    """A result, or each of those that stand in `<tool_response>` tags."""
-    if not said.lstrip().startswith(_RESULT_FROM):
-        return [Turn("tool", said.strip(), field)]
-    pieces = said.split(_RESULT_FROM)[1:]
-    return [Turn("tool", piece.partition(_RESULT_TO)[0].strip(), field) for piece in pieces]
+    """A result, or each of those that stand in `<tool_response>` tags with nothing around them."""
+    results, words = _results_and_words(said, field) if said.lstrip().startswith(_RESULT_FROM) else ([], said)
+    return [Turn("tool", said.strip(), field)] if words or not results else results
+
+
+def _results_and_words(said: str, field: str) -> tuple[list[Turn], str]:
+    """The results in `<tool_response>` tags, with which the text begins, and the words outside of them."""
+    pieces = [piece.partition(_RESULT_TO) for piece in said.split(_RESULT_FROM)[1:]]
+    words = "\n".join(outside.strip() for _, _, outside in pieces if outside.strip())
+    return [Turn("tool", result.strip(), field) for result, _, _ in pieces], words
 
 
 def _thought_before(said: str) -> tuple[str | None, str]:

@@ -49,6 +49,7 @@ def samples(record: Record, style: Style) -> Iterator[Sample | Rejected]:
 
 
 def _entries(said: str, field: str) -> list[chat.Entry]:
-    _, *pieces = _TURN.split(said)
-    turns = zip(pieces[::2], pieces[1::2], strict=True)
+    before, *pieces = _TURN.split(said)
+    turns = [("SYSTEM", before)] if before.strip() else []  # a system text without its mark
+    turns += zip(pieces[::2], pieces[1::2], strict=True)
     return [(field, chat.Plain(_ROLES[role], said.replace(_END, "").strip())) for role, said in turns]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from rest_core.data.readers import chat
 from rest_core.data.tools import read_tool
 from rest_core.data.validate import problem
 from rest_core.data.written_calls import split
+from rest_core.errors import UserError
 from rest_core.records import Message, Sample, Tool
 
 TOOL = {"name": "f", "description": "", "parameters": {"type": "object", "properties": {"a": {}}}}
@@ -119,6 +121,10 @@ HOSTILE: dict[str, Callable[[int], Callable[[], object]]] = {
     "opened <tools>": lambda n: lambda: chat.tools_in_text("<tools></tools>" * (n // 15), "system"),
     "lists of ToolRL": lambda n: lambda: listed_tools("following tools:\n" * (n // 17)),
     "opened user turns": lambda n: lambda: user_turns([Message("user", "<user>" * (n // 6))]),
+    "a tag that does not end": lambda n: lambda: split("<" + "a" * n, PARSED),
+    "tags that do not end": lambda n: lambda: split("<a" * (n // 2), PARSED),
+    "results": lambda n: lambda: chat._results("<tool_response>" * (n // 15), "m"),
+    "dicts in Python": lambda n: lambda: split("{'name': " * (n // 9), PARSED),
     "thoughts": lambda n: lambda: chat.assistant({"content": "<think>" * (n // 7)}, "m", PARSED),
     "types": lambda n: lambda: read_tool({"name": "f", "parameters": {"a": {"type": "List[" * (n // 5)}}}),
 }  # fmt: skip
@@ -143,6 +149,35 @@ def test_roots_that_refer_to_each_other_end():
     defs = {"A": {"$ref": "#/$defs/B"}, "B": {"$ref": "#/$defs/A"}}
     with pytest.raises(Unreadable, match="parameters are no JSON schema"):
         read_tool({"name": "f", "parameters": {"$ref": "#/$defs/A", "$defs": defs}})
+
+
+HUGE = 100_000
+ODD: dict[str, Any] = {
+    "a tool's name": {"messages": [{"role": "user", "content": "q"},
+                                   {"role": "assistant", "tool_calls": [{"name": "x" * HUGE}]}], "tools": [TOOL]},
+    "a field": {"k" * HUGE: 1},
+    "a field that no file can hold": {"\ud800": 1},
+    "a property": {"messages": [], "tools": [{"name": "f", "parameters": {"p" * HUGE: 3}}]},
+    "a thousand tools": {"messages": [{"role": "user", "content": "q"},
+                                      {"role": "assistant", "tool_calls": [{"name": "g"}]}],
+                         "tools": [{"name": f"tool number {n}"} for n in range(1000)]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_messages_are_short_and_every_file_can_hold_them(name: str):
+    (entry,) = readers.samples_of([Record(ODD[name], "f.jsonl: line 1", "f-1")], readers.AUTO, "compact")
+    rejected = problem(entry, "f") if isinstance(entry, Sample) else entry
+    assert isinstance(rejected, Rejected)
+    assert str(rejected).startswith("f.jsonl: line 1") and len(str(rejected)) < 1500
+    str(rejected).encode("utf-8")
+
+
+def test_a_file_name_that_no_report_can_hold_is_refused(tmp_path: Any):
+    path = tmp_path / os.fsdecode(b"a\xff.jsonl")
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="name is not UTF-8; rename it"):
+        files.records(path)
 
 
 def test_every_drop_of_an_unreadable_parquet_row_is_its_own(tmp_path: Any):

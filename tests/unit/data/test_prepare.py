@@ -263,3 +263,13 @@ def test_loading_what_is_not_there(run: Run, tmp_path: Path):
     run(write(tmp_path / "own.jsonl", *MANY))
     with pytest.raises(UserError, match=r"no split 'test' \(known: .*rl_validation"):
         store.load_split(tmp_path / "out", "test")
+
+
+def test_a_reference_that_cannot_go_on_from_the_template_is_named(
+    run: Run, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+):
+    messages = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    no_thoughts = "{% if add_generation_prompt %}<think>\n\n</think>\n{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", messages + no_thoughts)
+    with pytest.raises(UserError, match=r"own\.jsonl: line 1: field 'target': the chat template .* empty think block"):
+        run(write(tmp_path / "own.jsonl", *MANY))

@@ -79,7 +79,7 @@ def test_names_lose_stray_blanks():
             "parameters are no JSON schema",
         ),
         ([{"name": "f", "parameters": [1]}], "field of the wrong type"),
-        (["f"], "invalid JSON"),
+        (["f"], "field of the wrong type"),
         ([3], "field of the wrong type"),
     ],
 )
