@@ -369,6 +369,15 @@ class RlConfig(Section):
     seed: int = 0
 
     @model_validator(mode="after")
+    def _one_call_a_line_is_read(self) -> RlConfig:
+        if self.reward_one_call_a_line and self.reward == "strict":
+            raise ValueError(
+                "reward_one_call_a_line=true is for reward=toolrl and reward=rest: strict reads calls of any layout; "
+                "leave it out with strict"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _buffer_fits(self) -> RlConfig:
         if self.overlong is not None and self.overlong.buffer > self.max_response_tokens:
             raise ValueError(

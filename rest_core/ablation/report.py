@@ -81,10 +81,8 @@ class AblationReport:
         odd = [f"{name} of {r.trial.label} ({value})" for r in self.results for name, value in r.not_finite.items()]
         if odd:
             notes.append(f"No finite number, and left out: {', '.join(odd)}.")
-        if "reward/after" in self.comparisons and any(
-            r.trial.reward != self.results[0].trial.reward for r in self.results
-        ):
-            notes.append("The schemes are trained with other rewards: reward/after does not compare them.")
+        if "reward/after" in self.comparisons and any(r.reward != self.results[0].reward for r in self.results):
+            notes.append("The schemes are measured by other rewards: reward/after does not compare them.")
         skipped = {f"{stage}: {reason}" for result in self.results for stage, reason in result.skipped.items()}
         return notes + [f"Skipped: {line}." for line in sorted(skipped)]
 

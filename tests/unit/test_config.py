@@ -23,6 +23,7 @@ def test_a_truncated_sampler_is_refused_with_its_reason(setting: str) -> None:
         (("rl.loss.length=100",), r"rl\.loss: .*length=100 belongs to aggregation=constant_length"),
         (("rl.loss.surrogate=cispo",), r"rl\.loss: .*surrogate=cispo has no dual clip.*set dual_clip=null"),
         (("rl.overlong={buffer: 5000}",), r"rl: .*overlong\.buffer \(5000\) is above max_response_tokens"),
+        (("rl.reward=strict", "rl.reward_one_call_a_line=true"), "rl: .*one_call_a_line=true is for reward=toolrl"),
         (("rl.advantage_std=false",), r"rl\.advantage_std: .*'group', 'batch' or 'none'"),
         (("rl.loss.surrogate=gpso",), r"rl\.loss\.surrogate: .*'gspo'"),
     ],

@@ -117,4 +117,11 @@ def test_what_schemes_replace_besides_is_shown(evaluation: Evaluation, tmp_path:
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "floor 1.0, curriculum True, rl.advantage_std none, rl.loss.aggregation constant_length" in page
     assert json.loads((tmp_path / "report.json").read_text())["trials"][0]["rl"] == changes
-    assert "The schemes are trained with other rewards: reward/after does not compare them." in report.notes
+    told = "The schemes are measured by other rewards: reward/after does not compare them."
+    assert told in report.notes
+    for steps, reward, wanted in ((70, "rest", True), (70, "toolrl", False)):  # the ranges of rest move with the steps
+        folders = [
+            evaluation("uniform", 0, {}, rl={"reward": reward}),
+            evaluation("paper", 0, {}, rl={"reward": reward}, scheme={"steps": steps}),
+        ]
+        assert (told in AblationReport("t", AblationConfig(), collect(folders)).notes) == wanted

@@ -139,6 +139,7 @@ def test_trials_that_can_be_compared() -> None:
     ):
         refuse(metric=metric)
     refuse(metric="task/best", rl=RlConfig(evaluate_every=5))
+    refuse(every=of("g={scheme: paper, rl: {steps: 90}}"), metric="reward/after", rl=RlConfig(reward="toolrl"))
     assert refuse(every=of("none={scheme: uniform, rl: {advantage_std: none}}")).startswith("2 schemes in 2 trials")
 
 
@@ -157,14 +158,26 @@ def test_trials_that_can_be_compared() -> None:
         ({"every": of("g={scheme: uniform, rl: {loss: {length: 9}}}")}, r"g · seed 0: rl: loss: .*constant_length"),
         (
             {"every": of("g={scheme: paper, rl: {reward: strict}}"), "metric": "reward/after"},
-            "reward/after: schemes uniform and g are trained with other rewards",
+            "reward/after: schemes uniform and g are measured by other rewards",
+        ),
+        (
+            {"every": of("g={scheme: paper, rl: {reward_one_call_a_line: true}}"), "metric": "reward/after"},
+            "uniform and g are measured by other rewards",
+        ),
+        (  # the ranges of the reward `rest` move with the steps
+            {"every": of("g={scheme: paper, rl: {steps: 90}}"), "metric": "reward/after"},
+            "uniform and g are measured by other rewards",
+        ),
+        (
+            {"every": of("g={scheme: paper, rl: {reward_probe_prompts: 0}}"), "metric": "reward/after"},
+            r"ablation\.metric=reward/after: scheme g does not measure it",
         ),
         (
             {"every": (*TWO, Trial(name="paper", seed=2, weights=PaperWeights(w_max=2)))},
             "paper has other weights or settings in trial paper · seed 2",
         ),
         ({"rl": RlConfig(enabled=False)}, r"set rl\.enabled=true"),
-        ({"bfcl": BfclConfig(enabled=False)}, r"ablation\.metric=bfcl/overall: this configuration does not measure it"),
+        ({"bfcl": BfclConfig(enabled=False)}, r"ablation\.metric=bfcl/overall: scheme uniform does not measure it"),
         ({"bfcl": BfclConfig(categories=("live",))}, r"does not measure it.*bfcl/live"),
         ({"metric": "bfcl/overal"}, "did you mean 'bfcl/overall'"),
         ({"metric": "reward/after", "rl": RlConfig(reward_probe_prompts=0)}, "does not measure it"),
