@@ -369,6 +369,30 @@ class RlConfig(Section):
     seed: int = 0
 
     @model_validator(mode="after")
+    def _samples_the_policy(self) -> RlConfig:
+        if self.temperature != 1.0:
+            raise ValueError(
+                f"temperature is {self.temperature}: training samples at 1.0, anything else biases the ratio"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _updates_take_whole_groups(self) -> RlConfig:
+        if self.mini_batch_prompts is not None and self.prompts_per_step % self.mini_batch_prompts:
+            raise ValueError(
+                f"mini_batch_prompts ({self.mini_batch_prompts}) does not divide prompts_per_step "
+                f"({self.prompts_per_step}): an update takes whole groups of group_size responses; choose a divisor, "
+                "or null for one update a rollout"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_reward(self) -> RlConfig:
+        if not self.reward_weight and not self.reward_functions:
+            raise ValueError("reward_weight is 0 and reward_functions is empty: there is nothing to train for")
+        return self
+
+    @model_validator(mode="after")
     def _one_call_a_line_is_read(self) -> RlConfig:
         if self.reward_one_call_a_line and self.reward == "strict":
             raise ValueError(
