@@ -584,9 +584,11 @@ def validate(model: type[T], values: Any, where: str) -> T:
             raise UserError(
                 f"{where}: unknown key {name!r}{nearest(str(first['loc'][-1]), _known_keys(model, first['loc'][:-1]))}"
             ) from None
-        raise UserError(
-            f"{where}: {name or 'configuration'}: {first['msg'].lower()} (got {first['input']!r:.80})"
-        ) from None
+        ours = first["type"] == "value_error"  # said by a validator of this module, about fields that it names
+        message = str(first["ctx"]["error"]) if ours else first["msg"].lower()
+        given = first["input"]
+        got = "" if ours and isinstance(given, dict) else f" (got {given!r:.80})"
+        raise UserError(f"{where}: {f'{name}: ' if name else ''}{message}{got}") from None
 
 
 def _without_null(value: Any) -> Any:
