@@ -39,7 +39,7 @@ from rest_core.training.rl import Observer, RlTrainer
 
 # Four prompts on two processes, and three, of which an update takes one: then one process has none.
 CASES = {
-    # Adam makes a whole step of what is next to no gradient: six updates at ten times this rate take rounding to 2 steps.
+    # Adam makes a whole step of next to no gradient: at ten times this rate, rounding grew to two steps in six updates.
     "full": {
         "mini_batch_prompts": 2, "learning_rate": 0.0003, "reward_functions": [RewardFunction(function="picky:picky")]
     },
