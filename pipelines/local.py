@@ -194,10 +194,11 @@ def session(folder: Path, monitor: Monitor, execution: Execution) -> Iterator[No
 def explain(folder: Path, monitor: Monitor, failure: RuntimeError) -> NoReturn:
     """Raise what went wrong, in the words of the stage where it has left any."""
     log = folder / LOG_FILE
-    words = log.read_text(encoding="utf-8", errors="replace")
+    words, where = log.read_text(encoding="utf-8", errors="replace"), f"the whole log: {log}"
     # The first that is not done: what ran after it, where kfp.local went on, has failed for want of its outputs.
     for stage in [one for one in monitor.stages.values() if not one.done][:1]:
-        words = _part_of(words, stage.name)
+        words = _part_of(words, stage.folder)
+        where = f"{stage.name} has failed; {where}"
         for path in stage.folder.glob(f"*/{ERROR_FILE}"):
             told = json.loads(path.read_text(encoding="utf-8"))
             message = f"{stage.name}: {told['message']}"
@@ -206,13 +207,17 @@ def explain(folder: Path, monitor: Monitor, failure: RuntimeError) -> NoReturn:
                 raise UserError(message)
             raise Preempted(message, exit_code=exit_code)
     tail = words.rstrip().splitlines()[-_LOG_TAIL_LINES:]
-    raise StageFailed("\n".join([*tail, f"the whole log: {log}"])) from failure
+    raise StageFailed("\n".join([*tail, where])) from failure
 
 
-def _part_of(log: str, name: str) -> str:
-    """What kfp.local's log says of a task; the whole log where it says nothing."""
+def _part_of(log: str, folder: Path) -> str:
+    """What kfp.local's log says of the task of a folder; the whole log where it says nothing.
+
+    In a loop each round has a task of that name: the paths of its outputs tell them apart.
+    """
     parts = re.split(r"^(?=.*Executing task )", log, flags=re.MULTILINE)
-    return next((part for part in parts if f"'{name}'" in part.partition("\n")[0]), log)
+    own, name = f"/{folder.parent.name}/{folder.name}/", f"'{folder.name}'"
+    return next((part for part in parts if name in part.partition("\n")[0] and own in part), log)
 
 
 def _tell_start(console: Console, stage: StageRun, number: int) -> None:

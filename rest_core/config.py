@@ -369,6 +369,39 @@ class RlConfig(Section):
     seed: int = 0
 
     @model_validator(mode="after")
+    def _samples_the_policy(self) -> RlConfig:
+        if self.temperature != 1.0:
+            raise ValueError(
+                f"temperature is {self.temperature}: training samples at 1.0, anything else biases the ratio"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _updates_take_whole_groups(self) -> RlConfig:
+        if self.mini_batch_prompts is not None and self.prompts_per_step % self.mini_batch_prompts:
+            raise ValueError(
+                f"mini_batch_prompts ({self.mini_batch_prompts}) does not divide prompts_per_step "
+                f"({self.prompts_per_step}): an update takes whole groups of group_size responses; choose a divisor, "
+                "or null for one update a rollout"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_reward(self) -> RlConfig:
+        if not self.reward_weight and not self.reward_functions:
+            raise ValueError("reward_weight is 0 and reward_functions is empty: there is nothing to train for")
+        return self
+
+    @model_validator(mode="after")
+    def _one_call_a_line_is_read(self) -> RlConfig:
+        if self.reward_one_call_a_line and self.reward == "strict":
+            raise ValueError(
+                "reward_one_call_a_line=true is for reward=toolrl and reward=rest: strict reads calls of any layout; "
+                "leave it out with strict"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _buffer_fits(self) -> RlConfig:
         if self.overlong is not None and self.overlong.buffer > self.max_response_tokens:
             raise ValueError(
@@ -551,9 +584,11 @@ def validate(model: type[T], values: Any, where: str) -> T:
             raise UserError(
                 f"{where}: unknown key {name!r}{nearest(str(first['loc'][-1]), _known_keys(model, first['loc'][:-1]))}"
             ) from None
-        raise UserError(
-            f"{where}: {name or 'configuration'}: {first['msg'].lower()} (got {first['input']!r:.80})"
-        ) from None
+        ours = first["type"] == "value_error"  # said by a validator of this module, about fields that it names
+        message = str(first["ctx"]["error"]) if ours else first["msg"].lower()
+        given = first["input"]
+        got = "" if ours and isinstance(given, dict) else f" (got {given!r:.80})"
+        raise UserError(f"{where}: {f'{name}: ' if name else ''}{message}{got}") from None
 
 
 def _without_null(value: Any) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rest_core import manifest
-from rest_core.ablation.settings import Trial, leaves
+from rest_core.ablation.settings import Trial, leaves, reward_of
 from rest_core.config import RlConfig, Section, validate
 from rest_core.errors import UserError
 
@@ -31,6 +31,7 @@ class TrialResult:
     measured_on: dict[str, str] = field(default_factory=dict)  # by stage: the questions and settings
     skipped: dict[str, str] = field(default_factory=dict)  # by stage: why there are no figures
     not_finite: dict[str, float] = field(default_factory=dict)  # what was measured and is no number to compare
+    reward: dict[str, Any] = field(default_factory=dict)  # what "reward/after" is made of, `reward_of`
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def collect(folders: Iterable[Path]) -> list[TrialResult]:
     first: dict[str, _Evaluation] = {}  # by stage
     policies: dict[str, _Evaluation] = {}  # by trial
     for one in evaluations:
-        result = results.setdefault(one.trial.label, TrialResult(one.trial))
+        reward = reward_of(one.training["config"]["rl"])
+        result = results.setdefault(one.trial.label, TrialResult(one.trial, reward=reward))
         if one.stage in result.measured_on or one.stage in result.skipped:
             raise UserError(f"{one.folder}: {one.stage} of trial {one.trial.label} is there twice; leave one out")
         known = policies.setdefault(one.trial.label, one)

@@ -72,7 +72,7 @@ def _panel(
         room = _MARGIN * (max(shown) - min(shown)) or 0.01 * scale
         axes.set_xlim(min(shown) - room, max(shown) + room)
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_ylim(max(1, len(names)) - 0.5, -0.5)
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -70,6 +70,20 @@ class AblationReport:
         if len({tuple(found) for found in seeds.values()}) > 1:
             listed = "; ".join(f"{name}: {', '.join(map(str, found))}" for name, found in seeds.items())
             notes.append(f"The schemes have different seeds ({listed}); differences are over common seeds only.")
+        if self.settings.metric in self.comparisons:
+            found = self.comparisons[self.settings.metric].schemes
+            lacking = [
+                r.trial.label
+                for r in self.results
+                if r.trial.name not in found or r.trial.seed not in found[r.trial.name].values
+            ]
+            if lacking:
+                notes.append(f"Without the deciding figure: {', '.join(lacking)}.")
+        idle = [r.trial.label for r in self.results if r.metrics.get("rl/updates") == 0]
+        if idle:
+            notes.append(
+                f"Not one update, for want of a signal: {', '.join(idle)}. What was evaluated is the starting policy."
+            )
         fewest = min(map(len, seeds.values()))
         if fewest == 1:
             notes.append("A scheme with one seed has no interval: how much another seed would change is not known.")
@@ -81,10 +95,8 @@ class AblationReport:
         odd = [f"{name} of {r.trial.label} ({value})" for r in self.results for name, value in r.not_finite.items()]
         if odd:
             notes.append(f"No finite number, and left out: {', '.join(odd)}.")
-        if "reward/after" in self.comparisons and any(
-            r.trial.reward != self.results[0].trial.reward for r in self.results
-        ):
-            notes.append("The schemes are trained with other rewards: reward/after does not compare them.")
+        if "reward/after" in self.comparisons and any(r.reward != self.results[0].reward for r in self.results):
+            notes.append("The schemes are measured by other rewards: reward/after does not compare them.")
         skipped = {f"{stage}: {reason}" for result in self.results for stage, reason in result.skipped.items()}
         return notes + [f"Skipped: {line}." for line in sorted(skipped)]
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator
 
+from rest_core.algorithm.rewards import reward_ranges
 from rest_core.config import ApiBankConfig, BfclConfig, RlConfig, Section, WeightsConfig, validate
 from rest_core.errors import UserError, nearest
 from rest_core.evaluation import api_bank as api_bank_scores
@@ -22,7 +23,6 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"
 DEFAULTS: tuple[str, ...] = ("rl.weight_mean=trained",)  # schemes that differ in the gradient's size do not compare
 # What no trial may set: fields of its own, and what decides whether and where there is a training at all.
 _NOT_A_TRIALS = {"weights": "`weights`", "seed": "`seed`", "enabled": "the ablation", "mirror": "the ablation"}
-_REWARD = ("reward", "reward_weight", "reward_functions", "overlong")  # what "reward/after" is measured by
 
 
 class Scheme(Section):
@@ -45,11 +45,6 @@ class Scheme(Section):
     def settings(self) -> tuple[str, ...]:
         """The fields of `rl` that it replaces, as paths: ("advantage_std", "loss.aggregation")."""
         return tuple(name for name, _ in leaves(self.rl))
-
-    @property
-    def reward(self) -> dict[str, Any]:
-        """Of `rl` what changes the reward, and so what a mean reward means."""
-        return {name: value for name, value in self.rl.items() if name in _REWARD}
 
 
 class Trial(Scheme):
@@ -102,6 +97,21 @@ def as_trained(text: str, rl: RlConfig) -> Trial:
         place[last] = known[path]
     values = {"name": name, "seed": rl.seed, "weights": rl.weights.model_dump(), "rl": changes}
     return validate(Trial, values, where="--trial")
+
+
+def reward_of(rl: Mapping[str, Any]) -> dict[str, Any]:
+    """What the reward after the last step is made of: mean rewards compare where this is the same.
+
+    Args:
+        rl: an `RlConfig` as JSON values.
+    """
+    found = {name: rl[name] for name in ("reward_weight", "reward_functions", "overlong")}
+    if rl["reward_weight"]:
+        found |= {name: rl[name] for name in ("reward", "reward_one_call_a_line")}
+        found["ranges"] = reward_ranges(rl["reward"], rl["steps"])  # those of `rest` move with the steps
+    if rl["overlong"] is not None:
+        found["limit"] = rl["max_response_tokens"]
+    return found
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -235,19 +245,21 @@ def check(
         )
     if not rl.enabled:
         raise UserError("rl.enabled=false: the schemes weight the reinforcement learning; set rl.enabled=true")
-    first = next(iter(schemes.values()))
-    for name, trial in schemes.items():
-        if ablation.metric == "reward/after" and trial.reward != first.reward:
+    for name, settings in applied.items():
+        known = measured(settings, bfcl, api_bank)
+        if ablation.metric not in known:
             raise UserError(
-                f"ablation.metric=reward/after: schemes {first.name} and {name} are trained with other rewards, which "
+                f"ablation.metric={ablation.metric}: scheme {name} does not measure it"
+                f"{nearest(ablation.metric, known)} (it measures: {', '.join(known)})"
+            )
+    rewards = {name: reward_of(settings.model_dump(mode="json")) for name, settings in applied.items()}
+    first = next(iter(rewards))
+    for name, reward in rewards.items():
+        if ablation.metric == "reward/after" and reward != rewards[first]:
+            raise UserError(
+                f"ablation.metric=reward/after: schemes {first} and {name} are measured by other rewards, which "
                 "do not compare; decide by a figure of the task"
             )
-    known = measured(rl, bfcl, api_bank)
-    if ablation.metric not in known:
-        raise UserError(
-            f"ablation.metric={ablation.metric}: this configuration does not measure it"
-            f"{nearest(ablation.metric, known)} (it measures: {', '.join(known)})"
-        )
     return f"{len(schemes)} schemes in {len(every)} trials, compared by {ablation.metric}"
 
 

@@ -169,7 +169,7 @@ def aggregate(
     stages.aggregate(
         ablation=_settings(baseline, metric or config.registry.metric, confidence),
         tracking=config.tracking,
-        pipeline_run=run_name or new_pipeline_run("ablation"),
+        pipeline_run=run_name or new_pipeline_run("aggregate"),
         bfcl=evaluations,
         api_bank=(),
         out=out,

@@ -573,23 +573,11 @@ class RlTrainer:
 
 
 def _check(config: RlConfig, lengths: Sequence[int]) -> None:
-    """Settings that would change the objective without a word are refused.
+    """Prompts that the settings do not fit are refused.
 
     Args:
         lengths: tokens of each training prompt.
     """
-    if config.temperature != 1.0:
-        raise UserError(
-            f"rl.temperature is {config.temperature}: training samples at 1.0, anything else biases the ratio"
-        )
-    if config.mini_batch_prompts is not None and config.prompts_per_step % config.mini_batch_prompts:
-        raise UserError(
-            f"rl.mini_batch_prompts ({config.mini_batch_prompts}) does not divide rl.prompts_per_step "
-            f"({config.prompts_per_step}): an update takes whole groups of rl.group_size responses; choose a divisor, "
-            "or null for one update a rollout"
-        )
-    if not config.reward_weight and not config.reward_functions:
-        raise UserError("rl.reward_weight is 0 and rl.reward_functions is empty: there is nothing to train for")
     if not lengths:
         raise UserError("there are no training prompts: the dataset's split 'rl' is empty")
     longest, response = max(lengths), config.max_response_tokens

@@ -189,7 +189,7 @@ class PolicyUpdate:
         lengths = [len(rollout.response_ids) for rollout in rollouts]
         mask = pad_rows([[1] * length for length in lengths], max(lengths, default=0), torch.bool)
         alike = torch.zeros(mask.shape)  # nothing but the ids is read
-        _, values = self.values(Experience(rollouts, alike[:, 0], alike.long(), mask, alike))
+        _, values = self.values(Experience(rollouts, torch.zeros(len(rollouts)), alike.long(), mask, alike))
         return [row[:length].tolist() for row, length in zip(values, lengths, strict=True)]
 
     def _mini_batches(self, count: int) -> list[list[int]]:

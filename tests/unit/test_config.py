@@ -23,6 +23,14 @@ def test_a_truncated_sampler_is_refused_with_its_reason(setting: str) -> None:
         (("rl.loss.length=100",), r"rl\.loss: .*length=100 belongs to aggregation=constant_length"),
         (("rl.loss.surrogate=cispo",), r"rl\.loss: .*surrogate=cispo has no dual clip.*set dual_clip=null"),
         (("rl.overlong={buffer: 5000}",), r"rl: .*overlong\.buffer \(5000\) is above max_response_tokens"),
+        (("rl.reward=strict", "rl.reward_one_call_a_line=true"), "rl: .*one_call_a_line=true is for reward=toolrl"),
+        (("rl.temperature=0.7",), r"rl: .*temperature is 0\.7: training samples at 1\.0"),
+        (
+            ("rl.mini_batch_prompts=3",),
+            r"rl: .*mini_batch_prompts \(3\) does not divide prompts_per_step \(4\)",
+        ),
+        (("rl.mini_batch_prompts=8",), "does not divide"),
+        (("rl.reward_weight=0",), "rl: .*reward_weight is 0 and reward_functions is empty"),
         (("rl.advantage_std=false",), r"rl\.advantage_std: .*'group', 'batch' or 'none'"),
         (("rl.loss.surrogate=gpso",), r"rl\.loss\.surrogate: .*'gspo'"),
     ],
@@ -30,7 +38,7 @@ def test_a_truncated_sampler_is_refused_with_its_reason(setting: str) -> None:
 def test_combinations_without_a_meaning_are_refused_with_the_reason(settings: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message) as told:
         load("quickstart", settings)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(told.value) and "value error" not in str(told.value) and "(got {" not in str(told.value)
 
 
 @pytest.mark.parametrize(

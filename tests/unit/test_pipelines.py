@@ -278,6 +278,22 @@ def test_a_failure_is_told_in_the_words_of_its_stage(tmp_path: Path) -> None:
     assert preempted.value.exit_code == 75
 
 
+def test_a_failure_in_a_loop_is_told_in_the_log_of_its_own_round(tmp_path: Path) -> None:
+    from pipelines.local import LOG_FILE, explain
+
+    log = "".join(
+        f"12:00 - Executing task 'train'\n  path: /x/loop-{n}/train/metrics\n  said by {n}\n" for n in range(3)
+    )
+    (tmp_path / LOG_FILE).write_text(log, encoding="utf-8")
+    rounds = {f"train · {n}": StageRun(f"train · {n}", tmp_path / f"loop-{n}" / "train", done=n != 1) for n in range(3)}
+    monitor: Any = SimpleNamespace(stages=rounds)
+    with pytest.raises(StageFailed) as defect:
+        explain(tmp_path, monitor, RuntimeError("kfp"))
+    told = str(defect.value).splitlines()
+    assert told[-2:] == ["  said by 1", f"train · 1 has failed; the whole log: {tmp_path / LOG_FILE}"]
+    assert "said by 2" not in str(defect.value)
+
+
 def _summary(*stage: StageSummary, **values: Any) -> Summary:
     given = {one.name: one for one in stage}
     every = tuple(given.get(name, StageSummary(name, "not run")) for name in STAGES)

@@ -109,6 +109,19 @@ def test_nothing_that_is_shown_was_measured(evaluation: Evaluation, tmp_path: Pa
     assert "No trial has the baseline uniform" in " ".join(report.notes)
 
 
+def test_what_was_not_trained_or_not_measured_is_told(evaluation: Evaluation) -> None:
+    folders = [
+        evaluation("uniform", 0, {"bfcl/overall": 0.5, "rl/updates": 0.0}),
+        evaluation("paper", 0, {"bfcl/overall": 0.5, "rl/updates": 3.0}),
+        evaluation("strong", 0, {"bfcl/live": 0.5, "rl/updates": 0.0}),
+    ]
+    notes = AblationReport("t", AblationConfig(), collect(folders)).notes
+    assert "Without the deciding figure: strong · seed 0." in notes
+    assert any(
+        note.startswith("Not one update, ") and "signal: strong · seed 0, uniform · seed 0." in note for note in notes
+    )
+
+
 def test_what_schemes_replace_besides_is_shown(evaluation: Evaluation, tmp_path: Path) -> None:
     changes = {"advantage_std": "none", "loss": {"aggregation": "constant_length"}, "reward": "strict"}
     folders = [evaluation("uniform", 0, {"bfcl/overall": 0.5}), evaluation("paper", 0, {}, scheme=changes)]
@@ -117,4 +130,11 @@ def test_what_schemes_replace_besides_is_shown(evaluation: Evaluation, tmp_path:
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "floor 1.0, curriculum True, rl.advantage_std none, rl.loss.aggregation constant_length" in page
     assert json.loads((tmp_path / "report.json").read_text())["trials"][0]["rl"] == changes
-    assert "The schemes are trained with other rewards: reward/after does not compare them." in report.notes
+    told = "The schemes are measured by other rewards: reward/after does not compare them."
+    assert told in report.notes
+    for steps, reward, wanted in ((70, "rest", True), (70, "toolrl", False)):  # the ranges of rest move with the steps
+        folders = [
+            evaluation("uniform", 0, {}, rl={"reward": reward}),
+            evaluation("paper", 0, {}, rl={"reward": reward}, scheme={"steps": steps}),
+        ]
+        assert (told in AblationReport("t", AblationConfig(), collect(folders)).notes) == wanted

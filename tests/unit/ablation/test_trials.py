@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from rest_core.config import (
     PaperWeights,
     RlConfig,
     UniformWeights,
+    load,
     validate,
 )
 from rest_core.errors import UserError
@@ -139,6 +143,7 @@ def test_trials_that_can_be_compared() -> None:
     ):
         refuse(metric=metric)
     refuse(metric="task/best", rl=RlConfig(evaluate_every=5))
+    refuse(every=of("g={scheme: paper, rl: {steps: 90}}"), metric="reward/after", rl=RlConfig(reward="toolrl"))
     assert refuse(every=of("none={scheme: uniform, rl: {advantage_std: none}}")).startswith("2 schemes in 2 trials")
 
 
@@ -155,16 +160,29 @@ def test_trials_that_can_be_compared() -> None:
         ({"every": of("g={scheme: uniform, rl: {advantage_std: group}}")}, "uniform and g have the same"),  # as it is
         ({"every": of("g={scheme: uniform, rl: {advantage_sdt: none}}")}, "g · seed 0: rl: .*mean 'advantage_std'"),
         ({"every": of("g={scheme: uniform, rl: {loss: {length: 9}}}")}, r"g · seed 0: rl: loss: .*constant_length"),
+        ({"every": of("g={scheme: uniform, rl: {mini_batch_prompts: 7}}")}, r"g · seed 0: rl: .*\(7\) does not divide"),
         (
             {"every": of("g={scheme: paper, rl: {reward: strict}}"), "metric": "reward/after"},
-            "reward/after: schemes uniform and g are trained with other rewards",
+            "reward/after: schemes uniform and g are measured by other rewards",
+        ),
+        (
+            {"every": of("g={scheme: paper, rl: {reward_one_call_a_line: true}}"), "metric": "reward/after"},
+            "uniform and g are measured by other rewards",
+        ),
+        (  # the ranges of the reward `rest` move with the steps
+            {"every": of("g={scheme: paper, rl: {steps: 90}}"), "metric": "reward/after"},
+            "uniform and g are measured by other rewards",
+        ),
+        (
+            {"every": of("g={scheme: paper, rl: {reward_probe_prompts: 0}}"), "metric": "reward/after"},
+            r"ablation\.metric=reward/after: scheme g does not measure it",
         ),
         (
             {"every": (*TWO, Trial(name="paper", seed=2, weights=PaperWeights(w_max=2)))},
             "paper has other weights or settings in trial paper · seed 2",
         ),
         ({"rl": RlConfig(enabled=False)}, r"set rl\.enabled=true"),
-        ({"bfcl": BfclConfig(enabled=False)}, r"ablation\.metric=bfcl/overall: this configuration does not measure it"),
+        ({"bfcl": BfclConfig(enabled=False)}, r"ablation\.metric=bfcl/overall: scheme uniform does not measure it"),
         ({"bfcl": BfclConfig(categories=("live",))}, r"does not measure it.*bfcl/live"),
         ({"metric": "bfcl/overal"}, "did you mean 'bfcl/overall'"),
         ({"metric": "reward/after", "rl": RlConfig(reward_probe_prompts=0)}, "does not measure it"),
@@ -186,3 +204,15 @@ def test_what_would_compare_nothing_is_refused_in_one_line(arguments: dict[str, 
 def test_the_deciding_figure_is_shown_first_and_once() -> None:
     settings = AblationConfig(metric="bfcl/live", metrics=("bfcl/overall", "bfcl/live", "bfcl/overall"))
     assert settings.shown == ("bfcl/live", "bfcl/overall")
+
+
+def test_the_baselines_of_the_docs_go_together() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "ablation.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^    rest ablate [^\n]*mini_batch_prompts.*?(?=\n\n)", text, re.MULTILINE | re.DOTALL)
+    words = shlex.split(command.replace("\\\n", " "))
+    given = [(words[n], words[n + 1]) for n in range(2, len(words), 2)]
+    (profile,) = (value for name, value in given if name == "--profile")
+    config = load(profile, [value for name, value in given if name == "--set"])
+    every = trials(parse_schemes([value for name, value in given if name == "--scheme"]), [0])
+    told = check(every, AblationConfig(), config.rl, config.bfcl, config.api_bank)
+    assert told.startswith(f"{len(every)} schemes") and len(every) > 4

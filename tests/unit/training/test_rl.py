@@ -766,25 +766,6 @@ def test_the_probe_measures_the_same_thing_each_time(trainer: Trainer) -> None:
     assert "reward/before" not in result
 
 
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"temperature": 0.7}, r"rl\.temperature is 0\.7"),
-        (
-            {"mini_batch_prompts": 3},
-            r"rl\.mini_batch_prompts \(3\) does not divide rl\.prompts_per_step \(4\).*whole groups",
-        ),
-        ({"mini_batch_prompts": 8}, r"does not divide"),
-    ],
-)
-def test_settings_that_would_change_the_objective_are_refused(
-    trainer: Trainer, changes: dict[str, Any], problem: str, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=problem):
-        trainer(settings(**changes), Log())
-    assert not (tmp_path / "checkpoints").exists()
-
-
 def test_a_training_needs_prompts() -> None:
     with pytest.raises(UserError, match="the dataset's split 'rl' is empty"):
         rl._check(settings(), [])

@@ -445,6 +445,10 @@ def test_dropped_rows_are_as_if_they_had_not_been_sampled(
     assert torch.equal(seen.entropy_counts, expected.entropy_counts)
 
 
+def test_a_process_without_rollouts_has_no_entropies(tiny_model: Any) -> None:
+    assert updater(tiny_model, settings()).entropies([]) == []
+
+
 def test_a_mini_batch_whose_groups_are_all_dropped_makes_no_update(tiny_model: Any) -> None:
     whole = make_experience(tiny_model)
     dropped = torch.tensor([n < 2 * GROUP for n in range(len(whole.rollouts))])
