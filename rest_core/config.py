@@ -44,7 +44,9 @@ class ModelConfig(Section):
     source: str = Field(EMBEDDED_MODEL, description="embedded:NAME, a hub id, a folder, or an s3:// URI")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     dtype: Literal["bfloat16", "float32"] = Field(
-        "bfloat16", description="compute type; master weights are always float32"
+        "bfloat16",
+        description="compute type; master weights are always float32. A CPU that cannot multiply bfloat16 computes in "
+        "float32",
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the checkpoint")
     prompt_style: Literal["toolrl", "compact"] = Field(

@@ -81,18 +81,17 @@ def evaluate_api_bank(
 
 
 def _engine(policy: Path | str, model: ModelConfig) -> tuple[TransformersEngine, Any]:
-    import torch
-
     from rest_core.algorithm.token_bytes import stop_ids
     from rest_core.memory import keep_freed_memory
     from rest_core.model.loading import load_model, load_tokenizer
+    from rest_core.model.precision import compute_dtype
     from rest_core.preflight.gpu import require_visible
     from rest_core.rollout.transformers_engine import TransformersEngine
 
     on_gpu = require_visible() > 0
     keep_freed_memory()
     tokenizer = load_tokenizer(policy, model)
-    dtype = getattr(torch, model.dtype)
+    dtype = compute_dtype(model)
     loaded = load_model(policy, model, dtype=dtype)
     if on_gpu:
         loaded.to("cuda")

@@ -30,6 +30,7 @@ from rest_core.memory import keep_freed_memory, out_of_memory_names
 from rest_core.model.batch import pad_rows
 from rest_core.model.loading import with_lora
 from rest_core.model.logprobs import Policy
+from rest_core.model.precision import compute_dtype
 from rest_core.records import Rollout
 from rest_core.rollout.create import create_engine
 from rest_core.seeds import derive
@@ -116,7 +117,7 @@ class RlTrainer:
         self.config, self.tokenizer, self.tasks, self.observer = config, tokenizer, tasks, observer
         self.validation = validation
         keep_freed_memory()
-        half = model_config.dtype == "bfloat16"
+        half = compute_dtype(model_config) is torch.bfloat16
         self.accelerator = create_accelerator(half=half)
         prompts = [len(task.prompt_ids) for task in tasks]
         asked = prompts + [len(task.prompt_ids) for task in validation]  # of the engine

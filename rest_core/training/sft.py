@@ -18,6 +18,7 @@ from rest_core.errors import UserError
 from rest_core.memory import keep_freed_memory
 from rest_core.model.chat import encode_prompt, encode_response
 from rest_core.model.loading import with_lora
+from rest_core.model.precision import compute_dtype
 from rest_core.records import Sample
 from rest_core.training.sft_mirror import SftMirror, newest
 
@@ -79,7 +80,7 @@ def train(
         warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
         weight_decay=config.weight_decay,
         lr_scheduler_type="cosine",
-        bf16=model_config.dtype == "bfloat16",
+        bf16=compute_dtype(model_config) is torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         train_sampling_strategy="group_by_length",
