@@ -23,6 +23,7 @@ from rest_core.algorithm.rest import Judgement, ResT
 from rest_core.algorithm.rewards import Reward
 from rest_core.config import LoraConfig, LossConfig, ModelConfig, RlConfig, load, profiles
 from rest_core.errors import Preempted, UserError
+from rest_core.model import precision
 from rest_core.response import parse
 from rest_core.training import rl
 from rest_core.training.judging import Task
