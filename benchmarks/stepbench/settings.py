@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from rest_core.config import ModelConfig
+from rest_core.model.precision import compute_dtype
+
 from .work import PROFILE, TRAINING
 
 OURS = "ours"
@@ -12,8 +17,8 @@ TRL_BEST = "trl-best"
 ARMS = (OURS, TRL_BEST, TRL_DEFAULT)
 LABELS = {OURS: "ours", TRL_BEST: "TRL, best setting", TRL_DEFAULT: "TRL, defaults"}
 
-# TRL's best: what `--search` found to be the fastest, by device and work. All keep the same arithmetic: float32
-# master weights and bf16 autocast.
+# TRL's best: what `--search` found to be the fastest, by device and work. All keep our arithmetic: float32 master
+# weights and bf16 autocast, which a CPU that cannot multiply bfloat16 leaves out on both sides.
 _NO_CHECKPOINTING = {"gradient_checkpointing": False}
 BEST: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {
@@ -60,4 +65,5 @@ def candidates(device: str, responses: int) -> list[dict[str, Any]]:
 def settings_of(arm: str, device: str, work: str) -> dict[str, Any]:
     if arm == OURS:
         return dict(OWN[device].get(work, {}))
-    return dict(BEST[device][work]) if arm == TRL_BEST else {}
+    same = {"bf16": False} if device == "cpu" and compute_dtype(ModelConfig()) is torch.float32 else {}
+    return BEST[device][work] | same if arm == TRL_BEST else same
