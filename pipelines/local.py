@@ -213,11 +213,12 @@ def explain(folder: Path, monitor: Monitor, failure: RuntimeError) -> NoReturn:
 def _part_of(log: str, folder: Path) -> str:
     """What kfp.local's log says of the task of a folder; the whole log where it says nothing.
 
-    In a loop each round has a task of that name: the paths of its outputs tell them apart.
+    In a loop each round has a task of that name: the paths of its outputs, where they are told, tell them apart.
     """
     parts = re.split(r"^(?=.*Executing task )", log, flags=re.MULTILINE)
-    own, name = f"/{folder.parent.name}/{folder.name}/", f"'{folder.name}'"
-    return next((part for part in parts if name in part.partition("\n")[0] and own in part), log)
+    named = [part for part in parts if f"'{folder.name}'" in part.partition("\n")[0]]
+    own = f"/{folder.parent.name}/{folder.name}/"
+    return next((part for part in named if own in part), named[0] if named else log)
 
 
 def _tell_start(console: Console, stage: StageRun, number: int) -> None:
