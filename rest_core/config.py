@@ -8,7 +8,7 @@ something it depends on has changed.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -103,7 +103,20 @@ class SftConfig(Section):
 EntropyRule = Literal["variance", "inverse"]
 
 
-class PaperWeights(Section):
+class _Clipped(Section):
+    """Weights that are clipped to [w_min, w_max]."""
+
+    w_min: float
+    w_max: float
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.w_min > self.w_max:
+            raise ValueError(f"w_min ({self.w_min}) is above w_max ({self.w_max})")
+        return self
+
+
+class PaperWeights(_Clipped):
     """Scheme `paper`. The bounds and slopes are not published: these are ours (docs/method.md says how chosen)."""
 
     scheme: Literal["paper"] = "paper"
@@ -122,12 +135,6 @@ class PaperWeights(Section):
         "malformed output and the end of a response are trained",
     )
     curriculum: bool = Field(True, description="false = entropy weights only")
-
-    @model_validator(mode="after")
-    def _bounds(self) -> PaperWeights:
-        if self.w_min > self.w_max:
-            raise ValueError(f"w_min ({self.w_min}) is above w_max ({self.w_max})")
-        return self
 
 
 class OfficialWeights(Section):
@@ -152,7 +159,7 @@ class HighEntropyWeights(Section):
     top_share: float = Field(0.2, gt=0, le=1)
 
 
-class TokenEntropyWeights(Section):
+class TokenEntropyWeights(_Clipped):
     """Scheme `token_entropy`: the paper's rule with each token's own entropy in place of its region's mean."""
 
     scheme: Literal["token_entropy"] = "token_entropy"
@@ -160,23 +167,11 @@ class TokenEntropyWeights(Section):
     w_min: float = Field(1.0, gt=0)
     w_max: float = Field(8.0, gt=0)
 
-    @model_validator(mode="after")
-    def _bounds(self) -> TokenEntropyWeights:
-        if self.w_min > self.w_max:
-            raise ValueError(f"w_min ({self.w_min}) is above w_max ({self.w_max})")
-        return self
 
-
-class FrequencyWeights(Section):
+class FrequencyWeights(_Clipped):
     scheme: Literal["frequency"] = "frequency"
     w_min: float = Field(0.5, gt=0)
     w_max: float = Field(4.0, gt=0)
-
-    @model_validator(mode="after")
-    def _bounds(self) -> FrequencyWeights:
-        if self.w_min > self.w_max:
-            raise ValueError(f"w_min ({self.w_min}) is above w_max ({self.w_max})")
-        return self
 
 
 WeightsConfig = (
