@@ -17,14 +17,15 @@ from typing import Any
 
 from kfp import dsl
 
-from rest_core import config, logs, manifest, pods
+from rest_core import config, logs, manifest
 from rest_core.ablation.settings import AblationConfig, Trial
 from rest_core.errors import Preempted, UserError
-from rest_core.preflight.surroundings import Surroundings
+from rest_core.operations import pods
+from rest_core.operations.preflight.surroundings import Surroundings
+from rest_core.operations.status.final import FinalStatus, Links
+from rest_core.operations.tracking import store
 from rest_core.processes import skip_last_collections
 from rest_core.stages import StageResult
-from rest_core.status.final import FinalStatus, Links
-from rest_core.tracking import store
 
 log = logging.getLogger(__name__)
 

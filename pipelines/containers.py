@@ -27,7 +27,7 @@ from pipelines.rest_pipeline import STAGES
 from rest_core import storage
 from rest_core.config import Config
 from rest_core.errors import UserError
-from rest_core.tracking import store
+from rest_core.operations.tracking import store
 
 RUN_LABEL = "rest-pipelines.run"
 # A container has the user that starts it, so that the files are that user's; in place of root it has what OpenShift

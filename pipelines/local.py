@@ -33,8 +33,8 @@ from pipelines.rest_pipeline import STAGES, build
 from pipelines.summary import RunStatus, Summary, duration, summarize
 from rest_core.config import Config
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
+from rest_core.operations.tracking.runs import finish_pipeline, new_pipeline_run
 from rest_core.stages import ERROR_FILE
-from rest_core.tracking.runs import finish_pipeline, new_pipeline_run
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -32,8 +32,8 @@ from rest_core.ablation.compare import Comparison
 from rest_core.ablation.report import HTML_FILE, JSON_FILE, Format
 from rest_core.ablation.settings import AblationConfig, Scheme, Trial, trials
 from rest_core.config import Config
-from rest_core.tracking import store
-from rest_core.tracking.runs import new_pipeline_run
+from rest_core.operations.tracking import store
+from rest_core.operations.tracking.runs import new_pipeline_run
 
 REPORT_FOLDER = "report"
 

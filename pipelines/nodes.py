@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.placement import cache_variables, image_of
 from pipelines.platform import Platform, Volume
 from rest_core.config import LaunchConfig, StorageConfig, TrainJobConfig
-from rest_core.pods import IMAGE_VARIABLE
+from rest_core.operations.pods import IMAGE_VARIABLE
 
 _SHM = "shm"  # the volume of that name in deploy/training-runtime.yaml
 

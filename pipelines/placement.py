@@ -10,7 +10,7 @@ from kfp import dsl, kubernetes
 from components.images import image
 from pipelines.platform import GPU_STAGES, IMAGE_OF, Platform, StagePlatform
 from rest_core.config import Config
-from rest_core.pods import (
+from rest_core.operations.pods import (
     GPUS_VARIABLE,
     IMAGE_VARIABLE,
     PART_OF_LABEL,
@@ -19,7 +19,7 @@ from rest_core.pods import (
     RUN_ID_VARIABLE,
     STAGE_LABEL,
 )
-from rest_core.preflight.surroundings import Gpus, Mount, Secret, Surroundings
+from rest_core.operations.preflight.surroundings import Gpus, Mount, Secret, Surroundings
 
 CACHED_STAGES = ("prepare-data", "evaluate-bfcl", "evaluate-api-bank")
 _LOAD_MODELS_OR_DATA = ("prepare-data", *GPU_STAGES)

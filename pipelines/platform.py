@@ -29,7 +29,7 @@ from pipelines.kubernetes_values import (
 from rest_core import storage
 from rest_core.config import Section, validate
 from rest_core.errors import UserError
-from rest_core.preflight.surroundings import Toleration
+from rest_core.operations.preflight.surroundings import Toleration
 
 # Targets of the Dockerfile, and which of them each stage runs in.
 IMAGE_OF = {

@@ -28,7 +28,7 @@ from pipelines.placement import identify, place, surroundings
 from pipelines.platform import Platform
 from rest_core.config import Config
 from rest_core.errors import UserError
-from rest_core.status.final import Links
+from rest_core.operations.status.final import Links
 
 # The stages in their order, by the names of their tasks.
 STAGES = ("prepare-data", "sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank", "compare-and-register")

@@ -20,7 +20,7 @@ from pipelines.rest_pipeline import STAGES
 from rest_core import manifest
 from rest_core.config import Config
 from rest_core.data.prepare import REPORT, describe_drops
-from rest_core.tracking import spool, store
+from rest_core.operations.tracking import spool, store
 
 RunStatus = Literal["succeeded", "failed", "interrupted"]
 StageStatus = Literal["done", "off", "skipped", "failed", "interrupted", "not run"]

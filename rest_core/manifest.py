@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rest_core import pods
 from rest_core.errors import UserError
+from rest_core.operations import pods
 
 FILE_NAME = "manifest.json"
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "kfp", "mlflow", "bfcl-eval")

@@ -118,7 +118,7 @@ def fresh_accelerator() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's SQLite database, migrated once a session."""
-    from rest_core.tracking import store
+    from rest_core.operations.tracking import store
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     store.open_client(f"sqlite:///{path}").search_experiments()

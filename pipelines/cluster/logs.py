@@ -30,8 +30,8 @@ from pipelines.cluster.errors import ApiError, address, reason
 from pipelines.cluster.runs import Stage, stages, word
 from pipelines.cluster.transport import CONNECT_SECONDS
 from pipelines.cluster.words import one_line
-from rest_core import pods
 from rest_core.errors import UserError, nearest
+from rest_core.operations import pods
 
 _NODE_ANNOTATION = "workflows.argoproj.io/node-name"
 _CONTAINER = "main"  # the stage's; beside it are Argo's "init" and "wait"

@@ -11,12 +11,13 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from rest_core import handoff, storage
+from rest_core import storage
 from rest_core.algorithm.token_bytes import token_bytes
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError
 from rest_core.model import embedded
 from rest_core.model.chat import opening
+from rest_core.operations import handoff
 
 
 def write_reference(out: Path, source: str) -> None:

@@ -3,7 +3,7 @@
 The same function runs from the command line, under kfp.local, in a container and on a cluster. Each fills `out`,
 writes `metrics.json` and, last of all, `manifest.json`; an error that the user can mend is also left as `error.json`.
 A stage that is switched off passes its input on, or says in its manifest that it was skipped and why. Where a storage
-location is configured, large outputs go there, and the folder refers to them (`rest_core.handoff`).
+location is configured, large outputs go there, and the folder refers to them (`rest_core.operations.handoff`).
 """
 
 from rest_core.stages.cluster import PAGE_FILE, preflight, report_status

@@ -21,11 +21,11 @@ from rest_core.config import (
     TrackingConfig,
 )
 from rest_core.errors import UserError
-from rest_core.preflight.surroundings import Surroundings
+from rest_core.operations.preflight.surroundings import Surroundings
+from rest_core.operations.status.final import FinalStatus, Links
+from rest_core.operations.tracking import store
 from rest_core.stages.stage import METRICS_FILE, StageResult, leave_error, open_stage
-from rest_core.status.final import FinalStatus, Links
 from rest_core.storage import short_waits
-from rest_core.tracking import store
 
 PAGE_FILE = "report.md"  # for people
 
@@ -52,7 +52,7 @@ def preflight(
 
     `ablation` and `trials` are an ablation's, which a run may have replaced.
     """
-    from rest_core.preflight import report, run
+    from rest_core.operations.preflight import report, run
 
     listed = run.checks(
         model=model,
@@ -101,7 +101,7 @@ def report_status(
     out: Path,
 ) -> StageResult:
     """Say how a run on a cluster ended, where it failed and how to reproduce it; close and remove what it left."""
-    from rest_core.status import run
+    from rest_core.operations.status import run
 
     out.mkdir(parents=True, exist_ok=True)
     outcome = run.conclude(

@@ -9,9 +9,9 @@ from pathlib import Path
 from rest_core import manifest
 from rest_core.ablation.settings import AblationConfig
 from rest_core.config import TrackingConfig
+from rest_core.operations.tracking.delivery import INPUT_TAG
+from rest_core.operations.tracking.runs import finish_pipeline
 from rest_core.stages.stage import StageResult, open_stage
-from rest_core.tracking.delivery import INPUT_TAG
-from rest_core.tracking.runs import finish_pipeline
 
 log = logging.getLogger(__name__)
 

@@ -85,7 +85,7 @@ def _engine(policy: Path | str, model: ModelConfig) -> tuple[TransformersEngine,
     from rest_core.memory import keep_freed_memory
     from rest_core.model.loading import load_model, load_tokenizer
     from rest_core.model.precision import compute_dtype
-    from rest_core.preflight.gpu import require_visible
+    from rest_core.operations.preflight.gpu import require_visible
     from rest_core.rollout.transformers_engine import TransformersEngine
 
     on_gpu = require_visible() > 0

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rest_core import handoff, manifest
+from rest_core import manifest
 from rest_core.config import RegistryConfig, TrackingConfig
 from rest_core.errors import UserError
+from rest_core.operations import handoff
+from rest_core.operations.tracking.runs import finish_pipeline
 from rest_core.stages.stage import METRICS_FILE, StageResult, open_stage
-from rest_core.tracking.runs import finish_pipeline
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,8 @@ def compare_and_register(
     out: Path,
 ) -> StageResult:
     """Register the trained model as `challenger`, compare it with the champion, and close the pipeline's run."""
-    from rest_core.tracking import registry as models
-    from rest_core.tracking.store import connect
+    from rest_core.operations.tracking import registry as models
+    from rest_core.operations.tracking.store import connect
 
     evaluations = {"bfcl": bfcl, "api_bank": api_bank}
     with open_stage("compare-and-register", out, tracking, pipeline_run, registry=registry) as stage:
@@ -63,7 +64,7 @@ def compare_and_register(
 
 def _facts(pipeline_run: str, dataset: Path, policy: Path, evaluations: Mapping[str, Path]) -> Any:
     """What the registry and the model card say of a model, read from the folders' manifests."""
-    from rest_core.tracking.card import DataFact, ModelFacts
+    from rest_core.operations.tracking.card import DataFact, ModelFacts
 
     data, trained = manifest.read(dataset), manifest.read(policy)
     metrics: dict[str, float] = {}

@@ -14,15 +14,16 @@ from typing import Any
 from pydantic import BaseModel
 from safetensors import SafetensorError
 
-from rest_core import handoff, manifest, storage
+from rest_core import manifest, storage
 from rest_core.ablation.collect import TRAINING, training_record
 from rest_core.ablation.settings import Trial
 from rest_core.config import LaunchConfig, StorageConfig, TrackingConfig, validate
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
-from rest_core.failures import Failure, ending_together
+from rest_core.operations import handoff
+from rest_core.operations.failures import Failure, ending_together
+from rest_core.operations.tracking.delivery import INPUT_TAG, SCHEME_TAG, SETTINGS_TAG
+from rest_core.operations.tracking.runs import StageRun, TrialRun, stage_run
 from rest_core.processes import is_main_process
-from rest_core.tracking.delivery import INPUT_TAG, SCHEME_TAG, SETTINGS_TAG
-from rest_core.tracking.runs import StageRun, TrialRun, stage_run
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The training stages: supervised warm-up and ResT.
 
-Both may run as several processes (`rest_core.nodes`, `accelerate launch`): all train, the first alone writes and
-records.
+Both may run as several processes (`rest_core.operations.launch`, or `accelerate launch` by hand): all train, the
+first alone writes and records.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rest_core import handoff
 from rest_core.ablation.settings import Trial
 from rest_core.config import (
     LaunchConfig,
@@ -22,6 +21,7 @@ from rest_core.config import (
     TrackingConfig,
     VllmEngineConfig,
 )
+from rest_core.operations import handoff
 from rest_core.processes import is_launched, is_main_process
 from rest_core.stages.stage import AS_IT_IS, BY_ITSELF, StageResult, errors_left, open_stage
 
@@ -45,8 +45,8 @@ def sft_warmup(
     from rest_core.data.store import load_split, to_sample
     from rest_core.model.chat import require_continuations
     from rest_core.model.loading import load_model, load_tokenizer, write_reference
-    from rest_core.nodes import launcher
-    from rest_core.preflight.gpu import require_memory
+    from rest_core.operations.launch import launcher
+    from rest_core.operations.preflight.gpu import require_memory
 
     sections = {"model": model, "sft": sft, "tracking": tracking, "storage": storage}
     if sft.enabled and (processes := launcher.processes(launch)) > 1:
@@ -116,8 +116,8 @@ def rest_rl(
     from rest_core.data.store import load_split, to_sample
     from rest_core.model.chat import encode_prompt, require_continuations
     from rest_core.model.loading import load_model, load_tokenizer, pass_on
-    from rest_core.nodes import launcher
-    from rest_core.preflight.gpu import require_memory
+    from rest_core.operations.launch import launcher
+    from rest_core.operations.preflight.gpu import require_memory
     from rest_core.response import parse
 
     if trial is not None:
@@ -125,7 +125,7 @@ def rest_rl(
     named = None if trial is None else trial.text
     sections = {"model": model, "rl": rl, "tracking": tracking, "storage": storage}
     if rl.enabled and launch.train_job is not None and not is_launched():
-        from rest_core.nodes import train_job
+        from rest_core.operations.launch import train_job
 
         with errors_left("rest-rl", out):
             return train_job.run(

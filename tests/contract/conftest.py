@@ -16,8 +16,8 @@ from fake_kfp import FakeKfp
 from kubernetes.config import kube_config
 from public_data import missing, public
 
+from pipelines import cli
 from pipelines.cluster import follow, once, render, transport
-from rest_core import cli
 
 OFFICIAL = "kfp/kfp_api_single_file.swagger.json"
 

@@ -147,7 +147,7 @@ def test_a_dry_run_prints_what_would_be_sent_and_sends_nothing(
     "more", [(), ("--pipeline", "ablation", "--scheme", "uniform", "--scheme", "paper")], ids=["rest", "ablation"]
 )
 def test_two_dry_runs_can_be_compared_and_load_no_torch(more: tuple[str, ...]) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "rest_core.cli", "submit", "--profile", "tiny", "--dry-run"]
+    command = [sys.executable, "-X", "importtime", "-m", "pipelines.cli", "submit", "--profile", "tiny", "--dry-run"]
     one, other = (subprocess.run([*command, *more, "--name", "x"], capture_output=True, text=True) for _ in range(2))
     assert one.returncode == 0, one.stderr[-2000:]
     changing = re.compile(r"; [0-9a-f]{12}$", re.MULTILINE)

@@ -50,7 +50,7 @@ def _python(target: str, program: str, *options: str) -> str:
 
 def _rest(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "rest_core.cli", "run", "--runner", "docker", "--profile", "tiny", *arguments],
+        [sys.executable, "-m", "pipelines.cli", "run", "--runner", "docker", "--profile", "tiny", *arguments],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # models this small lose by threads
         stdin=subprocess.DEVNULL,

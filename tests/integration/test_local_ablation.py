@@ -20,7 +20,7 @@ METRIC = ("--metric", "bfcl/simple_python")
 
 def _rest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "rest_core.cli", *arguments],
+        [sys.executable, "-m", "pipelines.cli", *arguments],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 def _rest(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "rest_core.cli", *arguments],
+        [sys.executable, "-m", "pipelines.cli", *arguments],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,

@@ -35,7 +35,7 @@ from rest_core.config import (
 from rest_core.data import store
 from rest_core.errors import Preempted, UserError
 from rest_core.model import loading
-from rest_core.nodes import launcher, train_job, trainer
+from rest_core.operations.launch import launcher, train_job, trainer
 from rest_core.records import Message, Sample
 
 pytestmark = pytest.mark.slow

@@ -191,7 +191,7 @@ def test_one_process_that_fails_ends_all_with_its_message(
         "rl.reward_functions": '[{function: "picky:broken_on_one"}]',
     }
     options = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    command = ["-m", "rest_core.cli", "train", "--profile", "tiny", "--dataset", str(folder / "dataset")]
+    command = ["-m", "pipelines.cli", "train", "--profile", "tiny", "--dataset", str(folder / "dataset")]
     out = tmp_path / "rl"
     done = launch(
         folder, "fsdp2", *command, "--policy", str(tiny_checkpoint), "--out", str(out), *options, "--run-name", "run"

@@ -75,7 +75,7 @@ def server(checkpoint: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactor
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "rest_core.cli", "serve-rollouts", "--policy", str(checkpoint[0])]
+    command = [sys.executable, "-m", "pipelines.cli", "serve-rollouts", "--policy", str(checkpoint[0])]
     command += ["--python", str(PYTHON), "--port", str(port), "--set", "model.dtype=float32", "--"]
     command += ["--enforce-eager", "--kv-cache-memory-bytes", str(64 << 20), "--max-model-len", str(CONTEXT)]
     with (folder / "log").open("w") as log:

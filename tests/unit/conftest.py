@@ -14,7 +14,7 @@ import pytest
 from kubernetes import client
 from moto import mock_aws
 
-from rest_core import pods
+from rest_core.operations import pods
 
 Answer = tuple[Any, ...]  # HTTP status; body, text and bytes as they are, all else as JSON; headers where there are any
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rest_core import manifest
-from rest_core.pods import IMAGE_VARIABLE
+from rest_core.operations.pods import IMAGE_VARIABLE
 from rest_core.stages import registration
 
 IMAGE = "registry.example/rest-train@sha256:" + "1" * 64

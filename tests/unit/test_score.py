@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from rest_core import cli
+from pipelines import cli
 from rest_core.algorithm.regions import Region
 from rest_core.config import FrequencyWeights, ModelConfig, OfficialWeights, PaperWeights, UniformWeights
 from rest_core.model.loading import load_tokenizer

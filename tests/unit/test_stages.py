@@ -17,15 +17,16 @@ from mlflow import MlflowClient
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from rest_core import handoff, manifest, stages, storage
+from rest_core import manifest, stages, storage
 from rest_core.config import ApiBankConfig, BfclConfig, ModelConfig, RlConfig, SftConfig, StorageConfig, TrackingConfig
 from rest_core.data import store
 from rest_core.errors import Preempted, UserError
 from rest_core.model import loading
+from rest_core.operations import handoff
+from rest_core.operations.tracking import runs
+from rest_core.operations.tracking.store import open_client
 from rest_core.records import Message, Sample, Tool, ToolCall
 from rest_core.response import render
-from rest_core.tracking import runs
-from rest_core.tracking.store import open_client
 from rest_core.training.rl import RlTrainer
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")

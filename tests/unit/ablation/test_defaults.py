@@ -9,9 +9,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from pipelines.cli import cli
+from pipelines.cli.work import Work, working
 from rest_core.ablation import settings
-from rest_core.cli import cli
-from rest_core.cli.work import Work, working
 from rest_core.config import Config
 
 

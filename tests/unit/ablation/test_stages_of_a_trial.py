@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from pipelines.cli import cli
 from rest_core import manifest, stages
 from rest_core.ablation.collect import collect
 from rest_core.ablation.settings import AblationConfig, Trial
-from rest_core.cli import cli
 from rest_core.config import BfclConfig, ModelConfig, PaperWeights, RlConfig, TrackingConfig
 from rest_core.errors import UserError
-from rest_core.tracking.delivery import deliver
-from rest_core.tracking.store import open_client
+from rest_core.operations.tracking.delivery import deliver
+from rest_core.operations.tracking.store import open_client
 
 Evaluation = Callable[..., Path]
 TRIAL = Trial(
@@ -38,7 +38,7 @@ def unsent(monkeypatch: pytest.MonkeyPatch) -> None:
         def finish(self) -> bool:
             return True
 
-    monkeypatch.setattr("rest_core.tracking.runs.Sender", Idle)
+    monkeypatch.setattr("rest_core.operations.tracking.runs.Sender", Idle)
 
 
 def by_name(tracking: TrackingConfig) -> dict[str, Any]:

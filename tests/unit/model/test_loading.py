@@ -12,11 +12,12 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rest_core import handoff, storage
+from rest_core import storage
 from rest_core.algorithm.token_bytes import stop_ids, token_bytes
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError
 from rest_core.model import loading
+from rest_core.operations import handoff
 
 CONFIG = ModelConfig()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from rest_core import cli
+from pipelines import cli
 from rest_core.config import ModelConfig
 from rest_core.errors import UserError
 from rest_core.rollout import vllm_worker
@@ -76,7 +76,7 @@ def test_the_command_becomes_the_server(monkeypatch: pytest.MonkeyPatch, tiny_ch
     script.chmod(0o755)
     arguments = ["serve-rollouts", "--policy", str(tiny_checkpoint), "--python", str(script), "--", "--seed", "1"]
     done = subprocess.run(
-        [sys.executable, "-m", "rest_core.cli", *arguments], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "pipelines.cli", *arguments], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("1 -m vllm.") and done.stdout.rstrip().endswith("--seed 1")
     assert str(tiny_checkpoint) in done.stdout

@@ -1,0 +1,161 @@
+"""What is to run on a cluster, as the options of `rest compile`, `rest submit` and `rest schedule create` say it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import click
+import yaml
+from click.core import ParameterSource
+
+from pipelines.cli import ablation
+from pipelines.cli.options import (
+    FILE,
+    Command,
+    api_bank_option,
+    configuration,
+    configured,
+    data_option,
+    local_path,
+    with_options,
+)
+from rest_core.config import Config
+from rest_core.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.build import PipelineName
+    from pipelines.platform import Platform
+
+
+@dataclass(frozen=True)
+class Work:
+    """A pipeline under a configuration, for a platform."""
+
+    config: Config
+    platform_file: Path | None
+    pipeline: PipelineName
+    trials: dict[str, Any]  # of an ablation: its options as they were given
+
+    @functools.cached_property
+    def platform(self) -> Platform:
+        from pipelines.platform import Platform, load_platform
+
+        return Platform() if self.platform_file is None else load_platform(self.platform_file)
+
+    @property
+    def given_platform(self) -> Platform | None:
+        """That of the platform file; None where there is none, so that kfp's context file may name the namespace."""
+        return self.platform if self.platform_file else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the pipeline besides configuration and platform (`pipelines.build.build`)."""
+        return {} if self.pipeline == "rest" else ablation.settings(self.config, **self.trials)
+
+
+def working(command: Command) -> Command:
+    """Give a command the options that say what to run; it gets `work`."""
+    options = (
+        data_option,
+        api_bank_option,
+        click.option(
+            "--parameters",
+            type=FILE,
+            metavar="FILE",
+            help="YAML or JSON of a profile's shape, {section: {key: value}}: each key as if given by --set.",
+        ),
+        click.option(
+            "--pipeline",
+            type=click.Choice(["rest", "ablation"]),
+            default="rest",
+            show_default=True,
+            help="One training, or weight schemes compared over seeds.",
+        ),
+        ablation.trials,
+        click.option(
+            "--parallelism",
+            type=click.IntRange(min=0),
+            default=1,
+            show_default=True,
+            help="Trials of an ablation at the same time; 0 = all.",
+        ),
+        click.option(
+            "--platform",
+            "platform_file",
+            type=FILE,
+            metavar="FILE",
+            help="Where and how the pods run (deploy/platform.yaml); default: the cluster's defaults, this "
+            "version's images.",
+        ),
+    )
+
+    @functools.wraps(command)
+    def wrapped(
+        *arguments: Any,
+        profile: str,
+        overrides: tuple[str, ...],
+        data: str | None,
+        api_bank: str | None,
+        parameters: Path | None,
+        platform_file: Path | None,
+        pipeline: PipelineName,
+        **others: Any,
+    ) -> Any:
+        trials = {
+            key: others.pop(key) for key in ("schemes", "seeds", "baseline", "metric", "confidence", "parallelism")
+        }
+        given = click.get_current_context().get_parameter_source
+        if pipeline == "rest" and any(given(key) is ParameterSource.COMMANDLINE for key in trials):
+            raise UserError(
+                "--scheme, --seeds and the like belong to --pipeline ablation; for one training: --set rl.seed=1 --set "
+                "'rl.weights={scheme: uniform}'"
+            )
+        given_by_file = _overrides(parameters) if parameters else ()
+        before = ablation.defaults() if pipeline == "ablation" else ()
+        try:
+            config = configuration(profile, (*before, *given_by_file, *overrides), data=data, api_bank=api_bank)
+        except UserError as error:
+            configuration(profile, (*before, *overrides))  # where that fails too, it is not the file's fault
+            raise UserError(f"--parameters {parameters}: {error}") from None
+        _require_portable(config)
+        return command(*arguments, work=Work(config, platform_file, pipeline, trials), **others)
+
+    return configured(with_options(wrapped, options))
+
+
+def _overrides(path: Path) -> tuple[str, ...]:
+    """The keys of a parameter file as `--set` has them."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
+        raise UserError(f"{path}: write {{section: {{key: value}}}}, as a profile has it")
+    return tuple(f"{section}.{key}={_flow(value)}" for section, keys in values.items() for key, value in keys.items())
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML in one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
+    return str(text).removesuffix("...\n").rstrip("\n")  # the mark after a scalar
+
+
+def _require_portable(config: Config) -> None:
+    """The YAML goes to other machines and into a database: no path of this machine, no password."""
+    for name, location in config.inputs():
+        if local_path(location):
+            raise UserError(
+                f"{name} is a path of this machine ({location}), which a pod does not have: give an s3:// URI, a hub "
+                "id, embedded:NAME or published:NAME"
+            )
+    if config.tracking.uri and urlsplit(config.tracking.uri).password is not None:
+        raise UserError(
+            "tracking.uri holds a password, which would stand in the YAML: leave it out, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the pods from a secret"
+        )

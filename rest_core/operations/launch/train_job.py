@@ -1,0 +1,150 @@
+"""A training on several nodes: a TrainJob of Kubeflow Trainer that the stage makes, follows and deletes.
+
+The stage stores inputs and description at the storage location (`job`); each node fetches them, trains with its
+checkpoints mirrored there, and the first process leaves the result there (`worker`). A stage that is tried again finds
+the TrainJob by its name, which is made of what it trains, and follows it instead of starting another.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rest_core import manifest, storage
+from rest_core.config import LaunchConfig, Section, TrainJobConfig
+from rest_core.errors import UserError
+from rest_core.operations import handoff
+from rest_core.operations.launch import launcher, trainer
+from rest_core.operations.launch.job import Job
+from rest_core.operations.launch.labels import run_label
+from rest_core.operations.tracking import store
+from rest_core.stages.stage import StageResult
+
+if TYPE_CHECKING:
+    from kubeflow.trainer import TrainerClient
+
+log = logging.getLogger(__name__)
+
+# What KFP's MLflow plugin sets in the stage's pod, for the nodes to join the same run.
+_JOINED_RUN = "MLFLOW_RUN_ID"
+_PASSED_ON = (_JOINED_RUN, "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI")
+
+
+def run(
+    sections: dict[str, Section],
+    dataset: Path,
+    policy: Path | str,
+    *,
+    pipeline_run: str,
+    out: Path,
+    launch: LaunchConfig,
+    trial: str | None = None,
+    client: TrainerClient | None = None,
+) -> StageResult:
+    """Train on several nodes; `out` becomes what a training in this process would have left.
+
+    Args:
+        sections: model, rl, tracking and storage, which must name a location.
+        dataset: folder of prepare-data.
+        policy: folder of sft-warmup, or a model's source.
+        pipeline_run: key of the pipeline run; the TrainJob's label.
+        out: folder that the stage fills.
+        launch: with its `train_job`.
+        trial: the trial of an ablation (`Trial.text`), whose settings `sections` has.
+        client: of Kubeflow Trainer; None = the cluster that this pod runs in, else kubectl's.
+
+    Raises:
+        UserError: what a node told, or why the TrainJob could not be made or followed.
+        Preempted: this stage was told to stop; the TrainJob goes on, and the stage, started again, finds it.
+    """
+    settings = launch.train_job
+    assert settings is not None
+    location = getattr(sections["storage"], "location", None)
+    if location is None:
+        raise UserError("launch.train_job: the nodes share nothing but a storage location; set storage.location")
+    job = Job(
+        **{name: sections[name] for name in ("model", "rl", "tracking", "storage")},
+        pipeline_run=pipeline_run,
+        dataset=_reference(dataset, location, "prepare-data"),
+        policy=_reference(policy, location, "policy"),
+        trial=trial,
+    )
+    if client is None:
+        client = trainer.connect(settings.namespace)
+    if not _done(job):
+        _train(job, settings, launch.sharding, client)
+    result = _take(job, out)
+    _delete_or_leave(client, job.name)
+    return result
+
+
+def _train(job: Job, settings: TrainJobConfig, sharding: str, client: TrainerClient) -> None:
+    """Have the TrainJob of `job` end well; one that has failed is deleted."""
+    status = trainer.status(client, job.name)
+    if status == trainer.FAILED:  # of an earlier try
+        trainer.delete(client, job.name)
+        status = None
+    if status is None:
+        environment = trainer.accelerate_environment(launcher.accelerate_config(sharding))
+        environment |= _mlflow_environment()
+        trainer.create(
+            client,
+            job.name,
+            settings,
+            location=job.write(),
+            environment=environment | settings.environment,
+            labels=settings.labels | run_label(job.pipeline_run),
+        )
+        log.info("TrainJob %s: %d nodes", job.name, settings.nodes)
+    else:
+        log.info("TrainJob %s is there already (%s): it is followed", job.name, status)
+    ended = trainer.follow(client, job.name)
+    if ended.status == trainer.COMPLETE and _done(job):
+        return
+    _delete_or_leave(client, job.name)
+    if ended.status == trainer.COMPLETE:
+        raise UserError(f"TrainJob {job.name} ended without a result at {job.result}; the log of its nodes is above")
+    why = f"its deadline of {settings.deadline_seconds} s was over" if ended.late else ended.message
+    raise UserError(f"TrainJob {job.name} failed: {why}")
+
+
+def _mlflow_environment() -> dict[str, str]:
+    """For the nodes to join a run that is there; an address with credentials is a Secret's, which the runtime names."""
+    if _JOINED_RUN not in os.environ:
+        return {}
+    given = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return {name: value for name, value in given.items() if store.without_credentials(value) == value}
+
+
+def _delete_or_leave(client: TrainerClient, name: str) -> None:
+    """Delete a TrainJob that has ended; where that fails nothing is lost, and the exit task deletes it."""
+    try:
+        trainer.delete(client, name)
+    except UserError as error:
+        log.warning("%s; it stays until the run's exit task deletes it", error)
+
+
+def _done(job: Job) -> bool:
+    return manifest.FILE_NAME in storage.list_files(job.result)
+
+
+def _take(job: Job, out: Path) -> StageResult:
+    """Make `out` what the first process has left."""
+    with storage.disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for name in sorted(storage.list_files(job.result), key=lambda name: name == manifest.FILE_NAME):
+        storage.get_file(f"{job.result}/{name}", out / name)
+    return launcher.finished(out)
+
+
+def _reference(place: Path | str, location: str, name: str) -> handoff.Reference:
+    """A reference to an input that every node can follow; a folder of this machine is stored first."""
+    folder = Path(place)
+    if not folder.is_dir():
+        return handoff.Reference(source=str(place))
+    reference = handoff.read(folder)
+    if reference is None:
+        return handoff.store(folder, location, name)
+    return reference if reference.files is not None else _reference(reference.source, location, name)

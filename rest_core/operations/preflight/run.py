@@ -1,0 +1,128 @@
+"""All checks of preflight, one after another; a problem stops none of the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from rest_core.ablation.settings import AblationConfig, Trial
+from rest_core.ablation.settings import check as check_trials
+from rest_core.config import (
+    SWITCHES,
+    ApiBankConfig,
+    BfclConfig,
+    DataConfig,
+    LaunchConfig,
+    ModelConfig,
+    RegistryConfig,
+    RlConfig,
+    SftConfig,
+    StorageConfig,
+    TrackingConfig,
+)
+from rest_core.data.published import Unreachable
+from rest_core.errors import UserError
+from rest_core.operations.pods import NotAllowed
+from rest_core.operations.preflight import credentials, gpu, locations, mlflow_server, sources, train_job, volumes
+from rest_core.operations.preflight.report import Finding
+from rest_core.operations.preflight.surroundings import Surroundings
+
+log = logging.getLogger(__name__)
+
+MLFLOW = "MLflow"  # the check that decides whether the others' results can be recorded
+
+# Looks for one thing. Returns what was found, in one line; raises `UserError` for a problem, `NotAllowed` where it
+# cannot look.
+Check = tuple[str, Callable[[], str]]
+
+
+def checks(
+    *,
+    model: ModelConfig,
+    data: DataConfig,
+    sft: SftConfig,
+    rl: RlConfig,
+    bfcl: BfclConfig,
+    api_bank: ApiBankConfig,
+    registry: RegistryConfig,
+    tracking: TrackingConfig,
+    storage: StorageConfig,
+    launch: LaunchConfig,
+    surroundings: Surroundings,
+    ablation: AblationConfig | None = None,
+    trials: Sequence[Trial] = (),
+) -> list[Check]:
+    """The checks that this configuration on this platform calls for, with what each looks at.
+
+    What lies on a volume is not looked at: preflight mounts none, lest it wait for one that is not there.
+    """
+    places = (
+        ("storage.location", storage.location),
+        ("registry.destination", registry.destination if registry.enabled else None),
+        ("rl.mirror", rl.mirror if rl.enabled else None),
+    )
+    listed: list[Check] = [
+        *((f"Secret {one.name}", partial(credentials.check, one)) for one in surroundings.secrets),
+        *((f"volume {one.claim}", partial(volumes.check, one.claim)) for one in surroundings.mounts),
+        *((name, _here(surroundings, place, partial(locations.check, place))) for name, place in places if place),
+        (MLFLOW, partial(mlflow_server.check, tracking)),
+        ("model", _here(surroundings, model.source, partial(sources.check_model, model))),
+        *(
+            ("data", _here(surroundings, source.location, partial(sources.check_data, source.location)))
+            for source in data.sources
+        ),
+    ]
+    if api_bank.enabled:
+        look = partial(sources.check_api_bank, api_bank)
+        listed.append(("API-Bank", _here(surroundings, api_bank.location or "", look)))
+    model_is_here = surroundings.volume_of(model.source) is None
+    look_for_nodes = partial(gpu.check_nodes, model=model, sft=sft, rl=rl, model_is_here=model_is_here)
+    listed += [(f"GPU of {asked.stage}", partial(look_for_nodes, asked)) for asked in surroundings.gpus]
+    enabled = {"sft": sft.enabled, "rl": rl.enabled, "bfcl": bfcl.enabled, "api_bank": api_bank.enabled}
+    for stage in surroundings.without_gpu:
+        if enabled[SWITCHES[stage]]:
+            listed.append((f"GPU of {stage}", partial(gpu.refuse_without, stage, SWITCHES[stage])))
+    if launch.train_job is not None and rl.enabled:
+        listed.append(("TrainJob", partial(train_job.check, launch.train_job, storage)))
+    if ablation is not None:
+        listed.append(("trials", partial(check_trials, trials, ablation, rl, bfcl, api_bank)))
+    return listed
+
+
+def _here(surroundings: Surroundings, place: str, look: Callable[[], str]) -> Callable[[], str]:
+    """`look`, unless the place is on a volume; and what no server gives may be in the cache on one."""
+
+    def check() -> str:
+        if (claim := surroundings.volume_of(place)) is not None:
+            raise NotAllowed(f"{place} is on the volume {claim}, which preflight does not mount; the stages will see")
+        try:
+            return look()
+        except Unreachable as problem:
+            if not surroundings.mounts:
+                raise
+            raise NotAllowed(f"{problem}; it may be in the cache, on a volume that preflight does not mount") from None
+
+    return check
+
+
+def run_checks(listed: Sequence[Check]) -> list[Finding]:
+    """Make the checks; what a check itself did not foresee is a problem, too, and its traceback is logged."""
+    findings = []
+    for name, check in listed:
+        try:
+            finding = Finding(name, "ok", check())
+        except NotAllowed as reason:
+            finding = Finding(name, "not checked", _one_line(reason))
+        except UserError as problem:
+            finding = Finding(name, "problem", _one_line(problem))
+        except Exception as defect:
+            log.exception("the check of %s failed", name)
+            finding = Finding(name, "problem", f"the check failed: {type(defect).__name__}: {_one_line(defect)}")
+        log.info("%s: %s: %s", finding.check, finding.outcome, finding.detail)
+        findings.append(finding)
+    return findings
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

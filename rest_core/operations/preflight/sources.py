@@ -1,0 +1,86 @@
+"""Whether model and data are where the configuration says, without downloading them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rest_core import storage
+from rest_core.config import EMBEDDED_DATA, ApiBankConfig, ModelConfig
+from rest_core.data import published
+from rest_core.data.hub import Kind, hub_errors, is_hub_id
+from rest_core.errors import UserError, nearest
+from rest_core.operations.pods import NotAllowed
+
+log = logging.getLogger(__name__)
+
+_CONFIG_FILE = "config.json"
+
+
+def check_model(model: ModelConfig) -> str:
+    """Raise `UserError` unless the model's source is there and may be read."""
+    source = model.source
+    if source.startswith("embedded:"):
+        from rest_core.model import embedded
+
+        embedded.require(source.removeprefix(embedded.PREFIX))
+        return f"{source} comes with the image"
+    if storage.is_s3(source):
+        if _CONFIG_FILE not in storage.list_files(source):
+            raise UserError(f"{source}: no {_CONFIG_FILE} there; give the prefix of a Hugging Face checkpoint")
+        return f"{source} is there"
+    if Path(source).is_absolute() or Path(source).exists():
+        if not (Path(source) / _CONFIG_FILE).is_file():
+            raise UserError(f"{source}: no {_CONFIG_FILE} there; give the folder of a Hugging Face checkpoint")
+        return f"{source} is there"
+    if not is_hub_id(source):
+        raise UserError(f"{source}: neither a folder nor a hub id (owner/name); check the spelling")
+    return _on_hub(source, "model", model.revision)
+
+
+def check_data(location: str) -> str:
+    """Raise `UserError` unless a source of data is there and may be read."""
+    if location.startswith("embedded:"):
+        if location != EMBEDDED_DATA:
+            raise UserError(f"{location}: no such embedded data{nearest(location, [EMBEDDED_DATA])}")
+        return f"{location} comes with the image of prepare-data"
+    if location.startswith(published.PREFIX):
+        published.require(location)
+        return f"{location} can be downloaded, or is in the cache"
+    if not storage.is_s3(location) and not Path(location).exists() and is_hub_id(location):
+        return _on_hub(location, "dataset", None)
+    found = storage.expand(location)
+    missing = [place for place in found if not storage.is_s3(place) and not Path(place).expanduser().exists()]
+    if missing:
+        raise UserError(
+            f"{missing[0]}: no such file or folder in a pod; give an s3:// URI or a path of a mounted volume"
+        )
+    return f"{location} is there ({len(found)} {'place' if len(found) == 1 else 'files'})"
+
+
+def check_api_bank(api_bank: ApiBankConfig) -> str:
+    """The same for API-Bank.
+
+    Raises:
+        NotAllowed: the published files cannot be reached, for which the stage is skipped.
+    """
+    try:
+        return check_data(api_bank.location or f"{published.PREFIX}api-bank")
+    except published.Unreachable as problem:
+        raise NotAllowed(f"evaluate-api-bank will be skipped, unless they are in its pod's cache: {problem}") from None
+
+
+def _on_hub(name: str, kind: Kind, revision: str | None) -> str:
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        with hub_errors(name, kind, revision):
+            api = HfApi()
+            api.auth_check(name, repo_type=kind)
+            found = api.repo_info(name, repo_type=kind, revision=revision, timeout=published.TIMEOUT_S)
+            return f"{name} is on the hub, at commit {str(found.sha)[:12]}"
+    except published.Unreachable as away:
+        with hub_errors(name, kind, revision):
+            folder = snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True)
+            log.info("%s, but there is a copy in the cache: %s", away, folder)
+            return f"{name} is in the cache; the hub cannot be reached"

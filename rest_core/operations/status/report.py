@@ -1,0 +1,97 @@
+"""The report on a run that has ended, in Markdown: KFP's and MLflow's pages show it, and the log."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rest_core.operations.status.final import Verdict
+from rest_core.operations.status.runs import StageEnd
+
+_MARKS = {"FINISHED": "✅", "FAILED": "❌", "KILLED": "❌"}
+_VERDICT_MARKS: dict[Verdict, str] = {"succeeded": "✅", "failed": "❌", "stopped": "⏹", "unknown": "❔"}
+_LONGEST_LINE = 2000  # of a log
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A stage that did not end well."""
+
+    stage: str
+    why: str  # one line
+    log: tuple[str, ...] = ()
+    reproduce: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    verdict: Verdict
+    pipeline_run: str
+    failures: tuple[Failure, ...]  # in the order in which they happened
+    message: str | None  # KFP's own, or what to do where no stage is known to have failed
+    stages: tuple[StageEnd, ...]
+    links: tuple[tuple[str, str], ...]  # (name, address)
+    notes: tuple[str, ...]  # what could not be looked up, what was removed
+
+    @property
+    def succeeded(self) -> bool:
+        return self.verdict == "succeeded"
+
+    @property
+    def line(self) -> str:
+        """The outcome in one line."""
+        if self.succeeded or not self.failures:
+            return self.verdict + (f": {self.message}" if self.message and not self.succeeded else "")
+        return "; ".join(f"{one.stage} {self.verdict}: {one.why}" for one in self.failures)
+
+
+def markdown(outcome: Outcome) -> str:
+    """The whole report."""
+    where = " and ".join(one.stage for one in outcome.failures)
+    heading = f"{_VERDICT_MARKS[outcome.verdict]} {outcome.verdict}{f' in {where}' if where else ''}"
+    blocks = [f"# {heading}", f"Run: {outcome.pipeline_run}"]
+    notes = list(outcome.notes)
+    if outcome.message and not outcome.succeeded:
+        if outcome.failures:  # which say more
+            notes.insert(0, f"KFP says: {outcome.message}")
+        else:
+            blocks.append(outcome.message)
+    for failure in outcome.failures:
+        blocks.append(f"## {failure.stage}\n\n{failure.why}")
+        if failure.log:
+            blocks.append("The last lines of its log:\n\n" + _code(failure.log))
+        if failure.reproduce:
+            blocks.append("To run it again on your own machine:\n\n" + _code(failure.reproduce, "sh"))
+    if outcome.stages:
+        blocks.append(_table(outcome.stages))
+    if outcome.links:
+        blocks.append("\n".join(f"- {name}: {address}" for name, address in outcome.links))
+    if notes:
+        blocks.append("\n".join(f"- {note}" for note in notes))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _table(stages: Sequence[StageEnd]) -> str:
+    lines = ["| | stage | ended as | time | MLflow |", "|---|---|---|---|---|"]
+    for one in stages:
+        ended = f"skipped: {one.skipped}" if one.skipped else "killed without a word" if one.is_open else one.status
+        lines.append(
+            f"| {_MARKS.get(one.status, '❌')} | {one.name} | {ended} | {one.seconds:.0f} s | {_link(one.link)} |"
+        )
+    return "\n".join(lines)
+
+
+def _link(page: str) -> str:
+    """A link to a run's page; for a local store, how to get there."""
+    return f"[{page.partition('/runs/')[2][:8]}]({page})" if page.startswith("http") else page
+
+
+def _code(lines: Sequence[str], language: str = "") -> str:
+    """A code block, which no line of it ends."""
+    ticks = max((len(found) for line in lines for found in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, ticks + 1)
+    cut = [line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}…" for line in lines]
+    return "\n".join([f"{fence}{language}", *cut, fence])

@@ -1,0 +1,98 @@
+"""The model card: what a registered model is, where it comes from, how good it is and how to load it (Markdown)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rest_core.operations.tracking.store import redact, redacted
+
+
+@dataclass(frozen=True)
+class DataFact:
+    """A dataset that the model has been trained on."""
+
+    name: str  # "train", "sft" …
+    source: str
+    sha256: str  # of its content, hex
+    rows: int
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model when it is registered."""
+
+    base_model: str
+    pipeline_run: str
+    metrics: Mapping[str, float]  # e.g. "bfcl/overall": 0.41
+    evaluations: Mapping[str, str]  # what "bfcl" was measured on: subset, size and seed, in words that are compared
+    data: tuple[DataFact, ...]
+    config: Mapping[str, Any]  # the configuration that made it: sections of plain values
+    git_commit: str | None
+    image: str | None = None  # reference of the image that it was trained in
+    limits: tuple[str, ...] = field(default=())  # what a reader must not expect of it
+
+
+def model_card(name: str, facts: ModelFacts) -> str:
+    """The card as Markdown, without title and configuration: what a registry shows beside the name."""
+    parts = [
+        f"`{redact(facts.base_model)}` trained for tool use with ResT (reshaped token-level policy gradients, "
+        f"arXiv 2509.21826) by the pipeline run “{facts.pipeline_run}”.",
+        "## Evaluation",
+        _table(("metric", "value"), [(key, f"{value:.4f}") for key, value in sorted(facts.metrics.items())]),
+        _list([f"**{key}**: {text}" for key, text in sorted(facts.evaluations.items())]),
+        "## Training data",
+        _table(
+            ("data", "source", "rows", "SHA-256"),
+            [(one.name, redact(one.source), f"{one.rows:,}", f"`{one.sha256}`") for one in facts.data],
+        ),
+        "## How to load it",
+        _LOADING.replace("NAME", name),
+        "## Limits",
+        _list(list(facts.limits) or ["None were recorded: read the evaluation before you rely on it."]),
+        "## Origin",
+        _list(
+            [
+                f"git commit: `{facts.git_commit or 'unknown'}`",
+                f"image: `{facts.image or 'unknown (not run from an image)'}`",
+            ]
+        ),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def readme(name: str, facts: ModelFacts) -> str:
+    """The card as a checkpoint's README.md: with the front matter that model hubs read, and the configuration."""
+    config = json.dumps(redacted(facts.config), indent=1, ensure_ascii=False, default=str)
+    return (
+        f"---\nbase_model: {json.dumps(redact(facts.base_model))}\nlibrary_name: transformers\n"
+        "pipeline_tag: text-generation\ntags: [tool-use, function-calling, rest]\n---\n\n"
+        f"# {name}\n\n{model_card(name, facts)}\n## Configuration\n\n```json\n{config}\n```\n"
+    )
+
+
+_LOADING = """\
+The folder is a flat Hugging Face checkpoint (config.json, safetensors, tokenizer, chat template).
+
+```bash
+mlflow artifacts download --artifact-uri models:/NAME/VERSION --dst-path model
+vllm serve model
+```
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer, model = AutoTokenizer.from_pretrained("model"), AutoModelForCausalLM.from_pretrained("model")
+```"""
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    if not rows:
+        return "Nothing was recorded."
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _list(items: list[str]) -> str:
+    return "\n".join(f"- {' '.join(item.split())}" for item in items)

@@ -1,0 +1,406 @@
+"""The model registry: trained checkpoints become versions, the alias `champion` moves by rule.
+
+A checkpoint is a flat Hugging Face folder, because that is what vLLM reads; MLflow's transformers flavor writes
+another layout. So the folder is stored as it is (artifacts of the run, another folder, or S3), and the version refers
+to it. What a version is worth and where it comes from stands in its tags:
+
+    metric/<name>           figures, e.g. metric/bfcl/overall
+    evaluation/<benchmark>  what they were measured on; figures of different subsets are not compared
+    data/<name>/sha256      the data it was trained on
+    git_commit, image, base_model, pipeline_run
+    promoted_at, promoted_from, promotion_reason, demoted_at, demoted_by
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rest_core import storage
+from rest_core.config import RegistryConfig
+from rest_core.errors import UserError, nearest
+from rest_core.operations.tracking import store
+from rest_core.operations.tracking.card import ModelFacts, model_card, readme
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+logger = logging.getLogger(__name__)
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+_MODEL_DESCRIPTION = "Tool-use models trained with ResT: `champion` is the one to serve, `challenger` the newest."
+_PROMOTION_TAG = "promotion/"  # on the registered model, numbered: the history
+_CHECKPOINT_SUFFIXES = {".json", ".safetensors", ".jinja", ".txt", ".model"}
+_MAX_DESCRIPTION = 5000  # MLflow's column
+_PROXY_LIMIT = 1_000_000_000  # bytes; larger files through a server's artifact proxy have been seen to time out
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version that was made."""
+
+    name: str
+    version: str
+    source: str  # what the registry refers to
+    location: str  # where that is
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A move of the alias `champion`, made or (dry run) only planned."""
+
+    name: str
+    version: str
+    previous: str | None  # the champion before
+    metric: str
+    value: float | None
+    previous_value: float | None
+    forced: bool
+    reason: str | None
+    at: str  # UTC, ISO 8601
+    dry_run: bool = False
+
+    def describe(self) -> str:
+        """One line for people."""
+        verb = "would become" if self.dry_run else "is now"
+        before = f" in place of version {self.previous} ({_figure(self.previous_value)})" if self.previous else ""
+        forced = ", forced" if self.forced else ""
+        return (
+            f"{self.name} version {self.version} {verb} {CHAMPION}{before}: {self.metric} {_figure(self.value)}{forced}"
+        )
+
+
+def register_model(
+    client: MlflowClient, registry: RegistryConfig, *, checkpoint: Path, run_id: str, facts: ModelFacts
+) -> Registered:
+    """Store a checkpoint and register it as a new version with alias `challenger`.
+
+    The stored copy carries the model card as README.md. Where the destination is not the run's artifacts, it is
+    `<registry.destination>/<name>/<run id>`. The version gets its alias only when its source has been seen to hold
+    the checkpoint; otherwise it is deleted again.
+
+    Args:
+        client: from `store.connect`.
+        registry: name and destination.
+        checkpoint: a flat Hugging Face folder; it is not changed.
+        run_id: the run that registers; the version's source run.
+        facts: what the card and the tags say.
+
+    Raises:
+        UserError: the folder is no checkpoint that transformers loads, or it cannot be stored or referred to.
+    """
+    from mlflow.exceptions import MlflowException
+
+    files = checkpoint_files(checkpoint)
+    check_loads(checkpoint)
+    with _checkpoint_with_card(files, readme(registry.name, facts)) as folder:
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        source = _store(client, registry, folder, run_id)
+    try:
+        client.create_registered_model(registry.name, description=_MODEL_DESCRIPTION)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    try:
+        version = client.create_model_version(
+            registry.name,
+            source,
+            run_id=run_id,
+            tags=_version_tags(facts),
+            description=_description(model_card(registry.name, facts)),
+        )
+    except MlflowException as error:
+        raise UserError(
+            f"{source}: MLflow does not take it as a model's source ({_one_line(error)}); give the server an s3:// "
+            "registry.destination, or none"
+        ) from error
+    try:
+        location = _verify(client, version, sizes)
+    except UserError:
+        client.delete_model_version(registry.name, str(version.version))
+        raise
+    client.set_registered_model_alias(registry.name, CHALLENGER, str(version.version))
+    logger.info("registered %s version %s from %s", registry.name, version.version, location)
+    return Registered(registry.name, str(version.version), source, location)
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a flat checkpoint that are stored: configuration, safetensors, tokenizer, chat template.
+
+    Raises `UserError` when config.json, weights or tokenizer are missing.
+    """
+    files = sorted(path for path in folder.glob("*") if path.is_file() and path.suffix in _CHECKPOINT_SUFFIXES)
+    names = {path.name for path in files}
+    wanted = {
+        "config.json": "config.json" in names,
+        "*.safetensors": any(name.endswith(".safetensors") for name in names),
+        "tokenizer_config.json": "tokenizer_config.json" in names,
+    }
+    if missing := [name for name, there in wanted.items() if not there]:
+        raise UserError(f"{folder}: no flat Hugging Face checkpoint, {' and '.join(missing)} missing; save it as one")
+    return files
+
+
+def check_loads(folder: Path) -> None:
+    """Raise `UserError` unless transformers reads configuration and tokenizer of a local checkpoint."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        AutoConfig.from_pretrained(folder, local_files_only=True)
+        AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: transformers does not load it: {_one_line(error)}") from error
+
+
+def get_version(client: MlflowClient, name: str, version: str | int | None = None) -> ModelVersion:
+    """A version by number, or by alias (`challenger` where none is given).
+
+    Raises `UserError` for a model, version or alias that is not there, with the nearest that is.
+    """
+    from mlflow.exceptions import MlflowException
+
+    model = _registered_model(client, name)
+    wanted = str(version or CHALLENGER)
+    if not wanted.isdecimal():
+        aliases: dict[str, str] = model.aliases
+        if wanted not in aliases:
+            hint = nearest(wanted, aliases) or "; register a model first, or give a version number"
+            raise UserError(f"{name} has no alias {wanted!r}{hint}")
+        wanted = str(aliases[wanted])
+    try:
+        return client.get_model_version(name, wanted)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        known = [str(one.version) for one in client.search_model_versions(f"name = '{name}'")]
+        raise UserError(f"{name} has no version {wanted} (there: {', '.join(sorted(known, key=int))})") from None
+
+
+def metric_tag(version: ModelVersion, name: str) -> float | None:
+    """A version's figure; None when it has none that is a finite number."""
+    try:
+        value = float(version.tags[f"metric/{name}"])
+    except (KeyError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def promote(
+    client: MlflowClient,
+    name: str,
+    *,
+    version: str | int | None = None,
+    metric: str,
+    force: bool = False,
+    dry_run: bool = False,
+    reason: str | None = None,
+) -> Promotion:
+    """Move the alias `champion` to a version, and note it in the history.
+
+    Promoting an older version is the way back. Refused, unless forced: a version without the metric, with a lower
+    value than the champion's (higher is better), or measured on something else than the champion.
+
+    Args:
+        client: from `store.connect`.
+        name: the registered model.
+        version: number or alias; None is `challenger`.
+        metric: the figure that decides, e.g. "bfcl/overall".
+        force: move the alias against the rule; the history says so.
+        dry_run: check everything and change nothing.
+        reason: free text for the history.
+
+    Raises:
+        UserError: nothing to promote, or the rule refuses.
+    """
+    candidate = get_version(client, name, version)
+    incumbent = champion(client, name)
+    number = str(candidate.version)
+    if incumbent is not None and str(incumbent.version) == number:
+        raise UserError(f"{name} version {number} is {CHAMPION} already; give another --version")
+    reason = reason[:1000] if reason else None  # a tag holds 5000 characters
+    objection = _objection(candidate, incumbent, metric)
+    if objection and not force:
+        raise UserError(f"{name} version {number} is not promoted: {objection}; --force promotes it all the same")
+    planned = Promotion(
+        name=name,
+        version=number,
+        previous=str(incumbent.version) if incumbent else None,
+        metric=metric,
+        value=metric_tag(candidate, metric),
+        previous_value=metric_tag(incumbent, metric) if incumbent else None,
+        forced=objection is not None,
+        reason=reason,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        dry_run=dry_run,
+    )
+    if not dry_run:
+        _write(client, planned)
+    return planned
+
+
+def compare_with_champion(client: MlflowClient, name: str, version: str, *, metric: str) -> str:
+    """Whether a version would become champion by the rule of `promote`, in one line; nothing is changed."""
+    try:
+        return promote(client, name, version=version, metric=metric, dry_run=True).describe()
+    except UserError as objection:
+        return str(objection)
+
+
+def champion(client: MlflowClient, name: str) -> ModelVersion | None:
+    """The version that has the alias `champion`, if any has."""
+    aliases: dict[str, str] = client.get_registered_model(name).aliases
+    return client.get_model_version(name, str(aliases[CHAMPION])) if CHAMPION in aliases else None
+
+
+def history(client: MlflowClient, name: str) -> list[Promotion]:
+    """Every promotion of a model, oldest first. Raises `UserError` for an unknown model."""
+    tags: dict[str, str] = _registered_model(client, name).tags
+    return [Promotion(name=name, **json.loads(tags[key])) for key in sorted(tags) if key.startswith(_PROMOTION_TAG)]
+
+
+def _registered_model(client: MlflowClient, name: str) -> RegisteredModel:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        known = [one.name for one in client.search_registered_models(max_results=1000)]
+        there = f" (there: {', '.join(known)})" if known else " (none is registered)"
+        raise UserError(f"no registered model {name!r}{nearest(name, known)}{there}") from None
+
+
+def _objection(candidate: ModelVersion, incumbent: ModelVersion | None, metric: str) -> str | None:
+    value = metric_tag(candidate, metric)
+    if value is None:
+        known = [tag.removeprefix("metric/") for tag in candidate.tags if tag.startswith("metric/")]
+        return f"it has no figure {metric!r}{nearest(metric, known)}"
+    if incumbent is None:
+        return None
+    champion_name = f"the champion, version {incumbent.version},"
+    before = metric_tag(incumbent, metric)
+    if before is None:
+        return f"{champion_name} has no figure {metric!r} to compare with"
+    benchmark = f"evaluation/{metric.split('/')[0]}"
+    ours, theirs = candidate.tags.get(benchmark), incumbent.tags.get(benchmark)
+    if ours != theirs:
+        return f"it was measured on {ours!r}, {champion_name} on {theirs!r}"
+    if value < before:
+        return f"its {metric} of {_figure(value)} is below the {_figure(before)} of {champion_name[:-1]}"
+    return None
+
+
+def _write(client: MlflowClient, planned: Promotion) -> None:
+    """The history first, the alias last: a record without its move can be seen, a move without its record cannot."""
+    tags = client.get_registered_model(planned.name).tags
+    number = 1 + max(
+        (int(key.removeprefix(_PROMOTION_TAG)) for key in tags if key.startswith(_PROMOTION_TAG)), default=0
+    )
+    record = {key: value for key, value in asdict(planned).items() if key not in ("name", "dry_run")}
+    client.set_registered_model_tag(planned.name, f"{_PROMOTION_TAG}{number:05d}", json.dumps(record))
+    notes = {
+        "promoted_at": planned.at,
+        "promoted_from": planned.previous or "none",
+        "promotion_reason": planned.reason or "none given",
+        "promotion_forced": str(planned.forced).lower(),
+    }
+    for key, text in notes.items():
+        client.set_model_version_tag(planned.name, planned.version, key, text)
+    if planned.previous:
+        client.set_model_version_tag(planned.name, planned.previous, "demoted_at", planned.at)
+        client.set_model_version_tag(planned.name, planned.previous, "demoted_by", planned.version)
+    client.set_registered_model_alias(planned.name, CHAMPION, planned.version)
+
+
+@contextlib.contextmanager
+def _checkpoint_with_card(files: list[Path], text: str) -> Iterator[Path]:
+    """A folder of links to `files`, with a README.md: the caller's folder stays as it is, and nothing is copied."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path in files:
+            (folder / path.name).symlink_to(path.resolve())
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        yield folder
+
+
+def _store(client: MlflowClient, registry: RegistryConfig, folder: Path, run_id: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    if registry.destination is not None:
+        uri = f"{registry.destination.rstrip('/')}/{registry.name}/{run_id}"
+        written = storage.upload_folder(folder, uri)
+        return written if storage.is_s3(written) else Path(written).expanduser().absolute().as_uri()
+    run = client.get_run(run_id)
+    largest = max(path.stat().st_size for path in folder.iterdir())
+    if run.info.artifact_uri.startswith("mlflow-artifacts:") and largest > _PROXY_LIMIT:
+        logger.warning(
+            "a file of %.1f GB goes through the MLflow server and may time out; give registry.destination on S3",
+            largest / 1e9,
+        )
+    try:
+        client.log_artifacts(run_id, str(folder), "model")
+    except (MlflowException, OSError) as error:
+        raise UserError(f"run {run_id}: the checkpoint cannot be uploaded: {_one_line(error)}") from error
+    return f"runs:/{run_id}/model"
+
+
+def _verify(client: MlflowClient, version: ModelVersion, sizes: dict[str, int]) -> str:
+    """Where the version's source is; raises `UserError` unless every file of the checkpoint is there."""
+    location: str = client.get_model_version_download_uri(version.name, str(version.version))
+    if location.startswith("runs:/"):
+        location = f"{client.get_run(version.run_id or '').info.artifact_uri}/model"
+    local = store.local_path(location)
+    found: dict[str, int | None]
+    if local is not None:
+        found = {path.name: path.stat().st_size for path in local.iterdir()} if local.is_dir() else {}
+    elif storage.is_s3(location):
+        found = {one.rsplit("/", 1)[-1]: None for one in storage.expand(location)}
+    else:
+        found = {Path(one.path).name: one.file_size for one in client.list_artifacts(version.run_id or "", "model")}
+    wrong = [name for name, size in sizes.items() if name not in found or found[name] not in (None, size)]
+    if wrong:
+        raise UserError(f"{location}: {', '.join(sorted(wrong))} not stored completely; register the model again")
+    if local is not None:
+        check_loads(local)
+    return location
+
+
+def _version_tags(facts: ModelFacts) -> dict[str, str]:
+    tags = {"base_model": store.redact(facts.base_model), "pipeline_run": facts.pipeline_run}
+    if facts.git_commit:
+        tags["git_commit"] = facts.git_commit
+    if facts.image:
+        tags["image"] = facts.image
+    tags |= {f"metric/{name}": repr(float(value)) for name, value in facts.metrics.items()}
+    tags |= {f"evaluation/{name}": text for name, text in facts.evaluations.items()}
+    tags |= {f"data/{one.name}/sha256": one.sha256 for one in facts.data}
+    return {re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)[:250]: text for key, text in tags.items()}
+
+
+def _description(card: str) -> str:
+    if len(card) <= _MAX_DESCRIPTION:
+        return card
+    rest = "\n\n… (the whole card is README.md in the checkpoint)"
+    short = card[: _MAX_DESCRIPTION - len(rest) - 4]
+    cut = short[: short.rindex("\n")]
+    return cut + ("\n```" if cut.count("```") % 2 else "") + rest
+
+
+def _figure(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
+
+
+def _one_line(error: BaseException) -> str:
+    return store.redact(" ".join(str(error).split()))[:300]

@@ -1,0 +1,73 @@
+"""MLflow's UI over a store of this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from typing import NoReturn
+
+from rest_core.errors import UserError
+from rest_core.operations.tracking import store
+
+logger = logging.getLogger(__name__)
+
+
+def serve(uri: str, *, host: str = "127.0.0.1", port: int = 5000) -> NoReturn:
+    """Become MLflow's server over `uri`: it takes the place of this process, so that signals reach it.
+
+    Args:
+        uri: a database or folder URI (`store.resolve_uri`).
+        host: address to listen on; 0.0.0.0 lets other machines in, by this machine's name and address.
+        port: TCP port.
+
+    Raises:
+        UserError: `uri` is a server already, nothing has been recorded yet, or the port is taken.
+    """
+    if store.is_server(uri):
+        raise UserError(f"{store.redact(uri)} is an MLflow server already; open it in a browser")
+    database = store.sqlite_file(uri)
+    if database is not None and not database.exists():
+        raise UserError(f"{database}: nothing has been recorded there yet; run the pipeline first (make run)")
+    check_port(host, port)
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    logger.info("MLflow's UI: http://%s:%d (stop it with Ctrl-C)", shown, port)
+    os.execve(sys.executable, server_command(uri, host, port), server_environment())
+
+
+def server_command(uri: str, host: str, port: int) -> list[str]:
+    """The command line of an MLflow server over `uri`, whose artifacts lie beside the database."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--host", host, "--port", str(port), "--workers", "1"]
+    command += ["--allowed-hosts", ",".join(_allowed_hosts(host, port))]
+    if (database := store.sqlite_file(uri)) is not None:
+        command += ["--artifacts-destination", (database.parent / "artifacts").as_uri()]
+    return command
+
+
+def server_environment() -> dict[str, str]:
+    """The environment of that server: without the job queue of MLflow's GenAI features, it starts in half the time."""
+    return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise `UserError` unless `port` can be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"port {port} on {host} cannot be used ({getattr(error, 'strerror', None) or error}); "
+                f"stop what listens there (lsof -i :{port} names it), or give another with --port"
+            ) from None
+
+
+def _allowed_hosts(host: str, port: int) -> list[str]:
+    """Host headers that the server answers to; MLflow compares them with the port."""
+    names = {"localhost", "127.0.0.1", host}
+    if host in ("0.0.0.0", "::"):
+        names |= {socket.gethostname(), socket.getfqdn()}
+    return sorted(name if port == 80 else f"{name}:{port}" for name in names)

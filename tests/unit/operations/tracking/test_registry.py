@@ -1,0 +1,247 @@
+"""Registration and promotion in a real registry on SQLite, with a tiny real checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from mlflow import MlflowClient
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rest_core.config import RegistryConfig
+from rest_core.errors import UserError
+from rest_core.operations.tracking import lineage, registry
+from rest_core.operations.tracking.card import DataFact, ModelFacts, model_card
+
+NAME = "rest-tool-use"
+METRIC = "bfcl/overall"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+    (folder / "optimizer.pt").write_bytes(b"not for the registry")
+    return folder
+
+
+def facts(value: float | None = 0.5, **more: object) -> ModelFacts:
+    base = ModelFacts(
+        base_model="https://u:pw@hub/base",
+        pipeline_run="quickstart · paper",
+        metrics={} if value is None else {METRIC: value},
+        evaluations={"bfcl": "live, 40 a category, seed 0 (120 questions)"},
+        data=(DataFact("train", "hub/data", "a" * 64, 1234),),
+        config={"rl": {"steps": 5}},
+        git_commit="c0ffee",
+        limits=("An example.",),
+    )
+    return dataclasses.replace(base, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run_id(client: MlflowClient, tmp_path: Path) -> str:
+    experiment = client.create_experiment("test", artifact_location=(tmp_path / "artifacts").as_uri())
+    return str(client.create_run(experiment).info.run_id)
+
+
+def add(client: MlflowClient, run_id: str, value: float | None, **more: object) -> str:
+    """A version without files, for the rules of promotion."""
+    if not client.search_registered_models(f"name = '{NAME}'"):
+        client.create_registered_model(NAME)
+    tags = registry._version_tags(facts(value, **more))
+    version = str(client.create_model_version(NAME, f"runs:/{run_id}/model", run_id=run_id, tags=tags).version)
+    client.set_registered_model_alias(NAME, registry.CHALLENGER, version)
+    return version
+
+
+def champion_version(client: MlflowClient) -> str | None:
+    champion = registry.champion(client, NAME)
+    return str(champion.version) if champion else None
+
+
+def test_registered_from_the_runs_artifacts_it_loads_and_says_what_it_is(
+    client: MlflowClient, checkpoint: Path, run_id: str
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in checkpoint.iterdir()}
+    made = registry.register_model(client, RegistryConfig(), checkpoint=checkpoint, run_id=run_id, facts=facts())
+    assert {path: path.stat().st_mtime_ns for path in checkpoint.iterdir()} == before
+    version = registry.get_version(client, NAME)
+    assert str(version.version) == made.version == "1"
+    assert version.run_id == run_id
+    folder = Path(urlsplit(made.location).path)
+    assert {path.name for path in folder.iterdir()} == {p.name for p in before} - {"optimizer.pt"} | {"README.md"}
+    assert not any(path.is_symlink() for path in folder.iterdir())
+    AutoModelForCausalLM.from_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder)("a").input_ids == [1]
+    readme = (folder / "README.md").read_text()
+    for text in ("| bfcl/overall | 0.5000 |", "a" * 64, "c0ffee", "vllm serve", "An example.", '"steps": 5', "1,234"):
+        assert text in readme
+    assert "pw" not in readme + str(version.tags) + str(version.description)
+    assert "| bfcl/overall | 0.5000 |" in str(version.description)
+    assert version.tags["git_commit"] == "c0ffee"
+    assert version.tags["data/train/sha256"] == "a" * 64
+    assert registry.metric_tag(version, METRIC) == 0.5
+    assert lineage.missing_links(client, version, METRIC) == ["image: none is named (not run from an image)"]
+
+
+@pytest.mark.parametrize(
+    ("image", "missing"),
+    [
+        ("registry.example/rest-train@sha256:" + "1" * 64, []),
+        ("rest-train:0.1.0", ["image: rest-train:0.1.0 has no digest, so that it may be another one by now"]),
+    ],
+)
+def test_the_image_that_it_was_trained_in_is_named(
+    client: MlflowClient, run_id: str, image: str, missing: list[str]
+) -> None:
+    add(client, run_id, 0.5, image=image)
+    assert lineage.missing_links(client, registry.get_version(client, NAME), METRIC) == missing
+    assert f"image: `{image}`" in model_card(NAME, facts(image=image))
+
+
+def test_registered_in_a_folder_of_its_own(client: MlflowClient, checkpoint: Path, run_id: str, tmp_path: Path) -> None:
+    where = RegistryConfig(destination=str(tmp_path / "models"))
+    made = registry.register_model(client, where, checkpoint=checkpoint, run_id=run_id, facts=facts())
+    assert made.location == (tmp_path / "models" / NAME / run_id).as_uri()
+    AutoModelForCausalLM.from_pretrained(tmp_path / "models" / NAME / run_id)
+
+
+def test_registered_on_s3(client: MlflowClient, checkpoint: Path, run_id: str, empty_s3: Any) -> None:
+    empty_s3.create_bucket(Bucket="bucket")
+    where = RegistryConfig(destination="s3://bucket/models/")
+    made = registry.register_model(client, where, checkpoint=checkpoint, run_id=run_id, facts=facts())
+    assert made.location == f"s3://bucket/models/{NAME}/{run_id}"
+    keys = {one["Key"].rsplit("/", 1)[-1] for one in empty_s3.list_objects_v2(Bucket="bucket")["Contents"]}
+    assert {"config.json", "model.safetensors", "README.md"} <= keys
+
+
+@pytest.mark.parametrize("gone", ["config.json", "model.safetensors", "tokenizer_config.json"])
+def test_an_incomplete_checkpoint_is_refused_and_nothing_registered(
+    client: MlflowClient, checkpoint: Path, run_id: str, tmp_path: Path, gone: str
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in checkpoint.iterdir():
+        if path.name != gone:
+            (broken / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="missing"):
+        registry.register_model(client, RegistryConfig(), checkpoint=broken, run_id=run_id, facts=facts())
+    assert client.search_registered_models() == []
+
+
+def test_a_config_that_does_not_load_is_refused(
+    client: MlflowClient, checkpoint: Path, run_id: str, tmp_path: Path
+) -> None:
+    for path in checkpoint.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="transformers does not load it"):
+        registry.register_model(client, RegistryConfig(), checkpoint=tmp_path, run_id=run_id, facts=facts())
+
+
+def test_a_version_whose_files_are_not_there_does_not_stay(
+    client: MlflowClient, checkpoint: Path, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MlflowClient, "log_artifacts", lambda *_: None)  # an upload that silently does nothing
+    with pytest.raises(UserError, match=r"model\.safetensors.* not stored completely"):
+        registry.register_model(client, RegistryConfig(), checkpoint=checkpoint, run_id=run_id, facts=facts())
+    assert client.search_model_versions(f"name = '{NAME}'") == []
+
+
+def test_a_better_challenger_becomes_champion_and_the_history_knows(client: MlflowClient, run_id: str) -> None:
+    add(client, run_id, 0.4)
+    first = registry.promote(client, NAME, metric=METRIC)
+    add(client, run_id, 0.5)
+    second = registry.promote(client, NAME, metric=METRIC, reason="better")
+    assert (second.version, second.previous, second.value, second.previous_value) == ("2", "1", 0.5, 0.4)
+    assert champion_version(client) == "2"
+    back = registry.promote(client, NAME, version=1, metric=METRIC, force=True, reason="rollback")
+    assert champion_version(client) == "1"
+    assert registry.history(client, NAME) == [first, second, back]
+    assert [one.forced for one in (first, second, back)] == [False, False, True]
+    old = client.get_model_version(NAME, "2")
+    assert (old.tags["promoted_from"], old.tags["promotion_reason"], old.tags["demoted_by"]) == ("1", "better", "1")
+
+
+@pytest.mark.parametrize(
+    ("value", "more", "why"),
+    [
+        (0.3, {}, r"0\.3000 is below the 0\.4000 of the champion, version 1"),
+        (None, {}, "no figure 'bfcl/overall'"),
+        (float("nan"), {}, "no figure 'bfcl/overall'"),
+        (0.9, {"evaluations": {"bfcl": "live, 5 a category"}}, "measured on 'live, 5 a category'"),
+    ],
+)
+def test_a_promotion_against_the_rule_needs_force(
+    client: MlflowClient, run_id: str, value: float | None, more: dict[str, object], why: str
+) -> None:
+    add(client, run_id, 0.4)
+    registry.promote(client, NAME, metric=METRIC)
+    add(client, run_id, value, **more)
+    with pytest.raises(UserError, match=why):
+        registry.promote(client, NAME, metric=METRIC)
+    assert champion_version(client) == "1"
+    assert registry.promote(client, NAME, metric=METRIC, force=True).forced
+    assert champion_version(client) == "2"
+
+
+def test_an_equal_challenger_is_good_enough(client: MlflowClient, run_id: str) -> None:
+    add(client, run_id, 0.4)
+    registry.promote(client, NAME, metric=METRIC)
+    add(client, run_id, 0.4)
+    assert not registry.promote(client, NAME, metric=METRIC).forced
+
+
+def test_a_dry_run_says_what_would_happen_and_changes_nothing(client: MlflowClient, run_id: str) -> None:
+    add(client, run_id, 0.4)
+    planned = registry.promote(client, NAME, metric=METRIC, dry_run=True)
+    assert planned.describe() == f"{NAME} version 1 would become champion: {METRIC} 0.4000"
+    assert champion_version(client) is None
+    assert registry.history(client, NAME) == []
+    assert "promoted_at" not in client.get_model_version(NAME, "1").tags
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "message"),
+    [
+        ("rest-tol-use", None, "did you mean 'rest-tool-use'"),
+        (NAME, "chalenger", "did you mean 'challenger'"),
+        (NAME, 7, r"no version 7 \(there: 1\)"),
+    ],
+)
+def test_what_is_not_there_is_named_with_the_nearest(
+    client: MlflowClient, run_id: str, name: str, version: str | int | None, message: str
+) -> None:
+    add(client, run_id, 0.4)
+    with pytest.raises(UserError, match=message):
+        registry.promote(client, name, version=version, metric=METRIC)
+
+
+def test_the_champion_is_not_promoted_again(client: MlflowClient, run_id: str) -> None:
+    add(client, run_id, 0.4)
+    registry.promote(client, NAME, metric=METRIC)
+    with pytest.raises(UserError, match="champion already"):
+        registry.promote(client, NAME, metric=METRIC)
+
+
+def test_missing_links_are_all_named(client: MlflowClient, run_id: str) -> None:
+    client.create_registered_model(NAME)
+    version = client.create_model_version(NAME, "s3://x/y", run_id="f" * 32)
+    missing = lineage.missing_links(client, version, METRIC)
+    assert [one.split(":")[0] for one in missing] == ["run", "data", "code", "image", "metric", "evaluation"]
+
+
+def test_a_long_card_fits_the_registry() -> None:
+    text = registry._description("\n".join("line" for _ in range(3000)))
+    assert len(text) <= 5000
+    assert text.endswith("README.md in the checkpoint)")

@@ -1,0 +1,208 @@
+"""Stage runs through the real sender process into a real store on SQLite."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from rest_core.config import ModelConfig, RlConfig, TrackingConfig
+from rest_core.errors import Preempted, UserError
+from rest_core.operations.tracking import delivery, runs, sender, spool
+
+
+def by_name(client: MlflowClient) -> dict[str, Run]:
+    experiment = client.get_experiment_by_name("test")
+    assert experiment is not None
+    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def test_a_pipeline_run_of_two_stages(tracking: TrackingConfig, client: MlflowClient, tmp_path: Path) -> None:
+    secret = ModelConfig(source="s3://key:pw@bucket/model")
+    with runs.stage_run(
+        tracking, stage="train", pipeline_run="p", spool=tmp_path / "a", parameters={"rl": RlConfig(), "model": secret}
+    ) as run:
+        run.metrics({"loss": math.nan, "bad,name": 1.0}, step=3)
+        run.summary({"reward/after": 0.5})
+        run.dataset("train", source="hub/x", digest_sha256="a" * 64, rows=5, context="training")
+        run.table([{"a": 1, "b": math.inf}, {"b": {"c": [1]}}], "../rows")
+        run.figure(Figure(), "curve")
+        (tmp_path / "note.txt").write_text("hello")
+        run.artifact(tmp_path / "note.txt", "notes")
+        assert run.wait(30)
+        assert run.run_id is not None
+        assert run.run_id in run.link
+    link = runs.finish_pipeline(
+        tracking, pipeline_run="p", spool=tmp_path / "b", description="**done**", metrics={"bfcl/overall": 0.25}
+    )
+    found = by_name(client)
+    stage, parent = found["train"], found["p"]
+    assert parent.info.run_id in link
+    assert (stage.info.status, parent.info.status) == ("FINISHED", "FINISHED")
+    assert stage.data.params["cfg/rl/weights/scheme"] == "paper"
+    assert parent.data.params["cfg/model/source"] == "s3://***@bucket/model"
+    assert math.isnan(stage.data.metrics["loss"])
+    assert stage.data.metrics["bad_name"] == 1.0
+    assert stage.data.tags["rest.non_finite"] == "loss at step 3: nan"
+    assert parent.data.metrics == {"reward/after": 0.5, "bfcl/overall": 0.25}
+    assert parent.data.tags["mlflow.note.content"] == "**done**"
+    assert stage.data.tags["data/train/sha256"] == "a" * 64
+    assert stage.inputs is not None
+    assert stage.inputs.dataset_inputs[0].dataset.digest == "a" * 36
+    folders = {
+        one.path
+        for name in (None, "tables", "figures", "notes")
+        for one in client.list_artifacts(stage.info.run_id, name)
+    }
+    assert {"config.json", "tables/_rows.json", "figures/curve.png", "notes/note.txt"} <= folders
+    table = json.loads(Path(client.download_artifacts(stage.info.run_id, "tables/_rows.json")).read_text())
+    assert table == {"columns": ["a", "b"], "data": [[1, "inf"], [None, '{"c": [1]}']]}
+    assert "pw" not in (tmp_path / "a" / spool.JOURNAL).read_text()
+
+
+def test_an_exception_ends_both_runs_as_failed(tracking: TrackingConfig, client: MlflowClient, tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="bad"),
+        runs.stage_run(tracking, stage="train", pipeline_run="p", spool=tmp_path / "a", parameters={}),
+    ):
+        raise ValueError("bad\nthing at http://u:pw@host")
+    found = by_name(client)
+    line = "ValueError: bad thing at http://***@host"
+    assert (found["train"].info.status, found["train"].data.tags["rest.error"]) == ("FAILED", line)
+    assert (found["p"].info.status, found["p"].data.tags["rest.error/train"]) == ("FAILED", line)
+
+
+def test_a_stage_that_was_told_to_stop_is_shown_as_killed_and_may_go_on(
+    tracking: TrackingConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"stage": "train", "pipeline_run": "p", "spool": tmp_path / "a", "parameters": {}}
+    with pytest.raises(Preempted), runs.stage_run(tracking, **arguments):
+        raise Preempted("SIGTERM: left after step 3 of 9")
+    found = by_name(client)
+    assert found["train"].info.status == "KILLED"
+    assert found["train"].data.tags["rest.error"] == "SIGTERM: left after step 3 of 9"
+    with runs.stage_run(tracking, **arguments):
+        pass
+    found = by_name(client)
+    assert found["train (attempt 2)"].info.status == "FINISHED"
+    assert found["p"].info.status == "RUNNING" and "rest.error/train" not in found["p"].data.tags
+
+
+def test_attempts_that_join_one_run_record_each_step_once(
+    tracking: TrackingConfig, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = client.create_experiment("test")
+    parent = client.create_run(experiment, run_name="KFP's pipeline").info.run_id
+    given = client.create_run(experiment, run_name="KFP's task", tags={"mlflow.parentRunId": parent}).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    arguments: dict[str, Any] = {"stage": "train", "pipeline_run": "p", "spool": tmp_path / "a", "parameters": {}}
+    with pytest.raises(Preempted), runs.stage_run(tracking, **arguments) as run:
+        run.metrics({"loss": 1.0}, 1)
+        run.metrics({"loss": 2.0}, 2)
+        raise Preempted("SIGTERM")
+    with runs.stage_run(tracking, **arguments) as run:  # from step 1 on, and what was evaluated there
+        for step in (1, 2, 3):
+            run.metrics({"loss": float(step)}, step)
+        run.metrics({"accuracy": 0.5}, 1)
+        assert run.wait(30) and run.run_id == given
+    history = client.get_metric_history(given, "loss")
+    assert sorted((point.step, point.value) for point in history) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert [point.step for point in client.get_metric_history(given, "accuracy")] == [1]
+
+
+def test_a_killed_stage_is_shown_as_killed(tracking: TrackingConfig, client: MlflowClient, tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from typing import Any
+from rest_core.config import TrackingConfig
+from rest_core.operations.tracking.runs import stage_run
+tracking = TrackingConfig(uri={tracking.uri!r}, experiment="test")
+with stage_run(tracking, stage="train", pipeline_run="p", spool=Path({str(tmp_path / "a")!r}), parameters={{}}) as run:
+    run.metrics({{"loss": 1.0}}, step=1)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while spool.open_section(tmp_path / "a") is not None:  # the sender outlives the stage
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    delivery.deliver(tmp_path / "a", wait=True)
+    stage = by_name(client)["train"]
+    assert (stage.info.status, stage.data.metrics) == ("KILLED", {"loss": 1.0})
+    assert "killed" in stage.data.tags["rest.error"]
+
+
+def test_a_server_that_never_answers_costs_a_bounded_wait_and_a_message(
+    tracking: TrackingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    before = dict(os.environ)
+    monkeypatch.setattr(runs, "GRACE_SECONDS", 1.0)
+    away = TrackingConfig(uri="http://127.0.0.1:9", experiment="test")
+    with runs.stage_run(away, stage="train", pipeline_run="p", spool=tmp_path / "a", parameters={}) as run:
+        run.metrics({"loss": 1.0}, step=1)
+        assert run.run_id is None
+        assert not run.wait(0.1)
+    assert dict(os.environ) == before
+    warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 2, warnings
+    assert "MLflow does not take records" in warnings[0]
+    assert f"rest sync {tmp_path / 'a'}" in warnings[1]
+    done = sender.sync(tmp_path)
+    assert (done.sent, done.left) == (0, 6)
+    assert done.problem
+
+
+@pytest.mark.parametrize("name", ["", "it's", 'a"b', "a\nb", "x" * 300])
+def test_names_that_cannot_be_searched_for_are_refused(tracking: TrackingConfig, tmp_path: Path, name: str) -> None:
+    with (
+        pytest.raises(UserError, match="pipeline run"),
+        runs.stage_run(tracking, stage="s", pipeline_run=name, spool=tmp_path / "a", parameters={}),
+    ):
+        pass
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_new_pipeline_runs_name_says_what_ran() -> None:
+    name = runs.new_pipeline_run("quickstart", "paper")
+    assert re.fullmatch(r"quickstart · paper · \d{4}-\d\d-\d\d \d\d:\d\d · [0-9a-f]{4}", name)
+
+
+def test_long_values_are_cut_in_params_and_whole_in_the_artifact(
+    tracking: TrackingConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    journal = spool.Spool(
+        tmp_path,
+        {
+            "kind": "stage",
+            "uri": tracking.uri,
+            "experiment": "test",
+            "pipeline_run": "p",
+            "stage": "s",
+            "join": None,
+            "pipeline_tags": {delivery.KIND_TAG: "pipeline", delivery.PIPELINE_RUN_TAG: "p"},
+            "tags": {},
+        },
+    )
+    assert tracking.uri is not None
+    run = runs.StageRun(journal, tracking.uri)
+    run.parameters({"prompt": "x" * 10_000})
+    assert delivery.deliver(tmp_path).complete
+    assert run.run_id is not None
+    assert len(client.get_run(run.run_id).data.params["cfg/prompt"]) == runs.MAX_PARAM_VALUE
+    whole = json.loads(Path(client.download_artifacts(run.run_id, "config.json")).read_text())
+    assert whole == {"prompt": "x" * 10_000}

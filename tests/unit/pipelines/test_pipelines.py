@@ -1,0 +1,371 @@
+"""The pipeline's graph and YAML, the components' common code, and what surrounds a local run."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import queue
+import re
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from google.protobuf import json_format, struct_pb2
+from kfp import dsl
+from rich.console import Console
+
+from components.compare_and_register.component import compare_and_register
+from components.evaluate_api_bank.component import evaluate_api_bank
+from components.evaluate_bfcl.component import evaluate_bfcl
+from components.images import image
+from components.preflight.component import preflight
+from components.prepare_data.component import prepare_data
+from components.report_status.component import report_status
+from components.rest_rl.component import rest_rl
+from components.runtime import run_stage
+from components.sft_warmup.component import sft_warmup
+from pipelines.local import StageFailed, run_local
+from pipelines.monitor import Monitor, StageRun
+from pipelines.platform import IMAGE_OF
+from pipelines.rest_pipeline import PARAMETERS, STAGES, build, compile_to
+from pipelines.summary import StageSummary, Summary, duration, figures, reward_line, show, summarize
+from rest_core import config, manifest, stages
+from rest_core.config import Config
+from rest_core.errors import EXIT_PREEMPTED, Preempted, UserError
+from rest_core.operations.pods import RUN_ID_VARIABLE
+from rest_core.stages import StageResult
+
+TOP = Path(__file__).resolve().parents[3]
+COMPONENTS = (prepare_data, sft_warmup, rest_rl, evaluate_bfcl, evaluate_api_bank, compare_and_register)
+
+
+@pytest.mark.parametrize("component", [*COMPONENTS, preflight, report_status], ids=lambda component: component.name)
+def test_components_name_the_image_that_the_platform_gives_them(component: Any) -> None:
+    """A local run in containers has no platform.yaml."""
+    container = component.component_spec.implementation.container
+    assert container.image == image(IMAGE_OF[component.name])
+
+
+def test_a_local_run_is_the_stages_alone() -> None:
+    spec = build(config.load("tiny")).pipeline_spec
+    assert set(spec.root.dag.tasks) == set(STAGES)
+    assert not any(task.HasField("retry_policy") for task in spec.root.dag.tasks.values())
+    cached = {name for name, task in spec.root.dag.tasks.items() if task.caching_options.enable_cache}
+    assert cached == {"prepare-data", "evaluate-bfcl", "evaluate-api-bank"}
+
+
+@pytest.mark.parametrize("variable", ["COMPILE", "COMPILE_ABLATION"])
+def test_the_committed_yaml_is_what_make_compile_writes(variable: str, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from pipelines.cli import cli
+
+    makefile = (TOP / "Makefile").read_text(encoding="utf-8")
+    line = re.search(rf"^{variable} := (.*) --output (\S+)$", makefile, re.MULTILINE)
+    assert line is not None
+    result = CliRunner().invoke(cli, [*line[1].split(), "--output", str(tmp_path / "new.yaml")])
+    assert result.exit_code == 0, result.output
+    new, committed = (path.read_text(encoding="utf-8") for path in (tmp_path / "new.yaml", TOP / line[2]))
+    assert new == committed, "stale: run `make compile`"
+
+
+def test_a_platform_that_does_not_fit_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from pipelines.cli import cli
+
+    (tmp_path / "platform.yaml").write_text("stages: {rest_rl: {cpu: eight}}", encoding="utf-8")
+    files = ("--platform", str(tmp_path / "platform.yaml"), "--output", str(tmp_path / "rest.yaml"))
+    result = CliRunner().invoke(cli, ["compile", "--profile", "tiny", *files])
+    assert isinstance(result.exception, UserError)
+    assert "stages.rest_rl.cpu" in str(result.exception)
+    assert not (tmp_path / "rest.yaml").exists()
+
+
+def test_yaml_goes_into_a_yaml_file_that_can_be_written(tmp_path: Path) -> None:
+    pipeline = build(config.load("tiny"))
+    with pytest.raises(UserError, match=r"\.yaml"):
+        compile_to(tmp_path / "pipeline.json", pipeline)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        compile_to(tmp_path / "file" / "pipeline.yaml", pipeline)
+
+
+@pytest.mark.parametrize("profile", config.profiles())
+def test_sections_survive_the_way_through_kfp(profile: str) -> None:
+    """KFP's parameters are protobuf structs: every number a double, and no null from the SDK."""
+    for name in PARAMETERS:
+        section = getattr(config.load(profile), name)
+        struct = struct_pb2.Struct()
+        struct.update(section.to_parameter())
+        assert config.validate(type(section), json_format.MessageToDict(struct), where=name) == section
+
+
+def test_an_explicit_null_is_no_default() -> None:
+    section = config.load("tiny", ("rl.loss.dual_clip=null",)).rl
+    assert section.loss.dual_clip is None
+    assert config.validate(config.RlConfig, section.to_parameter(), where="rl").loss.dual_clip is None
+
+
+@pytest.mark.parametrize("component", [*COMPONENTS, preflight, report_status], ids=lambda component: component.name)
+def test_a_component_is_a_thin_wrapper_of_its_stage(component: Any) -> None:
+    source = Path(inspect.getfile(component.python_func)).read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 45
+    stage = getattr(stages, component.python_func.__name__)
+    outputs = set(component.component_spec.outputs)
+    wanted = set(inspect.signature(stage).parameters) - {"out"}
+    assert set(component.component_spec.inputs) == wanted
+    assert len(outputs - {"metrics", "page"}) == 1
+
+
+def _artifacts(folder: Path) -> tuple[dsl.Artifact, dsl.Metrics]:
+    return dsl.Artifact(uri=str(folder / "out")), dsl.Metrics(uri=str(folder / "metrics"))
+
+
+def _stage(metrics: dict[str, float], seen: dict[str, Any]) -> Any:
+    def stage(*, out: Path, **arguments: Any) -> StageResult:
+        seen.update(arguments)
+        out.mkdir()
+        manifest.write(out, stage="test", config={}, inputs={}, counts={})
+        return StageResult(metrics)
+
+    return stage
+
+
+def test_run_stage_maps_sections_folders_and_figures(tmp_path: Path) -> None:
+    out, metrics = _artifacts(tmp_path)
+    seen: dict[str, Any] = {}
+    given = config.load("tiny").rl
+    run_stage(
+        _stage({"reward": 1.5, "broken": float("nan")}, seen),
+        sections={"rl": given.to_parameter()},
+        pipeline_run="my run",
+        folders={"dataset": dsl.Dataset(uri=str(tmp_path / "data"))},
+        out=out,
+        metrics=metrics,
+    )
+    assert seen == {"rl": given, "dataset": tmp_path / "data", "pipeline_run": "my run"}
+    assert metrics.metadata["reward"] == 1.5
+    assert "broken" not in metrics.metadata  # a NaN would make the executor's output unreadable
+    assert metrics.metadata["stage/peak_rss_mib"] > 10
+    assert json.loads(Path(metrics.path).read_text(encoding="utf-8")) == metrics.metadata
+    assert out.metadata["sha256"] == manifest.read(tmp_path / "out")["sha256"]
+
+
+def test_run_stage_takes_the_run_from_the_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, metrics = _artifacts(tmp_path)
+    monkeypatch.delenv(RUN_ID_VARIABLE, raising=False)
+    with pytest.raises(UserError, match="pipeline_run is empty"):
+        run_stage(_stage({}, {}), sections={}, pipeline_run="", out=out, metrics=metrics)
+    monkeypatch.setenv(RUN_ID_VARIABLE, "0f3c")
+    seen: dict[str, Any] = {}
+    run_stage(_stage({}, seen), sections={}, pipeline_run="", out=out, metrics=metrics)
+    assert seen["pipeline_run"] == "0f3c"
+
+
+def test_a_pod_does_not_track_on_its_own_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and the registered model would be lost with the pod."""
+    monkeypatch.setenv(RUN_ID_VARIABLE, "0f3c")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def run(**tracking: str) -> dict[str, Any]:
+        out, metrics = _artifacts(Path(tempfile.mkdtemp(dir=tmp_path)))
+        seen: dict[str, Any] = {}
+        run_stage(_stage({}, seen), sections={"tracking": tracking}, pipeline_run="", out=out, metrics=metrics)
+        return seen
+
+    with pytest.raises(UserError, match=r"this pod's own disk: set tracking\.uri"):
+        run()
+    assert run(uri="http://mlflow:5000")["tracking"].uri == "http://mlflow:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://db/mlflow")
+    run()
+
+
+def test_run_stage_refuses_a_wrong_section_and_logs_the_cost_all_the_same(tmp_path: Path) -> None:
+    out, metrics = _artifacts(tmp_path)
+    with pytest.raises(UserError, match=r"rl: unknown key 'stepz'; did you mean 'steps'\?"):
+        run_stage(_stage({}, {}), sections={"rl": {"stepz": 1}}, pipeline_run="x", out=out, metrics=metrics)
+    assert "stage/seconds" in json.loads(Path(metrics.path).read_text(encoding="utf-8"))
+
+
+def test_run_stage_ends_with_the_code_that_means_again(tmp_path: Path) -> None:
+    def stopped(**_: Any) -> StageResult:
+        raise Preempted("SIGTERM: left after step 3 of 9")
+
+    out, metrics = _artifacts(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run_stage(stopped, sections={}, pipeline_run="x", out=out, metrics=metrics)
+    assert stop.value.code == EXIT_PREEMPTED == 75
+    assert "stage/seconds" in json.loads(Path(metrics.path).read_text(encoding="utf-8"))
+
+
+def test_the_monitor_tells_each_start_and_end_once_and_times_add_up(tmp_path: Path) -> None:
+    events: queue.Queue[str] = queue.Queue()
+    before_all = time.monotonic()
+    with Monitor(
+        tmp_path,
+        on_start=lambda stage, number: events.put(f"start {number} {stage.name}"),
+        on_done=lambda stage: events.put(f"done {stage.name}"),
+    ) as monitor:
+        began = time.monotonic()
+        one, two = tmp_path / "pipeline-2026" / "one", tmp_path / "pipeline-2026" / "two"
+        one.mkdir(parents=True)
+        assert events.get(timeout=60) == "start 1 one"
+        (one / "executor_output.json").touch()
+        assert events.get(timeout=60) == "done one"
+        two.mkdir()
+        assert events.get(timeout=60) == "start 2 two"
+        before = psutil.Process().memory_info().rss / 2**20
+        ballast = b"x" * (64 * 2**20)
+        grown, deadline = before + 60, time.monotonic() + 60
+        while monitor.stages["two"].peak_rss_mib < grown and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert monitor.stages["two"].peak_rss_mib >= grown and ballast
+        elapsed = time.monotonic() - began
+    assert events.empty()
+    first, second = monitor.stages["one"], monitor.stages["two"]
+    assert (first.done, second.done) == (True, False)
+    assert elapsed <= first.seconds + second.seconds <= time.monotonic() - before_all
+    assert second.peak_rss_mib <= monitor.peak_rss_mib
+
+
+def test_a_last_event_is_not_missed(tmp_path: Path) -> None:
+    with Monitor(tmp_path) as monitor:
+        task = tmp_path / "pipeline-2026" / "one"
+        task.mkdir(parents=True)
+        (task / "executor_output.json").touch()
+    assert monitor.stages["one"].done
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="already holds something"):
+        run_local(config.load("tiny"), folder=tmp_path, console=Console())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_kfp_local_would_rewrite_python3_in_paths(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="python3"):
+        run_local(config.load("tiny"), folder=tmp_path / "python3-runs", console=Console())
+    with pytest.raises(UserError, match="python3"):
+        run_local(config.load("tiny", ("model.source=/models/python3",)), folder=tmp_path / "run", console=Console())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_is_told_in_the_words_of_its_stage(tmp_path: Path) -> None:
+    from pipelines.local import LOG_FILE, explain
+
+    failed = StageRun("prepare-data", tmp_path / "prepare-data")
+    (failed.folder / "dataset").mkdir(parents=True)
+    (tmp_path / LOG_FILE).write_text("\n".join(f"line {n}" for n in range(100)), encoding="utf-8")
+    monitor: Any = SimpleNamespace(stages={"prepare-data": failed})
+    with pytest.raises(StageFailed) as defect:
+        explain(tmp_path, monitor, RuntimeError("kfp"))
+    assert "line 99" in str(defect.value)
+    assert "line 80\n" not in str(defect.value)
+    (failed.folder / "dataset" / "error.json").write_text(json.dumps({"message": "x.json, line 3: not JSON"}))
+    with pytest.raises(UserError, match=r"^prepare-data: x\.json, line 3: not JSON$"):
+        explain(tmp_path, monitor, RuntimeError("kfp"))
+    stopped = {"message": "SIGTERM: left after step 3 of 9", "exit_code": EXIT_PREEMPTED}
+    (failed.folder / "dataset" / "error.json").write_text(json.dumps(stopped))
+    with pytest.raises(Preempted, match=r"^prepare-data: SIGTERM: left after step 3 of 9$") as preempted:
+        explain(tmp_path, monitor, RuntimeError("kfp"))
+    assert preempted.value.exit_code == 75
+
+
+def test_a_failure_in_a_loop_is_told_in_the_log_of_its_own_round(tmp_path: Path) -> None:
+    from pipelines.local import LOG_FILE, explain
+
+    log = "".join(
+        f"12:00 - Executing task 'train'\n  path: /x/loop-{n}/train/metrics\n  said by {n}\n" for n in range(3)
+    )
+    (tmp_path / LOG_FILE).write_text(log, encoding="utf-8")
+    rounds = {f"train · {n}": StageRun(f"train · {n}", tmp_path / f"loop-{n}" / "train", done=n != 1) for n in range(3)}
+    monitor: Any = SimpleNamespace(stages=rounds)
+    with pytest.raises(StageFailed) as defect:
+        explain(tmp_path, monitor, RuntimeError("kfp"))
+    told = str(defect.value).splitlines()
+    assert told[-2:] == ["  said by 1", f"train · 1 has failed; the whole log: {tmp_path / LOG_FILE}"]
+    assert "said by 2" not in str(defect.value)
+
+
+def _summary(*stage: StageSummary, **values: Any) -> Summary:
+    given = {one.name: one for one in stage}
+    every = tuple(given.get(name, StageSummary(name, "not run")) for name in STAGES)
+    settings: dict[str, Any] = {
+        "run": "r",
+        "profile": "p",
+        "status": "succeeded",
+        "seconds": 61.0,
+        "peak_rss_mib": 2048.0,
+        "folder": "/runs/r",
+        "mlflow": "make ui, then http://127.0.0.1:5000/#/experiments/1/runs/0123456789abcdef",
+        "unsent": 0,
+    }
+    return Summary(stages=every, **(settings | values))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"), [(-1.0, -0.5, "above"), (0.5, 0.5, "NOT above"), (0.5, 0.0, "NOT above")]
+)
+def test_the_reward_line_says_whether_it_rose(before: float, after: float, verdict: str) -> None:
+    trained = StageSummary("rest-rl", "done", metrics={"reward/before": before, "reward/after": after})
+    line = reward_line(_summary(trained))
+    assert f"{before:+.3f} before, {after:+.3f} after" in line
+    assert (f"]{verdict}[/]") in line
+
+
+def test_without_a_probe_the_reward_line_claims_nothing() -> None:
+    assert "not measured" in reward_line(_summary(StageSummary("rest-rl", "done", metrics={"rl/steps": 2.0})))
+
+
+def test_the_summary_is_loud_about_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    skipped = StageSummary("evaluate-api-bank", "skipped", note="no network and no [path]")
+    off = StageSummary("sft-warmup", "off", note="switched off (sft.enabled=false)")
+    show(_summary(skipped, off, unsent=7), Console(width=80))
+    out = capsys.readouterr().out
+    assert "SKIPPED evaluate-api-bank: no network and no [path]" in out
+    assert "MLflow has not got 7 records: rest sync /runs/r" in out
+    assert "SKIPPED sft-warmup" not in out
+    assert "1 min 01 s, at most 2.0 GiB" in out
+
+
+def test_the_summary_says_why_records_were_dropped(tmp_path: Path) -> None:
+    made = tmp_path / "dataset"
+    report = {
+        "sources": {"a.jsonl": {"read": 3, "dropped": {"field missing": 1}}},
+        "dropped": {"field missing": 1},
+        "examples": {"field missing": ["a.jsonl: line 2: field 'tools': field missing"]},
+    }
+    made.mkdir()
+    (made / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    manifest.write(made, stage="prepare-data", config={}, inputs={}, counts={}, files={})
+    monitor = Monitor(tmp_path)
+    monitor.stages["prepare-data"] = StageRun("prepare-data", tmp_path, done=True)
+    said = summarize(Config(), tmp_path, monitor, run="r", status="succeeded", seconds=1.0)
+    shown = io.StringIO()
+    show(said, Console(width=80, file=shown))
+    assert "dropped 1 of 3" in shown.getvalue()
+    assert "1  field missing, e.g. a.jsonl: line 2: field 'tools'\n" in shown.getvalue()
+
+
+def test_figures_of_a_stage_without_its_usual_ones() -> None:
+    metrics = {"bfcl/simple_python": 0.25, "stage/seconds": 3.0}
+    assert figures(StageSummary("evaluate-bfcl", "done", metrics=metrics)) == "bfcl/simple_python 0.25"
+    assert figures(StageSummary("evaluate-bfcl", "done", metrics={"bfcl/overall": 0.5})) == "overall 50.0%"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (725, "12 min 05 s")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_config_parameters_are_all_sections() -> None:
+    assert set(PARAMETERS) == set(Config.model_fields) - {"profile"}

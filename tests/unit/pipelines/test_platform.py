@@ -1,0 +1,168 @@
+"""platform.yaml: the complete example, what a stage inherits, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.platform import GPU_STAGES, IMAGE_OF, Platform, load_platform
+from rest_core.config import Section
+from rest_core.errors import UserError
+
+TOP = Path(__file__).resolve().parents[3]
+EXAMPLE = TOP / "deploy" / "platform.yaml"
+
+
+def load(tmp_path: Path, values: Any) -> Platform:
+    path = tmp_path / "platform.yaml"
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values), encoding="utf-8")
+    return load_platform(path)
+
+
+def test_the_example_is_complete_and_loads() -> None:
+    platform = load_platform(EXAMPLE)
+    values = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
+
+    def missing(section: Any, given: Any, path: str = "") -> list[str]:
+        absent = [f"{path}{name}" for name in type(section).model_fields if name not in given]
+        for name, inner in given.items():
+            value = getattr(section, name)
+            if isinstance(value, Section) and isinstance(inner, dict) and name != "stages":
+                absent += missing(value, inner, f"{path}{name}.")
+        return absent
+
+    # A volume's sub_path is for those who share a claim.
+    assert missing(platform, values) == ["volumes.model_cache.sub_path"]
+    of_stages = {key for stage in values["stages"].values() for key in stage}
+    assert of_stages == set(type(platform.stages.default).model_fields)
+
+
+def test_a_stage_has_its_own_values_and_the_defaults_for_the_rest(tmp_path: Path) -> None:
+    platform = load(
+        tmp_path,
+        {
+            "stages": {
+                "default": {"cpu": "2", "memory": "8Gi", "gpu": {"count": 1}},
+                "rest_rl": {"cpu": "16", "gpu": {"count": 8}},
+            }
+        },
+    )
+    assert (platform.stage("rest-rl").cpu, platform.stage("rest-rl").memory) == ("16", "8Gi")
+    counts = {name: (own.gpu.count if (own := platform.stage(name)).gpu else 0) for name in IMAGE_OF}
+    assert counts == {name: (8 if name == "rest-rl" else 1) if name in GPU_STAGES else 0 for name in IMAGE_OF}
+
+
+def test_of_retries_and_gpus_a_stage_may_say_a_part(tmp_path: Path) -> None:
+    default = {
+        "gpu": {"resource": "amd.com/gpu", "count": 2},
+        "retries": {"count": 2, "backoff_seconds": 30, "backoff_factor": 3},
+        "node_selector": {"pool": "cpu"},
+    }
+    own = {"gpu": {"count": 8}, "retries": {"count": 5}, "node_selector": {"zone": "a"}}
+    stages = {"default": default, "rest_rl": own, "evaluate_bfcl": {"gpu": {"count": 0}}}
+    platform = load(tmp_path, {"stages": stages})
+    stage = platform.stage("rest-rl")
+    assert stage.gpu is not None and stage.retries is not None
+    assert (stage.gpu.resource, stage.gpu.count) == ("amd.com/gpu", 8)
+    assert (stage.retries.count, stage.retries.backoff_seconds, stage.retries.backoff_factor) == (5, 30, 3)
+    assert stage.node_selector == {"zone": "a"}  # a value as a whole: two selectors would ask for both
+    assert platform.stage("evaluate-bfcl").gpu is None
+    assert platform.stage("evaluate-api-bank").gpu == platform.stages.default.gpu
+
+
+def test_numbers_and_quantities_as_kubernetes_takes_them(tmp_path: Path) -> None:
+    values = [("8", "2", "64Gi"), (8, 2, "64Gi"), (0.5, 1.0, "100k"), ("500m", "2.5", "1.5Gi"), ("1", ".5", 2048)]
+    read = []
+    for cpu, of_default, memory in values:
+        stages = {"default": {"cpu": of_default}, "rest_rl": {"cpu": cpu, "memory": memory}}
+        stage = load(tmp_path, {"stages": stages}).stage("rest-rl")
+        read.append((stage.cpu, stage.memory))
+    expected = [("8", "64Gi"), ("8", "64Gi"), ("0.5", "100000"), ("500m", "1610612736"), ("1", "2048")]
+    assert read == expected
+
+
+def test_an_empty_file_is_the_clusters_own_choice(tmp_path: Path) -> None:
+    assert load(tmp_path, "") == Platform()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("stages: [", "is not YAML"),
+        ({"image": {}}, "unknown key 'image'; did you mean 'images'"),
+        ({"stages": {"rest-rl": {}}}, "unknown key 'stages.rest-rl'; did you mean 'rest_rl'"),
+        ({"stages": {"rest_rl": {"cpu": "eight"}}}, "'eight' is no Kubernetes quantity: write it as 8, 0.5 or 500m"),
+        ({"stages": {"rest_rl": {"memory": "64 GB"}}}, "write it as 64Gi or 64G"),
+        ({"stages": {"rest_rl": {"shm_size": "-1"}}}, "write it as 64Gi or 64G"),
+        ({"stages": {"rest_rl": {"timeout_seconds": 0}}}, r"stages\.rest_rl\.timeout_seconds"),
+        ({"stages": {"preflight": {"gpu": {}}}}, "preflight uses no GPU: leave its gpu out"),
+        ({"stages": {"sft_warmup": {"nodes": 2}}}, "sft_warmup runs in one pod: leave its nodes out"),
+        ({"stages": {"default": {"nodes": 2}}}, "nodes is a setting of rest_rl alone"),
+        (
+            {"stages": {"rest_rl": {"tolerations": [{"key": "x", "operator": "Exists", "value": "y"}]}}},
+            "takes no value",
+        ),
+        ({"stages": {"rest_rl": {"tolerations": [{"value": "y"}]}}}, "must have operator Exists"),
+        ({"secrets": {"s3": "My_Secret"}}, r"secrets\.s3"),
+        ({"volumes": {"work": {"claim": "a", "path": "work"}}}, r"volumes\.work\.path"),
+        ({"volumes": {"work": {"claim": "a", "path": "/w/../etc"}}}, r"volumes\.work\.path"),
+        ({"volumes": {"work": {"claim": "a", "path": "/w", "sub_path": "../x"}}}, "leads out of the volume"),
+        ({"volumes": {"work": {"claim": "a", "path": "/w", "sub_path": "/x"}}}, "leads out of the volume"),
+        ({"volumes": {"work": {"claim": "a.b", "path": "/w"}}}, r"volumes\.work\.claim"),
+        ({"volumes": {"work": {"claim": "a" * 64, "path": "/w"}}}, r"volumes\.work\.claim"),
+        ({"volumes": {"work": {"claim": "shm", "path": "/w"}}}, "not 'shm'"),
+        (
+            {"volumes": {"work": {"claim": "a", "path": "/w"}, "model_cache": {"claim": "b", "path": "/w/"}}},
+            "both mounted at /w",
+        ),
+        ({"labels": {"team": "tool use"}}, r"labels\.team: .*'tool use' is no value of a label"),
+        ({"labels": {"team": "a" * 64}}, r"labels\.team"),
+        ({"labels": {"a key": "x"}}, "'a key' is no key of a label"),
+        ({"annotations": {"/x": "y"}}, "'/x' is no key of a label"),
+        ({"stages": {"default": {"node_selector": {"pool": "a b"}}}}, r"stages\.default\.node_selector\.pool"),
+        ({"stages": {"rest_rl": {"memory": "100K"}}}, "write it as 64Gi or 64G"),
+        ({"stages": {"rest_rl": {"memory": "1.5 Gi"}}}, "write it as 64Gi or 64G"),
+        ({"stages": {"rest_rl": {"cpu": "0.5m"}}}, "write it as 8, 0.5 or 500m"),
+        ({"stages": {"rest_rl": {"gpu": {"resource": "bad resource"}}}}, "write it as nvidia.com/gpu"),
+        ({"stages": {"rest_rl": {"gpu": {"count": -1}}}}, r"stages\.rest_rl\.gpu\.count"),
+        ({"stages": {"rest_rl": {"retries": {"count": 1, "backoff_factor": 1.5}}}}, r"retries\.backoff_factor"),
+        ({"stages": {"rest_rl": {"retries": {"count": 20}}}}, "pauses between 21 tries add up to 728 days"),
+        (
+            {
+                "stages": {
+                    "default": {"retries": {"count": 20, "backoff_factor": 1}},
+                    "rest_rl": {"retries": {"backoff_factor": 10}},
+                }
+            },
+            "rest_rl, with what stages.default says: retries: .*pauses",
+        ),
+        ({"security_context": {"run_as_user": 0}}, "run_as_user 0 is root"),
+        ({"images": {"base": "not a image !!"}}, r"images\.base"),
+        ({"images": {"base": "r/x@sha256:xyz"}}, r"images\.base"),
+        ("labels: {a: b}\nlabels: {c: d}", "the key 'labels' stands twice"),
+        ("stages:\n  rest_rl:\n    cpu: 1\n    cpu: 2", "the key 'cpu' stands twice"),
+        ({"storage": {"location": "foo"}}, "location=foo: neither s3://bucket/prefix nor a folder of the work volume"),
+        (
+            {"storage": {"location": "/workshop"}, "volumes": {"work": {"claim": "a", "path": "/work"}}},
+            "mounted at /work",
+        ),
+        (
+            {"volumes": {"work": {"claim": "a", "path": "/w"}, "model_cache": {"claim": "a", "path": "/c"}}},
+            r"are the same claim \(a\), which KFP cannot mount twice",
+        ),
+        ({"kfp_url": "kfp.example"}, "kfp_url"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, values: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as told:
+        load(tmp_path, values)
+    assert "\n" not in str(told.value)
+    assert str(tmp_path / "platform.yaml") in str(told.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        load_platform(tmp_path / "no.yaml")
