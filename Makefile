@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/lock.txt requirements/no-deps.txt
-# What `make compile` writes; tests/unit/test_pipelines.py reads these lines to say when a committed file is stale.
+# What `make compile` writes; tests/unit/pipelines/test_pipelines.py reads these lines to say when a committed file is stale.
 COMPILE := compile --profile qwen3-1.7b --platform deploy/platform.yaml --output pipelines/compiled/rest_pipeline.yaml
 COMPILE_ABLATION := compile --profile qwen3-1.7b --platform deploy/platform.yaml --pipeline ablation --output pipelines/compiled/ablation_pipeline.yaml
 
@@ -30,7 +30,7 @@ help:
 	@echo "make test-integration          whole pipelines, trainings in several processes, the real model"
 	@echo "make bench    one RL step against TRL's GRPOTrainer (about 40 minutes on two cores)"
 	@echo "make ui       MLflow's pages over what was run"
-	@echo "make compile  write the pipeline's YAML for a cluster"
+	@echo "make compile  write the components and the pipelines' YAML from the catalogue of stages"
 	@echo "make image    build the container images (for GPUs: make image ACCELERATOR=cuda)"
 	@echo "make push REGISTRY=HOST/PATH   push them, and write their digests for platform.yaml"
 	@echo "make test-containers           build them and run the pipeline in them (needs a Docker engine)"
@@ -76,6 +76,7 @@ ui: $(STAMP)
 	$(BIN)/rest ui
 
 compile: $(STAMP)
+	$(BIN)/python -m components.generate
 	$(BIN)/rest $(COMPILE)
 	$(BIN)/rest $(COMPILE_ABLATION)
 

@@ -1,10 +1,12 @@
-"""The ablation: the pipeline's line for a list of trials, each a weight scheme with a seed.
+"""The ablation: the pipeline's stages for a list of trials, each a weight scheme with a seed.
 
-    prepare-data → sft-warmup → for each trial [ rest-rl → evaluate-bfcl ∥ evaluate-api-bank ] → aggregate
+    prepare-data → sft-warmup → for each trial [ rest-rl → evaluations ] → aggregate
 
 Data and warm-up are shared: the seed of a trial replaces that of the reinforcement learning, so that trials start from
 one policy and differ in what is asked about alone. Nothing is registered.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Dict, List  # noqa: UP035  (KFP knows the items of a list by these names)
@@ -12,16 +14,11 @@ from typing import Any, Dict, List  # noqa: UP035  (KFP knows the items of a lis
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
-from components.aggregate.component import aggregate
+from pipelines.graph import add, around, on_platform, pipeline, section_parameters
 from pipelines.platform import Platform
-from pipelines.rest_pipeline import on_platform, settle, start, train_and_evaluate, watched
 from rest_core.ablation.settings import AblationConfig, Scheme, check, trials
 from rest_core.config import Config
-
-# The stages in their order, by the names of their tasks: once, and once a trial.
-SHARED_STAGES = ("prepare-data", "sft-warmup", "aggregate")
-TRIAL_STAGES = ("rest-rl", "evaluate-bfcl", "evaluate-api-bank")
-PARAMETERS = ("model", "data", "sft", "rl", "bfcl", "api_bank", "tracking", "storage", "launch")
+from rest_core.operations.catalogue import CATALOGUE, in_parts
 
 
 def build(
@@ -52,42 +49,23 @@ def build(
     nothing = config.registry.model_copy(update={"enabled": False})  # nothing is registered
     config = on_platform(config.model_copy(update={"registry": nothing}), platform)
     check(every, compared, config.rl, config.bfcl, config.api_bank)
-    default: dict[str, Any] = {name: getattr(config, name).to_parameter() for name in PARAMETERS}
-    default |= {"ablation": compared.to_parameter(), "trials": [trial.to_parameter() for trial in every]}
 
-    @dsl.pipeline(name="rest-ablation", description="Train with several weight schemes and seeds, compare")
-    def rest_ablation(
-        model: dict = default["model"],
-        data: dict = default["data"],
-        sft: dict = default["sft"],
-        rl: dict = default["rl"],
-        bfcl: dict = default["bfcl"],
-        api_bank: dict = default["api_bank"],
-        ablation: dict = default["ablation"],
-        trials: List[Dict] = default["trials"],  # noqa: UP006
-        tracking: dict = default["tracking"],
-        storage: dict = default["storage"],
-        launch: dict = default["launch"],
-        pipeline_run: str = "",
-    ) -> None:
-        sections: dict[str, Any] = {"model": model, "data": data, "sft": sft, "rl": rl, "bfcl": bfcl}
-        sections |= {"api_bank": api_bank, "tracking": tracking, "storage": storage, "launch": launch}
-        sections |= {"ablation": ablation, "trials": trials, "pipeline_run": pipeline_run}
+    def body(sections: dict[str, Any]) -> None:
         sections["registry"] = config.registry.to_parameter()
-        with watched(sections, platform, config) as checked:
-            tasks = start(sections, after=checked)
-            # Into the loop go pipeline inputs, artifacts and the item as a whole, nothing else: kfp.local replaces
-            # other parameters there (pipelines/local_limits.py), and KFP cannot take a part of an item that is not
-            # text.
-            with dsl.ParallelFor(trials, name="trials", parallelism=parallelism) as trial:
-                tasks |= train_and_evaluate(sections, tasks, trial=trial)
-            tasks["aggregate"] = aggregate(
-                ablation=ablation,
-                tracking=tracking,
-                pipeline_run=pipeline_run,
-                bfcl=dsl.Collected(tasks["evaluate-bfcl"].outputs["report"]),
-                api_bank=dsl.Collected(tasks["evaluate-api-bank"].outputs["report"]),
-            )
-            settle(tasks, platform, config)
+        with around(sections, platform, config) as tasks:
+            for stage in in_parts("shared"):
+                add(stage, sections, tasks)
+            # Into the loop go pipeline inputs, artifacts and the item as a whole, nothing else: kfp.local (2.17) puts
+            # the item in the place of a parameter that another task has made, and KFP cannot take a part of an item
+            # that is not text.
+            with dsl.ParallelFor(sections["trials"], name="trials", parallelism=parallelism) as trial:
+                for stage in in_parts("trial"):
+                    add(stage, sections, tasks, **({"trial": trial} if dict(stage.parameters).get("trial") else {}))
+            add(CATALOGUE["aggregate"], sections, tasks, collect=dsl.Collected, ablation=sections["ablation"])
 
-    return rest_ablation
+    parameters = section_parameters(config, "registry") | {
+        "ablation": (dict, compared.to_parameter()),
+        "trials": (List[Dict], [trial.to_parameter() for trial in every]),  # noqa: UP006
+        "pipeline_run": (str, ""),
+    }
+    return pipeline("rest-ablation", "Train with several weight schemes and seeds, compare", parameters, body)

@@ -22,11 +22,10 @@ from kfp import local
 from requests.exceptions import JSONDecodeError
 
 from components.images import image
-from pipelines.platform import IMAGE_OF
-from pipelines.rest_pipeline import STAGES
 from rest_core import storage
 from rest_core.config import Config
 from rest_core.errors import UserError
+from rest_core.operations.catalogue import PIPELINE
 from rest_core.operations.tracking import store
 
 RUN_LABEL = "rest-pipelines.run"
@@ -47,7 +46,7 @@ _ENVIRONMENT = (
 
 def stage_images() -> dict[str, str]:
     """The image of each stage, by the name of its task."""
-    return {name: image(IMAGE_OF[name]) for name in STAGES}
+    return {stage.name: image(stage.image) for stage in PIPELINE}
 
 
 def connect() -> docker.DockerClient:

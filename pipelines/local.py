@@ -27,14 +27,14 @@ import psutil
 from kfp import local
 from rich.console import Console
 
-from pipelines.local_limits import require_runnable
 from pipelines.monitor import Monitor, StageRun, family
-from pipelines.rest_pipeline import STAGES, build
+from pipelines.rest_pipeline import build
 from pipelines.summary import RunStatus, Summary, duration, summarize
 from rest_core.config import Config
-from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
+from rest_core.errors import UserError
+from rest_core.operations.catalogue import PIPELINE
+from rest_core.operations.result import raise_error
 from rest_core.operations.tracking.runs import finish_pipeline, new_pipeline_run
-from rest_core.stages import ERROR_FILE
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -78,7 +78,6 @@ def run_local(
         StageFailed: a stage failed otherwise.
     """
     pipeline = build(config)
-    require_runnable(pipeline)
     run = new_pipeline_run(config.profile, config.rl.weights.scheme)
     if runner == "subprocess":
         refuse_python3(str(folder.absolute()), config.model_dump_json())
@@ -94,7 +93,7 @@ def run_local(
     return carry_out(
         partial(pipeline, pipeline_run=run),
         partial(summarize, config, folder, monitor, run=run),
-        stages=STAGES,
+        stages=[stage.name for stage in PIPELINE],
         config=config,
         folder=folder,
         run=run,
@@ -199,13 +198,8 @@ def explain(folder: Path, monitor: Monitor, failure: RuntimeError) -> NoReturn:
     for stage in [one for one in monitor.stages.values() if not one.done][:1]:
         words = _part_of(words, stage.folder)
         where = f"{stage.name} has failed; {where}"
-        for path in stage.folder.glob(f"*/{ERROR_FILE}"):
-            told = json.loads(path.read_text(encoding="utf-8"))
-            message = f"{stage.name}: {told['message']}"
-            exit_code = told.get("exit_code", EXIT_USER_ERROR)
-            if exit_code == EXIT_USER_ERROR:
-                raise UserError(message)
-            raise Preempted(message, exit_code=exit_code)
+        for out in stage.folder.glob("*/"):
+            raise_error(out, f"{stage.name}: ")
     tail = words.rstrip().splitlines()[-_LOG_TAIL_LINES:]
     raise StageFailed("\n".join([*tail, where])) from failure
 
@@ -222,7 +216,7 @@ def _part_of(log: str, folder: Path) -> str:
 
 
 def _tell_start(console: Console, stage: StageRun, number: int) -> None:
-    console.print(f"[bold]▶ {stage.name}[/] ({number} of {len(STAGES)})")
+    console.print(f"[bold]▶ {stage.name}[/] ({number} of {len(PIPELINE)})")
 
 
 def _tell_done(console: Console, stage: StageRun) -> None:

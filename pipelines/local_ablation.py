@@ -23,15 +23,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.ablation_pipeline import SHARED_STAGES, TRIAL_STAGES, build
+from pipelines.ablation_pipeline import build
 from pipelines.local import ARTIFACTS, carry_out, done_line, new_folder, processes, refuse_python3
-from pipelines.local_limits import require_runnable
 from pipelines.monitor import Monitor, StageRun
 from pipelines.summary import RunStatus, duration, in_spools
 from rest_core.ablation.compare import Comparison
 from rest_core.ablation.report import HTML_FILE, JSON_FILE, Format
 from rest_core.ablation.settings import AblationConfig, Scheme, Trial, trials
 from rest_core.config import Config
+from rest_core.operations.catalogue import in_parts
 from rest_core.operations.tracking import store
 from rest_core.operations.tracking.runs import new_pipeline_run
 
@@ -79,15 +79,15 @@ def run_ablation(
         StageFailed: a stage failed otherwise.
     """
     pipeline = build(config, schemes=schemes, seeds=seeds, ablation=ablation, parallelism=parallelism)
-    require_runnable(pipeline)
     every = trials(schemes, seeds)
     refuse_python3(str(folder.absolute()), config.model_dump_json(), *(trial.model_dump_json() for trial in every))
     folder = new_folder(folder)
     run = new_pipeline_run(config.profile, f"ablation of {len(schemes)} schemes")
-    expected = len(SHARED_STAGES) + len(TRIAL_STAGES) * len(every)
+    once = [stage.name for stage in in_parts("shared", "ablation")]
+    in_loop = [f"{stage.name} · {trial.label}" for trial in every for stage in in_parts("trial")]
 
     def tell_start(stage: StageRun, number: int) -> None:
-        console.print(f"[bold]▶ {stage.name}[/] ({number} of {expected})")
+        console.print(f"[bold]▶ {stage.name}[/] ({number} of {len(once) + len(in_loop)})")
 
     monitor = Monitor(
         folder / ARTIFACTS,
@@ -95,11 +95,10 @@ def run_ablation(
         on_start=tell_start,
         on_done=lambda stage: console.print(done_line(stage)),
     )
-    in_loop = [f"{stage} · {trial.label}" for trial in every for stage in TRIAL_STAGES]
     summary = carry_out(
         partial(pipeline, pipeline_run=run),
         partial(_summarize, config, folder, monitor, run),
-        stages=[*SHARED_STAGES, *in_loop],
+        stages=[*once, *in_loop],
         config=config,
         folder=folder,
         run=run,

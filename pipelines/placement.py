@@ -8,8 +8,9 @@ from __future__ import annotations
 from kfp import dsl, kubernetes
 
 from components.images import image
-from pipelines.platform import GPU_STAGES, IMAGE_OF, Platform, StagePlatform
+from pipelines.platform import Platform, StagePlatform
 from rest_core.config import Config
+from rest_core.operations.catalogue import STAGES, Stage
 from rest_core.operations.pods import (
     GPUS_VARIABLE,
     IMAGE_VARIABLE,
@@ -20,11 +21,6 @@ from rest_core.operations.pods import (
     STAGE_LABEL,
 )
 from rest_core.operations.preflight.surroundings import Gpus, Mount, Secret, Surroundings
-
-CACHED_STAGES = ("prepare-data", "evaluate-bfcl", "evaluate-api-bank")
-_LOAD_MODELS_OR_DATA = ("prepare-data", *GPU_STAGES)
-# They start whatever is missing, to say what it is.
-_REPORT_ON_THE_RUN = ("preflight", "report-status")
 
 # Keys of the Secrets, which are the variables' names: what a Secret must have, and what it may have.
 _REQUIRED_KEYS = {
@@ -39,17 +35,16 @@ _OPTIONAL_KEYS = {
 }
 
 
-def place(task: dsl.PipelineTask, stage: str, platform: Platform, config: Config) -> None:
+def place(task: dsl.PipelineTask, stage: Stage, platform: Platform, config: Config) -> None:
     """Give a task its image, resources, volumes, secrets, retries and everything else of its stage.
 
     Args:
         task: a component's task.
-        stage: the stage's name.
         platform: the whole `platform.yaml`.
-        config: what the pipeline is compiled with (`pipelines.rest_pipeline.on_platform`).
+        stage, config: what the task runs, and what the pipeline is compiled with (`pipelines.graph.on_platform`).
     """
-    own = platform.stage(stage)
-    if (own.nodes or 1) > 1 or (own.gpu is not None and not config.enabled(stage)):
+    own = platform.stage(stage.name)
+    if (own.nodes or 1) > 1 or (own.gpu is not None and not config.enabled(stage.switch)):
         own = _light(platform, own)
     _choose_image(task, platform, stage)
     _ask_for_resources(task, own)
@@ -60,7 +55,7 @@ def place(task: dsl.PipelineTask, stage: str, platform: Platform, config: Config
     identify(task, stage)  # last: its labels are not to be replaced by the platform's
 
 
-def identify(task: dsl.PipelineTask, stage: str) -> None:
+def identify(task: dsl.PipelineTask, stage: Stage) -> None:
     """Let the pod know its run, and others find the pod; cache the task where its inputs decide its result.
 
     The run's id comes from the pod's label: as an input (KFP resolves PIPELINE_JOB_ID_PLACEHOLDER there, and only as a
@@ -68,24 +63,24 @@ def identify(task: dsl.PipelineTask, stage: str) -> None:
     """
     kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, f"metadata.labels['{RUN_ID_LABEL}']")
     kubernetes.add_pod_label(task, PART_OF_LABEL, PROJECT)
-    kubernetes.add_pod_label(task, STAGE_LABEL, stage)
-    task.set_caching_options(stage in CACHED_STAGES)
+    kubernetes.add_pod_label(task, STAGE_LABEL, stage.name)
+    task.set_caching_options(stage.cached)
 
 
 def surroundings(platform: Platform, config: Config) -> Surroundings:
     """What the pods of a run are promised, for preflight to look whether it is there."""
     gpus, off = [], []
-    for stage in GPU_STAGES:
-        own = platform.stage(stage)
+    for stage in STAGES:
+        own = platform.stage(stage.name)
         if own.gpu is None:
             continue
-        if not config.enabled(stage):
+        if not config.enabled(stage.switch):
             if (own.nodes or 1) == 1:  # the pods of a TrainJob have theirs as soon as a run makes one
-                off.append(stage)
+                off.append(stage.name)
             continue
         gpus.append(
             Gpus(
-                stage=stage,
+                stage=stage.name,
                 resource=own.gpu.resource,
                 count=own.gpu.count,
                 nodes=own.nodes or 1,
@@ -133,8 +128,8 @@ def _light(platform: Platform, own: StagePlatform) -> StagePlatform:
     return default.model_copy(update={"gpu": None, "shm_size": None, **lasting})
 
 
-def _choose_image(task: dsl.PipelineTask, platform: Platform, stage: str) -> None:
-    reference = image_of(platform, IMAGE_OF[stage])
+def _choose_image(task: dsl.PipelineTask, platform: Platform, stage: Stage) -> None:
+    reference = image_of(platform, stage.image)
     task.set_container_image(reference)
     task.set_env_variable(IMAGE_VARIABLE, reference)
     kubernetes.set_image_pull_policy(task, platform.images.pull_policy)
@@ -153,19 +148,21 @@ def _ask_for_resources(task: dsl.PipelineTask, own: StagePlatform) -> None:
         task.set_env_variable(GPUS_VARIABLE, str(own.gpu.count))
 
 
-def _mount(task: dsl.PipelineTask, platform: Platform, stage: str, shm_size: str | None, location: str | None) -> None:
+def _mount(
+    task: dsl.PipelineTask, platform: Platform, stage: Stage, shm_size: str | None, location: str | None
+) -> None:
     """Volumes; what is downloaded is kept on one of them between runs.
 
     A pod with a claim that is missing or not bound is never scheduled. Preflight, which is to tell so, mounts none;
     report-status mounts that of the run's scratch space, which it removes.
     """
     cache, work = platform.volumes.model_cache, platform.volumes.work
-    needed = stage not in _REPORT_ON_THE_RUN
-    if stage == "report-status" and location is not None:
+    needed = stage.part != "cluster"
+    if stage.name == "report-status" and location is not None:
         needed = platform.volumes.keep(location)
     if work is not None and needed:
         kubernetes.mount_pvc(task, work.claim, work.path, work.sub_path)
-    if stage in _LOAD_MODELS_OR_DATA:
+    if stage.loads_models_or_data:
         if cache is not None:
             kubernetes.mount_pvc(task, cache.claim, cache.path, cache.sub_path)
         for name, value in cache_variables(platform).items():
@@ -174,13 +171,13 @@ def _mount(task: dsl.PipelineTask, platform: Platform, stage: str, shm_size: str
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=shm_size)
 
 
-def _hand_secrets(task: dsl.PipelineTask, platform: Platform, stage: str) -> None:
+def _hand_secrets(task: dsl.PipelineTask, platform: Platform, stage: Stage) -> None:
     """Secrets as environment variables; a pod whose required key is missing does not start."""
     for kind, required in _REQUIRED_KEYS.items():
         name = getattr(platform.secrets, kind)
-        if name is None or (kind == "hugging_face" and stage not in ("preflight", *_LOAD_MODELS_OR_DATA)):
+        if name is None or (kind == "hugging_face" and not (stage.loads_models_or_data or stage.name == "preflight")):
             continue
-        starts = stage in _REPORT_ON_THE_RUN
+        starts = stage.part == "cluster"  # whatever is missing, to report it
         kubernetes.use_secret_as_env(task, name, {key: key for key in required}, optional=starts)
         if optional := _OPTIONAL_KEYS[kind]:
             kubernetes.use_secret_as_env(task, name, {key: key for key in optional}, optional=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from pipelines.kubernetes_values import (
     Claim,
@@ -29,23 +29,10 @@ from pipelines.kubernetes_values import (
 from rest_core import storage
 from rest_core.config import Section, validate
 from rest_core.errors import UserError
+from rest_core.operations.catalogue import CATALOGUE, STAGES
 from rest_core.operations.preflight.surroundings import Toleration
 
-# Targets of the Dockerfile, and which of them each stage runs in.
-IMAGE_OF = {
-    "preflight": "train",
-    "prepare-data": "evaluate",
-    "sft-warmup": "train",
-    "rest-rl": "train",
-    "evaluate-bfcl": "evaluate",
-    "evaluate-api-bank": "evaluate",
-    "compare-and-register": "base",
-    "aggregate": "base",
-    "report-status": "base",
-}
-
-# The stages that may have GPUs; `stages.default.gpu` is theirs alone.
-GPU_STAGES = ("sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank")
+_GPU_STAGES = [stage.identifier for stage in STAGES if stage.gpu]  # `stages.default.gpu` is theirs alone
 
 # Sections of a stage that are inherited key by key.
 _IN_PARTS = ("retries", "gpu")
@@ -191,33 +178,28 @@ class TrainJobs(Section):
     deadline_seconds: int = Field(7 * 24 * 3600, ge=1)
 
 
-class Stages(Section):
+class _Stages(Section):
     default: StagePlatform = StagePlatform()
-    preflight: StagePlatform = StagePlatform()
-    prepare_data: StagePlatform = StagePlatform()
-    sft_warmup: StagePlatform = StagePlatform()
-    rest_rl: StagePlatform = StagePlatform()
-    evaluate_bfcl: StagePlatform = StagePlatform()
-    evaluate_api_bank: StagePlatform = StagePlatform()
-    compare_and_register: StagePlatform = StagePlatform()
-    aggregate: StagePlatform = StagePlatform()
-    report_status: StagePlatform = StagePlatform()
 
     @model_validator(mode="after")
-    def _only_where_it_is_used(self) -> Stages:
-        for name in IMAGE_OF:
-            own: StagePlatform = getattr(self, _field(name))
-            if own.gpu is not None and name not in GPU_STAGES:
-                raise ValueError(f"{_field(name)} uses no GPU: leave its gpu out (GPU stages: {', '.join(GPU_STAGES)})")
-            if own.nodes is not None and name != "rest-rl":
-                raise ValueError(f"{_field(name)} runs in one pod: leave its nodes out")
+    def _only_where_it_is_used(self) -> _Stages:
+        for stage in STAGES:
+            own: StagePlatform = getattr(self, stage.identifier)
+            if own.gpu is not None and not stage.gpu:
+                raise ValueError(
+                    f"{stage.identifier} uses no GPU: leave its gpu out (GPU stages: {', '.join(_GPU_STAGES)})"
+                )
+            if own.nodes is not None and stage.name != "rest-rl":
+                raise ValueError(f"{stage.identifier} runs in one pod: leave its nodes out")
         if self.default.nodes is not None:
             raise ValueError("default: nodes is a setting of rest_rl alone")
         return self
 
 
-def _field(task: str) -> str:
-    return task.replace("-", "_")
+Stages = create_model(
+    "Stages", __base__=_Stages, **{stage.identifier: (StagePlatform, StagePlatform()) for stage in STAGES}
+)
+"""One `StagePlatform` a stage of the catalogue, and `default`."""
 
 
 class Platform(Section):
@@ -236,7 +218,7 @@ class Platform(Section):
     volumes: Volumes = Volumes()
     storage: Storage = Storage()
     train_jobs: TrainJobs = TrainJobs()
-    stages: Stages = Stages()
+    stages: Stages = Stages()  # type: ignore[valid-type]  (mypy knows no models that are made)
 
     @model_validator(mode="after")
     def _outputs_go_where_they_last(self) -> Platform:
@@ -249,9 +231,9 @@ class Platform(Section):
 
     @model_validator(mode="after")
     def _stages_fit_with_their_defaults(self) -> Platform:
-        for name in IMAGE_OF:
+        for stage in STAGES:
             try:
-                self.stage(name)
+                self.stage(stage.name)
             except UserError as error:
                 raise ValueError(str(error)) from None
         return self
@@ -274,9 +256,10 @@ class Platform(Section):
 
         Of `retries` and `gpu` a stage may say a part; a GPU count of 0 is no GPU.
         """
-        own = _said(getattr(self.stages, _field(name)))
-        default = _said(self.stages.default)
-        if name not in GPU_STAGES:
+        field = CATALOGUE[name].identifier
+        own = _said(getattr(self.stages, field))
+        default = _said(self.stages.default)  # type: ignore[attr-defined]
+        if not CATALOGUE[name].gpu:
             default.pop("gpu", None)
         merged = {**default, **own}
         for part in _IN_PARTS:
@@ -284,7 +267,7 @@ class Platform(Section):
                 merged[part] = {**default[part], **own[part]}
         if merged.get("gpu", {}).get("count") == 0:
             del merged["gpu"]
-        return validate(StagePlatform, merged, where=f"stages.{_field(name)}, with what stages.default says")
+        return validate(StagePlatform, merged, where=f"stages.{field}, with what stages.default says")
 
 
 def _said(stage: StagePlatform) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.monitor import Monitor, StageRun
-from pipelines.rest_pipeline import STAGES
 from rest_core import manifest
 from rest_core.config import Config
 from rest_core.data.prepare import REPORT, describe_drops
+from rest_core.operations.catalogue import CATALOGUE, PIPELINE, Stage
 from rest_core.operations.tracking import spool, store
 
 RunStatus = Literal["succeeded", "failed", "interrupted"]
@@ -32,35 +32,6 @@ _MARKS = {
     "failed": "[red]✗[/]",
     "interrupted": "[red]✗[/]",
     "not run": "",
-}
-
-# The figures of the table: (label, metric, format), those that a stage has.
-_FIGURES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
-    "prepare-data": (
-        ("read", "data/read", ",.0f"),
-        ("dropped", "data/dropped", ",.0f"),
-        ("for sft", "data/sft", ",.0f"),
-        ("for rl", "data/rl", ",.0f"),
-    ),
-    "sft-warmup": (
-        ("loss before", "sft/validation_loss_before", ".3f"),
-        ("after", "sft/validation_loss_after", ".3f"),
-    ),
-    "rest-rl": (
-        ("reward before", "reward/before", "+.3f"),
-        ("after", "reward/after", "+.3f"),
-        ("tokens/s", "rl/tokens_per_second", ".0f"),
-    ),
-    "evaluate-bfcl": (
-        ("overall", "bfcl/overall", ".1%"),
-        ("non-live", "bfcl/non_live", ".1%"),
-        ("live", "bfcl/live", ".1%"),
-    ),
-    "evaluate-api-bank": (
-        ("soft", "api_bank/overall_soft", ".1%"),
-        ("strict", "api_bank/overall_strict", ".1%"),
-    ),
-    "compare-and-register": (("version", "registry/version", ".0f"),),
 }
 
 
@@ -102,7 +73,9 @@ def summarize(
         status=status,
         seconds=seconds,
         peak_rss_mib=monitor.peak_rss_mib,
-        stages=tuple(_stage_summary(name, config, monitor.stages.get(name), status, uri) for name in STAGES),
+        stages=tuple(
+            _stage_summary(stage.name, config, monitor.stages.get(stage.name), status, uri) for stage in PIPELINE
+        ),
         folder=str(folder),
         mlflow=store.where_to_look(uri, parents[0].experiment, parents[0].pipeline)
         if parents
@@ -119,7 +92,8 @@ def in_spools(folder: Path) -> tuple[list[spool.RunIds], int]:
     return [ids for state in states for ids in state.sections.values()], unsent
 
 
-def _stage_summary(name: str, config: Config, run: StageRun | None, outcome: RunStatus, uri: str) -> StageSummary:
+def _stage_summary(stage: Stage, config: Config, run: StageRun | None, outcome: RunStatus, uri: str) -> StageSummary:
+    name = stage.name
     if run is None:
         return StageSummary(name, "not run")
     status: StageStatus = "done" if run.done else "interrupted" if outcome == "interrupted" else "failed"
@@ -130,7 +104,7 @@ def _stage_summary(name: str, config: Config, run: StageRun | None, outcome: Run
         if name == "prepare-data":
             drops = describe_drops(json.loads((made.parent / REPORT).read_text(encoding="utf-8")))
     if note is not None:
-        status = "skipped" if config.enabled(name) else "off"
+        status = "skipped" if config.enabled(stage.switch) else "off"
     figures = run.folder / "metrics"
     sections = [ids for one in run.folder.glob("*.tracking") for ids in spool.State.read(one).sections.values()]
     runs = [ids for ids in sections if ids.run != ids.pipeline]
@@ -178,7 +152,11 @@ def figures(stage: StageSummary) -> str:
     if stage.status in ("off", "skipped"):
         return f"{stage.status}, see below" if stage.status == "skipped" else "off"
     metrics = {name: value for name, value in (stage.metrics or {}).items() if not name.startswith("stage/")}
-    main = [f"{label} {format(metrics[name], form)}" for label, name, form in _FIGURES[stage.name] if name in metrics]
+    main = [
+        f"{figure.label} {format(metrics[figure.metric], figure.format)}"
+        for figure in CATALOGUE[stage.name].figures
+        if figure.metric in metrics
+    ]
     return ", ".join(main or [f"{name} {value:.3g}" for name, value in islice(metrics.items(), 3)])
 
 

@@ -493,16 +493,6 @@ class TrackingConfig(Section):
     experiment: str = "rest"
 
 
-# The section that switches a stage on and off.
-SWITCHES = {
-    "sft-warmup": "sft",
-    "rest-rl": "rl",
-    "evaluate-bfcl": "bfcl",
-    "evaluate-api-bank": "api_bank",
-    "compare-and-register": "registry",
-}
-
-
 class Config(Section):
     profile: str = "quickstart"
     model: ModelConfig = ModelConfig()
@@ -516,9 +506,9 @@ class Config(Section):
     storage: StorageConfig = StorageConfig()
     launch: LaunchConfig = LaunchConfig()
 
-    def enabled(self, stage: str) -> bool:
-        """Whether a stage does its work, or passes on what it is given."""
-        return stage not in SWITCHES or bool(getattr(self, SWITCHES[stage]).enabled)
+    def enabled(self, switch: str | None) -> bool:
+        """Whether a stage with this switch (`rest_core.operations.catalogue`) does its work, or passes on its input."""
+        return switch is None or bool(getattr(self, switch).enabled)
 
     def inputs(self) -> list[tuple[str, str]]:
         """What a run reads from elsewhere: the field's name and the location."""

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 
 
 def is_main_process() -> bool:
@@ -27,3 +34,30 @@ def skip_last_collections() -> None:
     system takes back anyway.
     """
     atexit.register(gc.freeze)
+
+
+@contextmanager
+def errors_reported() -> Iterator[None]:
+    """End the process where the block fails by something that the user can mend, with one line on standard error.
+
+    Exit codes: 2 for such an error, `Preempted.exit_code` where the process was asked to stop. A defect of ours passes,
+    and keeps its traceback.
+    """
+    try:
+        yield
+    except UserError as error:
+        fail(str(error))
+    except Preempted as stop:
+        sys.stderr.write(f"{stop}\n")
+        sys.exit(stop.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        fail(f"disk full{f' at {error.filename}' if error.filename else ''}: free some space and run it again")
+
+
+def fail(message: str) -> NoReturn:
+    """End the process with an error that the user can mend."""
+    mark = "\x1b[1;31merror:\x1b[0m" if sys.stderr.isatty() else "error:"
+    sys.stderr.write(f"{mark} {message}\n")
+    sys.exit(EXIT_USER_ERROR)

@@ -1,4 +1,4 @@
-"""KFP component of the stage aggregate."""
+"""KFP component of the stage aggregate, written by `make compile` from the catalogue of stages."""
 
 from typing import List  # noqa: UP035  (KFP knows lists of artifacts by this name)
 
@@ -9,8 +9,8 @@ from components.images import image
 
 @dsl.component(base_image=image("base"), install_kfp_package=False)
 def aggregate(
-    ablation: dict,
     tracking: dict,
+    ablation: dict,
     pipeline_run: str,
     bfcl: dsl.Input[List[dsl.Artifact]],  # noqa: UP006
     api_bank: dsl.Input[List[dsl.Artifact]],  # noqa: UP006
@@ -19,15 +19,7 @@ def aggregate(
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
     """Compare the trials of an ablation; KFP's pages show the report."""
-    from components.runtime import run_stage
-    from rest_core import stages
+    arguments = locals()
+    from components.runtime import run_component
 
-    run_stage(
-        stages.aggregate,
-        sections={"ablation": ablation, "tracking": tracking},
-        pipeline_run=pipeline_run,
-        folders={"bfcl": bfcl, "api_bank": api_bank},
-        out=report,
-        metrics=metrics,
-        pages={"report.html": page},
-    )
+    run_component("aggregate", arguments)

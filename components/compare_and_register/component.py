@@ -1,4 +1,4 @@
-"""KFP component of the stage compare-and-register."""
+"""KFP component of the stage compare-and-register, written by `make compile` from the catalogue of stages."""
 
 from kfp import dsl
 
@@ -17,15 +17,8 @@ def compare_and_register(
     record: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
-    """Register the policy in MLflow as `challenger`, with its figures and lineage, and compare it with the champion."""
-    from components.runtime import run_stage
-    from rest_core import stages
+    """Register a policy in MLflow as `challenger` and compare it with the champion."""
+    arguments = locals()
+    from components.runtime import run_component
 
-    run_stage(
-        stages.compare_and_register,
-        sections={"registry": registry, "tracking": tracking},
-        pipeline_run=pipeline_run,
-        folders={"dataset": dataset, "policy": policy, "bfcl": bfcl, "api_bank": api_bank},
-        out=record,
-        metrics=metrics,
-    )
+    run_component("compare-and-register", arguments)

@@ -1,4 +1,4 @@
-"""KFP component of the stage evaluate-api-bank."""
+"""KFP component of the stage evaluate-api-bank, written by `make compile` from the catalogue of stages."""
 
 from kfp import dsl
 
@@ -15,15 +15,8 @@ def evaluate_api_bank(
     report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
-    """Evaluate the policy on API-Bank, levels 1 to 3."""
-    from components.runtime import run_stage
-    from rest_core import stages
+    """Evaluate a policy on API-Bank, levels 1 to 3."""
+    arguments = locals()
+    from components.runtime import run_component
 
-    run_stage(
-        stages.evaluate_api_bank,
-        sections={"model": model, "api_bank": api_bank, "tracking": tracking},
-        pipeline_run=pipeline_run,
-        folders={"policy": policy},
-        out=report,
-        metrics=metrics,
-    )
+    run_component("evaluate-api-bank", arguments)

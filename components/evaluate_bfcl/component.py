@@ -1,4 +1,4 @@
-"""KFP component of the stage evaluate-bfcl."""
+"""KFP component of the stage evaluate-bfcl, written by `make compile` from the catalogue of stages."""
 
 from kfp import dsl
 
@@ -15,15 +15,8 @@ def evaluate_bfcl(
     report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
-    """Evaluate the policy on BFCL with the official checker."""
-    from components.runtime import run_stage
-    from rest_core import stages
+    """Evaluate a policy on BFCL's single-turn categories, with the official checker."""
+    arguments = locals()
+    from components.runtime import run_component
 
-    run_stage(
-        stages.evaluate_bfcl,
-        sections={"model": model, "bfcl": bfcl, "tracking": tracking},
-        pipeline_run=pipeline_run,
-        folders={"policy": policy},
-        out=report,
-        metrics=metrics,
-    )
+    run_component("evaluate-bfcl", arguments)

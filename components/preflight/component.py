@@ -1,4 +1,4 @@
-"""KFP component of preflight, which runs before every stage."""
+"""KFP component of the stage preflight, written by `make compile` from the catalogue of stages."""
 
 from kfp import dsl
 
@@ -22,21 +22,11 @@ def preflight(
     report: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
-    ablation: dict = {},  # noqa: B006  (KFP reads the default; nothing changes it)
+    ablation: dict = {},  # noqa: B006
     trials: list = [],  # noqa: B006
 ) -> None:
     """Check what the run needs of the cluster, before a GPU is taken; all problems in one report."""
-    from components.runtime import run_stage
-    from rest_core import stages
+    arguments = locals()
+    from components.runtime import run_component
 
-    sections = {"model": model, "data": data, "sft": sft, "rl": rl, "bfcl": bfcl, "api_bank": api_bank}
-    sections |= {"registry": registry, "tracking": tracking, "storage": storage, "launch": launch}
-    run_stage(
-        stages.preflight,
-        sections={**sections, "surroundings": surroundings, "ablation": ablation, "trials": trials},
-        pipeline_run=pipeline_run,
-        out=report,
-        metrics=metrics,
-        pages={stages.PAGE_FILE: page},
-        needs_mlflow=False,
-    )
+    run_component("preflight", arguments)

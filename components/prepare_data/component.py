@@ -1,4 +1,4 @@
-"""KFP component of the stage prepare-data."""
+"""KFP component of the stage prepare-data, written by `make compile` from the catalogue of stages."""
 
 from kfp import dsl
 
@@ -17,13 +17,7 @@ def prepare_data(
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
     """Read, validate, deduplicate and split the training data."""
-    from components.runtime import run_stage
-    from rest_core import stages
+    arguments = locals()
+    from components.runtime import run_component
 
-    run_stage(
-        stages.prepare_data,
-        sections={"model": model, "data": data, "api_bank": api_bank, "tracking": tracking, "storage": storage},
-        pipeline_run=pipeline_run,
-        out=dataset,
-        metrics=metrics,
-    )
+    run_component("prepare-data", arguments)

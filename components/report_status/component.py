@@ -1,4 +1,4 @@
-"""KFP component of the exit task, which runs when everything else has ended."""
+"""KFP component of the stage report-status, written by `make compile` from the catalogue of stages."""
 
 from kfp import dsl
 
@@ -11,25 +11,14 @@ def report_status(
     storage: dict,
     launch: dict,
     links: dict,
-    pipeline_run: str,
     final: dsl.PipelineTaskFinalStatus,
+    pipeline_run: str,
     report: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
     """Say how the run ended, where it failed and how to reproduce it; close what it left open."""
-    from dataclasses import asdict
+    arguments = locals()
+    from components.runtime import run_component
 
-    from components.runtime import run_stage
-    from rest_core import stages
-
-    sections = {"tracking": tracking, "storage": storage, "launch": launch, "links": links}
-    run_stage(
-        stages.report_status,
-        sections={**sections, "final": asdict(final)},
-        pipeline_run=pipeline_run,
-        out=report,
-        metrics=metrics,
-        pages={stages.PAGE_FILE: page},
-        needs_mlflow=False,
-    )
+    run_component("report-status", arguments)

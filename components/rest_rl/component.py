@@ -1,4 +1,4 @@
-"""KFP component of the stage rest-rl."""
+"""KFP component of the stage rest-rl, written by `make compile` from the catalogue of stages."""
 
 from kfp import dsl
 
@@ -17,24 +17,10 @@ def rest_rl(
     policy: dsl.Input[dsl.Model],
     trained: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
-    trial: dict = {},  # noqa: B006  (KFP reads the default; nothing changes it)
+    trial: dict = {},  # noqa: B006
 ) -> None:
-    """Train the policy with ResT, as a trial of an ablation where one is given."""
-    from components.runtime import run_stage
-    from rest_core import stages
+    """Train a policy with ResT."""
+    arguments = locals()
+    from components.runtime import run_component
 
-    run_stage(
-        stages.rest_rl,
-        sections={
-            "model": model,
-            "rl": rl,
-            "tracking": tracking,
-            "launch": launch,
-            "storage": storage,
-            "trial": trial,
-        },
-        pipeline_run=pipeline_run,
-        folders={"dataset": dataset, "policy": policy},
-        out=trained,
-        metrics=metrics,
-    )
+    run_component("rest-rl", arguments)

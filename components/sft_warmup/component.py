@@ -1,4 +1,4 @@
-"""KFP component of the stage sft-warmup."""
+"""KFP component of the stage sft-warmup, written by `make compile` from the catalogue of stages."""
 
 from kfp import dsl
 
@@ -17,15 +17,8 @@ def sft_warmup(
     policy: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
-    """Fine-tune the model on reference responses; passes the model on where `sft.enabled` is false."""
-    from components.runtime import run_stage
-    from rest_core import stages
+    """Warm the model up by supervised fine-tuning."""
+    arguments = locals()
+    from components.runtime import run_component
 
-    run_stage(
-        stages.sft_warmup,
-        sections={"model": model, "sft": sft, "tracking": tracking, "launch": launch, "storage": storage},
-        pipeline_run=pipeline_run,
-        folders={"dataset": dataset},
-        out=policy,
-        metrics=metrics,
-    )
+    run_component("sft-warmup", arguments)

@@ -5,14 +5,13 @@ Commands import what they run when they run it, so that `rest --help` answers at
 
 from __future__ import annotations
 
-import errno
 import sys
 
 import click
 
 from pipelines.cli import ablation, cluster, pipeline, registry, rollouts, score, stages
-from rest_core.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Preempted, UserError
-from rest_core.processes import skip_last_collections
+from rest_core.errors import EXIT_INTERRUPTED
+from rest_core.processes import errors_reported, fail, skip_last_collections
 
 
 class _InOrder(click.Group):
@@ -44,33 +43,20 @@ for module in (pipeline, ablation, cluster, stages, rollouts, registry, score):
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; what a user can mend ends in one line on stderr and exit code 2.
 
-    A stop on request ends in 75: the same command, started again, goes on.
+    A stop on request ends in 75: the same command, started again, resumes.
 
     Args:
         arguments: the command line; None = the process's own.
     """
     skip_last_collections()
     try:
-        cli.main(arguments, standalone_mode=False)
+        with errors_reported():
+            cli.main(arguments, standalone_mode=False)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:  # a wrong option or argument
         where = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
-        _fail(f"{' '.join(error.format_message().split())}{where}")
-    except UserError as error:
-        _fail(str(error))
-    except Preempted as error:
-        click.echo(str(error), err=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _fail(f"disk full{f' at {error.filename}' if error.filename else ''}: free some space and run it again")
+        fail(f"{' '.join(error.format_message().split())}{where}")
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
-
-
-def _fail(message: str) -> None:
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
-    sys.exit(EXIT_USER_ERROR)

@@ -162,16 +162,16 @@ def aggregate(
     config = configuration(profile, overrides)
     import logging
 
-    from rest_core import logs, stages
+    from rest_core import logs
     from rest_core.operations.tracking.runs import new_pipeline_run
+    from rest_core.stages.comparison import aggregate as compare
 
     logs.configure(sys.stderr, level=logging.WARNING, libraries=())
-    stages.aggregate(
+    compare(
         ablation=_settings(baseline, metric or config.registry.metric, confidence),
         tracking=config.tracking,
         pipeline_run=run_name or new_pipeline_run("aggregate"),
-        bfcl=evaluations,
-        api_bank=(),
+        evaluations={"given": evaluations},
         out=out,
     )
     click.echo(f"wrote {out / 'report.html'}")

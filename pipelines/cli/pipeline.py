@@ -81,7 +81,7 @@ def compile_(work: Work, output: Path) -> None:
       rest compile --profile qwen3-1.7b --pipeline ablation --seeds 0,1,2 -o ablation.yaml
     """
     from pipelines.build import build
-    from pipelines.rest_pipeline import compile_to
+    from pipelines.graph import compile_to
 
     compile_to(output, build(work.config, work.platform, work.pipeline, **work.settings))
     click.echo(f"wrote {output}")

@@ -22,9 +22,10 @@ from rest_core.config import (
 )
 from rest_core.errors import UserError
 from rest_core.operations.preflight.surroundings import Surroundings
+from rest_core.operations.result import METRICS_FILE, StageResult, write_error
 from rest_core.operations.status.final import FinalStatus, Links
 from rest_core.operations.tracking import store
-from rest_core.stages.stage import METRICS_FILE, StageResult, leave_error, open_stage
+from rest_core.stages.stage import open_stage
 from rest_core.storage import short_waits
 
 PAGE_FILE = "report.md"  # for people
@@ -79,7 +80,7 @@ def preflight(
         try:
             report.require_none(findings)
         except UserError as error:
-            leave_error("preflight", out, error)
+            write_error("preflight", out, error)
             raise
     with open_stage("preflight", out, tracking, pipeline_run, surroundings=surroundings) as stage:
         page.write_text(report.markdown(findings), encoding="utf-8")

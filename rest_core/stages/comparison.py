@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from rest_core import manifest
 from rest_core.ablation.settings import AblationConfig
 from rest_core.config import TrackingConfig
+from rest_core.operations.result import StageResult
 from rest_core.operations.tracking.delivery import INPUT_TAG
 from rest_core.operations.tracking.runs import finish_pipeline
-from rest_core.stages.stage import StageResult, open_stage
+from rest_core.stages.stage import open_stage
 
 log = logging.getLogger(__name__)
 
@@ -21,23 +23,22 @@ def aggregate(
     ablation: AblationConfig,
     tracking: TrackingConfig,
     pipeline_run: str,
-    bfcl: Sequence[Path],
-    api_bank: Sequence[Path],
+    evaluations: Mapping[str, Sequence[Path]],
     out: Path,
 ) -> StageResult:
     """Compare the trials of an ablation, and close the pipeline's run; the report is on that run.
 
     Args:
-        bfcl, api_bank: folders of the trials' evaluations, in any order.
+        evaluations: folders of the trials' evaluations by benchmark, in any order.
     """
     from rest_core.ablation.collect import collect
     from rest_core.ablation.report import AblationReport
 
     with open_stage("aggregate", out, tracking, pipeline_run, ablation=ablation) as stage:
-        evaluations = (*bfcl, *api_bank)
-        report = AblationReport(f"Ablation {pipeline_run}", ablation, collect(evaluations))
-        stage.run.tags({f"{INPUT_TAG}{number:03}": str(folder) for number, folder in enumerate(evaluations)})
-        stage.inputs["evaluations"] = [manifest.read(folder)["sha256"] for folder in evaluations]
+        folders = tuple(chain.from_iterable(evaluations.values()))
+        report = AblationReport(f"Ablation {pipeline_run}", ablation, collect(folders))
+        stage.run.tags({f"{INPUT_TAG}{number:03}": str(folder) for number, folder in enumerate(folders)})
+        stage.inputs["evaluations"] = [manifest.read(folder)["sha256"] for folder in folders]
         for note in report.notes:
             log.warning("%s", note)
         for file in report.write(out):

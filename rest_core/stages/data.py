@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rest_core import manifest
 from rest_core.config import ApiBankConfig, DataConfig, ModelConfig, StorageConfig, TrackingConfig
-from rest_core.stages.stage import AS_IT_IS, StageResult, open_stage
+from rest_core.operations.result import StageResult
+from rest_core.stages.stage import NO_STORAGE, open_stage
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def prepare_data(
     tracking: TrackingConfig,
     pipeline_run: str,
     out: Path,
-    storage: StorageConfig = AS_IT_IS,
+    storage: StorageConfig = NO_STORAGE,
 ) -> StageResult:
     """Read, validate, deduplicate, measure and split the training data."""
     from rest_core.data.evaluation_sets import api_bank_folder, evaluation_questions

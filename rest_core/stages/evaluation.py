@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from rest_core import manifest
 from rest_core.config import ApiBankConfig, BfclConfig, GenerationConfig, ModelConfig, TrackingConfig
-from rest_core.stages.stage import Stage, StageResult, open_stage, trial_of
+from rest_core.operations.result import StageResult
+from rest_core.stages.stage import StageContext, open_stage, trial_of
 
 if TYPE_CHECKING:
     from rest_core.evaluation.report import Report
@@ -101,7 +102,7 @@ def _engine(policy: Path | str, model: ModelConfig) -> tuple[TransformersEngine,
     return engine, tokenizer
 
 
-def _finish(stage: Stage, report: Report, name: str, settings: str) -> StageResult:
+def _finish(stage: StageContext, report: Report, name: str, settings: str) -> StageResult:
     out = stage.out
     for file in ("report.md", "report.json", "accuracy.png"):
         stage.run.artifact(out / file)

@@ -12,8 +12,9 @@ from rest_core import manifest
 from rest_core.config import RegistryConfig, TrackingConfig
 from rest_core.errors import UserError
 from rest_core.operations import handoff
+from rest_core.operations.result import METRICS_FILE, StageResult
 from rest_core.operations.tracking.runs import finish_pipeline
-from rest_core.stages.stage import METRICS_FILE, StageResult, open_stage
+from rest_core.stages.stage import open_stage
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +26,13 @@ def compare_and_register(
     pipeline_run: str,
     dataset: Path,
     policy: Path | str,
-    bfcl: Path,
-    api_bank: Path,
+    evaluations: Mapping[str, Path],
     out: Path,
 ) -> StageResult:
     """Register the trained model as `challenger`, compare it with the champion, and close the pipeline's run."""
     from rest_core.operations.tracking import registry as models
     from rest_core.operations.tracking.store import connect
 
-    evaluations = {"bfcl": bfcl, "api_bank": api_bank}
     with open_stage("compare-and-register", out, tracking, pipeline_run, registry=registry) as stage:
         for name, folder in {"dataset": dataset, "policy": policy, **evaluations}.items():
             stage.add_input(name, folder)

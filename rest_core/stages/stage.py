@@ -17,41 +17,29 @@ from safetensors import SafetensorError
 from rest_core import manifest, storage
 from rest_core.ablation.collect import TRAINING, training_record
 from rest_core.ablation.settings import Trial
-from rest_core.config import LaunchConfig, StorageConfig, TrackingConfig, validate
+from rest_core.config import StorageConfig, TrackingConfig, validate
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.operations import handoff
 from rest_core.operations.failures import Failure, ending_together
+from rest_core.operations.result import METRICS_FILE, StageResult, clear, write_error
 from rest_core.operations.tracking.delivery import INPUT_TAG, SCHEME_TAG, SETTINGS_TAG
 from rest_core.operations.tracking.runs import StageRun, TrialRun, stage_run
 from rest_core.processes import is_main_process
 
 log = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.json"
-ERROR_FILE = "error.json"
-
-AS_IT_IS = StorageConfig()
-BY_ITSELF = LaunchConfig()
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What a stage hands to whoever called it, next to its folder."""
-
-    metrics: dict[str, float]
-    skipped: str | None = None  # why the stage did nothing
-    notes: tuple[str, ...] = ()  # lines for who waits at a terminal
+NO_STORAGE = StorageConfig()
 
 
 @dataclass
-class Stage:
+class StageContext:
     """A stage that runs: its folder and MLflow run, and what its manifest will say."""
 
     name: str
     out: Path
     run: StageRun | _NoRun
     sections: Mapping[str, BaseModel]
-    storage: StorageConfig = AS_IT_IS
+    storage: StorageConfig = NO_STORAGE
     inputs: dict[str, Any] = field(default_factory=dict)
 
     def finish(self, metrics: dict[str, float], **counts: Any) -> StageResult:
@@ -113,10 +101,10 @@ def open_stage(
     out: Path,
     tracking: TrackingConfig,
     pipeline_run: str,
-    storage_config: StorageConfig = AS_IT_IS,
+    storage_config: StorageConfig = NO_STORAGE,
     trial: Trial | None = None,
     **sections: BaseModel,
-) -> Iterator[Stage]:
+) -> Iterator[StageContext]:
     """Everything around a stage: its folder, its MLflow run (in its trial's), and its errors told in one line."""
     recorded = sections  # in MLflow they are a profile, for whoever reproduces the stage; tags have the trial
     trial_run = None
@@ -128,13 +116,11 @@ def open_stage(
         trial_run = TrialRun(trial.label, tags)
     if not is_main_process():
         with ending_together():
-            yield Stage(name, out, _NoRun(), sections)
+            yield StageContext(name, out, _NoRun(), sections)
         return
     try:
         with storage.disk_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
-            for stale in (ERROR_FILE, METRICS_FILE, manifest.FILE_NAME, handoff.FILE_NAME):
-                (out / stale).unlink(missing_ok=True)
+            clear(out)
         spool = out.with_name(f"{out.name}.tracking")
         with (
             stage_run(
@@ -142,9 +128,9 @@ def open_stage(
             ) as run,
             ending_together(lambda failure: _record_failure(name, out, run, failure)),
         ):
-            yield Stage(name, out, run, sections, storage_config)
+            yield StageContext(name, out, run, sections, storage_config)
     except (UserError, Preempted) as error:
-        leave_error(name, out, error)
+        write_error(name, out, error)
         raise
     except (OSError, SafetensorError) as error:
         place = getattr(error, "filename", None) or out
@@ -154,35 +140,15 @@ def open_stage(
             told = UserError(f"{place}: no permission; let this user (id {os.getuid()}) read and write there")
         else:
             raise
-        leave_error(name, out, told)
+        write_error(name, out, told)
         raise told from error
-
-
-@contextmanager
-def errors_left(name: str, out: Path) -> Iterator[None]:
-    """Around a stage that runs elsewhere: an error that has left no `error.json` there leaves one here."""
-    try:
-        yield
-    except (UserError, Preempted) as error:
-        out.mkdir(parents=True, exist_ok=True)
-        leave_error(name, out, error)
-        raise
 
 
 def _record_failure(name: str, out: Path, run: StageRun, failure: Failure) -> None:
     """Leave another process's failure where this one's own would be."""
     if failure.exit_code == EXIT_USER_ERROR:
-        leave_error(name, out, UserError(failure.message))
+        write_error(name, out, UserError(failure.message))
     run.fail(failure.message)
-
-
-def leave_error(name: str, out: Path, error: UserError | Preempted) -> None:
-    exit_code = error.exit_code if isinstance(error, Preempted) else EXIT_USER_ERROR
-    report = {"stage": name, "message": str(error), "exit_code": exit_code}
-    try:
-        (out / ERROR_FILE).write_text(json.dumps(report) + "\n", encoding="utf-8")
-    except OSError as problem:  # the folder may be what is wrong; the error itself is raised in any case
-        log.warning("%s cannot be written: %s", out / ERROR_FILE, problem)
 
 
 def trial_of(policy: Path | str) -> Trial | None:

@@ -22,8 +22,12 @@ from rest_core.config import (
     VllmEngineConfig,
 )
 from rest_core.operations import handoff
+from rest_core.operations.launch.job import Job
+from rest_core.operations.result import StageResult, writing_errors
 from rest_core.processes import is_launched, is_main_process
-from rest_core.stages.stage import AS_IT_IS, BY_ITSELF, StageResult, errors_left, open_stage
+from rest_core.stages.stage import NO_STORAGE, open_stage
+
+ONE_A_GPU = LaunchConfig()
 
 
 def sft_warmup(
@@ -34,32 +38,24 @@ def sft_warmup(
     pipeline_run: str,
     dataset: Path,
     out: Path,
-    launch: LaunchConfig = BY_ITSELF,
-    storage: StorageConfig = AS_IT_IS,
+    launch: LaunchConfig = ONE_A_GPU,
+    storage: StorageConfig = NO_STORAGE,
 ) -> StageResult:
     """Supervised warm-up; the model is passed on by reference where `sft.enabled` is false.
 
     Runs as one process a GPU, or as many as `launch` says. Where a storage location is configured, checkpoints
-    (`sft.checkpoint_every`) are mirrored to it, for this pipeline run to take up when the stage is retried.
+    (`sft.checkpoint_every`) are mirrored to it, which this pipeline run resumes from when the stage is retried.
     """
     from rest_core.data.store import load_split, to_sample
     from rest_core.model.chat import require_continuations
     from rest_core.model.loading import load_model, load_tokenizer, write_reference
-    from rest_core.operations.launch import launcher
     from rest_core.operations.preflight.gpu import require_memory
 
-    sections = {"model": model, "sft": sft, "tracking": tracking, "storage": storage}
-    if sft.enabled and (processes := launcher.processes(launch)) > 1:
-        with errors_left("sft-warmup", out):
-            return launcher.run(
-                "sft",
-                sections,
-                {"dataset": dataset},
-                pipeline_run=pipeline_run,
-                out=out,
-                processes=processes,
-                sharding=launch.sharding,
-            )
+    if sft.enabled:
+        sections = {"model": model, "sft": sft, "tracking": tracking, "storage": storage}
+        job = Job.of("sft-warmup", sections, {"dataset": dataset}, pipeline_run)
+        if (result := _run_elsewhere(job, launch.model_copy(update={"train_job": None}), out)) is not None:
+            return result
     with open_stage("sft-warmup", out, tracking, pipeline_run, storage, model=model, sft=sft) as stage:
         digest = stage.add_input("dataset", dataset)
         if not sft.enabled:
@@ -103,8 +99,8 @@ def rest_rl(
     dataset: Path,
     policy: Path | str,
     out: Path,
-    launch: LaunchConfig = BY_ITSELF,
-    storage: StorageConfig = AS_IT_IS,
+    launch: LaunchConfig = ONE_A_GPU,
+    storage: StorageConfig = NO_STORAGE,
     trial: Trial | None = None,
 ) -> StageResult:
     """ResT training, with the scheme and the seed of a trial where one is given.
@@ -116,34 +112,17 @@ def rest_rl(
     from rest_core.data.store import load_split, to_sample
     from rest_core.model.chat import encode_prompt, require_continuations
     from rest_core.model.loading import load_model, load_tokenizer, pass_on
-    from rest_core.operations.launch import launcher
     from rest_core.operations.preflight.gpu import require_memory
     from rest_core.response import parse
 
     if trial is not None:
         rl = trial.applied_to(rl)
-    named = None if trial is None else trial.text
-    sections = {"model": model, "rl": rl, "tracking": tracking, "storage": storage}
-    if rl.enabled and launch.train_job is not None and not is_launched():
-        from rest_core.operations.launch import train_job
-
-        with errors_left("rest-rl", out):
-            return train_job.run(
-                sections, dataset, policy, pipeline_run=pipeline_run, out=out, launch=launch, trial=named
-            )
-    most = 1 if isinstance(rl.engine, VllmEngineConfig) else None  # vLLM in the process: a training of one
-    if rl.enabled and (processes := launcher.processes(launch, most)) > 1:
-        with errors_left("rest-rl", out):
-            return launcher.run(
-                "train",
-                sections,
-                {"dataset": dataset, "policy": policy},
-                pipeline_run=pipeline_run,
-                out=out,
-                processes=processes,
-                sharding=launch.sharding,
-                trial=named,
-            )
+    if rl.enabled:
+        sections = {"model": model, "rl": rl, "tracking": tracking, "storage": storage}
+        job = Job.of("rest-rl", sections, {"dataset": dataset, "policy": policy}, pipeline_run, trial)
+        most = 1 if isinstance(rl.engine, VllmEngineConfig) else None  # vLLM in the process: a training of one
+        if (result := _run_elsewhere(job, launch, out, most)) is not None:
+            return result
     with open_stage("rest-rl", out, tracking, pipeline_run, storage, trial, model=model, rl=rl) as stage:
         digest = stage.add_input("dataset", dataset)
         origin = stage.add_input("policy", policy)
@@ -191,6 +170,24 @@ def rest_rl(
         if is_main_process():
             shutil.rmtree(trainer.folder.folder, ignore_errors=True)
         return result
+
+
+def _run_elsewhere(job: Job, launch: LaunchConfig, out: Path, most: int | None = None) -> StageResult | None:
+    """Run a training on several nodes or in several processes where `launch` wants that; None = it runs here.
+
+    Args:
+        most: processes on this machine where their number is not configured.
+    """
+    from rest_core.operations.launch import launcher, train_job
+
+    if is_launched():
+        return None
+    with writing_errors(job.stage, out):
+        if launch.train_job is not None:
+            return train_job.run(job, out=out, launch=launch)
+        if (processes := launcher.processes(launch, most)) > 1:
+            return launcher.run(job, out=out, processes=processes, sharding=launch.sharding)
+    return None
 
 
 def _mirror(storage: StorageConfig, pipeline_run: str) -> str | None:

@@ -22,10 +22,12 @@ from moto.server import ThreadedMotoServer
 from pipelines import containers
 from pipelines.build import PipelineName, build
 from pipelines.platform import Platform
-from pipelines.rest_pipeline import STAGES
 from rest_core import config, manifest
 from rest_core.ablation.report import JSON_FILE
 from rest_core.ablation.settings import AblationConfig, parse_schemes
+from rest_core.operations.catalogue import PIPELINE
+
+STAGES = tuple(stage.name for stage in PIPELINE)
 
 pytestmark = [pytest.mark.containers, pytest.mark.slow]
 

@@ -24,9 +24,10 @@ from packaging.utils import canonicalize_name
 from components.images import TARGETS, image
 from pipelines.containers import INSTEAD_OF_ROOT, RUN_LABEL
 from pipelines.platform import Images
-from pipelines.rest_pipeline import STAGES
 from rest_core import __version__
+from rest_core.operations.catalogue import PIPELINE
 
+STAGES = tuple(stage.name for stage in PIPELINE)
 TOP = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 600
 log = logging.getLogger(__name__)
@@ -112,6 +113,7 @@ for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME", "TRITON_CACHE_DIR", "TORCHINDU
     (folder / "written").write_text("")
 pathlib.Path("beside").write_text("")
 from components.runtime import run_stage
+
 print(subprocess.run(["rest", "--version"], capture_output=True, text=True, check=True).stdout)
 """
     # Without a network: nothing is installed or fetched when a container starts.

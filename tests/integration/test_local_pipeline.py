@@ -15,7 +15,9 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.rest_pipeline import STAGES
+from rest_core.operations.catalogue import PIPELINE
+
+STAGES = tuple(stage.name for stage in PIPELINE)
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,13 @@ from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConf
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.build import PipelineName, build
+from pipelines.graph import compile_to
 from pipelines.platform import Platform
-from pipelines.rest_pipeline import compile_to
 from rest_core.ablation.settings import AblationConfig, parse_schemes
 from rest_core.config import Config, load
+
+STAGES = ("prepare-data", "sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank", "compare-and-register")
+GPU_STAGES = ("sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank")
 
 PLATFORM = {
     "images": {

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from rest_core import manifest, storage
-from rest_core.config import LaunchConfig, Section, profile_folder
-from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
-from rest_core.operations import handoff
-from rest_core.operations.launch.command import Command, arguments, write_profile
+from rest_core.config import LaunchConfig, profile_folder
+from rest_core.errors import UserError
+from rest_core.operations.launch import worker
+from rest_core.operations.launch.job import FILE_NAME, Job
+from rest_core.operations.result import StageResult, clear, raise_error
 from rest_core.processes import is_launched
-from rest_core.stages.stage import ERROR_FILE, METRICS_FILE, StageResult
 
 log = logging.getLogger(__name__)
 
@@ -48,64 +47,35 @@ def accelerate_config(sharding: str) -> Path:
     return profile_folder() / "accelerate" / f"{sharding}.yaml"
 
 
-def run(
-    command: Command,
-    sections: Mapping[str, Section],
-    folders: Mapping[str, Path | str],
-    *,
-    pipeline_run: str,
-    out: Path,
-    processes: int,
-    sharding: str,
-    trial: str | None = None,
-) -> StageResult:
-    """Run a stage's command in `processes` processes, and wait for them; SIGTERM and SIGINT are passed on to them.
+def run(job: Job, *, out: Path, processes: int, sharding: str) -> StageResult:
+    """Run a stage in `processes` processes, and wait for them; SIGTERM and SIGINT are passed on to them.
 
     Args:
-        command: of the stage.
-        sections: of the configuration, all that the stage reads.
-        folders: its inputs by name.
-        pipeline_run: key of the pipeline run in MLflow.
+        job: the call of the stage, its inputs folders of this machine or a model's source.
         out: folder that the stage fills.
         processes: at least two.
         sharding: "ddp" or "fsdp2".
-        trial: the trial of an ablation (`Trial.text`), whose settings `sections` has.
 
     Raises:
-        UserError: what one of the processes told, or that they ended otherwise.
-        Preempted: they were told to stop; the same stage, started again, goes on.
+        UserError: what one of the processes reported, or that they ended otherwise.
+        Preempted: they were asked to stop; the same stage, started again, resumes.
     """
-    profile = out.with_name(f"{out.name}.launch.yaml")
-    with storage.disk_errors(profile):
-        write_profile(profile, sections)
-        out.mkdir(parents=True, exist_ok=True)
-        for stale in (ERROR_FILE, METRICS_FILE, manifest.FILE_NAME, handoff.FILE_NAME):
-            (out / stale).unlink(missing_ok=True)
+    with storage.disk_errors(out):
+        clear(out)
+    file = job.write(out.with_name(f"{out.name}.{FILE_NAME}"))
     launch = ["--config_file", str(accelerate_config(sharding)), "--num_processes", str(processes)]
-    told = arguments(command, profile, folders, pipeline_run=pipeline_run, out=out, trial=trial)
     log.info("%d processes by accelerate launch (%s)", processes, sharding)
-    launcher = subprocess.Popen(
-        [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", "pipelines.cli", *told]
-    )
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", worker.__name__, str(file), str(out)]
+    launcher = subprocess.Popen(command)
     with _passing_signals_to(launcher):
         code = launcher.wait()
-    if (out / ERROR_FILE).is_file():
-        left = json.loads((out / ERROR_FILE).read_text(encoding="utf-8"))
-        if left["exit_code"] == EXIT_USER_ERROR:
-            raise UserError(left["message"])
-        raise Preempted(left["message"], exit_code=left["exit_code"])
+    raise_error(out)
     if code != 0 or not (out / manifest.FILE_NAME).is_file():
         raise UserError(
-            f"rest {command}: its {processes} processes ended with exit code {code}; what they told is above (one that "
-            "is killed without a word has mostly run out of memory)"
+            f"{job.stage}: its {processes} processes ended with exit code {code}; their output is above (one that "
+            "is killed without a message has mostly run out of memory)"
         )
-    return finished(out)
-
-
-def finished(out: Path) -> StageResult:
-    """The result of a stage that other processes have run, from its folder."""
-    metrics = json.loads((out / METRICS_FILE).read_text(encoding="utf-8"))
-    return StageResult(metrics, manifest.read(out)["counts"].get("skipped"))
+    return StageResult.read(out)
 
 
 @contextmanager

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rest_core import manifest, storage
-from rest_core.config import LaunchConfig, Section, TrainJobConfig
+from rest_core.config import LaunchConfig, TrainJobConfig
 from rest_core.errors import UserError
 from rest_core.operations import handoff
 from rest_core.operations.launch import launcher, trainer
 from rest_core.operations.launch.job import Job
 from rest_core.operations.launch.labels import run_label
+from rest_core.operations.result import StageResult
 from rest_core.operations.tracking import store
-from rest_core.stages.stage import StageResult
 
 if TYPE_CHECKING:
     from kubeflow.trainer import TrainerClient
@@ -33,26 +33,19 @@ _PASSED_ON = (_JOINED_RUN, "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI")
 
 
 def run(
-    sections: dict[str, Section],
-    dataset: Path,
-    policy: Path | str,
+    job: Job,
     *,
-    pipeline_run: str,
     out: Path,
     launch: LaunchConfig,
-    trial: str | None = None,
     client: TrainerClient | None = None,
 ) -> StageResult:
     """Train on several nodes; `out` becomes what a training in this process would have left.
 
     Args:
-        sections: model, rl, tracking and storage, which must name a location.
-        dataset: folder of prepare-data.
-        policy: folder of sft-warmup, or a model's source.
-        pipeline_run: key of the pipeline run; the TrainJob's label.
+        job: the call of rest-rl, whose section `storage` must name a location; inputs that are folders of this machine
+            are stored there.
         out: folder that the stage fills.
         launch: with its `train_job`.
-        trial: the trial of an ablation (`Trial.text`), whose settings `sections` has.
         client: of Kubeflow Trainer; None = the cluster that this pod runs in, else kubectl's.
 
     Raises:
@@ -61,16 +54,14 @@ def run(
     """
     settings = launch.train_job
     assert settings is not None
-    location = getattr(sections["storage"], "location", None)
+    location = job.sections["storage"]["location"]
     if location is None:
         raise UserError("launch.train_job: the nodes share nothing but a storage location; set storage.location")
-    job = Job(
-        **{name: sections[name] for name in ("model", "rl", "tracking", "storage")},
-        pipeline_run=pipeline_run,
-        dataset=_reference(dataset, location, "prepare-data"),
-        policy=_reference(policy, location, "policy"),
-        trial=trial,
-    )
+    references = {
+        name: place if isinstance(place, handoff.Reference) else _reference(place, location, name)
+        for name, place in job.inputs.items()
+    }
+    job = job.model_copy(update={"inputs": references})
     if client is None:
         client = trainer.connect(settings.namespace)
     if not _done(job):
@@ -93,7 +84,7 @@ def _train(job: Job, settings: TrainJobConfig, sharding: str, client: TrainerCli
             client,
             job.name,
             settings,
-            location=job.write(),
+            location=job.store(),
             environment=environment | settings.environment,
             labels=settings.labels | run_label(job.pipeline_run),
         )
@@ -136,7 +127,7 @@ def _take(job: Job, out: Path) -> StageResult:
         out.mkdir(parents=True, exist_ok=True)
     for name in sorted(storage.list_files(job.result), key=lambda name: name == manifest.FILE_NAME):
         storage.get_file(f"{job.result}/{name}", out / name)
-    return launcher.finished(out)
+    return StageResult.read(out)
 
 
 def _reference(place: Path | str, location: str, name: str) -> handoff.Reference:

@@ -15,4 +15,4 @@ def train_on_node(job):  # type: ignore[no-untyped-def]
     """
     from rest_core.operations.launch import worker
 
-    worker.run(job["job"] if isinstance(job, dict) else job)
+    worker.run_on_node(job["job"] if isinstance(job, dict) else job)

@@ -1,62 +1,64 @@
-"""One process of a training on several nodes: fetch the inputs, run the stage's command, store its result."""
+"""One process of a training: read the job, call the stage's function.
+
+`accelerate launch` runs this module on one machine; on several nodes Kubeflow Trainer calls `run_on_node`, which
+fetches the inputs and stores the result besides.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from rest_core import manifest, storage
-from rest_core.errors import EXIT_USER_ERROR, UserError
+from rest_core import logs, manifest, storage
 from rest_core.operations import handoff
-from rest_core.operations.launch.command import arguments, write_profile
+from rest_core.operations.catalogue import CATALOGUE
 from rest_core.operations.launch.job import Job
-from rest_core.processes import is_main_process
+from rest_core.processes import errors_reported, is_main_process, skip_last_collections
 
 
-def run(location: str) -> None:
-    """Run `rest train` as the job at `location` says, in a process that torchrun has started.
+def run(job: Job, inputs: dict[str, Path | str], out: Path) -> None:
+    """Call the stage's function as `job` says; of several processes the first alone logs what is no error."""
+    logs.configure(sys.stderr, level=logging.WARNING if is_main_process() else logging.ERROR)
+    CATALOGUE[job.stage].load()(**job.keywords(), **inputs, out=out)
 
-    Ends the process with the command's exit code where that is not 0. Inputs are fetched once a node; what the training
-    needs besides lies in the working folder.
+
+def run_on_node(location: str) -> None:
+    """Run the job at `location`, in a process that torchrun has started; ends the process where that fails.
+
+    Inputs are fetched once a node; what the training needs besides lies in the working folder.
     """
-    from pipelines import cli
-
-    with _errors_told():
+    skip_last_collections()
+    with errors_reported():
         job = Job.read(location)
         work = Path.cwd() / job.name / os.environ["RANK"]
-        folders = {
-            name: _fetched(reference, work / name)
-            for name, reference in (("dataset", job.dataset), ("policy", job.policy))
-        }
-        with storage.disk_errors(work):
-            write_profile(work / "profile.yaml", job.sections())
-    out = work / "trained"
-    cli.main(
-        arguments("train", work / "profile.yaml", folders, pipeline_run=job.pipeline_run, out=out, trial=job.trial)
-    )
-    if is_main_process():
-        with _errors_told():
-            for path in sorted(out.iterdir(), key=lambda path: path.name == manifest.FILE_NAME):  # the manifest last
+        run(job, {name: _fetched(place, work / name) for name, place in job.inputs.items()}, work / "out")
+        if is_main_process():
+            for path in sorted((work / "out").iterdir(), key=lambda path: path.name == manifest.FILE_NAME):  # it last
                 storage.put_file(path, f"{job.result}/{path.name}")
 
 
-@contextmanager
-def _errors_told() -> Iterator[None]:
-    """As the command line tells its own errors: the stage looks for that line in the node's log."""
-    try:
-        yield
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(EXIT_USER_ERROR)
-
-
-def _fetched(reference: handoff.Reference, folder: Path) -> Path | str:
+def _fetched(place: handoff.Reference | str, folder: Path) -> Path | str:
     """The folder of an input, checked; of a model that no stage has made, its source."""
-    if reference.files is None:
-        return reference.source
+    if isinstance(place, str):
+        return place
+    if place.files is None:
+        return place.source
     with storage.disk_errors(folder):
-        handoff.write(folder, reference)
+        handoff.write(folder, place)
     return handoff.fetch(folder)
+
+
+def main(file: str, out: str) -> None:
+    """Run the job in a file of this machine."""
+    skip_last_collections()
+    with errors_reported():
+        job = Job.model_validate_json(Path(file).read_bytes())
+        # A policy may be a hub id or a URI, which are no paths.
+        inputs = {name: str(place) if name == "policy" else Path(str(place)) for name, place in job.inputs.items()}
+        run(job, inputs, Path(out))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

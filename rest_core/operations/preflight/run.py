@@ -9,7 +9,6 @@ from functools import partial
 from rest_core.ablation.settings import AblationConfig, Trial
 from rest_core.ablation.settings import check as check_trials
 from rest_core.config import (
-    SWITCHES,
     ApiBankConfig,
     BfclConfig,
     DataConfig,
@@ -23,6 +22,7 @@ from rest_core.config import (
 )
 from rest_core.data.published import Unreachable
 from rest_core.errors import UserError
+from rest_core.operations.catalogue import CATALOGUE
 from rest_core.operations.pods import NotAllowed
 from rest_core.operations.preflight import credentials, gpu, locations, mlflow_server, sources, train_job, volumes
 from rest_core.operations.preflight.report import Finding
@@ -81,8 +81,9 @@ def checks(
     listed += [(f"GPU of {asked.stage}", partial(look_for_nodes, asked)) for asked in surroundings.gpus]
     enabled = {"sft": sft.enabled, "rl": rl.enabled, "bfcl": bfcl.enabled, "api_bank": api_bank.enabled}
     for stage in surroundings.without_gpu:
-        if enabled[SWITCHES[stage]]:
-            listed.append((f"GPU of {stage}", partial(gpu.refuse_without, stage, SWITCHES[stage])))
+        switch = str(CATALOGUE[stage].switch)
+        if enabled[switch]:
+            listed.append((f"GPU of {stage}", partial(gpu.refuse_without, stage, switch)))
     if launch.train_job is not None and rl.enabled:
         listed.append(("TrainJob", partial(train_job.check, launch.train_job, storage)))
     if ablation is not None:

@@ -6,17 +6,10 @@ import shlex
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from rest_core.operations.catalogue import CATALOGUE
 from rest_core.operations.status.runs import StageEnd
 from rest_core.operations.tracking import store
 
-_COMMANDS = {
-    "prepare-data": "prepare",
-    "sft-warmup": "sft",
-    "rest-rl": "train",
-    "evaluate-bfcl": "eval-bfcl",
-    "evaluate-api-bank": "eval-api-bank",
-    "compare-and-register": "register",
-}
 # Where KFP shows a pod its artifacts (kfp.dsl.types.artifact_types); KFP's own MinIO speaks S3.
 _MOUNTS = {"/s3/": "s3://", "/minio/": "s3://", "/gcs/": "gs://"}
 _FOLDER = "reproduce"
@@ -31,12 +24,13 @@ def commands(stage: StageEnd, tracking_uri: str) -> list[str]:
     inputs = {name: locate(where) for name, where in stage.inputs.items()}
     if stage.stage == "aggregate":
         return [*_notes(inputs, None), *_aggregate(stage, inputs)]
-    if stage.stage not in _COMMANDS:
+    command = CATALOGUE[stage.stage].command if stage.stage in CATALOGUE else None
+    if command is None:
         return []
     given = [word for name, where in inputs.items() for word in (f"--{name.replace('_', '-')}", where)]
     trial = ["--trial", stage.scheme] if stage.scheme is not None and stage.stage == "rest-rl" else []
     download = ["mlflow", "artifacts", "download", "--run-id", stage.run_id, "--artifact-path", "config.json"]
-    run = ["rest", _COMMANDS[stage.stage], "--profile", f"{_FOLDER}/config.json", *given, *trial]
+    run = ["rest", command.name, "--profile", f"{_FOLDER}/config.json", *given, *trial]
     return [
         *_notes(inputs, tracking_uri),
         f"export MLFLOW_TRACKING_URI={shlex.quote(store.without_credentials(tracking_uri))}",

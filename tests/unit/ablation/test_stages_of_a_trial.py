@@ -145,7 +145,11 @@ def test_the_comparison_closes_the_ablation_with_its_report(
     ]
     out = tmp_path / "out" / "report"
     result = stages.aggregate(
-        ablation=AblationConfig(), tracking=tracking, pipeline_run="abl", bfcl=bfcl, api_bank=bank, out=out
+        ablation=AblationConfig(),
+        tracking=tracking,
+        pipeline_run="abl",
+        evaluations={"bfcl": bfcl, "api_bank": bank},
+        out=out,
     )
     assert result.metrics["ablation/bfcl/overall/paper - uniform"] == pytest.approx(0.055)
     made = manifest.read(out)

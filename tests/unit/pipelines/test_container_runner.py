@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from compiled import STAGES
 from rich.console import Console
 
 from components.images import image
 from pipelines import containers
 from pipelines.local import LOG_FILE, StageFailed, explain, run_local
 from pipelines.monitor import StageRun
-from pipelines.rest_pipeline import STAGES
 from rest_core import config
 from rest_core.config import Config
 from rest_core.errors import UserError

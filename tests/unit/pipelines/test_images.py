@@ -18,8 +18,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from components.images import TARGETS, image
-from pipelines.platform import IMAGE_OF, Images
+from pipelines.platform import Images
 from rest_core import __version__
+from rest_core.operations.catalogue import STAGES
 
 TOP = Path(__file__).resolve().parents[3]
 
@@ -59,7 +60,7 @@ def test_an_image_holds_nothing_that_its_stages_do_not_need() -> None:
 def test_every_stage_has_an_image_that_the_dockerfile_builds() -> None:
     stages = re.findall(r"^FROM \S+ AS (\S+)$", (TOP / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(TARGETS) <= set(stages)
-    assert set(IMAGE_OF.values()) <= set(TARGETS)
+    assert {stage.image for stage in STAGES} <= set(TARGETS)
     assert image("train") == f"rest-pipelines-train:{__version__}"
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import json
 import queue
 import re
-import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,40 +13,20 @@ from typing import Any
 
 import psutil
 import pytest
+from compiled import STAGES
 from google.protobuf import json_format, struct_pb2
-from kfp import dsl
 from rich.console import Console
 
-from components.compare_and_register.component import compare_and_register
-from components.evaluate_api_bank.component import evaluate_api_bank
-from components.evaluate_bfcl.component import evaluate_bfcl
-from components.images import image
-from components.preflight.component import preflight
-from components.prepare_data.component import prepare_data
-from components.report_status.component import report_status
-from components.rest_rl.component import rest_rl
-from components.runtime import run_stage
-from components.sft_warmup.component import sft_warmup
+from pipelines.graph import SECTIONS, compile_to
 from pipelines.local import StageFailed, run_local
 from pipelines.monitor import Monitor, StageRun
-from pipelines.platform import IMAGE_OF
-from pipelines.rest_pipeline import PARAMETERS, STAGES, build, compile_to
+from pipelines.rest_pipeline import build
 from pipelines.summary import StageSummary, Summary, duration, figures, reward_line, show, summarize
-from rest_core import config, manifest, stages
+from rest_core import config, manifest
 from rest_core.config import Config
 from rest_core.errors import EXIT_PREEMPTED, Preempted, UserError
-from rest_core.operations.pods import RUN_ID_VARIABLE
-from rest_core.stages import StageResult
 
 TOP = Path(__file__).resolve().parents[3]
-COMPONENTS = (prepare_data, sft_warmup, rest_rl, evaluate_bfcl, evaluate_api_bank, compare_and_register)
-
-
-@pytest.mark.parametrize("component", [*COMPONENTS, preflight, report_status], ids=lambda component: component.name)
-def test_components_name_the_image_that_the_platform_gives_them(component: Any) -> None:
-    """A local run in containers has no platform.yaml."""
-    container = component.component_spec.implementation.container
-    assert container.image == image(IMAGE_OF[component.name])
 
 
 def test_a_local_run_is_the_stages_alone() -> None:
@@ -99,7 +77,7 @@ def test_yaml_goes_into_a_yaml_file_that_can_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("profile", config.profiles())
 def test_sections_survive_the_way_through_kfp(profile: str) -> None:
     """KFP's parameters are protobuf structs: every number a double, and no null from the SDK."""
-    for name in PARAMETERS:
+    for name in SECTIONS:
         section = getattr(config.load(profile), name)
         struct = struct_pb2.Struct()
         struct.update(section.to_parameter())
@@ -110,98 +88,6 @@ def test_an_explicit_null_is_no_default() -> None:
     section = config.load("tiny", ("rl.loss.dual_clip=null",)).rl
     assert section.loss.dual_clip is None
     assert config.validate(config.RlConfig, section.to_parameter(), where="rl").loss.dual_clip is None
-
-
-@pytest.mark.parametrize("component", [*COMPONENTS, preflight, report_status], ids=lambda component: component.name)
-def test_a_component_is_a_thin_wrapper_of_its_stage(component: Any) -> None:
-    source = Path(inspect.getfile(component.python_func)).read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 45
-    stage = getattr(stages, component.python_func.__name__)
-    outputs = set(component.component_spec.outputs)
-    wanted = set(inspect.signature(stage).parameters) - {"out"}
-    assert set(component.component_spec.inputs) == wanted
-    assert len(outputs - {"metrics", "page"}) == 1
-
-
-def _artifacts(folder: Path) -> tuple[dsl.Artifact, dsl.Metrics]:
-    return dsl.Artifact(uri=str(folder / "out")), dsl.Metrics(uri=str(folder / "metrics"))
-
-
-def _stage(metrics: dict[str, float], seen: dict[str, Any]) -> Any:
-    def stage(*, out: Path, **arguments: Any) -> StageResult:
-        seen.update(arguments)
-        out.mkdir()
-        manifest.write(out, stage="test", config={}, inputs={}, counts={})
-        return StageResult(metrics)
-
-    return stage
-
-
-def test_run_stage_maps_sections_folders_and_figures(tmp_path: Path) -> None:
-    out, metrics = _artifacts(tmp_path)
-    seen: dict[str, Any] = {}
-    given = config.load("tiny").rl
-    run_stage(
-        _stage({"reward": 1.5, "broken": float("nan")}, seen),
-        sections={"rl": given.to_parameter()},
-        pipeline_run="my run",
-        folders={"dataset": dsl.Dataset(uri=str(tmp_path / "data"))},
-        out=out,
-        metrics=metrics,
-    )
-    assert seen == {"rl": given, "dataset": tmp_path / "data", "pipeline_run": "my run"}
-    assert metrics.metadata["reward"] == 1.5
-    assert "broken" not in metrics.metadata  # a NaN would make the executor's output unreadable
-    assert metrics.metadata["stage/peak_rss_mib"] > 10
-    assert json.loads(Path(metrics.path).read_text(encoding="utf-8")) == metrics.metadata
-    assert out.metadata["sha256"] == manifest.read(tmp_path / "out")["sha256"]
-
-
-def test_run_stage_takes_the_run_from_the_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, metrics = _artifacts(tmp_path)
-    monkeypatch.delenv(RUN_ID_VARIABLE, raising=False)
-    with pytest.raises(UserError, match="pipeline_run is empty"):
-        run_stage(_stage({}, {}), sections={}, pipeline_run="", out=out, metrics=metrics)
-    monkeypatch.setenv(RUN_ID_VARIABLE, "0f3c")
-    seen: dict[str, Any] = {}
-    run_stage(_stage({}, seen), sections={}, pipeline_run="", out=out, metrics=metrics)
-    assert seen["pipeline_run"] == "0f3c"
-
-
-def test_a_pod_does_not_track_on_its_own_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs and the registered model would be lost with the pod."""
-    monkeypatch.setenv(RUN_ID_VARIABLE, "0f3c")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-    def run(**tracking: str) -> dict[str, Any]:
-        out, metrics = _artifacts(Path(tempfile.mkdtemp(dir=tmp_path)))
-        seen: dict[str, Any] = {}
-        run_stage(_stage({}, seen), sections={"tracking": tracking}, pipeline_run="", out=out, metrics=metrics)
-        return seen
-
-    with pytest.raises(UserError, match=r"this pod's own disk: set tracking\.uri"):
-        run()
-    assert run(uri="http://mlflow:5000")["tracking"].uri == "http://mlflow:5000"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://db/mlflow")
-    run()
-
-
-def test_run_stage_refuses_a_wrong_section_and_logs_the_cost_all_the_same(tmp_path: Path) -> None:
-    out, metrics = _artifacts(tmp_path)
-    with pytest.raises(UserError, match=r"rl: unknown key 'stepz'; did you mean 'steps'\?"):
-        run_stage(_stage({}, {}), sections={"rl": {"stepz": 1}}, pipeline_run="x", out=out, metrics=metrics)
-    assert "stage/seconds" in json.loads(Path(metrics.path).read_text(encoding="utf-8"))
-
-
-def test_run_stage_ends_with_the_code_that_means_again(tmp_path: Path) -> None:
-    def stopped(**_: Any) -> StageResult:
-        raise Preempted("SIGTERM: left after step 3 of 9")
-
-    out, metrics = _artifacts(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        run_stage(stopped, sections={}, pipeline_run="x", out=out, metrics=metrics)
-    assert stop.value.code == EXIT_PREEMPTED == 75
-    assert "stage/seconds" in json.loads(Path(metrics.path).read_text(encoding="utf-8"))
 
 
 def test_the_monitor_tells_each_start_and_end_once_and_times_add_up(tmp_path: Path) -> None:
@@ -365,7 +251,3 @@ def test_figures_of_a_stage_without_its_usual_ones() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-def test_config_parameters_are_all_sections() -> None:
-    assert set(PARAMETERS) == set(Config.model_fields) - {"profile"}

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compiled import PLATFORM, Compiled, compile_for
+from compiled import GPU_STAGES, PLATFORM, STAGES, Compiled, compile_for
 from google.protobuf import json_format
 
 from components.images import image
 from pipelines.build import PipelineName
-from pipelines.platform import GPU_STAGES, IMAGE_OF
-from pipelines.rest_pipeline import PARAMETERS, STAGES
+from pipelines.graph import SECTIONS
 from rest_core import config
 from rest_core.errors import UserError
+from rest_core.operations.catalogue import CATALOGUE
 from rest_core.operations.pods import (
     GPUS_VARIABLE,
     IMAGE_VARIABLE,
@@ -43,7 +43,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def test_preflight_comes_first_and_evaluations_run_side_by_side(tmp_path: Path) -> None:
     compiled = compile_for(tmp_path, PLATFORM)
-    assert set(compiled.spec.root.input_definitions.parameters) == {*PARAMETERS, "pipeline_run"}
+    assert set(compiled.spec.root.input_definitions.parameters) == {*SECTIONS, "pipeline_run"}
     before = {name: set(task.dependent_tasks) for name, task in compiled.handled.items()}
     assert before == {
         "preflight": set(),
@@ -91,7 +91,7 @@ def test_caching_is_on_for_data_and_evaluation_only(compiled: Compiled) -> None:
 def test_each_task_has_the_image_of_its_target_and_installs_nothing(compiled: Compiled) -> None:
     images = PLATFORM["images"]
     for task, container in compiled.containers.items():
-        assert container.image == images.get(IMAGE_OF[task], image("train"))
+        assert container.image == images.get(CATALOGUE[task].image, image("train"))
         assert compiled.environment(task)[IMAGE_VARIABLE] == container.image
         assert "pip install" not in " ".join(container.command)
         pod = compiled.pods[task]
@@ -299,7 +299,7 @@ def test_an_empty_platform_asks_for_nothing(tmp_path: Path) -> None:
     compiled = compile_for(tmp_path, {})
     for task, pod in compiled.pods.items():
         assert not pod.secret_as_env and not pod.pvc_mount and not pod.HasField("node_selector")
-        assert compiled.containers[task].image == image(IMAGE_OF[task])
+        assert compiled.containers[task].image == image(CATALOGUE[task].image)
         assert pod.security_context.run_as_non_root and not pod.security_context.HasField("run_as_user")
     assert not any(container.HasField("resources") for container in compiled.containers.values())
     assert not any(task.HasField("retry_policy") for task in compiled.tasks.values())

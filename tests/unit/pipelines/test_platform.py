@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from compiled import GPU_STAGES
 
-from pipelines.platform import GPU_STAGES, IMAGE_OF, Platform, load_platform
+from pipelines.platform import Platform, load_platform
 from rest_core.config import Section
 from rest_core.errors import UserError
+from rest_core.operations.catalogue import CATALOGUE
 
 TOP = Path(__file__).resolve().parents[3]
 EXAMPLE = TOP / "deploy" / "platform.yaml"
@@ -51,8 +53,8 @@ def test_a_stage_has_its_own_values_and_the_defaults_for_the_rest(tmp_path: Path
         },
     )
     assert (platform.stage("rest-rl").cpu, platform.stage("rest-rl").memory) == ("16", "8Gi")
-    counts = {name: (own.gpu.count if (own := platform.stage(name)).gpu else 0) for name in IMAGE_OF}
-    assert counts == {name: (8 if name == "rest-rl" else 1) if name in GPU_STAGES else 0 for name in IMAGE_OF}
+    counts = {name: (own.gpu.count if (own := platform.stage(name)).gpu else 0) for name in CATALOGUE}
+    assert counts == {name: (8 if name == "rest-rl" else 1) if name in GPU_STAGES else 0 for name in CATALOGUE}
 
 
 def test_of_retries_and_gpus_a_stage_may_say_a_part(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 import yaml
 
-from rest_core.config import LaunchConfig, ModelConfig, RlConfig, TrackingConfig, load
+from rest_core.ablation.settings import Trial
+from rest_core.config import LaunchConfig, ModelConfig, RlConfig, TrackingConfig, UniformWeights
 from rest_core.errors import UserError
 from rest_core.operations.launch import launcher
-from rest_core.operations.launch.command import arguments, write_profile
+from rest_core.operations.launch.job import Job
 
 
 @pytest.fixture(autouse=True)
@@ -43,28 +44,29 @@ def test_there_is_a_configuration_for_every_way(sharding: str) -> None:
     assert config["distributed_type"] == {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}[sharding]
 
 
-def test_the_command_reads_the_sections_back(tmp_path: Path) -> None:
+def test_a_job_reads_back_what_it_was_made_of(tmp_path: Path) -> None:
     sections = {
         "model": ModelConfig(source="owner/name"),
         "rl": RlConfig(steps=7, mini_batch_prompts=None, weights={"scheme": "uniform"}),  # type: ignore[arg-type]
         "tracking": TrackingConfig(uri="http://mlflow:5000"),
     }
-    write_profile(tmp_path / "deep" / "call.yaml", sections)
-    config = load(str(tmp_path / "deep" / "call.yaml"))
-    assert {name: getattr(config, name) for name in sections} == sections
-    line = arguments("train", Path("call.yaml"), {"dataset": "d", "policy": "p"}, pipeline_run="a run", out=Path("o"))
-    given = "train --profile call.yaml --dataset d --policy p --out o --run-name"
-    assert line == [*given.split(), "a run"]
+    trial = Trial(name="x", seed=3, weights=UniformWeights(), rl={"loss": {"dual_clip": None}})
+    job = Job.of("rest-rl", sections, {"dataset": tmp_path, "policy": "owner/name"}, "a run", trial)
+    again = Job.read(str(job.write(tmp_path / "deep" / "job.json")))
+    assert again == job
+    assert again.keywords() == {**sections, "trial": trial, "pipeline_run": "a run"}
+    assert again.inputs == {"dataset": str(tmp_path), "policy": "owner/name"}
 
 
 def test_what_an_earlier_attempt_has_left_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stale = ("error.json", "metrics.json", "manifest.json", "reference.json")
-    for name in stale:
-        (tmp_path / name).write_text("{}")
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("error.json", "metrics.json", "manifest.json", "reference.json"):
+        (out / name).write_text("{}")
     monkeypatch.setattr(launcher.sys, "executable", "/bin/false")
     with pytest.raises(UserError, match="ended with exit code 1"):
-        launcher.run("train", {}, {}, pipeline_run="run", out=tmp_path, processes=2, sharding="ddp")
-    assert not list(tmp_path.iterdir())
+        launcher.run(Job.of("rest-rl", {}, {}, "run"), out=out, processes=2, sharding="ddp")
+    assert not list(out.iterdir())
 
 
 def test_signals_are_handled_for_as_long_as_the_block_lasts() -> None:

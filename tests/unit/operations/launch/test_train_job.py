@@ -97,9 +97,8 @@ class Stage:
             "tracking": TrackingConfig(uri="http://mlflow:5000"),
             "storage": StorageConfig(location=self.location),
         }
-        return train_job.run(
-            sections, self.dataset, self.policy, pipeline_run="run 1", out=self.out, launch=self.launch, client=client
-        )
+        job = Job.of("rest-rl", sections, {"dataset": self.dataset, "policy": self.policy}, "run 1")
+        return train_job.run(job, out=self.out, launch=self.launch, client=client)
 
     def train(self, body: dict[str, Any]) -> None:
         """What the first process leaves at the end: the stage's folder, by reference."""

@@ -1,0 +1,331 @@
+"""The catalogue of stages: one entry says everything that pipelines, components, platform and commands need to know.
+
+Adding a stage is adding an entry here and the function that it names (docs/developing.md has an example). Nothing here
+imports a stage, so that launchers and reports read the catalogue without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric of a stage that the summary of a run shows."""
+
+    label: str
+    metric: str
+    format: str = ".1%"
+
+
+@dataclass(frozen=True)
+class Command:
+    """The command of a stage, `rest NAME`."""
+
+    name: str
+    details: str = ""
+    """A line of its help, after the stage's summary."""
+    examples: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    """Besides those that every stage has: "data", "api_bank", "trial"."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a component that is no section of the configuration."""
+
+    model: str
+    """"module:class" of the typed model that it is read as."""
+    annotation: str = "dict"
+    optional: bool = False
+    """Empty by default; the stage is then called without it."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: a function of `rest_core.stages`, and where it stands in the pipelines."""
+
+    name: str
+    """Of its task, its pod and its MLflow run: "rest-rl"."""
+    function: str
+    """"module:function". It takes sections, parameters and inputs, `pipeline_run` and `out` as keywords."""
+    summary: str
+    """What it does, in one line."""
+    part: Literal["shared", "trial", "single", "ablation", "cluster"]
+    """Where it runs: once in every pipeline, once a training, at the end of a pipeline with one training, at the end
+    of an ablation, or around all of it on a cluster."""
+    sections: tuple[str, ...]
+    """Sections of `rest_core.config.Config` that it reads; a change of any other leaves its cached output valid."""
+    output: str
+    """Name of the artifact that it makes, a folder."""
+    contents: str
+    """What the output holds."""
+    kind: Literal["Dataset", "Model", "Artifact"] = "Artifact"
+    inputs: tuple[tuple[str, str], ...] = ()
+    """Outputs of other stages that it reads: (parameter, stage)."""
+    reads_benchmarks: bool = False
+    """Whether it reads the report of every benchmark besides, as `evaluations`."""
+    parameters: tuple[tuple[str, Parameter], ...] = ()
+    page: tuple[str, Literal["HTML", "Markdown"]] | None = None
+    """A file of the output that KFP's pages show."""
+    image: Literal["base", "train", "evaluate"] = "base"
+    gpu: bool = False
+    """Whether its pods may have GPUs."""
+    cached: bool = False
+    """Whether KFP may reuse the output of an earlier task that had the same inputs."""
+    switch: str | None = None
+    """The section whose `enabled` switches it off; it then passes its input on, or says why it did nothing."""
+    benchmark: str | None = None
+    """Of an evaluation: the benchmark's name, which its metrics begin with."""
+    command: Command | None = None
+    figures: tuple[Figure, ...] = ()
+
+    @property
+    def identifier(self) -> str:
+        """Its name as Python and platform.yaml spell it: "rest_rl"."""
+        return self.name.replace("-", "_")
+
+    @property
+    def loads_models_or_data(self) -> bool:
+        """Whether it downloads models or data: its pods have the cache volume and the hub's token."""
+        return self.gpu or self.kind == "Dataset"
+
+    @property
+    def all_inputs(self) -> dict[str, Stage]:
+        """The stage whose output each of its inputs is, by parameter; those of the benchmarks included."""
+        found = {parameter: CATALOGUE[producer] for parameter, producer in self.inputs}
+        if self.reads_benchmarks:
+            found |= {str(stage.benchmark): stage for stage in benchmarks()}
+        return found
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function."""
+        loaded: Callable[..., Any] = resolve(self.function)
+        return loaded
+
+
+def resolve(path: str) -> Any:
+    """The object that "module:name" stands for."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+_SETTINGS = "rest_core.ablation.settings"
+
+STAGES = (
+    Stage(
+        name="preflight",
+        function="rest_core.stages.cluster:preflight",
+        summary="Check what the run needs of the cluster, before a GPU is taken; all problems in one report.",
+        part="cluster",
+        sections=(*("model", "data", "sft", "rl", "bfcl", "api_bank", "registry", "tracking", "storage", "launch"),),
+        parameters=(
+            ("surroundings", Parameter("rest_core.operations.preflight.surroundings:Surroundings")),
+            ("ablation", Parameter(f"{_SETTINGS}:AblationConfig", optional=True)),
+            ("trials", Parameter(f"{_SETTINGS}:Trial", annotation="list", optional=True)),
+        ),
+        output="report",
+        contents="report.md",
+        page=("report.md", "Markdown"),
+        image="train",
+    ),
+    Stage(
+        name="prepare-data",
+        function="rest_core.stages.data:prepare_data",
+        summary="Read, validate, deduplicate and split the training data.",
+        part="shared",
+        sections=("model", "data", "api_bank", "tracking", "storage"),
+        output="dataset",
+        kind="Dataset",
+        contents="the splits sft, sft_validation, rl and rl_validation, report.json, prompt_template.txt",
+        image="evaluate",
+        cached=True,
+        command=Command(
+            "prepare",
+            examples=(
+                "--out runs/data",
+                "--data my_calls.jsonl --set data.on_invalid=stop --out runs/data",
+                "--data 's3://bucket/toolace/*.json' --set data.max_prompt_tokens=1024 --out runs/data",
+            ),
+            options=("api_bank", "data"),
+        ),
+        figures=(
+            Figure("read", "data/read", ",.0f"),
+            Figure("dropped", "data/dropped", ",.0f"),
+            Figure("for sft", "data/sft", ",.0f"),
+            Figure("for rl", "data/rl", ",.0f"),
+        ),
+    ),
+    Stage(
+        name="sft-warmup",
+        function="rest_core.stages.training:sft_warmup",
+        summary="Warm the model up by supervised fine-tuning.",
+        part="shared",
+        sections=("model", "sft", "tracking", "launch", "storage"),
+        inputs=(("dataset", "prepare-data"),),
+        output="policy",
+        kind="Model",
+        contents="a Hugging Face checkpoint, or a reference to the base model where sft is off",
+        image="train",
+        gpu=True,
+        switch="sft",
+        command=Command(
+            "sft",
+            examples=(
+                "--dataset runs/data --out runs/sft",
+                "--dataset runs/data --set sft.epochs=1 --set 'sft.lora={r: 8}' --out runs/sft",
+            ),
+        ),
+        figures=(
+            Figure("loss before", "sft/validation_loss_before", ".3f"),
+            Figure("after", "sft/validation_loss_after", ".3f"),
+        ),
+    ),
+    Stage(
+        name="rest-rl",
+        function="rest_core.stages.training:rest_rl",
+        summary="Train a policy with ResT.",
+        part="trial",
+        sections=("model", "rl", "tracking", "launch", "storage"),
+        inputs=(("dataset", "prepare-data"), ("policy", "sft-warmup")),
+        parameters=(("trial", Parameter(f"{_SETTINGS}:Trial", optional=True)),),
+        output="trained",
+        kind="Model",
+        contents="a Hugging Face checkpoint, or the policy as it came where rl is off",
+        image="train",
+        gpu=True,
+        switch="rl",
+        command=Command(
+            "train",
+            details="Run it again with the same --out to resume.",
+            examples=(
+                "--dataset runs/data --policy runs/sft --out runs/rl",
+                "--dataset runs/data --policy Qwen/Qwen3-1.7B --out runs/cold",
+                "--dataset runs/data --policy runs/sft --set 'rl.weights={scheme: uniform}' --out runs/grpo",
+            ),
+            options=("trial",),
+        ),
+        figures=(
+            Figure("reward before", "reward/before", "+.3f"),
+            Figure("after", "reward/after", "+.3f"),
+            Figure("tokens/s", "rl/tokens_per_second", ".0f"),
+        ),
+    ),
+    Stage(
+        name="evaluate-bfcl",
+        function="rest_core.stages.evaluation:evaluate_bfcl",
+        summary="Evaluate a policy on BFCL's single-turn categories, with the official checker.",
+        part="trial",
+        sections=("model", "bfcl", "tracking"),
+        inputs=(("policy", "rest-rl"),),
+        output="report",
+        contents="report.md, report.json, accuracy.png, and each answer",
+        image="evaluate",
+        gpu=True,
+        cached=True,
+        switch="bfcl",
+        benchmark="bfcl",
+        command=Command(
+            "eval-bfcl",
+            examples=(
+                "--policy runs/rl --out runs/bfcl",
+                "--policy runs/rl --set 'bfcl.categories=[simple_python]' --out runs/bfcl",
+                "--policy Qwen/Qwen3-1.7B --set bfcl.limit_per_category=20 --out runs/base",
+            ),
+        ),
+        figures=(
+            Figure("overall", "bfcl/overall"),
+            Figure("non-live", "bfcl/non_live"),
+            Figure("live", "bfcl/live"),
+        ),
+    ),
+    Stage(
+        name="evaluate-api-bank",
+        function="rest_core.stages.evaluation:evaluate_api_bank",
+        summary="Evaluate a policy on API-Bank, levels 1 to 3.",
+        part="trial",
+        sections=("model", "api_bank", "tracking"),
+        inputs=(("policy", "rest-rl"),),
+        output="report",
+        contents="report.md, report.json, accuracy.png, and each answer",
+        image="evaluate",
+        gpu=True,
+        cached=True,
+        switch="api_bank",
+        benchmark="api_bank",
+        command=Command(
+            "eval-api-bank",
+            examples=("--policy runs/rl --api-bank data/api-bank --out runs/api-bank",),
+            options=("api_bank",),
+        ),
+        figures=(Figure("soft", "api_bank/overall_soft"), Figure("strict", "api_bank/overall_strict")),
+    ),
+    Stage(
+        name="compare-and-register",
+        function="rest_core.stages.registration:compare_and_register",
+        summary="Register a policy in MLflow as `challenger` and compare it with the champion.",
+        part="single",
+        sections=("registry", "tracking"),
+        inputs=(("dataset", "prepare-data"), ("policy", "rest-rl")),
+        reads_benchmarks=True,
+        output="record",
+        contents="registered.json: name, version, and the comparison with the champion",
+        switch="registry",
+        command=Command(
+            "register",
+            details="Its figures and lineage go with it, and whether it would become champion.",
+            examples=(
+                "--dataset runs/data --policy runs/rl --bfcl runs/bfcl --api-bank runs/api-bank --out runs/record",
+            ),
+        ),
+        figures=(Figure("version", "registry/version", ".0f"),),
+    ),
+    Stage(
+        name="aggregate",
+        function="rest_core.stages.comparison:aggregate",
+        summary="Compare the trials of an ablation; KFP's pages show the report.",
+        part="ablation",
+        sections=("tracking",),
+        parameters=(("ablation", Parameter(f"{_SETTINGS}:AblationConfig")),),
+        reads_benchmarks=True,
+        output="report",
+        contents="report.json, trials.csv, comparison.png, report.html",
+        page=("report.html", "HTML"),
+    ),
+    Stage(
+        name="report-status",
+        function="rest_core.stages.cluster:report_status",
+        summary="Say how the run ended, where it failed and how to reproduce it; close what it left open.",
+        part="cluster",
+        sections=("tracking", "storage", "launch"),
+        parameters=(
+            ("links", Parameter("rest_core.operations.status.final:Links")),
+            (
+                "final",
+                Parameter("rest_core.operations.status.final:FinalStatus", annotation="dsl.PipelineTaskFinalStatus"),
+            ),
+        ),
+        output="report",
+        contents="report.md",
+        page=("report.md", "Markdown"),
+    ),
+)
+
+CATALOGUE = {stage.name: stage for stage in STAGES}
+
+
+def in_parts(*parts: str) -> tuple[Stage, ...]:
+    """The stages of these parts, in their order."""
+    return tuple(stage for stage in STAGES if stage.part in parts)
+
+
+def benchmarks() -> tuple[Stage, ...]:
+    """The stages that evaluate a policy on a benchmark."""
+    return tuple(stage for stage in STAGES if stage.benchmark is not None)
+
+
+PIPELINE = in_parts("shared", "trial", "single")
+"""The stages of a pipeline with one training, in their order."""

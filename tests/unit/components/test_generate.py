@@ -1,0 +1,40 @@
+"""The components are what the catalogue says, and what their stages take."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from components import generate
+from pipelines.graph import component_of
+from rest_core.operations.catalogue import STAGES, Stage
+
+TOP = Path(__file__).resolve().parents[3]
+every_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+
+
+@every_stage
+def test_committed_components_are_what_make_compile_writes(stage: Stage) -> None:
+    folder = TOP / "components" / stage.identifier
+    for name, text in (("component.py", generate.component(stage)), ("README.md", generate.readme(stage))):
+        assert (folder / name).read_text(encoding="utf-8") == text, "stale: run `make compile`"
+
+
+def test_there_is_no_component_without_a_stage() -> None:
+    assert {path.parent.name for path in (TOP / "components").glob("*/component.py")} == {
+        stage.identifier for stage in STAGES
+    }
+
+
+@every_stage
+def test_a_component_takes_what_its_stage_takes(stage: Stage) -> None:
+    component = component_of(stage)
+    wanted = set(inspect.signature(stage.load()).parameters) - {"out"}
+    if stage.reads_benchmarks:
+        wanted |= stage.all_inputs.keys()
+        wanted.remove("evaluations")
+    assert set(component.component_spec.inputs) == wanted
+    assert set(component.component_spec.outputs) - {"metrics", "page"} == {stage.output}
+    assert len((TOP / "components" / stage.identifier / "component.py").read_text().splitlines()) <= 40
