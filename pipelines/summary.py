@@ -73,9 +73,7 @@ def summarize(
         status=status,
         seconds=seconds,
         peak_rss_mib=monitor.peak_rss_mib,
-        stages=tuple(
-            _stage_summary(stage.name, config, monitor.stages.get(stage.name), status, uri) for stage in PIPELINE
-        ),
+        stages=tuple(_stage_summary(stage, config, monitor.stages.get(stage.name), status, uri) for stage in PIPELINE),
         folder=str(folder),
         mlflow=store.where_to_look(uri, parents[0].experiment, parents[0].pipeline)
         if parents

@@ -23,6 +23,7 @@ from rest_core.data import store
 from rest_core.errors import Preempted, UserError
 from rest_core.model import loading
 from rest_core.operations import handoff
+from rest_core.operations.result import StageResult
 from rest_core.operations.tracking import runs
 from rest_core.operations.tracking.store import open_client
 from rest_core.records import Message, Sample, Tool, ToolCall
@@ -85,12 +86,12 @@ def unsent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "Sender", Idle)
 
 
-Run = Callable[..., stages.StageResult]
+Run = Callable[..., StageResult]
 
 
 @pytest.fixture
 def warm_up(model: ModelConfig, tracking: TrackingConfig, dataset: Path, tmp_path: Path) -> Run:
-    def run(sft: SftConfig = SFT, **changes: Any) -> stages.StageResult:
+    def run(sft: SftConfig = SFT, **changes: Any) -> StageResult:
         arguments: dict[str, Any] = {"dataset": dataset, "out": tmp_path / "sft", **changes}
         return stages.sft_warmup(model=model, sft=sft, tracking=tracking, pipeline_run=RUN, **arguments)
 
@@ -99,7 +100,7 @@ def warm_up(model: ModelConfig, tracking: TrackingConfig, dataset: Path, tmp_pat
 
 @pytest.fixture
 def train(model: ModelConfig, tracking: TrackingConfig, dataset: Path, tmp_path: Path) -> Run:
-    def run(rl: RlConfig = RL, **changes: Any) -> stages.StageResult:
+    def run(rl: RlConfig = RL, **changes: Any) -> StageResult:
         arguments: dict[str, Any] = {"dataset": dataset, "policy": model.source, "out": tmp_path / "rl", **changes}
         return stages.rest_rl(model=model, rl=rl, tracking=tracking, pipeline_run=RUN, **arguments)
 

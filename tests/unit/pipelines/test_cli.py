@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from pipelines import cli
 from pipelines.cli.options import configuration
-from rest_core import stages
 from rest_core.errors import Preempted, UserError
+from rest_core.operations.result import StageResult
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -186,8 +186,8 @@ def test_profiles_lists_every_profile() -> None:
 def test_a_stage_tells_its_notes_behind_its_figures(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = stages.StageResult({"data/dropped": 1.0}, notes=("dropped 1 of 3:", "  1  tools missing"))
-    monkeypatch.setattr(stages, "prepare_data", lambda **settings: result)
+    result = StageResult({"data/dropped": 1.0}, notes=("dropped 1 of 3:", "  1  tools missing"))
+    monkeypatch.setattr("rest_core.stages.data.prepare_data", lambda **settings: result)
     out = tmp_path / "data"
     assert run_main(monkeypatch, "prepare", "--profile", "tiny", "--run-name", "x", "--out", str(out)) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [*result.notes, f"prepare: done; see {out}"]

@@ -26,6 +26,7 @@ from rest_core.operations.preflight.surroundings import Gpus, Mount, Secret, Sur
 from rest_core.operations.tracking import runs
 from rest_core.operations.tracking.delivery import deliver
 from rest_core.operations.tracking.store import open_client
+from rest_core.stages.cluster import PAGE_FILE
 
 SURROUNDINGS = Surroundings(
     secrets=(Secret(name="keys", variables=("NO_SUCH_VARIABLE",)),),
@@ -176,7 +177,7 @@ def test_all_problems_come_in_one_error_without_a_gpu(
     lines = str(told.value).splitlines()
     assert lines[0] == "2 problems in 6 checks"
     assert [line.split(":")[0] for line in lines[1:]] == ["- Secret keys", "- volume work"]
-    page = (out / stages.PAGE_FILE).read_text(encoding="utf-8")
+    page = (out / PAGE_FILE).read_text(encoding="utf-8")
     assert page.startswith("# Preflight: 2 problems in 6 checks")
     assert "GPU of rest-rl | list nodes: the cluster refuses it (403" in page
     assert json.loads((out / "error.json").read_text(encoding="utf-8"))["message"] == str(told.value)
@@ -188,7 +189,7 @@ def test_all_problems_come_in_one_error_without_a_gpu(
     assert recorded.info.status == "FAILED"
     assert "NO_SUCH_VARIABLE missing or empty" in recorded.data.tags["rest.error"]
     assert recorded.data.metrics["preflight/problems"] == 2
-    assert stages.PAGE_FILE in {found.path for found in client.list_artifacts(recorded.info.run_id)}
+    assert PAGE_FILE in {found.path for found in client.list_artifacts(recorded.info.run_id)}
 
 
 def test_without_problems_the_stage_passes(
@@ -209,5 +210,5 @@ def test_an_mlflow_that_is_away_is_one_problem_among_the_others(config: Config, 
     assert [line.split(":")[0] for line in str(told.value).splitlines()[1:]] == [
         *("- Secret keys", "- volume work", "- MLflow")
     ]
-    assert "does not answer" in (tmp_path / "report" / stages.PAGE_FILE).read_text(encoding="utf-8")
+    assert "does not answer" in (tmp_path / "report" / PAGE_FILE).read_text(encoding="utf-8")
     assert not (tmp_path / "report.tracking").exists()

@@ -23,6 +23,7 @@ from rest_core.operations.status.run import conclude
 from rest_core.operations.status.runs import StageEnd
 from rest_core.operations.tracking import runs, store
 from rest_core.operations.tracking.delivery import deliver, find_pipeline_run
+from rest_core.stages.cluster import PAGE_FILE
 
 RUN = "tiny · paper · 2026-01-01 00:00 · 0f3c"
 FAILED = FinalStatus(state="FAILED", pipeline_task_name="run", error_code=1, error_message=None)
@@ -407,7 +408,7 @@ def test_the_stage_leaves_page_figures_and_manifest(
     sections: dict[str, Any] = {"tracking": tracking, "storage": StorageConfig(), "launch": LaunchConfig()}
     result = stages.report_status(**sections, links=Links(), final=FAILED, pipeline_run=RUN, out=out)
     assert result.metrics == {"run/succeeded": 0.0}
-    assert (out / stages.PAGE_FILE).read_text(encoding="utf-8").startswith("# ❌ failed in rest-rl")
+    assert (out / PAGE_FILE).read_text(encoding="utf-8").startswith("# ❌ failed in rest-rl")
     assert manifest.read(out)["counts"]["outcome"] == "rest-rl failed: no"
 
 
