@@ -28,6 +28,7 @@ from rest_core.data.validate import problem
 from rest_core.errors import UserError
 from rest_core.model.chat import encode_prompts, encode_response
 from rest_core.records import Sample
+from rest_core.response import parse
 
 REPORT = "report.json"
 _PARTIAL = ".partial"  # inside the output folder, which may be a mount point that nothing can be renamed onto
@@ -166,17 +167,18 @@ def _valid(
         entries = _limited(files, source.limit, style)
         for file, entry in tqdm(entries, desc=f"reading {source.location}", unit=" records", disable=None, leave=False):
             drops.read[source.location] += 1
-            checked = entry if isinstance(entry, Rejected) else problem(entry, file.name) or entry
-            if isinstance(checked, Rejected):
+            reference = parse(entry.reference) if isinstance(entry, Sample) else None
+            rejected = entry if isinstance(entry, Rejected) else problem(entry, file.name, reference)
+            if rejected is not None:
                 if data.on_invalid == "stop":
-                    raise UserError(f"{checked}; mend the record, or set data.on_invalid=drop")
-                drops.add(source.location, checked.reason, str(checked))
+                    raise UserError(f"{rejected}; mend the record, or set data.on_invalid=drop")
+                drops.add(source.location, rejected.reason, str(rejected))
                 continue
-            entry = checked
+            assert isinstance(entry, Sample) and reference is not None
             seen[entry.id] += 1
-            if seen[entry.id] > 1:  # files of one name in different folders
+            if seen[entry.id] > 1:  # files of one name in different directories
                 entry = replace(entry, id=f"{entry.id}~{seen[entry.id]}")
-            yield _Candidate(entry, source.location, file.use, traits(entry))
+            yield _Candidate(entry, source.location, file.use, traits(entry, reference))
 
 
 def _limited(
@@ -274,7 +276,7 @@ def _input(source: DataSource, file: SourceFile) -> dict[str, Any]:
 
 
 def _write(splits: Mapping[str, Sequence[_Candidate]], report: Mapping[str, Any], out: Path) -> None:
-    """Write beside the final names, inside `out`, then move; what marks the dataset as whole moves last."""
+    """Write to a directory inside `out`, then move each file; the one that marks the dataset as whole moves last."""
     aside = out / _PARTIAL
     with storage.disk_errors(out):
         try:

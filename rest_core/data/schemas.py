@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rest_core.data.fields import Unreadable, parse_json
+from rest_core.data.fields import Unreadable, decoded
 
 DEFINITIONS = ("$defs", "definitions")
 _SIMPLE = ("array", "boolean", "integer", "null", "number", "object", "string")
@@ -67,11 +67,9 @@ class Converter:
             properties = given
         elif not properties:  # [] too, as PHP writes an empty object
             properties = {}
-        if not isinstance(properties, dict):
-            raise self._no_schema("properties", properties)
         described = {
-            name: inner if isinstance(inner, dict) else self._property(name, inner)
-            for name, inner in properties.items()
+            name: self._object(name, self._decoded(inner, name))
+            for name, inner in self._object("properties", properties).items()
             if inner is not None
         }
         schema: dict[str, Any] = {
@@ -104,8 +102,7 @@ class Converter:
                 converted["required"] = required
         return converted
 
-    def _property(self, name: str, given: Any) -> Mapping[str, Any]:
-        given = self._decoded(given, name)
+    def _object(self, name: str, given: Any) -> Mapping[str, Any]:
         if not isinstance(given, dict):
             raise self._no_schema(name, given)
         return given
@@ -122,10 +119,7 @@ class Converter:
         return list(dict.fromkeys(str(name) for name in (*listed, *flagged) if name is not None))
 
     def _decoded(self, value: Any, name: str) -> Any:
-        """A string of JSON stands for its object: `datasets` writes columns of mixed types so."""
-        if isinstance(value, str) and value.lstrip().startswith("{"):
-            return parse_json(value, f"{self._field}.{name}")
-        return value
+        return decoded(value, f"{self._field}.{name}") if isinstance(value, str) else value
 
     def _member(self, key: str, value: Any) -> Any:
         """The value of a keyword; `_NOTHING` where it cannot have this one."""

@@ -80,7 +80,7 @@ def read_level(folder: Path, level: int) -> list[Item]:
         try:
             items.append(_item(record, level, len(items)))
         except Unreadable as error:
-            raise UserError(f"{error.rejected(record)}; give ToolRL's processed API-Bank files") from None
+            raise UserError(f"{error.rejected(record.where)}; give ToolRL's processed API-Bank files") from None
     return items
 
 
