@@ -13,7 +13,7 @@ from rest_core.config import ApiBankConfig, BfclConfig, RlConfig, Section, Weigh
 from rest_core.errors import UserError, nearest
 from rest_core.evaluation import api_bank as api_bank_scores
 from rest_core.evaluation.bfcl import categories
-from rest_core.evaluation.statistics import Score
+from rest_core.evaluation.statistics import Accuracy
 
 # Names go into MLflow's filters, keys of metrics and tags, and file names.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"
@@ -267,7 +267,7 @@ def measured(rl: RlConfig, bfcl: BfclConfig, api_bank: ApiBankConfig) -> list[st
     """The figures that an ablation may be decided by, under a configuration."""
     found = []
     if bfcl.enabled:
-        scores = {category.name: Score(1, 1) for category in categories.select(bfcl.categories)}
+        scores = {category.name: Accuracy(1, 1) for category in categories.select(bfcl.categories)}
         found += [f"bfcl/{name}" for name in (*categories.averages(scores), *scores)]
     if api_bank.enabled:
         found += [f"api_bank/{name}" for name in api_bank_scores.SCORES]

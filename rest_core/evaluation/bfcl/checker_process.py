@@ -1,4 +1,4 @@
-"""bfcl-eval's own data and checkers, in a process of their own; `official.py` starts it and talks to it.
+"""bfcl-eval's own data and checkers, in a process of their own; `checkers.py` starts it and reads its answers.
 
 A script, not a module to import: it reads one JSON request on standard input and writes one JSON reply on standard
 output. It uses nothing but the standard library and bfcl-eval. A separate process, because
@@ -91,28 +91,26 @@ def _check_category(category: str, outputs: list[dict[str, Any]]) -> list[Verdic
 
 def _check_within_limit(check: Check, calls: list[dict[str, Any]], entry: dict[str, Any], answer: Any) -> Verdict:
     """The verdict; an exception in the checker, or its taking too long, is a wrong answer and says so."""
+    late = TimeoutError(f"the official checker took more than {CHECK_SECONDS:g} s")
     expired = False
 
     def stop(signum: int, frame: Any) -> None:
         nonlocal expired
         expired = True
-        raise TimeoutError(f"the official checker took more than {CHECK_SECONDS:g} s")
+        raise late
 
     signal.signal(signal.SIGALRM, stop)
     # The timer goes on ringing: the checker has a bare `except`, behind which it may hang again.
     signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS, 0.2)
     try:
         verdict = check(calls, entry, answer)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if expired:
+            raise late
     except Exception as error:
         return {"valid": False, "error": [f"{error}"], "error_type": f"checker_error:{type(error).__name__}"}
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    if expired:
-        return {
-            "valid": False,
-            "error": [f"the official checker took more than {CHECK_SECONDS:g} s"],
-            "error_type": "checker_error:TimeoutError",
-        }
     return verdict
 
 
