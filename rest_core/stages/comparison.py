@@ -30,8 +30,8 @@ def aggregate(
     Args:
         bfcl, api_bank: folders of the trials' evaluations, in any order.
     """
+    from rest_core.ablation.ablation_report import AblationReport
     from rest_core.ablation.collect import collect
-    from rest_core.ablation.report import AblationReport
 
     with open_stage("aggregate", out, tracking, pipeline_run, ablation=ablation) as stage:
         evaluations = (*bfcl, *api_bank)

@@ -24,7 +24,7 @@ from pipelines.build import PipelineName, build
 from pipelines.platform import Platform
 from pipelines.rest_pipeline import STAGES
 from rest_core import config, manifest
-from rest_core.ablation.report import JSON_FILE
+from rest_core.ablation.ablation_report import JSON_FILE
 from rest_core.ablation.settings import AblationConfig, parse_schemes
 
 pytestmark = [pytest.mark.containers, pytest.mark.slow]

@@ -19,7 +19,7 @@ from pipelines.ablation_pipeline import PARAMETERS, SHARED_STAGES, TRIAL_STAGES,
 from pipelines.local_ablation import AblationSummary, show, stage_name
 from pipelines.monitor import Monitor
 from rest_core import config, manifest, stages
-from rest_core.ablation.report import AblationReport
+from rest_core.ablation.ablation_report import AblationReport
 from rest_core.ablation.settings import AblationConfig, Trial, parse_schemes, trials
 from rest_core.config import PaperWeights
 from rest_core.errors import UserError
