@@ -55,7 +55,8 @@ class _Candidate:
     def place(self) -> str:
         """Where the user's data has it: file, record and the answer's field."""
         origin = self.sample.origin
-        return self.sample.id if origin is None else f"{origin.where}: field {origin.answer!r}"
+        assert origin is not None
+        return f"{origin.where}: field {origin.answer!r}"
 
     def row(self) -> dict[str, Any]:
         return store.to_row(self.sample, prompt_tokens=self.prompt_tokens, reference_tokens=self.reference_tokens)
@@ -167,18 +168,21 @@ def _valid(
         entries = _limited(files, source.limit, style)
         for file, entry in tqdm(entries, desc=f"reading {source.location}", unit=" records", disable=None, leave=False):
             drops.read[source.location] += 1
-            reference = parse(entry.reference) if isinstance(entry, Sample) else None
-            rejected = entry if isinstance(entry, Rejected) else problem(entry, file.name, reference)
-            if rejected is not None:
+            checked = entry if isinstance(entry, Rejected) else _checked(entry, source.location, file.use)
+            if isinstance(checked, Rejected):
                 if data.on_invalid == "stop":
-                    raise UserError(f"{rejected}; mend the record, or set data.on_invalid=drop")
-                drops.add(source.location, rejected.reason, str(rejected))
+                    raise UserError(f"{checked}; mend the record, or set data.on_invalid=drop")
+                drops.add(source.location, checked.reason, str(checked))
                 continue
-            assert isinstance(entry, Sample) and reference is not None
-            seen[entry.id] += 1
-            if seen[entry.id] > 1:  # files of one name in different directories
-                entry = replace(entry, id=f"{entry.id}~{seen[entry.id]}")
-            yield _Candidate(entry, source.location, file.use, traits(entry, reference))
+            seen[checked.sample.id] += 1
+            if (number := seen[checked.sample.id]) > 1:  # files of one name in different directories
+                checked = replace(checked, sample=replace(checked.sample, id=f"{checked.sample.id}~{number}"))
+            yield checked
+
+
+def _checked(sample: Sample, location: str, use: tuple[Use, ...]) -> _Candidate | Rejected:
+    reference = parse(sample.reference)
+    return problem(sample, reference) or _Candidate(sample, location, use, traits(sample, reference))
 
 
 def _limited(

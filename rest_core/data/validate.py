@@ -8,20 +8,21 @@ from rest_core.data.fields import Rejected, is_unicode, shown
 from rest_core.data.prompts import user_turns
 from rest_core.data.tools import by_name, declares, same_name
 from rest_core.records import Origin, Sample
-from rest_core.response import Response, parse
+from rest_core.response import Response
 
 
-def problem(sample: Sample, file: str, reference: Response | None = None) -> Rejected | None:
+def problem(sample: Sample, reference: Response) -> Rejected | None:
     """Why a sample cannot be trained on, None where it can; names the place in the user's data.
 
     An argument that the tool does not declare counts: in ToolRL's data it marks calls that were mangled when they were
     converted (`{"a": "1}, b=2", …}`).
 
     Args:
-        file: names the sample's file where its origin is not known.
-        reference: the sample's, where it has been parsed already.
+        sample: as a reader gives it, with its origin.
+        reference: the sample's, parsed.
     """
-    origin = sample.origin or Origin(f"{file}: {sample.id}", "prompt", "tools", "reference")
+    origin = sample.origin
+    assert origin is not None
 
     def rejected(reason: str, field: str, detail: str = "") -> Rejected:
         return Rejected(reason, f"{origin.where}: field {field!r}", detail)
@@ -32,7 +33,6 @@ def problem(sample: Sample, file: str, reference: Response | None = None) -> Rej
         return rejected("tools missing", origin.tools)
     if (field := _not_unicode(sample, origin)) is not None:
         return rejected("text is not valid Unicode", field, "a lone surrogate")
-    reference = reference or parse(sample.reference)
     if not reference.well_formed:
         return rejected("reference not well formed", origin.answer, reference.problems[0])
     tools = by_name(sample.tools)

@@ -78,7 +78,7 @@ def test_only_samples_and_rejections_come_out(format: str, data: st.DataObject):
         assert isinstance(entry, Sample | Rejected)
         where = entry.where if isinstance(entry, Rejected) else entry.origin.where  # type: ignore[union-attr]
         assert where.startswith("f.jsonl: line 1")
-        if isinstance(entry, Sample) and problem(entry, "f") is None:
+        if isinstance(entry, Sample) and problem(entry, response.parse(entry.reference)) is None:
             assert response.parse(entry.reference).well_formed
             json.dumps([tool.parameters for tool in entry.tools]).encode()
 
@@ -167,7 +167,7 @@ ODD: dict[str, Any] = {
 @pytest.mark.parametrize("name", ODD)
 def test_messages_are_short_and_every_file_can_hold_them(name: str):
     (entry,) = readers.samples_of([Record(ODD[name], "f.jsonl: line 1", "f-1")], readers.AUTO, "compact")
-    rejected = problem(entry, "f") if isinstance(entry, Sample) else entry
+    rejected = problem(entry, response.parse(entry.reference)) if isinstance(entry, Sample) else entry
     assert isinstance(rejected, Rejected)
     assert str(rejected).startswith("f.jsonl: line 1") and len(str(rejected)) < 1500
     str(rejected).encode("utf-8")
