@@ -75,6 +75,8 @@ _LISTED_FROM, _LISTED_TO = "following tools:\n", "\n\n**Steps for Each Turn**"
 _LISTED_HEAD = re.compile(r"\d+\. (?:Name: (?P<name>.*)\nDescription: ?|(?P<short>[^:\n]+): ?)")
 _LISTED_PARAMETERS = "\nParameters: "
 _USER_FROM, _USER_TO = "<user>", "</user>"
+_KNOWN_SYSTEMS = 256
+_known_systems: dict[tuple[Style, int], tuple[tuple[Tool, ...], str]] = {}  # holds the tools: their id stays theirs
 
 
 def render(style: Style, tools: Sequence[Tool], history: Sequence[Message]) -> tuple[Message, ...]:
@@ -86,10 +88,9 @@ def render(style: Style, tools: Sequence[Tool], history: Sequence[Message]) -> t
         history: the dialogue so far: user turns, assistant turns in the project's response format, tool results.
             System messages of the data's own are appended to the instructions.
     """
-    system = _SYSTEMS[style].replace(_TOOLS, _tool_lines(style, tools))
     extra = [message.content for message in history if message.role == "system"]
     turns = [message for message in history if message.role != "system"]
-    head = Message("system", "\n\n".join([system, *extra]))
+    head = Message("system", "\n\n".join([_system_text(style, tools), *extra]))
     return (head, *turns) if style == "compact" else (head, Message("user", _toolrl_history(turns)))
 
 
@@ -144,6 +145,19 @@ def user_turns(prompt: Sequence[Message]) -> list[str]:
             said = _between(message.content, _USER_FROM, _USER_TO, every=True)
             turns += [turn.strip() for turn in said or [message.content]]
     return turns
+
+
+def _system_text(style: Style, tools: Sequence[Tool]) -> str:
+    """The instructions with the tools; kept for a tuple of tools, as the samples of a data set share theirs."""
+    key = (style, id(tools))
+    if (known := _known_systems.get(key)) is not None:
+        return known[1]
+    text = _SYSTEMS[style].replace(_TOOLS, _tool_lines(style, tools))
+    if isinstance(tools, tuple):
+        if len(_known_systems) == _KNOWN_SYSTEMS:
+            _known_systems.clear()
+        _known_systems[key] = (tools, text)
+    return text
 
 
 def _tool_lines(style: Style, tools: Sequence[Tool]) -> str:
