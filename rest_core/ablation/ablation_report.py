@@ -94,14 +94,14 @@ class AblationReport:
 
     def _notes_on_trials(self) -> Iterator[str]:
         if idle := [r.trial.label for r in self.results if r.metrics.get("rl/updates") == 0]:
-            yield f"Not one update, for want of a signal: {', '.join(idle)}. What was evaluated is the starting policy."
+            yield f"Not one update, for want of a signal: {', '.join(idle)}. The starting policy was evaluated."
         if odd := [
             f"{name} of {r.trial.label} ({value})" for r in self.results for name, value in r.not_finite.items()
         ]:
             yield f"No finite number, and left out: {', '.join(odd)}."
 
     def write(self, out: Path) -> tuple[Path, ...]:
-        """Write report.json, trials.csv, comparison.png and report.html into the folder `out`; returns their paths."""
+        """Write report.json, trials.csv, comparison.png and report.html to the directory `out`; returns their paths."""
         write_text(out / JSON_FILE, json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n")
         write_text(out / CSV_FILE, self._csv())
         write_figure(out / PLOT_FILE, comparison_figure(list(self.comparisons.values()), self.settings))
@@ -158,7 +158,7 @@ class AblationReport:
         for trial in (result.trial for result in self.results):
             settings = {**trial.weights.model_dump(mode="json"), **{f"rl.{name}": v for name, v in leaves(trial.rl)}}
             schemes[trial.name] = ", ".join(f"{name} {value}" for name, value in settings.items())
-        measured = {f"{stage}: {what}" for result in self.results for stage, what in result.measured_on.items()}
+        measured = {f"{stage}: {on}" for result in self.results for stage, on in result.measured_on.items()}
         return template.render(
             title=self.title,
             notes=self.notes,

@@ -23,7 +23,7 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"
 
 # Settings that an ablation has where the user sets nothing else, written as --set has them.
 DEFAULTS: tuple[str, ...] = ("rl.weight_mean=trained",)  # schemes that differ in the gradient's size do not compare
-# What no trial may set: fields of its own, and what decides whether and where there is a training at all.
+# Fields that no scheme may set, and where they are set instead.
 _NOT_A_TRIALS = {"weights": "`weights`", "seed": "`seed`", "enabled": "the ablation", "mirror": "the ablation"}
 
 
@@ -181,7 +181,7 @@ def parse_schemes(texts: Iterable[str]) -> dict[str, Scheme]:
 
 
 def trials(schemes: Mapping[str, Scheme], seeds: Sequence[int]) -> tuple[Trial, ...]:
-    """Every scheme with every seed, seed by seed, so that what is done first can be compared.
+    """Every scheme with every seed, seed by seed, so that the first trials compare already.
 
     Raises:
         UserError: there are no schemes or seeds, a seed stands twice, or a name is not usable.

@@ -40,7 +40,9 @@ def evaluation_questions(api_bank: Path | None = None) -> dict[str, list[str]]:
         UserError: bfcl-eval is not installed, or the folder lacks a level or holds something else.
     """
     sets = _bfcl()
-    for level in api_bank_files.LEVELS if api_bank is not None else ():
+    if api_bank is None:
+        return sets
+    for level in api_bank_files.LEVELS:
         sets[f"api-bank/{level}"] = [
             " ".join(turn for turn in user_turns(item.prompt) if turn != _API_BANK_REQUEST)
             for item in api_bank_files.read_level(api_bank, level)

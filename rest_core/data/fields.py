@@ -11,7 +11,7 @@ from typing import Any
 MAX_DEPTH = 64  # of lists and objects in a record; published tool data stays below 20
 TOO_DEEP = "nested too deeply"
 NO_JSON_NUMBER = "a number that JSON does not have"
-_MAX_BITS = 1024  # of a whole number: what a float64 can hold, and so any reader of JSON
+_MAX_BITS = 1024  # of a whole number: a float64 holds no more, and so many a reader of JSON
 _ENCODINGS = 2  # how often a value may have been written as JSON: exports encode arguments that are a string already
 _WHERE_WIDTH = 1000  # a long path and the field
 _JSON_STARTS = '[{"'  # of lists, objects and text that is encoded once more
@@ -38,7 +38,7 @@ class Rejected:
     """A record, or one turn of it, that cannot become a sample.
 
     `reason` is one of few phrases, so that rejections can be counted; `where` names file, record and field; `detail`
-    is what was found there.
+    quotes the value.
     """
 
     reason: str
@@ -51,7 +51,7 @@ class Rejected:
 
 
 class Unreadable(Exception):
-    """A field of a record is missing or not of its type; carries what `Rejected` needs, the record's place aside."""
+    """A field of a record is missing or not of its type; carries all of a `Rejected` but the record's place."""
 
     def __init__(self, reason: str, field: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -78,7 +78,7 @@ def is_unicode(text: str) -> bool:
 
 
 def too_deep(value: Any) -> bool:
-    """Whether lists and objects are nested beyond `MAX_DEPTH`; what passes may be walked by recursion."""
+    """Whether lists and objects are nested beyond `MAX_DEPTH`; other values may be walked by recursion."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):
         if not level:
@@ -151,7 +151,7 @@ def decoded(value: Any, field: str) -> Any:
 
 
 def json_problem(error: ValueError | RecursionError, place: str) -> tuple[str, str, str]:
-    """What a JSON decoder's error means for the data: reason, place and detail of a rejection."""
+    """The meaning of a JSON decoder's error for the data: reason, place and detail of a rejection."""
     if isinstance(error, RecursionError):
         return TOO_DEEP, place, ""
     return "invalid JSON", place, str(error).partition("; use sys")[0]  # Python's advice is for programmers

@@ -35,7 +35,7 @@ _PARTIAL = ".partial"  # inside the output folder, which may be a mount point th
 _USES: tuple[Use, ...] = ("sft", "rl")
 _BATCH = 256
 _EXAMPLES = 3  # rejections a reason that the report shows
-_REASONS, _EXAMPLE_WIDTH = 20, 160  # what is shown of them on a terminal
+_REASONS, _EXAMPLE_WIDTH = 20, 160  # shown of them on a terminal
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class _Candidate:
 
 
 class _Drops:
-    """Counts of what was read and dropped, by source and reason, with examples for people."""
+    """Counts of records read and dropped, by source and reason, with examples for people."""
 
     def __init__(self) -> None:
         self.read: Counter[str] = Counter()
@@ -98,7 +98,7 @@ def prepare(
         style: prompt style of data that brings no prompt of its own.
         tokenizer: measures lengths; needs a chat template.
         evaluation_questions: by name of set, see `rest_core.data.evaluation_sets`.
-        out: folder to fill; what an earlier run left there is replaced once the new dataset is complete.
+        out: folder to fill; an earlier run's dataset is replaced once the new dataset is complete.
 
     Returns:
         {"sources": {location: {"read": n, "dropped": {reason: n}}}, "dropped": {reason: n}, "splits": {name: n},

@@ -1,9 +1,9 @@
-"""Calls that stand in an assistant's text, beside what it says to the user.
+"""Calls that stand in an assistant's text, beside its words to the user.
 
 Data from other projects has calls as text in the notation of some model: `<tool_call>{…}</tool_call>` (Hermes, Qwen),
 `<TOOLCALL>[…]</TOOLCALL>` (Nemotron), `[TOOL_CALLS][…]` (Mistral), `<functioncall> {…}` (Glaive), a bare JSON object
 that calls one of the tools, and Python's `[f(x=1)]` (ToolACE). Trained as text they would teach the opposite of what
-is meant: what looks like a call and cannot be read as a whole is refused.
+is meant: text that looks like a call and cannot be read as a whole is refused.
 
 The time is linear in the length of the text.
 """
@@ -36,7 +36,7 @@ _CLOSE = re.compile(
 _CALLED = re.compile(r'"(?:name|function|tool|tool_name|action)"\s*+:\s*+"([^"\\\n]{1,200}+)"')
 _HAS_ARGUMENTS = re.compile(r'"(?:arguments|parameters|args|input|action_input)"\s*+:')
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")  # OpenAI's, ours, LangChain's, Anthropic's
-_BESIDE = frozenset({"name", "function", "type", "id", "call_id", "tool_call_id", "index"})  # what a call may also have
+_BESIDE = frozenset({"name", "function", "type", "id", "call_id", "tool_call_id", "index"})  # further keys of calls
 _GLAIVE = re.compile(r"""\s*+\{\s*+"name"\s*+:\s*+"([^"\\]++)"\s*+,\s*+"arguments"\s*+:\s*+'(.*)'\s*\}\s*""", re.DOTALL)
 _FENCE = re.compile(r"```(?:json|python|tool_code|tool_call)?[ \t]*\n?")
 _BETWEEN = re.compile(r"[\s,;]*+")
@@ -56,7 +56,7 @@ def split(text: str, tools: Sequence[Tool]) -> Parts:
     """`text` taken apart into text for the user and calls.
 
     Raises:
-        NotCalls: it has what looks like a call and cannot be read as one.
+        NotCalls: it has something that looks like a call and cannot be read as one.
     """
     text = text.strip()
     if not any(mark in text for mark in _NEEDED):
@@ -188,7 +188,7 @@ def _marked(text: str, start: int) -> Parts:
 def _calls_alone(text: str, tools: Sequence[Tool]) -> list[Any] | None:
     """The entries of a text that is nothing but calls in JSON or Python's notation of it, None where it is not.
 
-    An object calls what it names where that is a tool, or where arguments stand beside the name.
+    An object is a call where it names a tool, or where arguments stand beside the name.
     """
     bare = _unfenced(text)
     if not bare.startswith(("{", "[")):
@@ -237,7 +237,7 @@ def json_values(text: str, start: int) -> tuple[list[Any], int]:
 
 
 def _next(text: str, place: int) -> int:
-    """The place of the next value or mark: behind blanks and what stands between values."""
+    """The place of the next value or mark: behind blanks and separators."""
     match = _BETWEEN.match(text, place)
     assert match is not None  # the pattern matches the empty string
     return match.end()
@@ -259,7 +259,7 @@ def _lenient(text: str) -> Any:
 
 
 def _first_parts(tools: Sequence[Tool]) -> frozenset[str]:
-    """The tools' names up to their first bracket: what stands before the bracket of a call."""
+    """The tools' names up to their first bracket, as they stand before the bracket of a call."""
     return frozenset(same_name(tool.name.partition("(")[0]) for tool in tools)
 
 

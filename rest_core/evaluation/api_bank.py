@@ -1,6 +1,6 @@
 """The benchmark API-Bank, levels 1 to 3.
 
-Two ways to score a response, both on what the one parser reads (a block that is not closed holds no call):
+Two ways to score a response, both on the calls that the one parser reads (a block that is not closed holds no call):
 
 `soft` is the rule of the authors' evaluate.py, for comparison with published figures: right when any call is the
 wanted one, however many others there are; and a line of a tool_call block that is a JSON object without both "name"

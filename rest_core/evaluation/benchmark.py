@@ -1,4 +1,4 @@
-"""What a benchmark has of its own: questions, verdicts on the answers, figures. `evaluate` does the rest.
+"""The part of an evaluation that differs by benchmark: questions, verdicts, figures. `evaluate` does the rest.
 
 This module and those of the benchmarks import quickly: configurations are checked against the names of their figures.
 """
@@ -22,7 +22,7 @@ Row = dict[str, Any]  # of rows.jsonl: one a question
 
 @dataclass(frozen=True)
 class Question:
-    """A question of a benchmark; `entry` is what the benchmark needs to put it and to judge an answer."""
+    """A question of a benchmark; the benchmark needs `entry` to put it and to judge an answer."""
 
     id: str
     category: str

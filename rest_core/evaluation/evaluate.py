@@ -27,7 +27,7 @@ def evaluate(
     """Evaluate a model on a benchmark.
 
     Args:
-        model_name: what the report calls the model.
+        model_name: the model's name in the report.
         out: directory for rows.jsonl, report.json, report.md, accuracy.png and the benchmark's own files.
 
     Returns:

@@ -35,7 +35,7 @@ class Reader:
     read: Callable[[Record], Dialogue | Verbatim]
     keys: frozenset[str] = frozenset()  # fields that a record of this format has
     has: Callable[[Mapping[str, Any]], bool] = lambda fields: True  # more than fields, where other formats have these
-    use: tuple[Use, ...] = ("sft", "rl")  # what the data was made for
+    use: tuple[Use, ...] = ("sft", "rl")  # the purpose of the data
 
     def recognises(self, fields: Mapping[str, Any]) -> bool:
         return self.keys <= fields.keys() and self.has(fields)
@@ -56,7 +56,7 @@ READERS: dict[str, Reader] = {
     "jsonl": Reader(jsonl.read, frozenset({"messages"})),
 }
 
-# Formats that people have and that hold no tool use, or not enough of it to be read: fields → what it is.
+# Formats that people have and that hold no tool use, or not enough of it to be read: fields → description.
 _OTHERS: dict[frozenset[str], str] = {
     frozenset({"chosen", "rejected"}): "preference data (chosen and rejected)",
     frozenset({"instruction", "output"}): "Alpaca's, which has no tools",

@@ -140,7 +140,7 @@ def assistant(fields: Mapping[str, Any], field: str, tools: Sequence[Tool], call
         call_follows: the calls stand in the next entry, so that it may be thoughts alone.
 
     Raises:
-        Unreadable: it says nothing, or what looks like a call cannot be read.
+        Unreadable: it is empty, or something that looks like a call cannot be read.
     """
     key = next((key for key in ("response", "content", "value") if fields.get(key) is not None), "content")
     place = _place(fields, field, key)
@@ -237,10 +237,10 @@ def _other_turns(fields: Mapping[str, Any], field: str, kind: _Kind | None) -> l
         results, rest = split_results(result, field)
         return results if results and not rest else [Turn("tool", result.strip(), field)]
     if kind == "user":
-        said = content(value, place).text
-        results, rest = split_results(said or "", field)
+        user = content(value, place).text
+        results, rest = split_results(user or "", field)
         if not results:
-            return [Turn("user", text(said, place).strip(), field)]
+            return [Turn("user", text(user, place).strip(), field)]
         return [*results, Turn("user", rest, field)] if rest else results
     if kind == "system":
         system = content(value, place).text
@@ -275,7 +275,7 @@ def _add_call(turns: list[Turn | Rejected], turn: Turn, *, joins: bool) -> None:
 
 
 def _calls(fields: Mapping[str, Any], field: str) -> tuple[list[ToolCall], list[str], bool]:
-    """The calls of an assistant turn in fields of their own, where each stands, and whether "no call" is said.
+    """The calls in an assistant turn's fields for them, where each stands, and whether it says that no call is right.
 
     An empty "calls" says so: it stands in targets. An empty "tool_calls" does not: chat servers write it into every
     message, as they write an empty "function_call".

@@ -5,8 +5,8 @@ conversations  the dialogue (`rest_core.data.readers.chat` has the spellings of 
                or in ToolACE's notation `[Func Name(arg="x", n=1), …]`.
 tools          a list, or a JSON string of one; else the system text lists them.
 system         a system text beside the dialogue. ToolACE's (Team-ACE/ToolACE, data.json) holds instructions and the
-               tools as a JSON array ("… functions in JSON format that you can invoke:\\n[…]"); it tells the model to
-               write calls in that notation, so it is replaced by ours.
+               tools as a JSON array ("… functions in JSON format that you can invoke:\\n[…]"); it asks for
+               calls in that notation, so it is replaced by ours.
 """
 
 from __future__ import annotations

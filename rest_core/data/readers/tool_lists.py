@@ -40,14 +40,14 @@ def find_tools(record: Record, system_texts: Sequence[tuple[int, str, str]]) -> 
     if system_texts and given is None:
         raise Unreadable("tools missing", system_texts[0][1], "no list of tools in it, nor in a field 'tools'")
     field = given or _KEYS[0]
-    return read_tools(record.fields.get(field), field), field, left_out  # says what is wrong with them
+    return read_tools(record.fields.get(field), field), field, left_out  # names the problem
 
 
 def tools_in_text(text: str, field: str) -> tuple[Tool, ...] | None:
     """The tools that a system text lists, None where it lists none.
 
     Raises:
-        Unreadable: what it lists are no tools.
+        Unreadable: the list holds something else.
     """
     start = text.find(_FROM)
     stop = text.find(_TO, start)
@@ -69,7 +69,7 @@ def tools_in_text(text: str, field: str) -> tuple[Tool, ...] | None:
 
 
 def begins_array(text: str) -> bool:
-    """Whether a system text has what begins a JSON array of objects, and no `<tools>`, as ToolACE's have."""
+    """Whether a system text has the beginning of a JSON array of objects and no `<tools>`, like ToolACE's."""
     return _TO not in text and _ARRAY_OF_OBJECTS.search(text) is not None
 
 

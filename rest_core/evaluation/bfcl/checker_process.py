@@ -76,9 +76,7 @@ def _check_category(category: str, outputs: list[dict[str, Any]]) -> list[Verdic
         # Answers belong to questions by position; bfcl-eval says that some of their ids differ.
         check, answers = _ast, utils.load_ground_truth_entry(category)
     pairs = {entry["id"]: (entry, answer) for entry, answer in zip(entries, answers, strict=True)}
-    return [
-        _check_within_limit(partial(check, category, output["calls"], *pairs[output["id"]])) for output in outputs
-    ]
+    return [_check_within_limit(partial(check, category, output["calls"], *pairs[output["id"]])) for output in outputs]
 
 
 def _check_within_limit(check: Callable[[], Verdict]) -> Verdict:

@@ -3,10 +3,10 @@
     result/<handler>/<group>/BFCL_v4_<category>_result.json     one JSON object a line
     score/<handler>/<group>/BFCL_v4_<category>_score.json       a header line, then the wrong entries
 
-`bfcl evaluate` finds the decoder of a result file by the name of its folder, which must be a model that it knows. The
-folder is therefore named after the handler that reads our files, not after the model that wrote them: `HANDLER` is a
+`bfcl evaluate` finds the decoder of a result file by the name of its directory, which must be a model that it knows. So
+it is named after the handler that reads our files, not after the model that wrote them: `HANDLER` is a
 function-calling handler that reads one {"name", "arguments"} object a <tool_call> block and allows dots in names.
-With a full installation of bfcl-eval, in the folder that holds `result/`:
+With a full installation of bfcl-eval, in the directory that holds `result/`:
 
     BFCL_PROJECT_ROOT=$PWD bfcl evaluate --model Qwen/Qwen3-1.7B-FC --test-category single_turn --partial-eval
 
@@ -34,7 +34,7 @@ from rest_core.evaluation.evaluation_report import write_jsonl
 from rest_core.records import ToolCall
 
 HANDLER = "Qwen/Qwen3-1.7B-FC"
-"""What `bfcl evaluate --model` is to be given for our result files."""
+"""The `--model` with which `bfcl evaluate` reads our result files."""
 
 _DIRECTORY = HANDLER.replace("/", "_")
 _SURROGATE = re.compile("[\ud800-\udfff]")
