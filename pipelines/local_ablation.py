@@ -27,8 +27,8 @@ from pipelines.ablation_pipeline import build
 from pipelines.local import ARTIFACTS, carry_out, done_line, new_folder, processes, refuse_python3
 from pipelines.monitor import Monitor, StageRun
 from pipelines.summary import RunStatus, duration, in_spools
+from rest_core.ablation.ablation_report import HTML_FILE, JSON_FILE
 from rest_core.ablation.compare import Comparison
-from rest_core.ablation.report import HTML_FILE, JSON_FILE, Format
 from rest_core.ablation.settings import AblationConfig, Scheme, Trial, trials
 from rest_core.config import Config
 from rest_core.operations.catalogue import in_parts
@@ -142,7 +142,7 @@ def _table(comparison: Comparison, settings: Mapping[str, Any]) -> Table:
     for heading in ("scheme", "seeds", "mean", interval, f"minus {settings['baseline']}", interval):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "scheme" else "right")
     for name in comparison.ordered(settings["baseline"]):
-        table.add_row(name, *Format(comparison).cells(comparison.schemes[name], comparison.differences.get(name)))
+        table.add_row(*comparison.row(name))
     return table
 
 

@@ -1,7 +1,7 @@
-"""The evaluations of an ablation, read from their folders and held against each other.
+"""The evaluations of an ablation, read from their directories, and refused where they do not compare.
 
-An evaluation's manifest says which trial's policy it measured and how that was trained, so that the order in which the
-folders come does not matter.
+An evaluation's manifest names the trial whose policy it measured and how that was trained: the directories may come in
+any order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rest_core import manifest
-from rest_core.ablation.settings import Trial, leaves, reward_of
+from rest_core.ablation.settings import Trial, leaves, one_scheme_a_name, reward_of
 from rest_core.config import RlConfig, Section, validate
 from rest_core.errors import UserError
 
@@ -24,14 +24,14 @@ TRAINING = "training"  # key of a manifest's inputs: how the evaluated policy wa
 
 @dataclass
 class TrialResult:
-    """What was measured of one trial."""
+    """The figures of one trial."""
 
     trial: Trial
     metrics: dict[str, float] = field(default_factory=dict)
     measured_on: dict[str, str] = field(default_factory=dict)  # by stage: the questions and settings
     skipped: dict[str, str] = field(default_factory=dict)  # by stage: why there are no figures
-    not_finite: dict[str, float] = field(default_factory=dict)  # what was measured and is no number to compare
-    reward: dict[str, Any] = field(default_factory=dict)  # what "reward/after" is made of, `reward_of`
+    not_finite: dict[str, float] = field(default_factory=dict)  # measured, but no number to compare
+    reward: dict[str, Any] = field(default_factory=dict)  # the settings of "reward/after", `reward_of`
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class _Evaluation:
 
 
 def training_record(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """What an evaluation's manifest keeps of its policy's manifest: settings, inputs and figures of the training."""
+    """The part of a policy's manifest that its evaluation's keeps: settings, inputs and figures of the training."""
     return {"config": policy["config"], "inputs": policy["inputs"], "figures": policy["counts"]}
 
 
@@ -79,16 +79,16 @@ def collect(folders: Iterable[Path]) -> list[TrialResult]:
         if one.measured_on is None:
             result.skipped[one.stage] = one.skipped or "not measured"
         else:
-            reference = first.setdefault(one.stage, one)
-            if one.measured_on != reference.measured_on:
+            other = first.setdefault(one.stage, one)
+            if one.measured_on != other.measured_on:
                 raise UserError(
-                    f"{one.folder}: measured on {one.measured_on}, but {reference.folder} on {reference.measured_on}; "
+                    f"{one.folder}: measured on {one.measured_on}, but {other.folder} on {other.measured_on}; "
                     "evaluate both on the same questions with the same settings"
                 )
             result.measured_on[one.stage] = one.measured_on
         for name, value in {**_figures(one.metrics), **_figures(one.training["figures"])}.items():
             (result.metrics if math.isfinite(value) else result.not_finite)[name] = value
-    _require_one_scheme_a_name(results.values())
+    one_scheme_a_name(result.trial for result in results.values())
     return sorted(results.values(), key=lambda result: (result.trial.name, result.trial.seed))
 
 
@@ -149,14 +149,3 @@ def _replaces(trial: Trial, name: str) -> bool:
         if name == scope or name.startswith(f"{scope}."):
             return True
     return False
-
-
-def _require_one_scheme_a_name(results: Iterable[TrialResult]) -> None:
-    schemes: dict[str, Trial] = {}
-    for result in results:
-        known = schemes.setdefault(result.trial.name, result.trial)
-        if known.scheme != result.trial.scheme:
-            raise UserError(
-                f"trials {known.label} and {result.trial.label} have other weights or settings under one name; name "
-                "them apart"
-            )

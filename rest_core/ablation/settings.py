@@ -1,7 +1,8 @@
-"""What an ablation runs and compares: its trials, and the settings of the comparison."""
+"""The trials of an ablation, and the settings of their comparison."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ from pydantic import Field, field_validator
 
 from rest_core.algorithm.rewards import reward_ranges
 from rest_core.config import ApiBankConfig, BfclConfig, RlConfig, Section, WeightsConfig, validate
+from rest_core.data.fields import map_json
 from rest_core.errors import UserError, nearest
-from rest_core.evaluation import api_bank as api_bank_scores
+from rest_core.evaluation import api_bank as api_bank_benchmark
 from rest_core.evaluation.bfcl import categories
-from rest_core.evaluation.statistics import Score
+from rest_core.evaluation.statistics import Accuracy
 
 # Names go into MLflow's filters, keys of metrics and tags, and file names.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"
@@ -21,12 +23,12 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"
 
 # Settings that an ablation has where the user sets nothing else, written as --set has them.
 DEFAULTS: tuple[str, ...] = ("rl.weight_mean=trained",)  # schemes that differ in the gradient's size do not compare
-# What no trial may set: fields of its own, and what decides whether and where there is a training at all.
+# Fields that no scheme may set, and where they are set instead.
 _NOT_A_TRIALS = {"weights": "`weights`", "seed": "`seed`", "enabled": "the ablation", "mirror": "the ablation"}
 
 
 class Scheme(Section):
-    """What is compared: token weights, and other settings of the training where these differ too."""
+    """A scheme that is compared: token weights, and other settings of the training where these differ too."""
 
     weights: WeightsConfig = Field(discriminator="scheme", description="replaces rl.weights")
     rl: dict[str, Any] = Field(
@@ -39,7 +41,7 @@ class Scheme(Section):
         for name, owner in _NOT_A_TRIALS.items():
             if name in values:
                 raise ValueError(f"{name} is no setting of a scheme: {owner} has it; leave it out here")
-        return _with_null(values)
+        return map_json(values, lambda value: None if value == "null" else value)  # as KFP's parameters write it
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -65,7 +67,7 @@ class Trial(Scheme):
 
     @property
     def scheme(self) -> Scheme:
-        """What it shares with the other trials of its name."""
+        """The part that all trials of its name share."""
         return Scheme(weights=self.weights, rl=self.rl)
 
     def applied_to(self, rl: RlConfig) -> RlConfig:
@@ -100,7 +102,7 @@ def as_trained(text: str, rl: RlConfig) -> Trial:
 
 
 def reward_of(rl: Mapping[str, Any]) -> dict[str, Any]:
-    """What the reward after the last step is made of: mean rewards compare where this is the same.
+    """The settings of the reward after the last step: mean rewards compare where these are the same.
 
     Args:
         rl: an `RlConfig` as JSON values.
@@ -127,18 +129,8 @@ def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     merged = dict(values)
     for name, value in changes.items():
         known = merged.get(name)
-        both = isinstance(known, Mapping) and isinstance(value, Mapping)
-        merged[name] = _merged(known, value) if both else value  # type: ignore[arg-type]
+        merged[name] = _merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
     return merged
-
-
-def _with_null(value: Any) -> Any:
-    """The word that stands for null in a KFP parameter, read back at any depth."""
-    if isinstance(value, dict):
-        return {key: _with_null(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_with_null(inner) for inner in value]
-    return None if value == "null" else value
 
 
 class AblationConfig(Section):
@@ -180,9 +172,7 @@ def parse_schemes(texts: Iterable[str]) -> dict[str, Scheme]:
             weights = yaml.safe_load(settings) if separator else {"scheme": name}
         except yaml.YAMLError:
             raise UserError(f"scheme {text!r}: write it as NAME or NAME={{scheme: …, …}}") from None
-        rl = {}
-        if isinstance(weights, dict) and "rl" in weights:
-            rl = weights.pop("rl")
+        rl = weights.pop("rl", {}) if isinstance(weights, dict) else {}
         if name in schemes:
             raise UserError(f"scheme {name!r} is given twice: write the second as OTHER-NAME={{scheme: {name}}}")
         values = {"name": name, "seed": 0, "weights": weights, "rl": rl}
@@ -191,7 +181,7 @@ def parse_schemes(texts: Iterable[str]) -> dict[str, Scheme]:
 
 
 def trials(schemes: Mapping[str, Scheme], seeds: Sequence[int]) -> tuple[Trial, ...]:
-    """Every scheme with every seed, seed by seed, so that what is done first can be compared.
+    """Every scheme with every seed, seed by seed, so that the first trials compare already.
 
     Raises:
         UserError: there are no schemes or seeds, a seed stands twice, or a name is not usable.
@@ -207,13 +197,25 @@ def trials(schemes: Mapping[str, Scheme], seeds: Sequence[int]) -> tuple[Trial, 
     )
 
 
+def one_scheme_a_name(every: Iterable[Trial]) -> dict[str, Trial]:
+    """The first trial of each scheme; `UserError` where a name stands for two."""
+    first: dict[str, Trial] = {}
+    for trial in every:
+        known = first.setdefault(trial.name, trial)
+        if known.scheme != trial.scheme:
+            raise UserError(
+                f"trials {known.label} and {trial.label} have other weights or settings under one name; name them apart"
+            )
+    return first
+
+
 def check(
     every: Sequence[Trial], ablation: AblationConfig, rl: RlConfig, bfcl: BfclConfig, api_bank: ApiBankConfig
 ) -> str:
-    """Refuse what would be found out only after hours: trials of which nothing can be compared.
+    """Refuse trials of which nothing can be compared, before the hours that they take.
 
     Returns:
-        What the trials are, in one line.
+        A line that names the number of schemes and trials, and the deciding figure.
 
     Raises:
         UserError: there are no trials or one stands twice, schemes are the same or without a baseline, nothing is
@@ -221,15 +223,13 @@ def check(
     """
     if not every:
         raise UserError("an ablation needs at least one trial")
-    schemes: dict[str, Trial] = {}  # the first trial of each
-    labels = [trial.label for trial in every]
-    for trial in every:
-        if labels.count(trial.label) > 1:
-            raise UserError(f"trial {trial.label} stands twice; leave one out, or name it apart")
-        if schemes.setdefault(trial.name, trial).scheme != trial.scheme:
-            raise UserError(
-                f"scheme {trial.name} has other weights or settings in trial {trial.label}; name them apart"
-            )
+    labels = Counter(trial.label for trial in every)
+    for label, count in labels.items():
+        if count > 1:
+            raise UserError(f"trial {label} stands twice; leave one out, or name it apart")
+    schemes = one_scheme_a_name(every)
+    if not rl.enabled:
+        raise UserError("rl.enabled=false: the schemes weight the reinforcement learning; set rl.enabled=true")
     applied = {name: trial.applied_to(rl).model_copy(update={"seed": 0}) for name, trial in schemes.items()}
     for name, settings in applied.items():
         same = next(other for other, theirs in applied.items() if theirs == settings)
@@ -243,34 +243,37 @@ def check(
             f"ablation.baseline={ablation.baseline}: no trial has this scheme (there are: {', '.join(schemes)}); "
             "add it, or name another baseline"
         )
-    if not rl.enabled:
-        raise UserError("rl.enabled=false: the schemes weight the reinforcement learning; set rl.enabled=true")
-    for name, settings in applied.items():
+    _check_metric(ablation.metric, applied, bfcl, api_bank)
+    return f"{len(schemes)} schemes in {len(every)} trials, compared by {ablation.metric}"
+
+
+def _check_metric(metric: str, schemes: Mapping[str, RlConfig], bfcl: BfclConfig, api_bank: ApiBankConfig) -> None:
+    """The deciding figure is measured by every scheme, and by the same reward where it is one."""
+    for name, settings in schemes.items():
         known = measured(settings, bfcl, api_bank)
-        if ablation.metric not in known:
+        if metric not in known:
             raise UserError(
-                f"ablation.metric={ablation.metric}: scheme {name} does not measure it"
-                f"{nearest(ablation.metric, known)} (it measures: {', '.join(known)})"
+                f"ablation.metric={metric}: scheme {name} does not measure it{nearest(metric, known)} "
+                f"(it measures: {', '.join(known)})"
             )
-    rewards = {name: reward_of(settings.model_dump(mode="json")) for name, settings in applied.items()}
+    rewards = {name: reward_of(settings.model_dump(mode="json")) for name, settings in schemes.items()}
     first = next(iter(rewards))
     for name, reward in rewards.items():
-        if ablation.metric == "reward/after" and reward != rewards[first]:
+        if metric == "reward/after" and reward != rewards[first]:
             raise UserError(
                 f"ablation.metric=reward/after: schemes {first} and {name} are measured by other rewards, which "
                 "do not compare; decide by a figure of the task"
             )
-    return f"{len(schemes)} schemes in {len(every)} trials, compared by {ablation.metric}"
 
 
 def measured(rl: RlConfig, bfcl: BfclConfig, api_bank: ApiBankConfig) -> list[str]:
     """The figures that an ablation may be decided by, under a configuration."""
     found = []
     if bfcl.enabled:
-        scores = {category.name: Score(1, 1) for category in categories.select(bfcl.categories)}
+        scores = {category.name: Accuracy(1, 1) for category in categories.select(bfcl.categories)}
         found += [f"bfcl/{name}" for name in (*categories.averages(scores), *scores)]
     if api_bank.enabled:
-        found += [f"api_bank/{name}" for name in api_bank_scores.SCORES]
+        found += [f"api_bank/{name}" for name in api_bank_benchmark.SCORES]
     if rl.reward_probe_prompts:
         found.append("reward/after")
     if rl.evaluate_every is not None:

@@ -11,18 +11,18 @@ from rest_core.data.prompts import user_turns
 from rest_core.data.similarity import Shingles, SimilarityIndex, count_shingles, jaccard, normalised, shingles
 from rest_core.data.tools import same_name
 from rest_core.records import Sample
-from rest_core.response import parse
+from rest_core.response import Response
 
 EXACT, NEAR = "exact duplicate", "near duplicate"
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a sample is compared by, computed once.
+    """The traits by which samples are compared.
 
     `dialogue` and `answer` are shingles of the prompt's dialogue and of the reference without its thoughts; `identity`
     hashes normalised dialogue, tools and answer; `opening` is the normalised first user turn, which the steps of one
-    dialogue share; `questions` are the user's words, all turns together and the last alone.
+    dialogue share; `questions` are the user's turns, all together and the last alone.
     """
 
     identity: str
@@ -32,9 +32,9 @@ class Traits:
     questions: tuple[str, ...]
 
 
-def traits(sample: Sample) -> Traits:
+def traits(sample: Sample, reference: Response) -> Traits:
+    """The traits of a sample and its parsed reference."""
     dialogue = "\n".join(message.content for message in sample.prompt if message.role != "system")
-    reference = parse(sample.reference)
     calls = [json.dumps([same_name(call.name), call.arguments], sort_keys=True) for call in reference.calls]
     answer = "\n".join([*calls, reference.response or ""])
     tools = sorted(json.dumps([tool.name, tool.description, tool.parameters], sort_keys=True) for tool in sample.tools)
@@ -76,7 +76,7 @@ class EvaluationOverlap:
     """Finds the evaluation set that a sample's question occurs in, literally after normalising or nearly.
 
     Args:
-        questions: the user's words of every evaluation item, by the name of its set.
+        questions: the user's turns of every evaluation item, by the name of its set.
         threshold: Jaccard similarity of word shingles from which two questions count as the same.
     """
 

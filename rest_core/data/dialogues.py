@@ -1,7 +1,7 @@
-"""The one form that readers bring their records into, and the way from there to single-step samples.
+"""The form that readers bring their records into, and the way from there to single-step samples.
 
 A dialogue of K assistant turns becomes K samples, as in ResT and ToolRL: the history is the prompt, the turn is the
-reference. Every part knows where the user's record has it, so that whatever is wrong can be said in the user's terms.
+reference. Every part knows where the user's record has it, so that problems can be named in the user's terms.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from rest_core.data.fields import Record, Rejected
+from rest_core.data.fields import Record, Rejected, Unreadable
 from rest_core.data.prompts import THINK_CALL, THINK_RESPOND, Style, render
 from rest_core.data.tools import by_name, declares, same_name
 from rest_core.records import Message, Origin, Role, Sample, Tool, ToolCall
 from rest_core.response import render as render_response
 
-# The answer where the data says that no call is right, and gives no words for it.
+# The answer where the data says that no call is right, and has no text for it.
 NO_TOOL_FITS = "None of the available tools fits this request."
-_EARLIER = "an earlier turn cannot be read"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn of a dialogue; only an assistant's has calls and thoughts, and it may lack words."""
+    """A turn of a dialogue; only an assistant's has calls and thoughts, and it may lack a text."""
 
     role: Role
     text: str | None
@@ -39,9 +38,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """What a record holds.
+    """A record as tools and turns.
 
-    `turns` ends where a turn cannot be read: there stands why. Only turns from `asked_from` on are wanted as answers.
+    `turns` ends where a turn cannot be read, with the reason. Only turns from `asked_from` on are wanted as answers;
+    `unanswered` is raised where there is none.
     """
 
     tools: tuple[Tool, ...]
@@ -49,6 +49,19 @@ class Dialogue:
     prompt_field: str
     tools_field: str
     asked_from: int = 0
+    unanswered: Unreadable | None = None
+
+
+@dataclass(frozen=True)
+class Verbatim:
+    """A record that brings a prompt of its own and a reference in our format, both kept word for word."""
+
+    prompt: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    reference: str
+    prompt_field: str
+    tools_field: str
+    reference_field: str
 
 
 def assistant_turn(calls: Sequence[ToolCall], response: str | None, think: str | None = None) -> Message:
@@ -57,37 +70,44 @@ def assistant_turn(calls: Sequence[ToolCall], response: str | None, think: str |
     return Message("assistant", render_response(think=thought, calls=calls, response=response or None))
 
 
-def samples(dialogue: Dialogue, record: Record, *, style: Style, source: str) -> Iterator[Sample | Rejected]:
+def samples(content: Dialogue | Verbatim, record: Record, *, style: Style, source: str) -> Iterator[Sample | Rejected]:
     """A sample for every assistant turn that is wanted and has a user turn before it.
 
     A turn that cannot be read takes the later ones along: they build on it. The sample of turn n has the id
     `source/name`, `.n` added where the dialogue has several.
+
+    Raises:
+        Unreadable: there is no such turn.
     """
-    answers = [turn for turn in dialogue.turns if isinstance(turn, Turn) and turn.role == "assistant"]
+    id_ = f"{source}/{record.name}"
+    if isinstance(content, Verbatim):
+        origin = Origin(record.where, content.prompt_field, content.tools_field, content.reference_field)
+        yield Sample(id_, source, content.prompt, content.tools, content.reference, origin)
+        return
+    several = sum(isinstance(turn, Turn) and turn.role == "assistant" for turn in content.turns) > 1
     history: list[Message] = []
-    asked = False
-    for place, turn in enumerate(dialogue.turns):
+    asked = found = False
+    for place, turn in enumerate(content.turns):
         if isinstance(turn, Rejected):
+            found = True
             yield turn
             continue
-        turn = _without_filled_in(turn, dialogue.tools)
+        turn = _without_filled_in(turn, content.tools)
         message = turn.message()
-        if turn.role == "assistant" and asked and place >= dialogue.asked_from:
+        if turn.role == "assistant" and asked and place >= content.asked_from:
+            found = True
             yield Sample(
-                id=f"{source}/{record.name}.{place}" if len(answers) > 1 else f"{source}/{record.name}",
+                id=f"{id_}.{place}" if several else id_,
                 source=source,
-                prompt=render(style, dialogue.tools, history),
-                tools=dialogue.tools,
+                prompt=render(style, content.tools, history),
+                tools=content.tools,
                 reference=message.content,
-                origin=Origin(record.where, dialogue.prompt_field, dialogue.tools_field, turn.field, turn.call_fields),
+                origin=Origin(record.where, content.prompt_field, content.tools_field, turn.field, turn.call_fields),
             )
         asked = asked or turn.role == "user"
         history.append(message)
-
-
-def earlier_unreadable(record: Record, field: str) -> Rejected:
-    """What becomes of an assistant turn behind one that cannot be read."""
-    return Rejected(_EARLIER, f"{record.where}: field {field!r}")
+    if not found:
+        raise content.unanswered or Unreadable("no assistant turn behind a user's", content.prompt_field)
 
 
 def _without_filled_in(turn: Turn, tools: Sequence[Tool]) -> Turn:
@@ -95,7 +115,6 @@ def _without_filled_in(turn: Turn, tools: Sequence[Tool]) -> Turn:
 
     Those are arguments that the tool does not have. Null for an argument that it has may be meant, and stays.
     """
-
     if not any(None in call.arguments.values() for call in turn.calls):
         return turn
     known = by_name(tools)

@@ -1,4 +1,4 @@
-"""Where the evaluation sets' files are, and their questions, for the check that no training sample repeats one."""
+"""The evaluation sets' files and questions, for the check that no training sample repeats one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from pathlib import Path
 
 from rest_core import storage
 from rest_core.config import ApiBankConfig
-from rest_core.data import bfcl_wheel, files, published
-from rest_core.data.api_bank_files import LEVELS, level_file
-from rest_core.data.fields import Rejected
+from rest_core.data import api_bank as api_bank_files
+from rest_core.data import bfcl_wheel, published
 from rest_core.data.prompts import user_turns
-from rest_core.errors import UserError
-from rest_core.records import Message
 
 # The sentence that ends every API-Bank prompt; it is no part of the question.
 _API_BANK_REQUEST = "Based on our conversation above, please only make one tool call to solve my need."
@@ -34,7 +31,7 @@ def api_bank_folder(api_bank: ApiBankConfig) -> tuple[Path | None, str | None]:
 
 
 def evaluation_questions(api_bank: Path | None = None) -> dict[str, list[str]]:
-    """What the user says in every evaluation item, all turns together, by set ("bfcl/simple_python", "api-bank/1").
+    """The user's turns of every evaluation item, all together, by set ("bfcl/simple_python", "api-bank/1").
 
     Args:
         api_bank: folder of ToolRL's processed API-Bank files; None leaves API-Bank out.
@@ -43,9 +40,13 @@ def evaluation_questions(api_bank: Path | None = None) -> dict[str, list[str]]:
         UserError: bfcl-eval is not installed, or the folder lacks a level or holds something else.
     """
     sets = _bfcl()
-    if api_bank is not None:
-        for level in LEVELS:
-            sets[f"api-bank/{level}"] = _api_bank(level_file(api_bank, level))
+    if api_bank is None:
+        return sets
+    for level in api_bank_files.LEVELS:
+        sets[f"api-bank/{level}"] = [
+            " ".join(turn for turn in user_turns(item.prompt) if turn != _API_BANK_REQUEST)
+            for item in api_bank_files.read_level(api_bank, level)
+        ]
     return sets
 
 
@@ -59,16 +60,3 @@ def _bfcl() -> dict[str, list[str]]:
         for category in bfcl_wheel.categories()
         if "function" in (entries := list(bfcl_wheel.questions(category)))[0]
     }
-
-
-def _api_bank(path: Path) -> list[str]:
-    found = []
-    for record in files.records(path):
-        if isinstance(record, Rejected):
-            raise UserError(f"{record}; give ToolRL's processed API-Bank files")
-        user = record.fields.get("user")
-        if not isinstance(user, str):
-            raise UserError(f"{record.where}: field 'user' is no string; give ToolRL's processed API-Bank files")
-        turns = [turn for turn in user_turns([Message("user", user)]) if turn != _API_BANK_REQUEST]
-        found.append(" ".join(turns))
-    return found

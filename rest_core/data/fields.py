@@ -1,17 +1,20 @@
-"""What every reader yields besides samples: rejected records, and the fields of a record, checked."""
+"""A record of a data file, the checks of its fields, and the form in which a record is rejected."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 MAX_DEPTH = 64  # of lists and objects in a record; published tool data stays below 20
 TOO_DEEP = "nested too deeply"
 NO_JSON_NUMBER = "a number that JSON does not have"
-MAX_BITS = 1024  # of a whole number: what a float64 can hold, and so any reader of JSON
+_MAX_BITS = 1024  # of a whole number: a float64 holds no more, and so many a reader of JSON
 _ENCODINGS = 2  # how often a value may have been written as JSON: exports encode arguments that are a string already
+_WHERE_WIDTH = 1000  # a long path and the field
+_JSON_STARTS = '[{"'  # of lists, objects and text that is encoded once more
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,20 @@ class Record:
     where: str  # "data.jsonl: line 12"
     name: str  # unique within the file's source: "data-12"
 
+    @classmethod
+    def of(cls, value: Any, where: str, name: str, is_too_deep: bool) -> Record | Rejected:
+        """The record that an entry of a file is, or why it is none."""
+        if not isinstance(value, dict):
+            return Rejected("not a JSON object", where, type(value).__name__)
+        return Rejected(TOO_DEEP, where) if is_too_deep else cls(value, where, name)
+
 
 @dataclass(frozen=True)
 class Rejected:
     """A record, or one turn of it, that cannot become a sample.
 
     `reason` is one of few phrases, so that rejections can be counted; `where` names file, record and field; `detail`
-    is what was found there.
+    quotes the value.
     """
 
     reason: str
@@ -36,23 +46,24 @@ class Rejected:
     detail: str = ""
 
     def __str__(self) -> str:
-        said = f"{shown(self.where, _WHERE_WIDTH)}: {self.reason}"
-        return f"{said} ({shown(self.detail)})" if self.detail else said
+        line = f"{shown(self.where, _WHERE_WIDTH)}: {self.reason}"
+        return f"{line} ({shown(self.detail)})" if self.detail else line
 
 
 class Unreadable(Exception):
-    """A field of a record is missing or not of its type; carries what `Rejected` needs, the record's place aside."""
+    """A field of a record is missing or not of its type; carries all of a `Rejected` but the record's place."""
 
     def __init__(self, reason: str, field: str, detail: str = "") -> None:
         super().__init__(reason)
         self.reason, self.field, self.detail = reason, field, detail
 
-    def rejected(self, record: Record) -> Rejected:
-        return Rejected(self.reason, f"{record.where}: field {self.field!r}", self.detail)
+    def rejected(self, where: str) -> Rejected:
+        """The rejection of the record at `where`."""
+        return Rejected(self.reason, f"{where}: field {self.field!r}", self.detail)
 
 
 def shown(text: str, width: int = 200) -> str:
-    """`text` as a message may have it: no longer than `width`, and of characters that every file can hold."""
+    """`text` for a message: no longer than `width`, and of characters that every file can hold."""
     text = text if len(text) <= width else f"{text[: width - 1]}…"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -67,7 +78,7 @@ def is_unicode(text: str) -> bool:
 
 
 def too_deep(value: Any) -> bool:
-    """Whether lists and objects are nested beyond `MAX_DEPTH`; what passes may be walked by recursion."""
+    """Whether lists and objects are nested beyond `MAX_DEPTH`; other values may be walked by recursion."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):
         if not level:
@@ -124,6 +135,7 @@ def _of_kind(kind: type, called: str, value: Any, field: str) -> Any:
 
 
 def parse_json(value: str, field: str) -> Any:
+    """The value that JSON text has; `Unreadable` where it has none."""
     try:
         parsed = _DECODER.decode(value)
     except (ValueError, RecursionError) as error:
@@ -133,13 +145,25 @@ def parse_json(value: str, field: str) -> Any:
     return parsed
 
 
+def decoded(value: Any, field: str) -> Any:
+    """`value`, a string of a JSON object as that object: `datasets` writes columns of mixed types so."""
+    return parse_json(value, field) if isinstance(value, str) and value.lstrip().startswith("{") else value
+
+
 def json_problem(error: ValueError | RecursionError, place: str) -> tuple[str, str, str]:
-    """What a JSON decoder's error means for the data: reason, place and detail of a rejection."""
+    """The meaning of a JSON decoder's error for the data: reason, place and detail of a rejection."""
     if isinstance(error, RecursionError):
         return TOO_DEEP, place, ""
-    if isinstance(error, json.JSONDecodeError):
-        return "invalid JSON", place, str(error)
     return "invalid JSON", place, str(error).partition("; use sys")[0]  # Python's advice is for programmers
+
+
+def map_json(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A JSON value with `change` applied to everything in it that is no list and no object."""
+    if isinstance(value, dict):
+        return {key: map_json(inner, change) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [map_json(inner, change) for inner in value]
+    return change(value)
 
 
 def odd_number(value: Any) -> bool:
@@ -149,7 +173,7 @@ def odd_number(value: Any) -> bool:
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, int):
-        return value.bit_length() > MAX_BITS
+        return value.bit_length() > _MAX_BITS
     if isinstance(value, dict | list):
         return any(map(odd_number, value.values() if isinstance(value, dict) else value))
     return False
@@ -159,6 +183,4 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-_WHERE_WIDTH = 1000  # a long path and the field
-_JSON_STARTS = '[{"'  # of lists, objects and text that is encoded once more
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)

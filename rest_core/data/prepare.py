@@ -28,13 +28,14 @@ from rest_core.data.validate import problem
 from rest_core.errors import UserError
 from rest_core.model.chat import encode_prompts, encode_response
 from rest_core.records import Sample
+from rest_core.response import parse
 
 REPORT = "report.json"
 _PARTIAL = ".partial"  # inside the output folder, which may be a mount point that nothing can be renamed onto
 _USES: tuple[Use, ...] = ("sft", "rl")
 _BATCH = 256
 _EXAMPLES = 3  # rejections a reason that the report shows
-_REASONS, _EXAMPLE_WIDTH = 20, 160  # what is shown of them on a terminal
+_REASONS, _EXAMPLE_WIDTH = 20, 160  # shown of them on a terminal
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +55,15 @@ class _Candidate:
     def place(self) -> str:
         """Where the user's data has it: file, record and the answer's field."""
         origin = self.sample.origin
-        return self.sample.id if origin is None else f"{origin.where}: field {origin.answer!r}"
+        assert origin is not None
+        return f"{origin.where}: field {origin.answer!r}"
 
     def row(self) -> dict[str, Any]:
         return store.to_row(self.sample, prompt_tokens=self.prompt_tokens, reference_tokens=self.reference_tokens)
 
 
 class _Drops:
-    """Counts of what was read and dropped, by source and reason, with examples for people."""
+    """Counts of records read and dropped, by source and reason, with examples for people."""
 
     def __init__(self) -> None:
         self.read: Counter[str] = Counter()
@@ -96,7 +98,7 @@ def prepare(
         style: prompt style of data that brings no prompt of its own.
         tokenizer: measures lengths; needs a chat template.
         evaluation_questions: by name of set, see `rest_core.data.evaluation_sets`.
-        out: folder to fill; what an earlier run left there is replaced once the new dataset is complete.
+        out: folder to fill; an earlier run's dataset is replaced once the new dataset is complete.
 
     Returns:
         {"sources": {location: {"read": n, "dropped": {reason: n}}}, "dropped": {reason: n}, "splits": {name: n},
@@ -166,17 +168,21 @@ def _valid(
         entries = _limited(files, source.limit, style)
         for file, entry in tqdm(entries, desc=f"reading {source.location}", unit=" records", disable=None, leave=False):
             drops.read[source.location] += 1
-            checked = entry if isinstance(entry, Rejected) else problem(entry, file.name) or entry
+            checked = entry if isinstance(entry, Rejected) else _checked(entry, source.location, file.use)
             if isinstance(checked, Rejected):
                 if data.on_invalid == "stop":
                     raise UserError(f"{checked}; mend the record, or set data.on_invalid=drop")
                 drops.add(source.location, checked.reason, str(checked))
                 continue
-            entry = checked
-            seen[entry.id] += 1
-            if seen[entry.id] > 1:  # files of one name in different folders
-                entry = replace(entry, id=f"{entry.id}~{seen[entry.id]}")
-            yield _Candidate(entry, source.location, file.use, traits(entry))
+            seen[checked.sample.id] += 1
+            if (number := seen[checked.sample.id]) > 1:  # files of one name in different directories
+                checked = replace(checked, sample=replace(checked.sample, id=f"{checked.sample.id}~{number}"))
+            yield checked
+
+
+def _checked(sample: Sample, location: str, use: tuple[Use, ...]) -> _Candidate | Rejected:
+    reference = parse(sample.reference)
+    return problem(sample, reference) or _Candidate(sample, location, use, traits(sample, reference))
 
 
 def _limited(
@@ -274,7 +280,7 @@ def _input(source: DataSource, file: SourceFile) -> dict[str, Any]:
 
 
 def _write(splits: Mapping[str, Sequence[_Candidate]], report: Mapping[str, Any], out: Path) -> None:
-    """Write beside the final names, inside `out`, then move; what marks the dataset as whole moves last."""
+    """Write to a directory inside `out`, then move each file; the one that marks the dataset as whole moves last."""
     aside = out / _PARTIAL
     with storage.disk_errors(out):
         try:

@@ -75,6 +75,8 @@ _LISTED_FROM, _LISTED_TO = "following tools:\n", "\n\n**Steps for Each Turn**"
 _LISTED_HEAD = re.compile(r"\d+\. (?:Name: (?P<name>.*)\nDescription: ?|(?P<short>[^:\n]+): ?)")
 _LISTED_PARAMETERS = "\nParameters: "
 _USER_FROM, _USER_TO = "<user>", "</user>"
+_KNOWN_SYSTEMS = 256
+_known_systems: dict[tuple[Style, int], tuple[tuple[Tool, ...], str]] = {}  # holds the tools: their id stays theirs
 
 
 def render(style: Style, tools: Sequence[Tool], history: Sequence[Message]) -> tuple[Message, ...]:
@@ -82,14 +84,13 @@ def render(style: Style, tools: Sequence[Tool], history: Sequence[Message]) -> t
 
     Args:
         style: "toolrl" or "compact".
-        tools: what the model may call, in the order in which it is listed.
+        tools: those that the model may call, in the order in which it is listed.
         history: the dialogue so far: user turns, assistant turns in the project's response format, tool results.
             System messages of the data's own are appended to the instructions.
     """
-    system = _SYSTEMS[style].replace(_TOOLS, _tool_lines(style, tools))
     extra = [message.content for message in history if message.role == "system"]
     turns = [message for message in history if message.role != "system"]
-    head = Message("system", "\n\n".join([system, *extra]))
+    head = Message("system", "\n\n".join([_system_text(style, tools), *extra]))
     return (head, *turns) if style == "compact" else (head, Message("user", _toolrl_history(turns)))
 
 
@@ -109,7 +110,7 @@ def listed_tools(system: str, field: str = "system") -> tuple[Tool, ...]:
     """The tools that a system message in ToolRL's style lists, as ToolRL and its API-Bank files write them.
 
     Properties are kept as they stand there, ToolRL's own names of types included ("str, optional"), so that `render`
-    gives the text back. What is required is not said there.
+    gives the text back. It does not name the required ones.
 
     Args:
         field: where the user's record has the message, for errors.
@@ -137,13 +138,26 @@ def listed_tools(system: str, field: str = "system") -> tuple[Tool, ...]:
 
 
 def user_turns(prompt: Sequence[Message]) -> list[str]:
-    """What the user says in a prompt of either style, turn by turn."""
+    """The user turns of a prompt of either style."""
     turns: list[str] = []
     for message in prompt:
         if message.role == "user":
-            said = _between(message.content, _USER_FROM, _USER_TO, every=True)
-            turns += [turn.strip() for turn in said or [message.content]]
+            tagged = _between(message.content, _USER_FROM, _USER_TO, every=True)
+            turns += [turn.strip() for turn in tagged or [message.content]]
     return turns
+
+
+def _system_text(style: Style, tools: Sequence[Tool]) -> str:
+    """The instructions with the tools; kept for a tuple of tools, as the samples of a data set share theirs."""
+    key = (style, id(tools))
+    if (known := _known_systems.get(key)) is not None:
+        return known[1]
+    text = _SYSTEMS[style].replace(_TOOLS, _tool_lines(style, tools))
+    if isinstance(tools, tuple):
+        if len(_known_systems) == _KNOWN_SYSTEMS:
+            _known_systems.clear()
+        _known_systems[key] = (tools, text)
+    return text
 
 
 def _tool_lines(style: Style, tools: Sequence[Tool]) -> str:
@@ -157,7 +171,7 @@ def _tool_lines(style: Style, tools: Sequence[Tool]) -> str:
 
 
 def _compact_line(tool: Tool) -> str:
-    """One line of JSON; what is optional is named, because that is the shorter list."""
+    """One line of JSON; it names the optional parameters, the shorter list."""
     line: dict[str, Any] = {"name": tool.name, "description": tool.description}
     line["parameters"] = _shown(tool)
     optional = [name for name in tool.parameters["properties"] if name not in tool.parameters.get("required", ())]
@@ -166,17 +180,17 @@ def _compact_line(tool: Tool) -> str:
     return _COMPACT.encode(line)
 
 
-_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # once: `json.dumps` makes one a call
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # `json.dumps` would make one at each call
 
 
 def _shown(tool: Tool) -> dict[str, Any]:
-    """What the model is told of the parameters: properties by name, and the definitions that they refer to."""
+    """The parameters that the model sees: properties by name, and the definitions that they refer to."""
     definitions = {key: tool.parameters[key] for key in DEFINITIONS if key in tool.parameters}
     return {**tool.parameters["properties"], **definitions}
 
 
 def _between(text: str, start: str, end: str, *, every: bool = False) -> list[str]:
-    """What stands between the first `start` and the next `end`, or between every such pair; one pass over the text."""
+    """The text between the first `start` and the next `end`, or between every such pair; one pass over the text."""
     found: list[str] = []
     place = text.find(start)
     while place >= 0 and (every or not found):
@@ -194,8 +208,8 @@ def _toolrl_history(turns: Sequence[Message]) -> str:
         if message.role == "tool":
             text += f"{'' if index == 0 else chr(10)}<obs> {message.content} </obs>"
             continue
-        said = f"<user> {message.content} </user>" if message.role == "user" else message.content
-        text += f"{'' if index == 0 else chr(10) * 2}{said}"
+        turn = f"<user> {message.content} </user>" if message.role == "user" else message.content
+        text += f"{'' if index == 0 else chr(10) * 2}{turn}"
     return text
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rest_core.data.fields import MAX_BITS, TOO_DEEP, too_deep
+from rest_core.data.fields import NO_JSON_NUMBER, TOO_DEEP, Unreadable, map_json, odd_number, too_deep
 from rest_core.data.tools import by_name, same_name
 from rest_core.records import Tool, ToolCall
 
@@ -31,6 +30,10 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 class NotCalls(ValueError):
     """The text is no list of calls."""
+
+    def unreadable(self, field: str) -> Unreadable:
+        """The rejection of a record whose field has the text."""
+        return Unreadable("call cannot be read", field, str(self))
 
 
 def read_calls(text: str, tools: Sequence[Tool]) -> list[ToolCall]:
@@ -66,13 +69,13 @@ def literal(text: str) -> Any:
     text = text.strip()
     try:
         # JSON first: its escapes differ from Python's ("\\/", surrogate pairs), and the data was written by models.
-        return _json_value(_shallow(json.loads(text, strict=False)))
+        return _json_value(json.loads(text, strict=False))
     except (ValueError, RecursionError):
         pass
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # "\d" in a string
-            return _json_value(_shallow(_value(ast.parse(text, mode="eval").body)))
+            return _json_value(_value(ast.parse(text, mode="eval").body))
     except (ValueError, SyntaxError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
         raise NotCalls(f"{text[:60]!r} is no literal: {error}") from None
 
@@ -172,21 +175,16 @@ def _key(node: ast.expr | None) -> str:
     return key
 
 
-def _shallow(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
+    """`value` where it is JSON; else `ValueError`."""
     if too_deep(value):
         raise ValueError(TOO_DEEP)
-    return value
+    return map_json(value, _json_leaf)
 
 
-def _json_value(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _json_value(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_json_value(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} is no JSON value")
-    if isinstance(value, int) and value.bit_length() > MAX_BITS:
-        raise ValueError("the number is too large")
+def _json_leaf(value: Any) -> Any:
+    if odd_number(value):
+        raise ValueError(NO_JSON_NUMBER)
     if value is None or isinstance(value, str | int | float):
         return value
     raise ValueError(f"{type(value).__name__} is no JSON value")

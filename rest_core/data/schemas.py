@@ -1,8 +1,8 @@
 """Descriptions of parameters in several dialects, as valid JSON schemas.
 
 A dialect is JSON schema itself, BFCL's and ToolACE's ("type": "dict"), or Python's types as xLAM writes them
-("List[int]", "str, optional"). What is no valid JSON schema after the conversion is left out: a keyword with a value
-that it cannot have says nothing. `$defs` and `definitions` are kept, and so are the references to them: putting them
+("List[int]", "str, optional"). Keywords with a value that JSON schema does
+not allow are left out. `$defs` and `definitions` are kept, and so are the references to them: putting them
 in place could be endless.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rest_core.data.fields import Unreadable, parse_json
+from rest_core.data.fields import Unreadable, decoded
 
 DEFINITIONS = ("$defs", "definitions")
 _SIMPLE = ("array", "boolean", "integer", "null", "number", "object", "string")
@@ -67,11 +67,9 @@ class Converter:
             properties = given
         elif not properties:  # [] too, as PHP writes an empty object
             properties = {}
-        if not isinstance(properties, dict):
-            raise self._no_schema("properties", properties)
         described = {
-            name: inner if isinstance(inner, dict) else self._property(name, inner)
-            for name, inner in properties.items()
+            name: self._object(name, self._decoded(inner, name))
+            for name, inner in self._object("properties", properties).items()
             if inner is not None
         }
         schema: dict[str, Any] = {
@@ -104,8 +102,7 @@ class Converter:
                 converted["required"] = required
         return converted
 
-    def _property(self, name: str, given: Any) -> Mapping[str, Any]:
-        given = self._decoded(given, name)
+    def _object(self, name: str, given: Any) -> Mapping[str, Any]:
         if not isinstance(given, dict):
             raise self._no_schema(name, given)
         return given
@@ -122,10 +119,7 @@ class Converter:
         return list(dict.fromkeys(str(name) for name in (*listed, *flagged) if name is not None))
 
     def _decoded(self, value: Any, name: str) -> Any:
-        """A string of JSON stands for its object: `datasets` writes columns of mixed types so."""
-        if isinstance(value, str) and value.lstrip().startswith("{"):
-            return parse_json(value, f"{self._field}.{name}")
-        return value
+        return decoded(value, f"{self._field}.{name}") if isinstance(value, str) else value
 
     def _member(self, key: str, value: Any) -> Any:
         """The value of a keyword; `_NOTHING` where it cannot have this one."""
@@ -185,7 +179,7 @@ def is_optional(type_name: Any) -> bool:
 
 
 def _is_required(given: Mapping[str, Any]) -> bool:
-    """Whether a property is required, by what it says itself."""
+    """Whether a property is required, by its own description."""
     flag = given.get("required")
     if isinstance(flag, bool):
         return flag
@@ -193,7 +187,7 @@ def _is_required(given: Mapping[str, Any]) -> bool:
 
 
 def _at_root(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The parameters where they are a reference to a definition of their own: what it refers to, definitions kept."""
+    """The parameters where they are a reference to a definition of their own: the definition, others kept."""
     seen = set()
     root = given
     while isinstance(reference := root.get("$ref"), str) and reference not in seen and "properties" not in root:
@@ -212,7 +206,7 @@ def _at_root(given: Mapping[str, Any]) -> Mapping[str, Any]:
 def _python_type(name: str) -> dict[str, Any]:
     """A type as Python spells it ("List[int]", "Optional[str]", "int | None"), as a JSON schema.
 
-    What has no JSON schema ("Callable[[int], int]") is told in "format", which may be any text.
+    A type without JSON schema ("Callable[[int], int]") stands in "format", which may be any text.
     """
     container, arguments = _type_parts(name)
     if container in _ANY or not container:
@@ -284,7 +278,7 @@ def _is_names_by_name(value: Any) -> bool:
 
 
 _NOTHING = object()
-# They say how a schema is stored, or what "required" says, and nothing about a value.
+# About how a schema is stored, or repeating "required": nothing about a value.
 _LEFT_OUT = frozenset(
     {"$schema", "$id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$vocabulary", "$recursiveRef", "$recursiveAnchor"}
     | {"dependencies"}

@@ -1,4 +1,4 @@
-"""A seeded split into training and validation that keeps what belongs together on one side."""
+"""A seeded split into training and validation that keeps each group on one side."""
 
 from __future__ import annotations
 

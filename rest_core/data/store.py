@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +57,10 @@ def save(splits: dict[str, list[dict[str, Any]]], folder: Path) -> None:
         name: datasets.Dataset.from_dict({key: [row[key] for row in rows] for key in FEATURES}, features=FEATURES)
         for name, rows in splits.items()
     }
-    with _no_progress_bars():
-        # datasets would write no file for a split without rows, and could not read that.
-        datasets.DatasetDict(made).save_to_disk(
-            folder, num_shards={name: None if rows else 1 for name, rows in splits.items()}
-        )
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Writing takes a second at most, and datasets draws its bars even where there is no terminal."""
-    enabled = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if enabled:
-            datasets.enable_progress_bars()
+    datasets.disable_progress_bars()  # writing takes a second at most
+    # datasets would write no file for a split without rows, and could not read that.
+    shards = {name: None if rows else 1 for name, rows in splits.items()}
+    datasets.DatasetDict(made).save_to_disk(folder, num_shards=shards)
 
 
 def load_split(folder: Path, split: str) -> datasets.Dataset:

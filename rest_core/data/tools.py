@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rest_core.data.fields import Unreadable, items, mapping
+from rest_core.data.fields import Unreadable, decoded, items, mapping
 from rest_core.data.schemas import Converter
 from rest_core.records import Tool
 
 _PARAMETERS_KEYS = ("parameters", "input_schema", "inputSchema")  # OpenAI's, Anthropic's, MCP's
+_KNOWN_LISTS = 1024  # lists of tools that are kept as they were read: the records of a data set repeat them
+_known: dict[tuple[str, str], tuple[Tool, ...]] = {}
 
 
 def same_name(name: str) -> str:
@@ -30,10 +32,9 @@ def read_tool(value: Any, field: str = "tools", *, foreign_types: bool = False) 
         Unreadable: it is none of these.
     """
     tool = outer = mapping(value, field)
-    function = outer.get("function")
-    if isinstance(function, dict) or (isinstance(function, str) and function.lstrip().startswith("{")):
-        field = f"{field}.function"
-        tool = mapping(function, field)
+    function = decoded(outer.get("function"), f"{field}.function")
+    if isinstance(function, dict):
+        field, tool = f"{field}.function", function
     name = tool.get("name")
     if not isinstance(name, str) or not name.strip():
         raise Unreadable("tool without a name", f"{field}.name")
@@ -51,10 +52,19 @@ def read_tool(value: Any, field: str = "tools", *, foreign_types: bool = False) 
 
 
 def read_tools(value: Any, field: str = "tools") -> tuple[Tool, ...]:
-    """Every tool of a list (or of a JSON array in a string); a list without tools is `Unreadable`."""
+    """Every tool of a list (or of a JSON array in a string); a list without tools is `Unreadable`.
+
+    Tools that were read before are given again, not copied: they are not to be changed.
+    """
+    key = (field, repr(value))
+    if (known := _known.get(key)) is not None:
+        return known
     tools = tuple(read_tool(tool, f"{field}[{index}]") for index, tool in enumerate(items(value, field)))
     if not tools:
         raise Unreadable("tools missing", field)
+    if len(_known) == _KNOWN_LISTS:
+        _known.clear()
+    _known[key] = tools
     return tools
 
 

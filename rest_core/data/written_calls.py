@@ -1,9 +1,9 @@
-"""Calls that stand in an assistant's words: told from what is said to the user, and read.
+"""Calls that stand in an assistant's text, beside its words to the user.
 
 Data from other projects has calls as text in the notation of some model: `<tool_call>{…}</tool_call>` (Hermes, Qwen),
 `<TOOLCALL>[…]</TOOLCALL>` (Nemotron), `[TOOL_CALLS][…]` (Mistral), `<functioncall> {…}` (Glaive), a bare JSON object
-that calls one of the tools, and Python's `[f(x=1)]` (ToolACE). Trained as words they would teach the opposite of what
-is meant: what looks like a call and cannot be read as a whole is refused.
+that calls one of the tools, and Python's `[f(x=1)]` (ToolACE). Trained as text they would teach the opposite of what
+is meant: text that looks like a call and cannot be read as a whole is refused.
 
 The time is linear in the length of the text.
 """
@@ -36,7 +36,7 @@ _CLOSE = re.compile(
 _CALLED = re.compile(r'"(?:name|function|tool|tool_name|action)"\s*+:\s*+"([^"\\\n]{1,200}+)"')
 _HAS_ARGUMENTS = re.compile(r'"(?:arguments|parameters|args|input|action_input)"\s*+:')
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")  # OpenAI's, ours, LangChain's, Anthropic's
-_BESIDE = frozenset({"name", "function", "type", "id", "call_id", "tool_call_id", "index"})  # what a call may also have
+_BESIDE = frozenset({"name", "function", "type", "id", "call_id", "tool_call_id", "index"})  # further keys of calls
 _GLAIVE = re.compile(r"""\s*+\{\s*+"name"\s*+:\s*+"([^"\\]++)"\s*+,\s*+"arguments"\s*+:\s*+'(.*)'\s*\}\s*""", re.DOTALL)
 _FENCE = re.compile(r"```(?:json|python|tool_code|tool_call)?[ \t]*\n?")
 _BETWEEN = re.compile(r"[\s,;]*+")
@@ -44,48 +44,47 @@ _MAX_NAME = 200  # characters of a tool's name; published ones stay below 100
 
 
 @dataclass(frozen=True)
-class Said:
-    """What an assistant's text comes to. `no_call`: it says in so many words that no call is right ("[]")."""
+class Parts:
+    """An assistant's text for the user, and its calls. `no_call`: it says explicitly that no call is right ("[]")."""
 
-    words: str
+    text: str
     calls: tuple[ToolCall, ...] = ()
     no_call: bool = False
 
 
-def split(text: str, tools: Sequence[Tool]) -> Said:
-    """`text` taken apart into words for the user and calls.
+def split(text: str, tools: Sequence[Tool]) -> Parts:
+    """`text` taken apart into text for the user and calls.
 
     Raises:
-        NotCalls: it has what looks like a call and cannot be read as one.
+        NotCalls: it has something that looks like a call and cannot be read as one.
     """
     text = text.strip()
     if not any(mark in text for mark in _NEEDED):
-        return Said(text)
+        return Parts(text)
     if text in ("[]", "```json\n[]\n```"):
-        return Said("", no_call=True)
+        return Parts("", no_call=True)
     if mark := _OPEN.search(text):
         return _marked(text, mark.start())
     if text.startswith("[") and text.endswith("]"):
         try:
-            return Said("", tuple(read_calls(text, tools)))
+            return Parts("", tuple(read_calls(text, tools)))
         except NotCalls:
-            pass  # perhaps JSON, perhaps words in brackets
+            pass  # perhaps JSON, perhaps text in brackets
     if (alone := _calls_alone(text, tools)) is not None:
-        return Said("", tuple(_calls(alone)))
+        return Parts("", tuple(_calls(alone)))
     names = _first_parts(tools)
     if (start := _python_call(text, names)) is not None:
-        words, tail = text[:start], text[start:].removesuffix("```").rstrip()
-        if not tail.startswith("["):
-            tail = f"[{tail}]"
-        return Said(_unfenced(words), tuple(read_calls(tail, tools)))
+        tail = text[start:].removesuffix("```").rstrip()
+        calls = read_calls(tail if tail.startswith("[") else f"[{tail}]", tools)
+        return Parts(_unfenced(text[:start]), tuple(calls))
     if (start := _json_call(text, tools)) is not None:
         calls, end = _json_calls(text, start)
         if not calls or _unfenced(text[end:]):
             raise NotCalls(f"{text[start : start + 60]!r} is not a call alone")
-        return Said(_unfenced(text[:start]), tuple(calls))
+        return Parts(_unfenced(text[:start]), tuple(calls))
     if "```tool_c" in text:  # tool_code, tool_call
         raise NotCalls(f"{text[:60]!r} is not a call alone")
-    return Said(text)
+    return Parts(text)
 
 
 def calls_of(value: Any, field: str) -> list[ToolCall]:
@@ -96,18 +95,15 @@ def calls_of(value: Any, field: str) -> list[ToolCall]:
     """
     if value is None:
         raise Unreadable("field missing", field)
-    if isinstance(value, str):
-        try:
-            if _OPEN.match(value.strip()):
-                return list(_marked(value.strip(), 0).calls)
-            calls, end = _json_calls(value, 0)
-            return calls if calls and not value[end:].strip() else [*_calls(_lenient(value))]
-        except NotCalls as error:
-            raise Unreadable("call cannot be read", field, str(error)) from None
     try:
-        return _calls(value)
+        if not isinstance(value, str):
+            return _calls(value)
+        if _OPEN.match(value.strip()):
+            return list(_marked(value.strip(), 0).calls)
+        calls, end = _json_calls(value, 0)
+        return calls if calls and not value[end:].strip() else _calls(_lenient(value))
     except NotCalls as error:
-        raise Unreadable("call cannot be read", field, str(error)) from None
+        raise error.unreadable(field) from None
 
 
 def call_of(fields: Mapping[str, Any], field: str) -> ToolCall:
@@ -141,13 +137,11 @@ def arguments_of(value: Any, field: str) -> dict[str, Any]:
     if isinstance(value, str) and value.strip().startswith("{"):
         try:
             value = mapping(value, field)
-        except Unreadable:
+        except Unreadable as error:
             try:
                 value = mapping(literal(value), field)
             except NotCalls:
-                value = None  # the message about JSON says more
-            if value is None:
-                raise
+                raise error from None  # the message about JSON says more
     if isinstance(value, str) and value.strip() in ("", "null", '""', "[]"):
         return {}
     arguments = {} if value is None or value == [] else mapping(value, field)
@@ -168,8 +162,8 @@ def listed(text: str) -> list[Any]:
     return [inner for value in values for inner in (value if isinstance(value, list) else [value])]
 
 
-def _marked(text: str, start: int) -> Said:
-    words = [text[:start]]
+def _marked(text: str, start: int) -> Parts:
+    outside = [text[:start]]
     calls: list[ToolCall] = []
     mark = _OPEN.match(text, start)
     while mark:
@@ -186,15 +180,15 @@ def _marked(text: str, start: int) -> Said:
         between = text[end : mark.start() if mark else len(text)]
         if between.strip() and not closing:
             raise NotCalls(f"{between.strip()[:60]!r} behind a call that is not closed")
-        words.append(between)
-    said = "\n".join(part for piece in words if (part := _CLOSE.sub("", piece).strip()))
-    return Said(said, tuple(calls), no_call=not calls)
+        outside.append(between)
+    rest = "\n".join(part for piece in outside if (part := _CLOSE.sub("", piece).strip()))
+    return Parts(rest, tuple(calls), no_call=not calls)
 
 
 def _calls_alone(text: str, tools: Sequence[Tool]) -> list[Any] | None:
     """The entries of a text that is nothing but calls in JSON or Python's notation of it, None where it is not.
 
-    An object calls what it names where that is a tool, or where arguments stand beside the name.
+    An object is a call where it names a tool, or where arguments stand beside the name.
     """
     bare = _unfenced(text)
     if not bare.startswith(("{", "[")):
@@ -243,7 +237,7 @@ def json_values(text: str, start: int) -> tuple[list[Any], int]:
 
 
 def _next(text: str, place: int) -> int:
-    """The place of the next value or mark: behind blanks and what stands between values."""
+    """The place of the next value or mark: behind blanks and separators."""
     match = _BETWEEN.match(text, place)
     assert match is not None  # the pattern matches the empty string
     return match.end()
@@ -265,7 +259,7 @@ def _lenient(text: str) -> Any:
 
 
 def _first_parts(tools: Sequence[Tool]) -> frozenset[str]:
-    """The tools' names up to their first bracket: what stands before the bracket of a call."""
+    """The tools' names up to their first bracket, as they stand before the bracket of a call."""
     return frozenset(same_name(tool.name.partition("(")[0]) for tool in tools)
 
 

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rest_core.algorithm.regions import decode_response
 from rest_core.config import GenerationConfig
+from rest_core.evaluation.benchmark import Answer
 from rest_core.model.chat import encode_prompts
 from rest_core.records import Message
 from rest_core.rollout.engine import Engine
 
 Progress = Callable[[int, int], None]
 """Called with the number of prompts that are done so far, and the number of all prompts."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said to one prompt; a prompt that was not put to it has no text and says why."""
-
-    text: str
-    prompt_tokens: int
-    response_tokens: int  # end-of-sequence token included
-    finished: bool  # False where the length limit cut the response off
-    skipped: str | None = None
 
 
 def respond(
@@ -49,6 +38,14 @@ def respond(
         if on_progress is not None:
             on_progress(done, len(encoded))
 
+    def answer(ids: list[int]) -> Answer:
+        if len(ids) > config.max_prompt_tokens:
+            reason = f"prompt of {len(ids)} tokens is over the limit of {config.max_prompt_tokens}"
+            return Answer("", len(ids), 0, finished=False, skipped=reason)
+        rollout = next(rollouts)[0]
+        text = decode_response(rollout.response_ids, tokenizer)
+        return Answer(text, len(ids), len(rollout.response_ids), rollout.finished)
+
     advance(0)
     rollouts = iter(
         engine.generate(
@@ -62,13 +59,4 @@ def respond(
         if fitting
         else ()
     )
-    answers = []
-    for ids in encoded:
-        if len(ids) > config.max_prompt_tokens:
-            reason = f"prompt of {len(ids)} tokens is over the limit of {config.max_prompt_tokens}"
-            answers.append(Answer("", len(ids), 0, finished=False, skipped=reason))
-        else:
-            rollout = next(rollouts)[0]
-            text = decode_response(rollout.response_ids, tokenizer)
-            answers.append(Answer(text, len(ids), len(rollout.response_ids), rollout.finished))
-    return answers
+    return [answer(ids) for ids in encoded]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
-from statistics import NormalDist, mean, stdev
+from functools import cached_property
+
+# scipy.stats takes a second to import: the functions do it.
 
 
 @dataclass(frozen=True)
@@ -16,42 +17,30 @@ class Interval:
     high: float
 
 
-def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> Interval:
-    """Score interval of a binomial proportion (E. B. Wilson, JASA 22, 1927); (0, 1) where nothing was counted.
-
-    Unlike the normal approximation it stays inside [0, 1] and has a width at 0 and at `total` correct.
-    """
-    if not 0 <= correct <= total:
-        raise ValueError(f"{correct} correct of {total}")
-    if total == 0:
-        return Interval(0.0, 1.0)
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = correct / total
-    centre = share + z * z / (2 * total)
-    margin = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return Interval(max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale))
-
-
 @dataclass(frozen=True)
-class Score:
-    """How many items of a category are right."""
+class Accuracy:
+    """How many answers are right."""
 
     correct: int
     total: int  # at least 1
 
     @property
-    def accuracy(self) -> float:
+    def value(self) -> float:
         return self.correct / self.total
 
-    @property
+    @cached_property
     def interval(self) -> Interval:
-        """95 % Wilson interval of the accuracy."""
-        return wilson_interval(self.correct, self.total)
+        """95 % score interval of a binomial proportion (E. B. Wilson, JASA 22, 1927).
+
+        Unlike the normal approximation it stays inside [0, 1] and has a width at 0 and at `total` correct.
+        """
+        from scipy import stats
+
+        return _interval(stats.binomtest(self.correct, self.total).proportion_ci(method="wilson"))
 
 
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """Student's confidence interval of the mean of independent values; None where they say nothing of their spread.
+    """Student's confidence interval of the mean of independent values; None where they have no spread.
 
     Exact for normal values, at any number of them (Student, Biometrika 6, 1908). With the three to ten values of an
     ablation a bootstrap of the mean is too narrow: it draws from the few values that it was given.
@@ -60,22 +49,16 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | 
         return None
     from scipy import stats
 
-    centre = mean(values)
-    margin = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / sqrt(len(values))
-    return Interval(centre - margin, centre + margin)
+    return _interval(stats.ttest_1samp(values, 0).confidence_interval(confidence))
 
 
 def mean_is_zero(values: Sequence[float]) -> float | None:
-    """Two-sided p-value of the t-test that values (paired differences) have mean 0.
-
-    None where the values say nothing of their spread.
-    """
+    """Two-sided p-value of the t-test that values (paired differences) have mean 0; None where they have no spread."""
     if _without_spread(values):
         return None
     from scipy import stats
 
-    t = mean(values) / (stdev(values) / sqrt(len(values)))
-    return float(2 * stats.t.sf(abs(t), len(values) - 1))
+    return float(stats.ttest_1samp(values, 0).pvalue)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -86,6 +69,10 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p))
         adjusted[name] = highest
     return adjusted
+
+
+def _interval(found: tuple[float, float]) -> Interval:
+    return Interval(float(found[0]), float(found[1]))
 
 
 def _without_spread(values: Sequence[float]) -> bool:

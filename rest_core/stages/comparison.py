@@ -31,8 +31,8 @@ def aggregate(
     Args:
         evaluations: folders of the trials' evaluations by benchmark, in any order.
     """
+    from rest_core.ablation.ablation_report import AblationReport
     from rest_core.ablation.collect import collect
-    from rest_core.ablation.report import AblationReport
 
     with open_stage("aggregate", out, tracking, pipeline_run, ablation=ablation) as stage:
         folders = tuple(chain.from_iterable(evaluations.values()))

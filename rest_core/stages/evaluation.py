@@ -16,7 +16,7 @@ from rest_core.operations.result import StageResult
 from rest_core.stages.stage import StageContext, open_stage, trial_of
 
 if TYPE_CHECKING:
-    from rest_core.evaluation.report import Report
+    from rest_core.evaluation.benchmark import Benchmark
     from rest_core.rollout.transformers_engine import TransformersEngine
 
 
@@ -29,20 +29,9 @@ def evaluate_bfcl(
         stage.add_policy(policy)
         if not bfcl.enabled:
             return stage.skip("switched off (bfcl.enabled=false)")
-        from rest_core.evaluation.bfcl import run as benchmark
+        from rest_core.evaluation.bfcl.benchmark import Bfcl
 
-        engine, tokenizer = _engine(policy, model)
-        with _progress("evaluate-bfcl") as on_progress:
-            report = benchmark.evaluate(
-                engine,
-                tokenizer,
-                bfcl,
-                style=model.prompt_style,
-                model_name=_model_name(policy, model),
-                out=out,
-                on_progress=on_progress,
-            )
-        return _finish(stage, report, "bfcl", _settings(model, bfcl.generation))
+        return _evaluate(stage, Bfcl(bfcl, model.prompt_style), policy, model)
 
 
 def evaluate_api_bank(
@@ -65,20 +54,28 @@ def evaluate_api_bank(
         folder, reason = api_bank_folder(api_bank)
         if folder is None:
             return stage.skip(reason or "")
-        from rest_core.evaluation.api_bank import run as benchmark
+        from rest_core.evaluation.api_bank import ApiBank
 
-        engine, tokenizer = _engine(policy, model)
-        with _progress("evaluate-api-bank") as on_progress:
-            report = benchmark.evaluate(
-                engine,
-                tokenizer,
-                api_bank,
-                folder=folder,
-                out=out,
-                model_name=_model_name(policy, model),
-                on_progress=on_progress,
-            )
-        return _finish(stage, report, "api_bank", _settings(model, api_bank.generation))
+        return _evaluate(stage, ApiBank(api_bank, folder), policy, model)
+
+
+def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Path | str, model: ModelConfig) -> StageResult:
+    """Answer the benchmark's questions; the report, its table and its figures go to the stage's run."""
+    from rest_core.evaluation.evaluate import evaluate
+
+    engine, tokenizer = _engine(policy, model)
+    out, name = stage.out, _model_name(policy, model)
+    with _progress(stage.name) as on_progress:
+        report = evaluate(benchmark, engine, tokenizer, model_name=name, out=out, on_progress=on_progress)
+    for file in ("report.md", "report.json", "accuracy.png"):
+        stage.run.artifact(out / file)
+    stage.run.table(report.rows, "answers")
+    ids = hashlib.sha256("\n".join(str(row["id"]) for row in report.rows).encode()).hexdigest()
+    measured_on = f"{len(report.rows)} items {ids[:12]}, {_settings(model, benchmark.generation)}"
+    stage.run.dataset(
+        benchmark.name, source=report.title, digest_sha256=ids, rows=len(report.rows), context="evaluation"
+    )
+    return stage.finish(report.metrics, measured_on=measured_on)
 
 
 def _engine(policy: Path | str, model: ModelConfig) -> tuple[TransformersEngine, Any]:
@@ -100,17 +97,6 @@ def _engine(policy: Path | str, model: ModelConfig) -> tuple[TransformersEngine,
         loaded, dtype=dtype, stop_ids=stop_ids(tokenizer), pad_id=tokenizer.pad_token_id
     )
     return engine, tokenizer
-
-
-def _finish(stage: StageContext, report: Report, name: str, settings: str) -> StageResult:
-    out = stage.out
-    for file in ("report.md", "report.json", "accuracy.png"):
-        stage.run.artifact(out / file)
-    stage.run.table(report.rows, "answers")
-    ids = hashlib.sha256("\n".join(str(row["id"]) for row in report.rows).encode()).hexdigest()
-    measured_on = f"{len(report.rows)} items {ids[:12]}, {settings}"
-    stage.run.dataset(name, source=report.title, digest_sha256=ids, rows=len(report.rows), context="evaluation")
-    return stage.finish(report.metrics, measured_on=measured_on)
 
 
 def _settings(model: ModelConfig, generation: GenerationConfig) -> str:

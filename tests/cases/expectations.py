@@ -98,7 +98,10 @@ class Source(Part):
         if self.format is not None:
             assert {file.format for file in found} == {self.format}
         entries = [entry for file in found for entry in file.read(self.style)]
-        checked = [(problem(entry, "") or entry) if isinstance(entry, Sample) else entry for entry in entries]
+        checked = [
+            (problem(entry, response.parse(entry.reference)) or entry) if isinstance(entry, Sample) else entry
+            for entry in entries
+        ]
         drops = [entry for entry in checked if not isinstance(entry, Sample)]
         assert [(drop.reason, drop.where.removeprefix(f"{root}/")) for drop in drops] == [
             (drop.reason, drop.at) for drop in self.dropped

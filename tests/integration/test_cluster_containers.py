@@ -23,7 +23,7 @@ from pipelines import containers
 from pipelines.build import PipelineName, build
 from pipelines.platform import Platform
 from rest_core import config, manifest
-from rest_core.ablation.report import JSON_FILE
+from rest_core.ablation.ablation_report import JSON_FILE
 from rest_core.ablation.settings import AblationConfig, parse_schemes
 from rest_core.operations.catalogue import PIPELINE
 

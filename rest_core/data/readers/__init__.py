@@ -1,9 +1,8 @@
-"""Readers: one module a format, each a function from a record to samples.
+"""Readers: one module a format, each with a function that brings a record into the form of a `Dialogue`.
 
-A reader takes the record, the prompt style for data that brings no prompt of its own, and yields a `Sample` for every
-turn that can be trained on and a `Rejected` for every one that cannot. It may raise `Unreadable` where the record as a
-whole cannot be read. The container (JSON lines, JSON array, parquet) is `rest_core.data.files`' matter. docs/data.md
-shows every format.
+It raises `Unreadable` where the record as a whole cannot be read. To add a format: write the function, and name it in
+`READERS`. Containers (JSON lines, JSON array, parquet) are read by `rest_core.data.files`. docs/data.md shows every
+format.
 """
 
 from __future__ import annotations
@@ -13,21 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rest_core.data import files
+from rest_core.data import dialogues, files
+from rest_core.data.dialogues import Dialogue, Verbatim
 from rest_core.data.fields import Record, Rejected, Unreadable, shown
-from rest_core.data.prompts import Style, lists_tools
-from rest_core.data.readers import (
-    bfcl_executable,
-    chat,
-    glaive,
-    jsonl,
-    sharegpt,
-    toolace,
-    toolrl_rl,
-    toolrl_sft,
-    trl,
-    xlam,
-)
+from rest_core.data.prompts import Style
+from rest_core.data.readers import bfcl_executable, glaive, jsonl, sharegpt, toolrl, trl, xlam
 from rest_core.errors import UserError, nearest
 from rest_core.records import Sample
 
@@ -41,42 +30,33 @@ class UnknownFormat(UserError):
 
 @dataclass(frozen=True)
 class Reader:
-    """A format: how its records are told from others, and read."""
+    """A format: how its records are recognised and read."""
 
-    samples: Callable[[Record, Style], Iterator[Sample | Rejected]]
-    keys: frozenset[str]  # fields that a record of this format has
-    use: tuple[Use, ...] = ("sft", "rl")  # what the data was made for
+    read: Callable[[Record], Dialogue | Verbatim]
+    keys: frozenset[str] = frozenset()  # fields that a record of this format has
     has: Callable[[Mapping[str, Any]], bool] = lambda fields: True  # more than fields, where other formats have these
+    use: tuple[Use, ...] = ("sft", "rl")  # the purpose of the data
 
-    def knows(self, fields: Mapping[str, Any]) -> bool:
+    def recognises(self, fields: Mapping[str, Any]) -> bool:
         return self.keys <= fields.keys() and self.has(fields)
 
 
-def _is_toolrl(fields: Mapping[str, Any]) -> bool:
-    """Alpaca's data has the same fields, and no tools."""
-    return isinstance(fields["instruction"], str) and lists_tools(fields["instruction"])
-
-
-def _is_toolace(fields: Mapping[str, Any]) -> bool:
-    """ShareGPT's data has the same fields; only in ToolACE's does the system text list the tools."""
-    said = fields["system"]
-    return isinstance(said, str) and not fields.get("tools") and chat.lists_tools(said)
-
-
-# In the order in which a record is asked: formats whose fields are a subset of another's come later.
+# In the order in which they are tried: formats whose fields are a subset of another's come later.
 READERS: dict[str, Reader] = {
-    toolrl_rl.NAME: Reader(toolrl_rl.samples, toolrl_rl.KEYS, use=("rl",)),
-    toolrl_sft.NAME: Reader(toolrl_sft.samples, toolrl_sft.KEYS, use=("sft",), has=_is_toolrl),
-    toolace.NAME: Reader(toolace.samples, toolace.KEYS, has=_is_toolace),
-    xlam.NAME: Reader(xlam.samples, xlam.KEYS),
-    bfcl_executable.NAME: Reader(bfcl_executable.samples, bfcl_executable.KEYS),
-    glaive.NAME: Reader(glaive.samples, frozenset(), has=glaive.knows),
-    sharegpt.NAME: Reader(sharegpt.samples, sharegpt.KEYS),
-    trl.NAME: Reader(trl.samples, trl.KEYS),
-    jsonl.NAME: Reader(jsonl.samples, jsonl.KEYS),
+    "toolrl-rl": Reader(toolrl.read_rl, frozenset({"prompt", "reward_model"}), use=("rl",)),
+    "toolrl-sft": Reader(
+        toolrl.read_sft, frozenset({"instruction", "input", "output"}), toolrl.has_tools, use=("sft",)
+    ),
+    "toolace": Reader(sharegpt.read, frozenset({"system", "conversations"}), sharegpt.is_toolace),
+    "xlam": Reader(xlam.read, frozenset({"query", "tools", "answers"})),
+    "bfcl-executable": Reader(bfcl_executable.read, frozenset({"question", "function", "ground_truth"})),
+    "glaive": Reader(glaive.read, has=glaive.has_chat),
+    "sharegpt": Reader(sharegpt.read, frozenset({"conversations"})),
+    "trl": Reader(trl.read, frozenset({"prompt", "completion"})),
+    "jsonl": Reader(jsonl.read, frozenset({"messages"})),
 }
 
-# Formats that people have and that hold no tool use, or not enough of it to be read: fields → what it is.
+# Formats that people have and that hold no tool use, or not enough of it to be read: fields → description.
 _OTHERS: dict[frozenset[str], str] = {
     frozenset({"chosen", "rejected"}): "preference data (chosen and rejected)",
     frozenset({"instruction", "output"}): "Alpaca's, which has no tools",
@@ -87,7 +67,7 @@ _OTHERS: dict[frozenset[str], str] = {
 
 def format_of(fields: Mapping[str, Any]) -> str | None:
     """The format of a record, None where it belongs to none that can be read."""
-    return next((name for name, reader in READERS.items() if reader.knows(fields)), None)
+    return next((name for name, reader in READERS.items() if reader.recognises(fields)), None)
 
 
 def detect(path: Path) -> str:
@@ -129,7 +109,7 @@ def read(path: Path, format: str, style: Style) -> Iterator[Sample | Rejected]:
 
 def read_embedded(style: Style) -> Iterator[Sample | Rejected]:
     """The samples of BFCL's retired executable questions in the installed bfcl-eval package."""
-    return samples_of(bfcl_executable.records(), bfcl_executable.NAME, style)
+    return samples_of(bfcl_executable.records(), "bfcl-executable", style)
 
 
 def reader_of(format: str) -> Reader:
@@ -140,21 +120,20 @@ def reader_of(format: str) -> Reader:
 
 def samples_of(records: Iterable[Record | Rejected], format: str, style: Style) -> Iterator[Sample | Rejected]:
     """The samples and rejections of records; see `read`."""
-    reader = None if format == AUTO else reader_of(format)
+    if format != AUTO:
+        reader_of(format)
     for record in records:
         if isinstance(record, Rejected):
             yield record
             continue
-        if (chosen := reader) is None:
-            name = format_of(record.fields)
-            if name is None:
-                yield Rejected("format not known", record.where, _unknown(record.fields))
-                continue
-            chosen = READERS[name]
+        name = format_of(record.fields) if format == AUTO else format
+        if name is None:
+            yield Rejected("format not known", record.where, _unknown(record.fields))
+            continue
         try:
-            yield from chosen.samples(record, style)
+            yield from dialogues.samples(READERS[name].read(record), record, style=style, source=name)
         except Unreadable as error:
-            yield error.rejected(record)
+            yield error.rejected(record.where)
 
 
 def _unknown(fields: Mapping[str, Any]) -> str:

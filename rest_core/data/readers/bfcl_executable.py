@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rest_core.data import bfcl_wheel, dialogues
+from rest_core.data import bfcl_wheel
 from rest_core.data.dialogues import Dialogue, Turn
-from rest_core.data.fields import Record, Rejected, Unreadable, items, mapping, text
-from rest_core.data.prompts import Style
+from rest_core.data.fields import Record, Unreadable, items, mapping, text
 from rest_core.data.python_calls import NotCalls, read_calls
 from rest_core.data.tools import read_tools
-from rest_core.records import Sample, ToolCall
+from rest_core.records import ToolCall
 
-NAME = "bfcl-executable"
-KEYS = frozenset({"question", "function", "ground_truth"})
 CATEGORIES = ("exec_simple", "exec_multiple", "exec_parallel", "exec_parallel_multiple")
 
 
@@ -34,8 +31,8 @@ def records() -> Iterator[Record]:
             yield Record({**question, "ground_truth": answers.get(name)}, f"bfcl-eval: record {name}", name)
 
 
-def samples(record: Record, style: Style) -> Iterator[Sample | Rejected]:
-    """One sample a question; all of its calls are the reference, in the order of the answer."""
+def read(record: Record) -> Dialogue:
+    """All calls of a question are one answer, in the order of the data."""
     tools = read_tools(record.fields.get("function"), "function")
     turns = [
         _turn(mapping(message, field := f"question[{step}][{place}]"), field)
@@ -49,14 +46,13 @@ def samples(record: Record, style: Style) -> Iterator[Sample | Rejected]:
         try:
             found = read_calls(f"[{text(call, field)}]", tools)
         except NotCalls as error:
-            raise Unreadable("call cannot be read", field, str(error)) from None
+            raise error.unreadable(field) from None
         calls += found
         fields += [field] * len(found)
     if not calls:
         raise Unreadable("no call and no response", "ground_truth")
     turns.append(Turn("assistant", None, "ground_truth", tuple(calls), tuple(fields)))
-    dialogue = Dialogue(tools, tuple(turns), "question", "function")
-    yield from dialogues.samples(dialogue, record, style=style, source=NAME)
+    return Dialogue(tools, tuple(turns), "question", "function")
 
 
 def _turn(message: Mapping[str, Any], field: str) -> Turn:

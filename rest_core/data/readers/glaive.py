@@ -15,41 +15,33 @@ ASSISTANT: … <|endoftext|>
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from rest_core.data import dialogues
-from rest_core.data.fields import Record, Rejected, Unreadable, text
-from rest_core.data.prompts import Style
+from rest_core.data.dialogues import Dialogue
+from rest_core.data.fields import Record, text
 from rest_core.data.readers import chat
-from rest_core.records import Sample
 
-NAME = "glaive"
 _TURN = re.compile(r"^(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE): ?", re.MULTILINE)
 _ROLES = {"SYSTEM": "system", "USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
 _END = "<|endoftext|>"
 
 
-def knows(fields: Mapping[str, Any]) -> bool:
-    """Whether a record has the text of a chat."""
-    return any(isinstance(said := fields.get(key), str) and _TURN.search(said) for key in ("chat", "sample"))
-
-
-def samples(record: Record, style: Style) -> Iterator[Sample | Rejected]:
-    """One sample an assistant turn."""
+def read(record: Record) -> Dialogue:
     field = "chat" if "chat" in record.fields else "sample"
     entries = _entries(text(record.fields.get(field), field), field)
     if system := record.fields.get("system"):
         entries[:0] = _entries(text(system, "system"), "system")
-    dialogue = chat.dialogue(record, entries, field)
-    found = list(dialogues.samples(dialogue, record, style=style, source=NAME))
-    if not found:
-        raise Unreadable("no assistant turn behind a user's", field)
-    yield from found
+    return chat.dialogue(record, entries, field)
 
 
-def _entries(said: str, field: str) -> list[chat.Entry]:
-    before, *pieces = _TURN.split(said)
+def has_chat(fields: Mapping[str, Any]) -> bool:
+    """Whether a record has the text of a chat."""
+    return any(isinstance(value := fields.get(key), str) and _TURN.search(value) for key in ("chat", "sample"))
+
+
+def _entries(value: str, field: str) -> list[chat.Entry]:
+    before, *pieces = _TURN.split(value)
     turns = [("SYSTEM", before)] if before.strip() else []  # a system text without its mark
     turns += zip(pieces[::2], pieces[1::2], strict=True)
-    return [(field, chat.Plain(_ROLES[role], said.replace(_END, "").strip())) for role, said in turns]
+    return [(field, chat.Plain(_ROLES[role], content.replace(_END, "").strip())) for role, content in turns]

@@ -11,30 +11,18 @@ target    the response that is wanted after `messages`: {"calls": [{"name": str,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from rest_core.data import dialogues
-from rest_core.data.fields import Record, Rejected, Unreadable, mapping
-from rest_core.data.prompts import Style
+from rest_core.data.dialogues import Dialogue
+from rest_core.data.fields import Record, Unreadable, mapping
 from rest_core.data.readers import chat
-from rest_core.records import Sample
-
-NAME = "jsonl"
-KEYS = frozenset({"messages"})
 
 
-def samples(record: Record, style: Style) -> Iterator[Sample | Rejected]:
-    """One sample for the target, or one an assistant turn where there is none."""
+def read(record: Record) -> Dialogue:
     entries = chat.numbered(record.fields.get("messages"), "messages")
     target = record.fields.get("target")
-    asked_from = 0
-    if target is not None:
-        asked_from = len(entries)
-        entries.append(("target", {"role": "assistant", **mapping(target, "target")}))
-    dialogue = chat.dialogue(record, entries, "messages", asked_from=asked_from)
-    found = list(dialogues.samples(dialogue, record, style=style, source=NAME))
-    if not found and target is None:
-        raise Unreadable("field missing", "target", "and no assistant message behind a user's")
-    if not found:
-        raise Unreadable("no user message", "messages")
-    yield from found
+    if target is None:
+        unanswered = Unreadable("field missing", "target", "and no assistant message behind a user's")
+        return chat.dialogue(record, entries, "messages", unanswered=unanswered)
+    asked_from = len(entries)
+    entries.append(("target", {"role": "assistant", **mapping(target, "target")}))
+    unanswered = Unreadable("no user message", "messages")
+    return chat.dialogue(record, entries, "messages", asked_from=asked_from, unanswered=unanswered)

@@ -1,34 +1,32 @@
-"""ShareGPT's "conversations", as LLaMA-Factory reads them and Hermes' function-calling data has them.
+"""ShareGPT's "conversations", as LLaMA-Factory reads them and Hermes' function-calling data and ToolACE have them.
 
 conversations  the dialogue (`rest_core.data.readers.chat` has the spellings of a turn): {"from", "value"} or
-               {"role", "content"}; calls stand in turns of their own, or as `<tool_call>` in an assistant's.
+               {"role", "content"}; calls stand in turns of their own, or in an assistant's text: as `<tool_call>`,
+               or in ToolACE's notation `[Func Name(arg="x", n=1), …]`.
 tools          a list, or a JSON string of one; else the system text lists them.
-system         a system text beside the dialogue.
+system         a system text beside the dialogue. ToolACE's (Team-ACE/ToolACE, data.json) holds instructions and the
+               tools as a JSON array ("… functions in JSON format that you can invoke:\\n[…]"); it asks for
+               calls in that notation, so it is replaced by ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
-from rest_core.data import dialogues
-from rest_core.data.fields import Record, Rejected, Unreadable, text
-from rest_core.data.prompts import Style
-from rest_core.data.readers import chat
-from rest_core.records import Sample
-
-NAME = "sharegpt"
-KEYS = frozenset({"conversations"})
+from rest_core.data.dialogues import Dialogue
+from rest_core.data.fields import Record, text
+from rest_core.data.readers import chat, tool_lists
 
 
-def samples(record: Record, style: Style, source: str = NAME) -> Iterator[Sample | Rejected]:
-    """One sample an assistant turn."""
+def read(record: Record) -> Dialogue:
     entries = chat.numbered(record.fields.get("conversations"), "conversations")
     if system := record.fields.get("system"):
         entries.insert(0, ("system", chat.Plain("system", text(system, "system"))))
-    dialogue = chat.dialogue(record, entries, "conversations")
-    found = False
-    for entry in dialogues.samples(dialogue, record, style=style, source=source):
-        found = True
-        yield entry
-    if not found:
-        raise Unreadable("no assistant turn behind a user's", "conversations")
+    return chat.dialogue(record, entries, "conversations")
+
+
+def is_toolace(fields: Mapping[str, Any]) -> bool:
+    """Whether a record is ToolACE's: only there the system text lists the tools."""
+    system = fields["system"]
+    return isinstance(system, str) and not fields.get("tools") and tool_lists.begins_array(system)

@@ -6,28 +6,18 @@ completion's assistant messages are answers. (TRL's "messages" are read by `json
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from rest_core.data import dialogues
-from rest_core.data.fields import Record, Rejected, Unreadable
-from rest_core.data.prompts import Style
+from rest_core.data.dialogues import Dialogue
+from rest_core.data.fields import Record, Unreadable
 from rest_core.data.readers import chat
-from rest_core.records import Sample
-
-NAME = "trl"
-KEYS = frozenset({"prompt", "completion"})
 
 
-def samples(record: Record, style: Style) -> Iterator[Sample | Rejected]:
-    """One sample an assistant turn of the completion."""
+def read(record: Record) -> Dialogue:
     prompt = _entries(record.fields.get("prompt"), "prompt", "user")
     completion = _entries(record.fields.get("completion"), "completion", "assistant")
-    dialogue = chat.dialogue(record, [*prompt, *completion], "prompt", asked_from=len(prompt))
-    found = list(dialogues.samples(dialogue, record, style=style, source=NAME))
-    if not found:
-        raise Unreadable("no assistant turn behind a user's", "completion")
-    yield from found
+    unanswered = Unreadable("no assistant turn behind a user's", "completion")
+    return chat.dialogue(record, [*prompt, *completion], "prompt", asked_from=len(prompt), unanswered=unanswered)
 
 
 def _entries(value: Any, field: str, role: str) -> list[chat.Entry]:

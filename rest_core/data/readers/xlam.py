@@ -7,21 +7,12 @@ an empty array of answers says that no tool fits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from rest_core.data import dialogues
-from rest_core.data.fields import Record, Rejected
-from rest_core.data.prompts import Style
+from rest_core.data.dialogues import Dialogue
+from rest_core.data.fields import Record
 from rest_core.data.readers import chat
-from rest_core.records import Sample
-
-NAME = "xlam"
-KEYS = frozenset({"query", "tools", "answers"})
 
 
-def samples(record: Record, style: Style) -> Iterator[Sample | Rejected]:
-    """One sample a record."""
+def read(record: Record) -> Dialogue:
     question = ("query", chat.Plain("user", record.fields.get("query")))
     answer = ("answers", chat.Plain("function_call", record.fields.get("answers")))
-    dialogue = chat.dialogue(record, [question, answer], "query")
-    yield from dialogues.samples(dialogue, record, style=style, source=NAME)
+    return chat.dialogue(record, [question, answer], "query")

@@ -2,7 +2,7 @@
 
 Source: `bfcl_eval/constants/category_mapping.py` and `generate_leaderboard_csv` in
 `bfcl_eval/eval_checker/eval_runner_helper.py` of bfcl-eval 2026.3.23. A further kind of category (multi-turn) is a
-group of rows in `CATEGORIES` with its own scorer, and that scorer's function in `official_process.py`.
+group of rows in `CATEGORIES` with its own scorer, and that scorer's function in `checker_process.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rest_core.errors import UserError, nearest
-from rest_core.evaluation.statistics import Score
+from rest_core.evaluation.statistics import Accuracy
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Category:
     """One of BFCL's question files."""
 
     name: str
-    group: Literal["non_live", "live"]  # also the folder in BFCL's result layout
-    scorer: Literal["ast", "relevance"]  # the rule in official_process.py; "relevance" serves irrelevance as well
+    group: Literal["non_live", "live"]  # also the directory in BFCL's result layout
+    scorer: Literal["ast", "relevance"]  # the rule in checker_process.py; "relevance" serves irrelevance as well
 
 
 CATEGORIES: dict[str, Category] = {
@@ -66,7 +66,7 @@ def select(names: Iterable[str]) -> tuple[Category, ...]:
     return tuple(category for category in CATEGORIES.values() if category.name in chosen)
 
 
-def averages(scores: Mapping[str, Score]) -> dict[str, float]:
+def averages(scores: Mapping[str, Accuracy]) -> dict[str, float]:
     """The leaderboard's averages, as fractions; one whose members were not all evaluated is left out.
 
     - `simple`: unweighted mean of the three languages.
@@ -77,7 +77,7 @@ def averages(scores: Mapping[str, Score]) -> dict[str, float]:
       10, 10, 10 for these, 30 for multi-turn, 40 for agentic) restricted to the single-turn parts; live_relevance is
       no part of it there either.
     """
-    accuracy = {name: score.accuracy for name, score in scores.items()}
+    accuracy = {name: score.value for name, score in scores.items()}
 
     def add_mean(name: str, members: tuple[str, ...]) -> None:
         if all(member in accuracy for member in members):

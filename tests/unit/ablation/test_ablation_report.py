@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rest_core.ablation.ablation_report import AblationReport
 from rest_core.ablation.collect import collect
-from rest_core.ablation.report import AblationReport
 from rest_core.ablation.settings import AblationConfig
 
 Evaluation = Callable[..., Path]

@@ -179,7 +179,7 @@ def test_trials_that_can_be_compared() -> None:
         ),
         (
             {"every": (*TWO, Trial(name="paper", seed=2, weights=PaperWeights(w_max=2)))},
-            "paper has other weights or settings in trial paper · seed 2",
+            "paper · seed 0 and paper · seed 2 have other weights or settings under one name",
         ),
         ({"rl": RlConfig(enabled=False)}, r"set rl\.enabled=true"),
         ({"bfcl": BfclConfig(enabled=False)}, r"ablation\.metric=bfcl/overall: scheme uniform does not measure it"),

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-from rest_core.data.dedupe import EXACT, NEAR, EvaluationOverlap, duplicates, traits
+from rest_core.data.dedupe import EXACT, NEAR, EvaluationOverlap, Traits, duplicates, traits
 from rest_core.data.dialogues import assistant_turn
 from rest_core.data.prompts import Style, render
 from rest_core.records import Message, Sample, Tool, ToolCall
+from rest_core.response import parse
 
 LONG = "Please find me a flight from Oslo to Rome on the third of May, in the morning, with one bag, by the window,"
 
@@ -17,8 +18,12 @@ def sample(
     return Sample("x", "x", render(style, tools, history), tools, reference)
 
 
+def traits_of(one: Sample) -> Traits:
+    return traits(one, parse(one.reference))
+
+
 def found(*samples: Sample, threshold: float = 0.9) -> dict[int, str]:
-    return duplicates([traits(s) for s in samples], threshold)
+    return duplicates([traits_of(s) for s in samples], threshold)
 
 
 def test_case_blanks_and_thoughts_make_no_difference():
@@ -46,12 +51,12 @@ def test_only_kept_samples_are_compared_with():
 def test_evaluation_question_is_found_in_any_turn_style_and_spelling():
     overlap = EvaluationOverlap({"bfcl/simple": ["What is 2 plus 2?"], "bank": [f"{LONG} thanks a lot"]}, 0.9)
     for style in ("compact", "toolrl"):
-        assert overlap.find(traits(sample("what is 2 PLUS 2", style=style))) == "bfcl/simple"
-        assert overlap.find(traits(sample("Hello!|What is 2 plus 2?", style=style))) == "bfcl/simple"
-        assert overlap.find(traits(sample(f"{LONG} thanks a bunch", style=style))) == "bank"
-        assert overlap.find(traits(sample("What is 2 plus 3?", style=style))) is None
+        assert overlap.find(traits_of(sample("what is 2 PLUS 2", style=style))) == "bfcl/simple"
+        assert overlap.find(traits_of(sample("Hello!|What is 2 plus 2?", style=style))) == "bfcl/simple"
+        assert overlap.find(traits_of(sample(f"{LONG} thanks a bunch", style=style))) == "bank"
+        assert overlap.find(traits_of(sample("What is 2 plus 3?", style=style))) is None
 
 
 def test_question_over_several_turns_is_found():
     overlap = EvaluationOverlap({"bank": ["Book a room. For two."]}, 0.9)
-    assert overlap.find(traits(sample("Book a room.|For two."))) == "bank"
+    assert overlap.find(traits_of(sample("Book a room.|For two."))) == "bank"

@@ -40,6 +40,6 @@ def test_api_bank_questions_are_the_users_words(api_bank_folder: Path):
 def test_other_files_are_refused_by_field(tmp_path: Path):
     with pytest.raises(UserError, match=r"level-1-api_processed\.json: no such file"):
         evaluation_questions(tmp_path)
-    (tmp_path / "level-1-api_processed.json").write_text(json.dumps([{"user": 3}]))
-    with pytest.raises(UserError, match=r"record 0: field 'user' is no string"):
+    (tmp_path / "level-1-api_processed.json").write_text(json.dumps([{"system": "s", "user": 3}]))
+    with pytest.raises(UserError, match=r"record 0: field 'user': field of the wrong type"):
         evaluation_questions(tmp_path)

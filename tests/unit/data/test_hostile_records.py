@@ -19,7 +19,7 @@ from rest_core.data import files, readers
 from rest_core.data.fields import Record, Rejected, Unreadable
 from rest_core.data.prompts import listed_tools, render, user_turns
 from rest_core.data.python_calls import NotCalls
-from rest_core.data.readers import chat
+from rest_core.data.readers import chat, tool_lists
 from rest_core.data.tools import read_tool
 from rest_core.data.validate import problem
 from rest_core.data.written_calls import split
@@ -78,7 +78,7 @@ def test_only_samples_and_rejections_come_out(format: str, data: st.DataObject):
         assert isinstance(entry, Sample | Rejected)
         where = entry.where if isinstance(entry, Rejected) else entry.origin.where  # type: ignore[union-attr]
         assert where.startswith("f.jsonl: line 1")
-        if isinstance(entry, Sample) and problem(entry, "f") is None:
+        if isinstance(entry, Sample) and problem(entry, response.parse(entry.reference)) is None:
             assert response.parse(entry.reference).well_formed
             json.dumps([tool.parameters for tool in entry.tools]).encode()
 
@@ -117,13 +117,13 @@ HOSTILE: dict[str, Callable[[int], Callable[[], object]]] = {
     "opened objects": lambda n: lambda: split('{"name": "f", "arguments": ' * (n // 27), PARSED),
     "quotes in Glaive's call": lambda n: lambda: split('<functioncall>{"name": "f", "arguments": ' + "' " * n, PARSED),
     "blanks": lambda n: lambda: split('<tool_call>{"name": "f"}' + " " * n + "x", PARSED),
-    "lists in a system text": lambda n: lambda: chat.tools_in_text("[{" * (n // 2), "system"),
-    "opened <tools>": lambda n: lambda: chat.tools_in_text("<tools></tools>" * (n // 15), "system"),
+    "lists in a system text": lambda n: lambda: tool_lists.tools_in_text("[{" * (n // 2), "system"),
+    "opened <tools>": lambda n: lambda: tool_lists.tools_in_text("<tools></tools>" * (n // 15), "system"),
     "lists of ToolRL": lambda n: lambda: listed_tools("following tools:\n" * (n // 17)),
     "opened user turns": lambda n: lambda: user_turns([Message("user", "<user>" * (n // 6))]),
     "a tag that does not end": lambda n: lambda: split("<" + "a" * n, PARSED),
     "tags that do not end": lambda n: lambda: split("<a" * (n // 2), PARSED),
-    "results": lambda n: lambda: chat._results("<tool_response>" * (n // 15), "m"),
+    "results": lambda n: lambda: chat.split_results("<tool_response>" * (n // 15), "m"),
     "dicts in Python": lambda n: lambda: split("{'name': " * (n // 9), PARSED),
     "thoughts": lambda n: lambda: chat.assistant({"content": "<think>" * (n // 7)}, "m", PARSED),
     "types": lambda n: lambda: read_tool({"name": "f", "parameters": {"a": {"type": "List[" * (n // 5)}}}),
@@ -167,7 +167,7 @@ ODD: dict[str, Any] = {
 @pytest.mark.parametrize("name", ODD)
 def test_messages_are_short_and_every_file_can_hold_them(name: str):
     (entry,) = readers.samples_of([Record(ODD[name], "f.jsonl: line 1", "f-1")], readers.AUTO, "compact")
-    rejected = problem(entry, "f") if isinstance(entry, Sample) else entry
+    rejected = problem(entry, response.parse(entry.reference)) if isinstance(entry, Sample) else entry
     assert isinstance(rejected, Rejected)
     assert str(rejected).startswith("f.jsonl: line 1") and len(str(rejected)) < 1500
     str(rejected).encode("utf-8")

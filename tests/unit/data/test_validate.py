@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from rest_core.data.dialogues import assistant_turn
+from rest_core.data.fields import Rejected
 from rest_core.data.prompts import render
 from rest_core.data.validate import problem
 from rest_core.records import Message, Origin, Sample, Tool, ToolCall
+from rest_core.response import parse
 
 TOOL = Tool("Get Month ", "", {"type": "object", "properties": {"city": {}}, "required": ["city"]})
 GOOD = Sample(
@@ -16,7 +18,12 @@ GOOD = Sample(
     render("toolrl", [TOOL], [Message("user", "Hi")]),
     (TOOL,),
     assistant_turn([ToolCall("Get  Month", {"city": "Oslo"})], None).content,
+    Origin("data.jsonl: line 3", "prompt", "tools", "reference"),
 )
+
+
+def checked(sample: Sample) -> Rejected | None:
+    return problem(sample, parse(sample.reference))
 
 
 def calling(name: str, **arguments: object) -> str:
@@ -24,8 +31,8 @@ def calling(name: str, **arguments: object) -> str:
 
 
 def test_a_good_sample_has_no_problem_and_blanks_in_names_do_not_matter():
-    assert problem(GOOD, "f") is None
-    assert problem(replace(GOOD, reference=assistant_turn((), "Hello.").content), "f") is None
+    assert checked(GOOD) is None
+    assert checked(replace(GOOD, reference=assistant_turn((), "Hello.").content)) is None
 
 
 @pytest.mark.parametrize(
@@ -44,9 +51,9 @@ def test_a_good_sample_has_no_problem_and_blanks_in_names_do_not_matter():
     ],
 )
 def test_each_problem_is_named_with_file_record_and_field(change: dict[str, object], reason: str):
-    found = problem(replace(GOOD, **change), "data.jsonl")
+    found = checked(replace(GOOD, **change))
     assert found is not None and found.reason == reason
-    assert found.where.startswith("data.jsonl: own/3: field ")
+    assert found.where.startswith("data.jsonl: line 3: field ")
 
 
 def test_a_sample_that_was_read_is_named_by_its_record_and_fields():
@@ -59,10 +66,10 @@ def test_a_sample_that_was_read_is_named_by_its_record_and_fields():
         ({"tools": (replace(TOOL, description="\ud800"),)}, "functions"),
         ({"tools": (replace(TOOL, parameters={**TOOL.parameters, "default": "\ud800"}),)}, "functions"),
     ):
-        found = problem(replace(GOOD, origin=origin, **change), "elsewhere")
+        found = checked(replace(GOOD, origin=origin, **change))
         assert found is not None and found.where == f"calls.jsonl: line 7: field {field!r}"
 
 
 def test_a_tool_that_takes_further_arguments_may_get_them():
     tool = replace(TOOL, parameters={**TOOL.parameters, "additionalProperties": True})
-    assert problem(replace(GOOD, tools=(tool,), reference=calling("Get Month", town="Oslo")), "f") is None
+    assert checked(replace(GOOD, tools=(tool,), reference=calling("Get Month", town="Oslo"))) is None

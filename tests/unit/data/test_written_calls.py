@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rest_core.data.fields import Unreadable
 from rest_core.data.python_calls import NotCalls
-from rest_core.data.written_calls import Said, arguments_of, call_of, calls_of, split
+from rest_core.data.written_calls import Parts, arguments_of, call_of, calls_of, split
 from rest_core.records import Tool, ToolCall
 
 TOOLS = [Tool(name, "", {"type": "object", "properties": {"a": {}}, "required": []}) for name in ("f", "My Tool (old)")]
@@ -19,40 +19,40 @@ JSON = '{"name": "f", "arguments": {"a": 1}}'
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("Hello.", Said("Hello.")),
-        ("", Said("")),
-        (f"<tool_call>\n{JSON}\n</tool_call>", Said("", (ONE,))),
-        (f"Now.\n<tool_call>{JSON}</tool_call>\n<tool_call>{JSON}</tool_call>", Said("Now.", (ONE, ONE))),
-        (f"<tool_call>\n{JSON}\n{JSON}\n</tool_call>", Said("", (ONE, ONE))),
-        ("<tool_call>{'name': 'f', 'arguments': {'a': 1}}</tool_call>", Said("", (ONE,))),
-        (f"<TOOLCALL>[{JSON}]</TOOLCALL> Done.", Said("Done.", (ONE,))),
-        ("<TOOLCALL>[]</TOOLCALL>", Said("", no_call=True)),
-        ("[]", Said("", no_call=True)),
-        (f"[TOOL_CALLS][{JSON}]", Said("", (ONE,))),
-        (f"[TOOL_CALLS] [{JSON}]</s>", Said("", (ONE,))),
-        (f"<tool_call>{JSON}", Said("", (ONE,))),
-        (f"functools[{JSON}]", Said("", (ONE,))),
-        ('<|python_tag|>{"name": "f", "parameters": {"a": 1}}<|eom_id|>', Said("", (ONE,))),
-        ("""<functioncall> {"name": "f", "arguments": '{"a": 1}'} <|endoftext|>""", Said("", (ONE,))),
-        ("""<functioncall> {"name": "f", "arguments": '{"a": "it's"}'}""", Said("", (ToolCall("f", {"a": "it's"}),))),
-        (JSON, Said("", (ONE,))),
-        (f"[{JSON}, {JSON}]", Said("", (ONE, ONE))),
-        (f"Here:\n```json\n{JSON}\n```", Said("Here:", (ONE,))),
-        ('{"type": "function", "function": {"name": "f", "arguments": "{\\"a\\": 1}"}}', Said("", (ONE,))),
-        ("[f(a=1)]", Said("", (ONE,))),
-        ("[g(a=1)]", Said("", (ToolCall("g", {"a": 1}),))),  # that there is no g is for validation to find
-        ("One moment. [f(a=1), My Tool (old)(a=2)]", Said("One moment.", (ONE, ToolCall("My Tool (old)", {"a": 2})))),
-        ("f(a=1)", Said("", (ONE,))),
-        ("```python\nf(a=1)\n```", Said("", (ONE,))),
+        ("Hello.", Parts("Hello.")),
+        ("", Parts("")),
+        (f"<tool_call>\n{JSON}\n</tool_call>", Parts("", (ONE,))),
+        (f"Now.\n<tool_call>{JSON}</tool_call>\n<tool_call>{JSON}</tool_call>", Parts("Now.", (ONE, ONE))),
+        (f"<tool_call>\n{JSON}\n{JSON}\n</tool_call>", Parts("", (ONE, ONE))),
+        ("<tool_call>{'name': 'f', 'arguments': {'a': 1}}</tool_call>", Parts("", (ONE,))),
+        (f"<TOOLCALL>[{JSON}]</TOOLCALL> Done.", Parts("Done.", (ONE,))),
+        ("<TOOLCALL>[]</TOOLCALL>", Parts("", no_call=True)),
+        ("[]", Parts("", no_call=True)),
+        (f"[TOOL_CALLS][{JSON}]", Parts("", (ONE,))),
+        (f"[TOOL_CALLS] [{JSON}]</s>", Parts("", (ONE,))),
+        (f"<tool_call>{JSON}", Parts("", (ONE,))),
+        (f"functools[{JSON}]", Parts("", (ONE,))),
+        ('<|python_tag|>{"name": "f", "parameters": {"a": 1}}<|eom_id|>', Parts("", (ONE,))),
+        ("""<functioncall> {"name": "f", "arguments": '{"a": 1}'} <|endoftext|>""", Parts("", (ONE,))),
+        ("""<functioncall> {"name": "f", "arguments": '{"a": "it's"}'}""", Parts("", (ToolCall("f", {"a": "it's"}),))),
+        (JSON, Parts("", (ONE,))),
+        (f"[{JSON}, {JSON}]", Parts("", (ONE, ONE))),
+        (f"Here:\n```json\n{JSON}\n```", Parts("Here:", (ONE,))),
+        ('{"type": "function", "function": {"name": "f", "arguments": "{\\"a\\": 1}"}}', Parts("", (ONE,))),
+        ("[f(a=1)]", Parts("", (ONE,))),
+        ("[g(a=1)]", Parts("", (ToolCall("g", {"a": 1}),))),  # that there is no g is for validation to find
+        ("One moment. [f(a=1), My Tool (old)(a=2)]", Parts("One moment.", (ONE, ToolCall("My Tool (old)", {"a": 2})))),
+        ("f(a=1)", Parts("", (ONE,))),
+        ("```python\nf(a=1)\n```", Parts("", (ONE,))),
         ('<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>',
-         Said("", (ToolCall("f", {"a": "</tool_call>"}),))),
+         Parts("", (ToolCall("f", {"a": "</tool_call>"}),))),
         # Words, however much they look like code.
-        ('It is {"temperature": 4}, see [1] (or [2]).', Said('It is {"temperature": 4}, see [1] (or [2]).')),
-        ('{"name": "Ada", "age": 36}', Said('{"name": "Ada", "age": 36}')),
-        ("[see the note (below)]", Said("[see the note (below)]")),
+        ('It is {"temperature": 4}, see [1] (or [2]).', Parts('It is {"temperature": 4}, see [1] (or [2]).')),
+        ('{"name": "Ada", "age": 36}', Parts('{"name": "Ada", "age": 36}')),
+        ("[see the note (below)]", Parts("[see the note (below)]")),
     ],
 )  # fmt: skip
-def test_words_and_calls_are_told_apart(text: str, said: Said):
+def test_words_and_calls_are_told_apart(text: str, said: Parts):
     assert split(text, TOOLS) == said
 
 
@@ -117,4 +117,4 @@ def test_no_text_does_worse_than_not_calls(text: str):
         said = split(text, TOOLS)
     except NotCalls:
         return
-    assert said.calls or said.no_call or said.words == text.strip()
+    assert said.calls or said.no_call or said.text == text.strip()

@@ -10,8 +10,8 @@ from public_data import missing, public
 from rest_core import response
 from rest_core.config import ApiBankConfig, GenerationConfig
 from rest_core.errors import UserError
-from rest_core.evaluation.api_bank import SCORES
-from rest_core.evaluation.api_bank import run as api_bank
+from rest_core.evaluation import api_bank
+from rest_core.evaluation.evaluate import evaluate as evaluate_on
 from rest_core.records import ToolCall
 
 REAL = public("api-bank")
@@ -79,6 +79,11 @@ def test_hostile_blocks_take_linear_time():
     assert long < 40 * short + 0.05
 
 
+def evaluate(engine, tokenizer, config: ApiBankConfig, folder: Path, out: Path):
+    benchmark = api_bank.ApiBank(config, folder)
+    return evaluate_on(benchmark, engine, tokenizer, model_name="m", out=out)
+
+
 def write_level(folder: Path, level: int, items: object) -> None:
     (folder / f"level-{level}-api_processed.json").write_text(json.dumps(items))
 
@@ -108,7 +113,7 @@ def answer_for(prompt: str) -> str:
 
 def test_evaluation_scores_levels_and_their_mean_over_items(scripted, tokenizer, folder, tmp_path):
     engine = scripted(lambda prompt, position: answer_for(prompt))
-    report = api_bank.evaluate(engine, tokenizer, ApiBankConfig(), folder=folder, out=tmp_path / "out", model_name="m")
+    report = evaluate(engine, tokenizer, ApiBankConfig(), folder, tmp_path / "out")
     expected = {
         "api_bank/level_1_soft": 4 / 6,
         "api_bank/level_1_strict": 3 / 6,
@@ -128,7 +133,7 @@ def test_evaluation_scores_levels_and_their_mean_over_items(scripted, tokenizer,
         "api_bank/subset": 0,
     }
     assert report.metrics == pytest.approx(expected)
-    assert tuple(report.scores) == SCORES
+    assert tuple(report.scores) == api_bank.SCORES
     assert engine.prompts[0] == "<|system|>tools<|end|><|user|>weather in a0?<|end|><|assistant|>"
     assert [row["id"] for row in report.rows][5:8] == ["level-1-5", "level-2-0", "level-2-1"]
     assert json.loads((tmp_path / "out" / "rows.jsonl").read_text().splitlines()[0]) == report.rows[0]
@@ -138,12 +143,12 @@ def test_a_subset_is_seeded_and_named(scripted, tokenizer, folder, tmp_path):
     def run(seed: int):
         engine = scripted(lambda prompt, position: answer_for(prompt))
         config = ApiBankConfig(limit_per_level=2, seed=seed)
-        return api_bank.evaluate(engine, tokenizer, config, folder=folder, out=tmp_path / "out", model_name="m")
+        return evaluate(engine, tokenizer, config, folder, tmp_path / "out")
 
     first = run(0)
     assert first.metrics["api_bank/subset"] == 1
     assert first.metrics["api_bank/count/overall"] == 5
-    assert "SUBSET: 5 of 10 items, at most 2 a level (seed 0)" in (tmp_path / "out" / "report.md").read_text()
+    assert "SUBSET: 5 of 10 questions, at most 2 a category (seed 0)" in (tmp_path / "out" / "report.md").read_text()
     assert run(0).rows == first.rows
     assert len({tuple(row["id"] for row in run(seed).rows) for seed in range(4)}) > 1
 
@@ -152,7 +157,7 @@ def test_a_prompt_over_the_limit_counts_as_wrong(scripted, tokenizer, folder, tm
     write_level(folder, 3, [item("c" * 500)])
     engine = scripted(lambda prompt, position: answer_for(prompt))
     config = ApiBankConfig(generation=GenerationConfig(max_prompt_tokens=200))
-    report = api_bank.evaluate(engine, tokenizer, config, folder=folder, out=tmp_path / "out", model_name="m")
+    report = evaluate(engine, tokenizer, config, folder, tmp_path / "out")
     assert report.metrics["api_bank/count/skipped_prompts"] == 1
     assert report.metrics["api_bank/level_3_soft"] == 0
     assert "over the limit of 200" in report.rows[-1]["skipped"]
@@ -178,7 +183,7 @@ def test_a_wrong_file_is_told_by_file_item_and_field(scripted, tokenizer, folder
     path.write_text(content)
     engine = scripted(lambda prompt, position: pytest.fail("asked before the files were checked"))
     with pytest.raises(UserError) as error:
-        api_bank.evaluate(engine, tokenizer, ApiBankConfig(), folder=folder, out=tmp_path / "out", model_name="m")
+        evaluate(engine, tokenizer, ApiBankConfig(), folder, tmp_path / "out")
     assert str(path) in str(error.value)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
@@ -197,6 +202,6 @@ def test_the_published_files(scripted, tokenizer, tmp_path):
     assert len(items) == 597
     wanted = [item.wanted for item in items]
     engine = scripted(lambda prompt, position: response.render(think="t", calls=[wanted[position]], response=None))
-    report = api_bank.evaluate(engine, tokenizer, ApiBankConfig(), folder=REAL, out=tmp_path, model_name="m")
+    report = evaluate(engine, tokenizer, ApiBankConfig(), REAL, tmp_path)
     assert report.metrics["api_bank/overall_soft"] == report.metrics["api_bank/overall_strict"] == 1
     assert [report.metrics[f"api_bank/count/level_{n}"] for n in api_bank.LEVELS] == [399, 67, 131]

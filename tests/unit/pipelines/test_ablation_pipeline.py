@@ -16,7 +16,7 @@ from pipelines.graph import SECTIONS
 from pipelines.local_ablation import AblationSummary, show, stage_name
 from pipelines.monitor import Monitor
 from rest_core import config
-from rest_core.ablation.report import AblationReport
+from rest_core.ablation.ablation_report import AblationReport
 from rest_core.ablation.settings import AblationConfig, Trial, parse_schemes, trials
 from rest_core.errors import UserError
 

@@ -87,7 +87,7 @@ def test_what_runs_in_the_base_image_imports_only_what_that_holds() -> None:
         from components.runtime import run_stage
         from rest_core import logs, stages
         from pipelines import cli
-        from rest_core.ablation import collect, report, settings
+        from rest_core.ablation import ablation_report, collect, settings
         from rest_core.operations.handoff import is_base_model
         from rest_core.operations.launch.leftovers import delete_left
         from rest_core.operations.status import run

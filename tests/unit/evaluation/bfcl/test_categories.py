@@ -2,7 +2,7 @@ import pytest
 
 from rest_core.errors import UserError
 from rest_core.evaluation.bfcl.categories import CATEGORIES, averages, select
-from rest_core.evaluation.statistics import Score
+from rest_core.evaluation.statistics import Accuracy
 
 
 def test_groups_and_categories_are_taken_once_in_bfcl_order():
@@ -27,19 +27,19 @@ def test_an_unknown_category_is_told_with_the_nearest():
 
 def test_averages_against_worked_numbers():
     scores = {
-        "simple_python": Score(4, 4),
-        "simple_java": Score(1, 2),
-        "simple_javascript": Score(0, 1),
-        "multiple": Score(1, 4),
-        "parallel": Score(3, 4),
-        "parallel_multiple": Score(1, 2),
-        "irrelevance": Score(1, 5),
-        "live_simple": Score(2, 10),
-        "live_multiple": Score(30, 50),
-        "live_parallel": Score(1, 2),
-        "live_parallel_multiple": Score(0, 3),
-        "live_irrelevance": Score(9, 10),
-        "live_relevance": Score(0, 1),
+        "simple_python": Accuracy(4, 4),
+        "simple_java": Accuracy(1, 2),
+        "simple_javascript": Accuracy(0, 1),
+        "multiple": Accuracy(1, 4),
+        "parallel": Accuracy(3, 4),
+        "parallel_multiple": Accuracy(1, 2),
+        "irrelevance": Accuracy(1, 5),
+        "live_simple": Accuracy(2, 10),
+        "live_multiple": Accuracy(30, 50),
+        "live_parallel": Accuracy(1, 2),
+        "live_parallel_multiple": Accuracy(0, 3),
+        "live_irrelevance": Accuracy(9, 10),
+        "live_relevance": Accuracy(0, 1),
     }
     simple = (1 + 0.5 + 0) / 3
     non_live = (simple + 0.25 + 0.75 + 0.5) / 4
@@ -57,5 +57,5 @@ def test_averages_against_worked_numbers():
 
 
 def test_an_average_with_a_part_missing_is_left_out():
-    scores = {name: Score(1, 1) for name in CATEGORIES if name != "simple_java"}
+    scores = {name: Accuracy(1, 1) for name in CATEGORIES if name != "simple_java"}
     assert set(averages(scores)) == {"live", "irrelevance_detection"}

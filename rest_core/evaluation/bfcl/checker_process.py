@@ -1,4 +1,4 @@
-"""bfcl-eval's own data and checkers, in a process of their own; `official.py` starts it and talks to it.
+"""bfcl-eval's own data and checkers, in a process of their own; `checkers.py` starts it and reads its answers.
 
 A script, not a module to import: it reads one JSON request on standard input and writes one JSON reply on standard
 output. It uses nothing but the standard library and bfcl-eval. A separate process, because
@@ -18,6 +18,7 @@ import signal
 import sys
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 CHECK_SECONDS = 2.0  # for one entry; an honest one takes less than a millisecond
@@ -43,7 +44,7 @@ from bfcl_eval.constants.enums import Language  # noqa: E402
 from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker  # noqa: E402
 
 Verdict = dict[str, Any]
-Check = Callable[[list[dict[str, Any]], dict[str, Any], Any], Verdict]
+Calls = list[dict[str, Any]]
 
 
 def _language(category: str) -> Language:
@@ -52,67 +53,54 @@ def _language(category: str) -> Language:
     return Language.JAVASCRIPT if utils.is_js(category) else Language.PYTHON
 
 
-def _ast(category: str) -> Check:
+def _ast(category: str, calls: Calls, entry: dict[str, Any], answer: Any) -> Verdict:
     """Rule of `eval_runner._evaluate_single_ast_entry`; calls are decoded already, so no decoder can fail."""
-    language = _language(category)
-
-    def check(calls: list[dict[str, Any]], entry: dict[str, Any], answer: Any) -> Verdict:
-        verdict: Verdict = ast_checker(entry["function"], calls, answer["ground_truth"], language, category, "any")
-        return verdict
-
-    return check
+    return dict(ast_checker(entry["function"], calls, answer["ground_truth"], _language(category), category, "any"))
 
 
-def _relevance(category: str) -> Check:
+def _relevance(category: str, calls: Calls, entry: dict[str, Any], answer: Any) -> Verdict:
     """Rule of `eval_runner._evaluate_single_relevance_entry`: is there a call, where one is wanted or not?"""
     wanted = "irrelevance" not in category
-
-    def check(calls: list[dict[str, Any]], entry: dict[str, Any], answer: Any) -> Verdict:
-        called = not utils.is_empty_output(calls)
-        if called == wanted:
-            return {"valid": True}
-        if wanted:
-            return {"valid": False, "error": ["no call was made"], "error_type": "relevance_error:decoder_failed"}
-        return {"valid": False, "error": ["a call was made"], "error_type": "irrelevance_error:decoder_success"}
-
-    return check
+    if utils.is_empty_output(calls) != wanted:
+        return {"valid": True}
+    if wanted:
+        return {"valid": False, "error": ["no call was made"], "error_type": "relevance_error:decoder_failed"}
+    return {"valid": False, "error": ["a call was made"], "error_type": "irrelevance_error:decoder_success"}
 
 
 def _check_category(category: str, outputs: list[dict[str, Any]]) -> list[Verdict]:
     entries = utils.load_dataset_entry(category, include_prereq=False, include_language_specific_hint=False)
     if utils.is_relevance_or_irrelevance(category):
-        check, answers = _relevance(category), [None] * len(entries)
+        check, answers = _relevance, [None] * len(entries)
     else:
         # Answers belong to questions by position; bfcl-eval says that some of their ids differ.
-        check, answers = _ast(category), utils.load_ground_truth_entry(category)
+        check, answers = _ast, utils.load_ground_truth_entry(category)
     pairs = {entry["id"]: (entry, answer) for entry, answer in zip(entries, answers, strict=True)}
-    return [_check_within_limit(check, output["calls"], *pairs[output["id"]]) for output in outputs]
+    return [_check_within_limit(partial(check, category, output["calls"], *pairs[output["id"]])) for output in outputs]
 
 
-def _check_within_limit(check: Check, calls: list[dict[str, Any]], entry: dict[str, Any], answer: Any) -> Verdict:
+def _check_within_limit(check: Callable[[], Verdict]) -> Verdict:
     """The verdict; an exception in the checker, or its taking too long, is a wrong answer and says so."""
+    late = TimeoutError(f"the official checker took more than {CHECK_SECONDS:g} s")
     expired = False
 
     def stop(signum: int, frame: Any) -> None:
         nonlocal expired
         expired = True
-        raise TimeoutError(f"the official checker took more than {CHECK_SECONDS:g} s")
+        raise late
 
     signal.signal(signal.SIGALRM, stop)
     # The timer goes on ringing: the checker has a bare `except`, behind which it may hang again.
     signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS, 0.2)
     try:
-        verdict = check(calls, entry, answer)
+        verdict = check()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if expired:
+            raise late
     except Exception as error:
         return {"valid": False, "error": [f"{error}"], "error_type": f"checker_error:{type(error).__name__}"}
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    if expired:
-        return {
-            "valid": False,
-            "error": [f"the official checker took more than {CHECK_SECONDS:g} s"],
-            "error_type": "checker_error:TimeoutError",
-        }
     return verdict
 
 

@@ -1,4 +1,4 @@
-"""Questions and verdicts of the installed bfcl-eval package."""
+"""Questions and verdicts of the installed bfcl-eval package; `checker_process.py` gives them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,21 @@ from typing import Any
 from rest_core.data.bfcl_wheel import data_folder
 from rest_core.records import ToolCall
 
-_PROCESS = Path(__file__).with_name("official_process.py")
+_PROCESS = Path(__file__).with_name("checker_process.py")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the official checker says of one entry. `error_type` is None where it is valid.
-
-    An `error_type` that starts with "checker_error:" is an exception inside the checker, or its running out of time.
-    """
+    """The official checker's verdict on one entry; a valid one has no error."""
 
     valid: bool
-    error_type: str | None
-    error: str | None
+    error_type: str | None = None
+    error: str | None = None
 
-    @property
-    def checker_failed(self) -> bool:
-        return self.error_type is not None and self.error_type.startswith("checker_error:")
+
+def failed(error_type: str | None) -> bool:
+    """Whether the checker itself failed: an exception in it, or its running out of time."""
+    return error_type is not None and error_type.startswith("checker_error:")
 
 
 def version() -> str:
@@ -40,7 +38,7 @@ def version() -> str:
     return importlib.metadata.version("bfcl-eval")
 
 
-def load(categories: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def questions(categories: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """The questions of every category as BFCL puts them to a model: {"id", "question", "function"}.
 
     Function descriptions carry BFCL's hints about the language; parameters of Java and JavaScript functions are
@@ -66,8 +64,8 @@ def check(outputs: Mapping[str, Sequence[tuple[str, Sequence[ToolCall]]]]) -> di
 
 def _verdict(raw: dict[str, Any]) -> Verdict:
     if raw["valid"]:
-        return Verdict(True, None, None)
-    return Verdict(False, raw["error_type"], "; ".join(str(part) for part in raw["error"]))
+        return Verdict(True)
+    return Verdict(False, raw["error_type"], "; ".join(map(str, raw["error"])))
 
 
 def _ask(request: dict[str, Any]) -> Any:

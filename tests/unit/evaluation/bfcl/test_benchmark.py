@@ -10,9 +10,10 @@ from bfcl_gold import UNANSWERABLE, gold_calls
 from rest_core import response
 from rest_core.config import BfclConfig, GenerationConfig
 from rest_core.data import bfcl_wheel
-from rest_core.evaluation.bfcl import run
+from rest_core.evaluation.bfcl.benchmark import Bfcl
 from rest_core.evaluation.bfcl.categories import CATEGORIES
-from rest_core.evaluation.bfcl.results import HANDLER
+from rest_core.evaluation.bfcl.result_files import HANDLER
+from rest_core.evaluation.evaluate import evaluate as evaluate_on
 from rest_core.records import ToolCall
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("bfcl_eval") is None, reason="bfcl-eval is not installed")
@@ -23,7 +24,7 @@ BROKEN = '<think> t </think>\n<tool_call>\n{"name": "f", "parameters": {\n</tool
 
 def evaluate(engine, tokenizer, out: Path, *categories: str, limit: int | None = 6, generation=LONG, **settings):
     config = BfclConfig(categories=categories, limit_per_category=limit, generation=generation, **settings)
-    return run.evaluate(engine, tokenizer, config, style="compact", model_name="tiny", out=out)
+    return evaluate_on(Bfcl(config, "compact"), engine, tokenizer, model_name="tiny", out=out)
 
 
 def gold_texts(*categories: str) -> dict[str, str]:

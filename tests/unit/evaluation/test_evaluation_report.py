@@ -3,15 +3,15 @@ import json
 import pytest
 
 from rest_core.errors import UserError
-from rest_core.evaluation.report import Report, write_jsonl
-from rest_core.evaluation.statistics import Score
+from rest_core.evaluation.evaluation_report import EvaluationReport, write_jsonl
+from rest_core.evaluation.statistics import Accuracy
 
 
-def report() -> Report:
-    scores = {"simple": Score(3, 4), "parallel": Score(0, 16), "relevance": Score(16, 16)}
+def report() -> EvaluationReport:
+    scores = {"simple": Accuracy(3, 4), "parallel": Accuracy(0, 16), "relevance": Accuracy(16, 16)}
     rows = [{"id": "simple_0", "valid": True, "response": "lone \ud800 surrogate\n"}]
     metrics = {"bfcl/simple": 0.75}
-    return Report(
+    return EvaluationReport(
         "BFCL",
         "m",
         scores,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rest_core import response
 from rest_core.data import bfcl_wheel
 from rest_core.errors import UserError
-from rest_core.evaluation.bfcl import official
+from rest_core.evaluation.bfcl import checkers
 from rest_core.evaluation.bfcl.categories import CATEGORIES
 from rest_core.records import ToolCall
 
@@ -30,7 +30,7 @@ def test_every_official_answer_is_right_in_our_format():
         parsed = {id_: response.parse(text) for id_, text in texts.items()}
         assert all(list(parsed[id_].calls) == calls and parsed[id_].well_formed for id_, calls in gold.items())
         outputs[category.name] = [(id_, parsed[id_].calls) for id_ in gold]
-    verdicts = official.check(outputs)
+    verdicts = checkers.check(outputs)
     wrong = {
         id_
         for name in outputs
@@ -42,7 +42,7 @@ def test_every_official_answer_is_right_in_our_format():
 
 
 def test_questions_are_put_as_bfcl_puts_them():
-    loaded = official.load(["simple_python", "simple_java", "simple_javascript", "live_irrelevance"])
+    loaded = checkers.questions(["simple_python", "simple_java", "simple_javascript", "live_irrelevance"])
     assert [len(entries) for entries in loaded.values()] == [400, 100, 50, 884]
     python = loaded["simple_python"][0]["function"][0]
     assert python["description"].endswith(" Note that the provided function is in Python 3 syntax.")
@@ -90,7 +90,7 @@ def test_verdicts_and_their_reasons():
     outputs: dict[str, list] = {}
     for category, id_, calls, _ in CASES:
         outputs.setdefault(category, []).append((id_, calls))
-    found = {name: iter(verdicts) for name, verdicts in official.check(outputs).items()}
+    found = {name: iter(verdicts) for name, verdicts in checkers.check(outputs).items()}
     for category, _, calls, error_type in CASES:
         verdict = next(found[category])
         assert (verdict.valid, verdict.error_type) == (error_type is None, error_type), (category, calls)
@@ -104,8 +104,8 @@ def gold_with(category: str, id_: str, **arguments: object) -> list[ToolCall]:
 def test_a_checker_that_raises_is_a_wrong_answer_with_the_exception():
     # Python refuses to read an integer of so many digits, and the checker does not expect that.
     calls = gold_with("simple_java", "simple_java_18", pageNo="9" * 5000)
-    verdict = official.check({"simple_java": [("simple_java_18", calls)]})["simple_java"][0]
-    assert (verdict.valid, verdict.checker_failed, verdict.error_type) == (False, True, "checker_error:ValueError")
+    verdict = checkers.check({"simple_java": [("simple_java_18", calls)]})["simple_java"][0]
+    assert (verdict.valid, verdict.error_type) == (False, "checker_error:ValueError")
     assert "4300" in verdict.error
 
 
@@ -118,7 +118,7 @@ def test_a_checker_that_hangs_is_stopped():
         (id_, gold_with("simple_javascript", id_)),
     ]
     start = time.perf_counter()
-    verdicts = official.check({"simple_javascript": entries})["simple_javascript"]
+    verdicts = checkers.check({"simple_javascript": entries})["simple_javascript"]
     assert time.perf_counter() - start < 30
     assert verdicts[0].error_type == "checker_error:TimeoutError"
     assert verdicts[1].valid  # and the next entry is checked as ever
@@ -148,7 +148,7 @@ def test_any_arguments_get_a_verdict(data):
             )
             for position, (id_, calls) in enumerate(gold)
         ]
-    verdicts = official.check(outputs)
+    verdicts = checkers.check(outputs)
     assert {name: len(found) for name, found in verdicts.items()} == {
         name: len(found) for name, found in outputs.items()
     }
@@ -157,7 +157,7 @@ def test_any_arguments_get_a_verdict(data):
 def test_neither_this_process_nor_the_installation_is_touched():
     site_packages = bfcl_wheel.data_folder().parent.parent
     before = set(site_packages.iterdir())
-    official.load(["live_relevance"])
+    checkers.questions(["live_relevance"])
     assert set(site_packages.iterdir()) == before
     assert "bfcl_eval.constants.model_config" not in sys.modules
 
@@ -165,4 +165,4 @@ def test_neither_this_process_nor_the_installation_is_touched():
 def test_without_bfcl_eval_the_user_is_told_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps bfcl-eval"):
-        official.load(["simple_python"])
+        checkers.questions(["simple_python"])

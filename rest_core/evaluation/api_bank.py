@@ -1,0 +1,116 @@
+"""The benchmark API-Bank, levels 1 to 3.
+
+Two ways to score a response, both on the calls that the one parser reads (a block that is not closed holds no call):
+
+`soft` is the rule of the authors' evaluate.py, for comparison with published figures: right when any call is the
+wanted one, however many others there are; and a line of a tool_call block that is a JSON object without both "name"
+and "parameters" is taken for the parameters of a call with the right name. Values are compared as Python compares
+them (1 == 1.0 == True). The authors' generate.py reads the last tool_call block only and closes one that is left open;
+it takes {"name", "arguments"} for bare parameters, where we read a call.
+
+`strict`: exactly one call, with the same name and the same parameters as JSON (1, 1.0 and true differ).
+
+The overall figure is the mean over all items, as in the paper ("overall (597)": 399 + 67 + 131 items).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rest_core import response
+from rest_core.config import ApiBankConfig
+from rest_core.data.api_bank import LEVELS, Item, read_level
+from rest_core.evaluation.benchmark import Answer, Benchmark, Figures, Question, Row
+from rest_core.evaluation.statistics import Accuracy
+from rest_core.records import Message, ToolCall
+
+RULES = ("soft", "strict")
+PARTS = (*(f"level_{level}" for level in LEVELS), "overall")
+SCORES = tuple(f"{part}_{rule}" for rule in RULES for part in PARTS)
+"""The names under which accuracies are reported, `api_bank/` before them."""
+
+
+class ApiBank(Benchmark):
+    """API-Bank from the directory of ToolRL's three files."""
+
+    name = "api_bank"
+    title = "API-Bank"
+
+    def __init__(self, config: ApiBankConfig, directory: Path) -> None:
+        super().__init__(config.generation, config.limit_per_level, config.seed)
+        self._directory = directory
+
+    def questions(self) -> dict[str, list[Question]]:
+        return {
+            f"level-{level}": [
+                Question(f"level-{level}-{number}", f"level-{level}", item)
+                for number, item in enumerate(read_level(self._directory, level))
+            ]
+            for level in LEVELS
+        }
+
+    def prompt(self, question: Question) -> tuple[Message, ...]:
+        prompt: tuple[Message, ...] = question.entry.prompt
+        return prompt
+
+    def judge(self, questions: Sequence[Question], answers: Sequence[Answer]) -> list[Row]:
+        return [_verdict(q.entry, answer.parsed) for q, answer in zip(questions, answers, strict=True)]
+
+    def figures(self, rows: Sequence[Row]) -> Figures:
+        by_part = {f"level_{level}": [row for row in rows if row["level"] == level] for level in LEVELS}
+        by_part["overall"] = list(rows)
+        return Figures(
+            scores={
+                f"{part}_{rule}": Accuracy(sum(row[rule] for row in by_part[part]), len(by_part[part]))
+                for rule in RULES
+                for part in PARTS
+            },
+            counts={part: len(members) for part, members in by_part.items()},
+            notes=("ToolRL's prompts; soft is the rule of the published figures",),
+        )
+
+
+def _verdict(item: Item, parsed: response.Response) -> Row:
+    return {
+        "level": item.level,
+        "soft": soft_match(parsed, item.wanted),
+        "strict": strict_match(parsed, item.wanted),
+        "wanted": _canonical({"name": item.wanted.name, "parameters": item.wanted.arguments}),
+    }
+
+
+def soft_match(parsed: response.Response, wanted: ToolCall) -> bool:
+    """The authors' rule: any call is the wanted one, or any bare object its parameters."""
+    if any(call == wanted for call in parsed.calls):
+        return True
+    return bool(parsed.rejected) and any(bare == wanted.arguments for bare in _bare_objects(parsed))
+
+
+def strict_match(parsed: response.Response, wanted: ToolCall) -> bool:
+    """Exactly one call, equal in name and parameters as JSON."""
+    if len(parsed.calls) != 1 or parsed.calls[0].name != wanted.name:
+        return False
+    return _canonical(parsed.calls[0].arguments) == _canonical(wanted.arguments)
+
+
+def _bare_objects(parsed: response.Response) -> list[dict[str, Any]]:
+    """JSON objects that stand on a line of a tool_call block and are no {"name", "parameters"}."""
+    found = []
+    for block in parsed.blocks:
+        if block.kind is not response.Kind.TOOL_CALL:
+            continue
+        for line in parsed.text[block.content.start : block.content.end].splitlines():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):  # no JSON, or hostile: no parameters either
+                continue
+            if isinstance(value, dict) and not {"name", "parameters"} <= value.keys():
+                found.append(value)
+    return found
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,92 @@
+"""The part of an evaluation that differs by benchmark: questions, verdicts, figures. `evaluate` does the rest.
+
+This module and those of the benchmarks import quickly: configurations are checked against the names of their figures.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rest_core.config import GenerationConfig
+from rest_core.evaluation.statistics import Accuracy
+from rest_core.records import Message
+from rest_core.response import Response, parse
+
+Row = dict[str, Any]  # of rows.jsonl: one a question
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of a benchmark; the benchmark needs `entry` to put it and to judge an answer."""
+
+    id: str
+    category: str
+    entry: Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The model's response to one prompt. A prompt that was not put to it has no text; `skipped` says why."""
+
+    text: str
+    prompt_tokens: int
+    response_tokens: int  # end-of-sequence token included
+    finished: bool  # False where the length limit cut the response off
+    skipped: str | None = None
+
+    @cached_property
+    def parsed(self) -> Response:
+        return parse(self.text)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of an evaluation, by names that get the benchmark's before them ("bfcl/live")."""
+
+    scores: Mapping[str, Accuracy]  # in the order in which they are shown
+    averages: Mapping[str, float] = field(default_factory=dict)  # as fractions
+    counts: Mapping[str, int] = field(default_factory=dict)  # under "count/"
+    notes: tuple[str, ...] = ()  # how the figures came about
+
+
+class Benchmark(ABC):
+    """A benchmark under its settings.
+
+    Args:
+        generation: limits of prompts and responses.
+        limit: questions of each category that are put, a seeded choice; None puts them all.
+        seed: of that choice.
+    """
+
+    name: ClassVar[str]  # "bfcl": stands before the names of its metrics
+    title: ClassVar[str]
+    template: str | None = None  # of the prompts, where it is ours: figures depend on it
+
+    def __init__(self, generation: GenerationConfig, limit: int | None, seed: int) -> None:
+        self.generation, self.limit, self.seed = generation, limit, seed
+
+    @abstractmethod
+    def questions(self) -> dict[str, list[Question]]:
+        """All questions by category, each category at least one."""
+
+    @abstractmethod
+    def prompt(self, question: Question) -> tuple[Message, ...]:
+        """The chat that puts a question."""
+
+    @abstractmethod
+    def judge(self, questions: Sequence[Question], answers: Sequence[Answer]) -> list[Row]:
+        """A row's columns about its answer, for each question: its category, whether the answer is right, why not."""
+
+    @abstractmethod
+    def figures(self, rows: Sequence[Row]) -> Figures:
+        """The figures of the rows that `judge` has begun."""
+
+    def write_files(  # noqa: B027
+        self, out: Path, model_name: str, answers: Sequence[Answer], rows: Sequence[Row]
+    ) -> None:
+        """Write files in the benchmark's own layout to the directory `out`; none by default."""

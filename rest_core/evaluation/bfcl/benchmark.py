@@ -1,0 +1,75 @@
+"""The benchmark BFCL: single-turn categories with bfcl-eval's own questions and checkers."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rest_core.config import BfclConfig
+from rest_core.data import prompts
+from rest_core.data.tools import read_tool
+from rest_core.evaluation.benchmark import Answer, Benchmark, Figures, Question, Row
+from rest_core.evaluation.bfcl import categories, checkers, result_files
+from rest_core.evaluation.statistics import Accuracy
+from rest_core.records import Message, ToolCall
+
+log = logging.getLogger(__name__)
+
+
+class Bfcl(Benchmark):
+    """BFCL in a prompt style (`rest_core.data.prompts`); figures under different styles do not compare."""
+
+    name = "bfcl"
+    title = "BFCL"
+
+    def __init__(self, config: BfclConfig, style: prompts.Style) -> None:
+        super().__init__(config.generation, config.limit_per_category, config.seed)
+        self._categories, self._style = categories.select(config.categories), style
+        self.template = prompts.template_text(style)
+
+    def questions(self) -> dict[str, list[Question]]:
+        loaded = checkers.questions([category.name for category in self._categories])
+        return {name: [Question(entry["id"], name, entry) for entry in entries] for name, entries in loaded.items()}
+
+    def prompt(self, question: Question) -> tuple[Message, ...]:
+        """The functions are described as BFCL describes them to a model."""
+        history = [Message(turn["role"], turn["content"]) for turn in question.entry["question"][0]]
+        tools = [read_tool(function, foreign_types=True) for function in question.entry["function"]]
+        return prompts.render(self._style, tools, history)
+
+    def judge(self, questions: Sequence[Question], answers: Sequence[Answer]) -> list[Row]:
+        """The official verdict on every answer. A question that was not put counts as wrong, whatever its category."""
+        calls: dict[str, list[tuple[str, Sequence[ToolCall]]]] = defaultdict(list)
+        for question, answer in zip(questions, answers, strict=True):
+            calls[question.category].append((question.id, answer.parsed.calls))
+        verdicts = {category: iter(found) for category, found in checkers.check(calls).items()}
+        rows = []
+        for question, answer in zip(questions, answers, strict=True):
+            verdict = next(verdicts[question.category])
+            if answer.skipped is not None:
+                # Without an answer there is no call, which the irrelevance checker would take for a right one.
+                verdict = checkers.Verdict(False, "skipped_prompt", answer.skipped)
+            rows.append({"category": question.category, **asdict(verdict)})
+        return rows
+
+    def figures(self, rows: Sequence[Row]) -> Figures:
+        scores = {}
+        for category in self._categories:
+            valid = [row["valid"] for row in rows if row["category"] == category.name]
+            scores[category.name] = Accuracy(sum(valid), len(valid))
+        notes = [
+            f"bfcl-eval {checkers.version()}, prompt style {self._style}",
+            f"score again: bfcl evaluate --model {result_files.HANDLER} --partial-eval, with BFCL_PROJECT_ROOT set to "
+            "this folder",
+        ]
+        if failed := sum(checkers.failed(row["error_type"]) for row in rows):
+            notes.append(f"{failed} answers on which the official checker raised an exception count as wrong")
+            log.warning("BFCL: %s", notes[-1])
+        counts = {name: score.total for name, score in scores.items()} | {"checker_errors": failed}
+        return Figures(scores, categories.averages(scores), counts, tuple(notes))
+
+    def write_files(self, out: Path, model_name: str, answers: Sequence[Answer], rows: Sequence[Row]) -> None:
+        result_files.write(out, model_name, answers, rows)

@@ -1,0 +1,90 @@
+"""Result and score files in BFCL's own layout, so that `bfcl evaluate` can score the same answers again.
+
+    result/<handler>/<group>/BFCL_v4_<category>_result.json     one JSON object a line
+    score/<handler>/<group>/BFCL_v4_<category>_score.json       a header line, then the wrong entries
+
+`bfcl evaluate` finds the decoder of a result file by the name of its directory, which must be a model that it knows. So
+it is named after the handler that reads our files, not after the model that wrote them: `HANDLER` is a
+function-calling handler that reads one {"name", "arguments"} object a <tool_call> block and allows dots in names.
+With a full installation of bfcl-eval, in the directory that holds `result/`:
+
+    BFCL_PROJECT_ROOT=$PWD bfcl evaluate --model Qwen/Qwen3-1.7B-FC --test-category single_turn --partial-eval
+
+The field `result` holds the calls as our parser read them, nothing else, so that both scorings see the same calls;
+the whole response is in the field `response`. Two things would end `bfcl evaluate` for all categories, and are kept
+from it without a change of verdict: an entry on which the official checker raises an exception has an empty `result`
+and the exception in `checker_error`; half of a surrogate pair, which cannot be written as UTF-8, becomes U+FFFD. A
+prompt that was skipped as too long is wrong for us, and for `bfcl evaluate` a response without a call.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rest_core.evaluation.benchmark import Answer, Row
+from rest_core.evaluation.bfcl import checkers
+from rest_core.evaluation.bfcl.categories import CATEGORIES
+from rest_core.evaluation.evaluation_report import write_jsonl
+from rest_core.records import ToolCall
+
+HANDLER = "Qwen/Qwen3-1.7B-FC"
+"""The `--model` with which `bfcl evaluate` reads our result files."""
+
+_DIRECTORY = HANDLER.replace("/", "_")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def write(out: Path, model_name: str, answers: Sequence[Answer], rows: Sequence[Row]) -> None:
+    """Write the result file and the score file of every category below `out`.
+
+    Files of an earlier evaluation are removed: `bfcl evaluate` scores every file that it finds there.
+    """
+    for kind in ("result", "score"):
+        if (directory := out / kind / _DIRECTORY).is_dir():
+            shutil.rmtree(directory)
+    by_category: dict[str, list[tuple[Answer, Row]]] = defaultdict(list)
+    for answer, row in zip(answers, rows, strict=True):
+        by_category[row["category"]].append((answer, row))
+    for name, members in by_category.items():
+        place, stem = Path(_DIRECTORY, CATEGORIES[name].group), f"BFCL_v4_{name}"
+        wrong = [_wrong(answer, row, model_name) for answer, row in members if not row["valid"]]
+        correct, total = len(members) - len(wrong), len(members)
+        header = {"accuracy": correct / total, "correct_count": correct, "total_count": total}
+        write_jsonl(out / "result" / place / f"{stem}_result.json", [_result(*member) for member in members])
+        write_jsonl(out / "score" / place / f"{stem}_score.json", [header, *wrong])
+
+
+def _result(answer: Answer, row: Row) -> dict[str, Any]:
+    failed = checkers.failed(row["error_type"])
+    entry = {
+        "id": row["id"],
+        "result": "" if failed else "\n".join(map(_block, answer.parsed.calls)),
+        "input_token_count": answer.prompt_tokens,
+        "output_token_count": answer.response_tokens,
+        "response": answer.text,
+    }
+    return entry | ({"checker_error": f"{row['error_type']}: {row['error']}"} if failed else {})
+
+
+def _block(call: ToolCall) -> str:
+    line = json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
+    return f"<tool_call>\n{_SURROGATE.sub(chr(0xFFFD), line)}\n</tool_call>"
+
+
+def _wrong(answer: Answer, row: Row, model_name: str) -> dict[str, Any]:
+    return {
+        "id": row["id"],
+        "model_name": model_name,
+        "test_category": row["category"],
+        "valid": False,
+        "error": [row["error"]],
+        "error_type": row["error_type"],
+        "model_result_raw": answer.text,
+        "model_result_decoded": [{call.name: call.arguments} for call in answer.parsed.calls],
+    }

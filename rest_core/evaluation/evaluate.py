@@ -1,0 +1,120 @@
+"""An evaluation on any benchmark: questions → prompts → answers → verdicts → figures and files."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rest_core.evaluation.benchmark import Answer, Benchmark, Figures, Question, Row
+from rest_core.evaluation.evaluation_report import EvaluationReport
+from rest_core.evaluation.generation import Progress, respond
+from rest_core.rollout.engine import Engine
+
+T = TypeVar("T")
+
+
+def evaluate(
+    benchmark: Benchmark,
+    engine: Engine,
+    tokenizer: Any,
+    *,
+    model_name: str,
+    out: Path,
+    on_progress: Progress | None = None,
+) -> EvaluationReport:
+    """Evaluate a model on a benchmark.
+
+    Args:
+        model_name: the model's name in the report.
+        out: directory for rows.jsonl, report.json, report.md, accuracy.png and the benchmark's own files.
+
+    Returns:
+        The report. Metrics, all below the benchmark's name: its scores and averages, `well_formed` (responses exactly
+        in the format) and `truncated` as fractions; `count/…` as numbers, `count/skipped_prompts` among them; `subset`
+        is 1 where not all questions were put, else 0.
+
+    Raises:
+        UserError: the benchmark's files are missing or not as they should be, or the disk is full.
+    """
+    available = benchmark.questions()
+    questions = [
+        question
+        for category, entries in available.items()
+        for question in seeded_subset(entries, benchmark.limit, seed=benchmark.seed, name=category)
+    ]
+    answers = respond(engine, tokenizer, [benchmark.prompt(q) for q in questions], benchmark.generation, on_progress)
+    verdicts = benchmark.judge(questions, answers)
+    rows = [_row(*parts) for parts in zip(questions, answers, verdicts, strict=True)]
+    report = _report(benchmark, model_name, answers, rows, sum(map(len, available.values())))
+    benchmark.write_files(out, model_name, answers, rows)
+    report.write(out)
+    return report
+
+
+def seeded_subset(items: Sequence[T], limit: int | None, *, seed: int, name: str) -> list[T]:
+    """`limit` of the items in their own order, or all of them.
+
+    Which ones depends on the seed, the name and the number of items alone, so that a category's subset is the same
+    whatever else is evaluated.
+    """
+    if limit is None or limit >= len(items):
+        return list(items)
+    chosen = random.Random(f"{seed}:{name}").sample(range(len(items)), limit)
+    return [items[index] for index in sorted(chosen)]
+
+
+def _row(question: Question, answer: Answer, verdict: Row) -> Row:
+    return {
+        "id": question.id,
+        **verdict,
+        "well_formed": answer.parsed.well_formed,
+        "response": answer.text,
+        "prompt_tokens": answer.prompt_tokens,
+        "response_tokens": answer.response_tokens,
+        "finished": answer.finished,
+        "skipped": answer.skipped,
+    }
+
+
+def _report(
+    benchmark: Benchmark, model_name: str, answers: Sequence[Answer], rows: list[Row], available: int
+) -> EvaluationReport:
+    figures = benchmark.figures(rows)
+    skipped = sum(answer.skipped is not None for answer in answers)
+    notes = [*figures.notes, f"greedy decoding, responses up to {benchmark.generation.max_response_tokens} tokens"]
+    if skipped:
+        notes.append(f"{skipped} prompts over {benchmark.generation.max_prompt_tokens} tokens count as wrong")
+    subset = None
+    if len(rows) < available:
+        subset = (
+            f"{len(rows)} of {available} questions, at most {benchmark.limit} a category (seed {benchmark.seed}); "
+            "not comparable with published figures"
+        )
+    metrics = _metrics(figures, answers) | {
+        "count/skipped_prompts": float(skipped),
+        "subset": float(subset is not None),
+    }
+    return EvaluationReport(
+        title=benchmark.title,
+        model=model_name,
+        scores=figures.scores,
+        averages=figures.averages,
+        metrics={f"{benchmark.name}/{name}": value for name, value in metrics.items()},
+        rows=rows,
+        subset=subset,
+        notes=tuple(notes),
+        template=benchmark.template,
+    )
+
+
+def _metrics(figures: Figures, answers: Sequence[Answer]) -> dict[str, float]:
+    truncated = sum(not answer.finished and answer.skipped is None for answer in answers)
+    return {
+        **{name: score.value for name, score in figures.scores.items()},
+        **figures.averages,
+        **{f"count/{name}": float(count) for name, count in figures.counts.items()},
+        "truncated": truncated / len(answers),
+        "well_formed": sum(answer.parsed.well_formed for answer in answers) / len(answers),
+    }

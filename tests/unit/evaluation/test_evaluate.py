@@ -1,0 +1,72 @@
+"""The part of an evaluation that all benchmarks share, on a benchmark of three lines."""
+
+import json
+
+import pytest
+
+from rest_core.config import GenerationConfig
+from rest_core.evaluation.benchmark import Benchmark, Figures, Question
+from rest_core.evaluation.evaluate import evaluate, seeded_subset
+from rest_core.evaluation.statistics import Accuracy
+from rest_core.records import Message
+
+ITEMS = list(range(1000))
+
+
+class Sums(Benchmark):
+    name = "sums"
+    title = "Sums"
+
+    def questions(self):
+        return {part: [Question(f"{part}-{n}", part, n) for n in range(4)] for part in ("small", "large")}
+
+    def prompt(self, question):
+        return (Message("user", f"{question.entry} + 1?"),)
+
+    def judge(self, questions, answers):
+        return [{"right": str(q.entry + 1) in a.text} for q, a in zip(questions, answers, strict=True)]
+
+    def figures(self, rows):
+        return Figures({"all": Accuracy(sum(row["right"] for row in rows), len(rows))}, notes=("a toy",))
+
+
+def test_a_benchmark_is_questions_prompts_verdicts_and_figures(scripted, tokenizer, tmp_path):
+    engine = scripted(lambda prompt, position: "<response> 2 </response>")
+    sums = Sums(GenerationConfig(max_prompt_tokens=100), limit=None, seed=0)
+    report = evaluate(sums, engine, tokenizer, model_name="m", out=tmp_path)
+    assert report.metrics == pytest.approx(
+        {
+            "sums/all": 2 / 8,
+            "sums/count/skipped_prompts": 0,
+            "sums/truncated": 0,
+            "sums/well_formed": 1,
+            "sums/subset": 0,
+        }
+    )
+    assert [row["id"] for row in report.rows if row["right"]] == ["small-1", "large-1"]
+    assert json.loads((tmp_path / "report.json").read_text())["notes"][0] == "a toy"
+
+
+def test_a_part_of_the_questions_is_named(scripted, tokenizer, tmp_path):
+    engine = scripted(lambda prompt, position: "")
+    report = evaluate(Sums(GenerationConfig(), 1, 3), engine, tokenizer, model_name="m", out=tmp_path)
+    assert report.subset == "2 of 8 questions, at most 1 a category (seed 3); not comparable with published figures"
+    assert report.metrics["sums/subset"] == 1
+
+
+def test_a_subset_keeps_the_order_and_depends_on_seed_and_name():
+    chosen = seeded_subset(ITEMS, 20, seed=1, name="a")
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == 20
+    assert chosen == seeded_subset(ITEMS, 20, seed=1, name="a")
+    assert chosen != seeded_subset(ITEMS, 20, seed=2, name="a")
+    assert chosen != seeded_subset(ITEMS, 20, seed=1, name="b")
+
+
+def test_the_choice_does_not_change_from_run_to_run():
+    assert seeded_subset(ITEMS, 5, seed=0, name="simple_python") == [285, 444, 472, 917, 998]
+
+
+def test_no_limit_and_a_large_limit_take_everything():
+    assert seeded_subset(ITEMS, None, seed=0, name="a") == ITEMS
+    assert seeded_subset(ITEMS, 5000, seed=0, name="a") == ITEMS
