@@ -65,7 +65,7 @@ test-integration: $(STAMP)
 # TRL is no dependency of the project: only this benchmark needs it.
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps 'trl==1.16.*'
-	$(BIN)/python benchmarks/rl_step.py --scaling
+	$(BIN)/python benchmarks/rl_step.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

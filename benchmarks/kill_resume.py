@@ -16,8 +16,6 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
-import platform
 import random
 import shutil
 import sys
@@ -25,7 +23,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,31 +32,22 @@ from typing import Any
 import torch
 import tqdm
 import transformers
+import yaml
+from stepbench.machine import describe
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rest_core.manifest import git_commit
+from rest_core.config import ModelConfig, RlConfig
+from rest_core.response import parse
 from rest_core.training.judging import Task
 from rest_core.training.rl import Observer, RlTrainer
 
-MODES: dict[str, dict[str, Any]] = {
-    "one update a rollout": {},
-    "two updates a rollout": {"mini_batch_prompts": 2},
-}
-SETTINGS: dict[str, Any] = {
-    "steps": 6,
-    "prompts_per_step": 4,
-    "group_size": 4,
-    "max_response_tokens": 24,
-    "micro_batch_tokens": 256,
-    "learning_rate": 0.02,
-    "warmup_steps": 3,
-    "reward": "toolrl",
-    "reward_probe_prompts": 2,
-    "checkpoint_every": 2,
-    "keep_checkpoints": 1,
-    "table_every": 2,
-    "evaluate_every": 1,
-    "final": "best",
-}
+MODES: dict[str, dict[str, Any]] = {"one update a rollout": {}, "two updates a rollout": {"mini_batch_prompts": 2}}
+SETTINGS: dict[str, Any] = yaml.safe_load("""
+{steps: 6, prompts_per_step: 4, group_size: 4, max_response_tokens: 24, micro_batch_tokens: 256, learning_rate: 0.02,
+warmup_steps: 3, reward: toolrl, reward_probe_prompts: 2, checkpoint_every: 2, keep_checkpoints: 1, table_every: 2,
+evaluate_every: 1, final: best}
+""")
 ANSWER = "<response>yes</response>"  # one token of the model's vocabulary: it can be learnt in a few steps
 MOMENTS = "phases.jsonl"  # what a training was doing when: one line a phase, (seconds since it began, name, step)
 RESULT = "result.json"
@@ -74,21 +64,8 @@ class Killed:
     step: int
 
 
-@dataclass
-class Trial:
-    """One training with its kills, and whether it ended as the one that was never killed."""
-
-    mode: str
-    kills: list[Killed] = field(default_factory=list)
-    starts: int = 1
-    differing: list[str] = field(default_factory=list)
-
-
 def train(out: Path, mode: str) -> None:
-    """A whole training in `out`, or what is left of one; for a process of its own."""
-    from rest_core.config import ModelConfig, RlConfig
-    from rest_core.response import parse
-
+    """A whole training in `out`, or the rest of one; for a process of its own."""
     logging.getLogger("rest_core").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     tqdm.tqdm.set_lock(threading.RLock())  # its own is the system's, and outlives a killed process
@@ -103,36 +80,26 @@ def train(out: Path, mode: str) -> None:
     phase(_BEGUN, 0)
     tokenizer = _tokenizer()
     tasks = [Task(f"task/{n}", [10 + n, 20, 30 + n][: 1 + n % 3], parse(ANSWER)) for n in range(14)]
-    trainer = RlTrainer(
-        _model(tokenizer),
-        tokenizer,
-        tasks[:6],
-        RlConfig(**SETTINGS, **MODES[mode]),
-        ModelConfig(dtype="float32"),
-        folder=out / "training",
-        fingerprint="kill_resume",
-        observer=Observer(lambda metrics, step: None, lambda rows, name: None, phase),
-        validation=tasks[6:],
-    )
+    config, model_config = RlConfig(**SETTINGS, **MODES[mode]), ModelConfig(dtype="float32")
+    more: dict[str, Any] = {"folder": out / "training", "fingerprint": "kill_resume", "validation": tasks[6:]}
+    more["observer"] = Observer(lambda metrics, step: None, lambda rows, name: None, phase)
+    trainer = RlTrainer(_model(tokenizer), tokenizer, tasks[:6], config, model_config, **more)
     metrics = trainer.train()
     phase("finish", trainer.config.steps)
     trainer.model.save_pretrained(out / "model")
-    timeless = {name: value for name, value in metrics.items() if name != "rl/tokens_per_second"}
-    aside = out / f"{RESULT}.tmp"
-    aside.write_text(json.dumps(timeless))
-    aside.replace(out / RESULT)
+    del metrics["rl/tokens_per_second"]
+    (out / RESULT).write_text(json.dumps(metrics))
 
 
 def digests(out: Path) -> dict[str, str]:
     """SHA-256 of everything that a training has left, times and memory taken out of the history."""
-    found = {"metrics": (out / RESULT).read_bytes(), "weights": (out / "model" / "model.safetensors").read_bytes()}
-    entries = [json.loads(line) for line in (out / "training" / "history.jsonl").read_text().splitlines()]
+    training = out / "training"
+    entries = [json.loads(line) for line in (training / "history.jsonl").read_text().splitlines()]
     untimed = [{k: v for k, v in entry.items() if not k.startswith(_UNTIMED)} for entry in entries]
-    found["history"] = json.dumps(untimed).encode()
-    for path in sorted((out / "training").glob("completions/*")):
-        found[f"completions/{path.name}"] = path.read_bytes()
-    for path in sorted((out / "training").glob("step-*/*.safetensors")):
-        found[path.relative_to(out).as_posix()] = path.read_bytes()
+    files = [*sorted(training.glob("completions/*")), *sorted(training.glob("step-*/*.safetensors"))]
+    found = {path.relative_to(training).as_posix(): path.read_bytes() for path in files}
+    found |= {"history": json.dumps(untimed).encode(), "metrics": (out / RESULT).read_bytes()}
+    found["weights"] = (out / "model" / "model.safetensors").read_bytes()
     return {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
 
 
@@ -151,22 +118,21 @@ class Runner:
         if process.exitcode != 0:
             raise RuntimeError(f"the training in {out} ended with {process.exitcode}")
 
-    def kill(self, out: Path, mode: str, *, after: float = 0.0, phase: str | None = None) -> Killed | None:
-        """Start a training and kill it `after` seconds, counted from its beginning, or from that of a `phase`.
+    def kill(self, out: Path, mode: str, *, after: float = 0.0, phase: str = _BEGUN) -> Killed | None:
+        """Start a training and kill it `after` seconds, counted from the beginning of a `phase`.
 
         Returns None where it ended before that.
         """
         known = len(moments(out))
         process = self.context.Process(target=train, args=(out, mode))
         process.start()
-        wanted = phase or _BEGUN
-        while process.is_alive() and not any(name == wanted for _, name, _ in moments(out)[known:]):
+        while process.is_alive() and not any(name == phase for _, name, _ in moments(out)[known:]):
             time.sleep(0.0005)
         process.join(after)
-        if process.exitcode is not None:
-            if process.exitcode != 0:
-                raise RuntimeError(f"the training in {out} ended with {process.exitcode}")
+        if process.exitcode == 0:
             return None
+        if process.exitcode is not None:
+            raise RuntimeError(f"the training in {out} ended with {process.exitcode}")
         process.kill()  # SIGKILL
         process.join()
         _, name, step = moments(out)[-1]
@@ -195,84 +161,55 @@ def draw(generator: random.Random, timeline: list[tuple[float, str, int]]) -> fl
     return generator.uniform(*generator.choice(spans))
 
 
-def run(kills: int, seed: int, folder: Path, show: Any) -> list[Trial]:
-    """Kill trainings of both modes `kills` times in all, at least half of them in each."""
-    generator, runner, trials = random.Random(seed), Runner(), []
+def run(kills: int, seed: int, directory: Path) -> Iterator[dict[str, Any]]:
+    """Kill trainings of both modes `kills` times in all; gives each one's mode, kills and what differs."""
+    generator, runner, number = random.Random(seed), Runner(), 0
     for mode in MODES:
-        straight = folder / "straight" / mode.replace(" ", "-")
+        straight = directory / mode.replace(" ", "-")
         runner.finish(straight, mode)
-        expected = digests(straight)
-        timeline = moments(straight)
-        left = (kills + 1) // 2
+        expected, timeline, left = digests(straight), moments(straight), (kills + 1) // 2
         while left:
-            trial = Trial(mode)
-            out = folder / "killed" / f"{mode.replace(' ', '-')}-{len(trials)}"
+            number += 1
+            out, landed = directory / f"killed-{number}", []
             for _ in range(min(left, generator.randint(1, 3))):
                 killed = runner.kill(out, mode, after=draw(generator, timeline))
-                if killed is None:  # what was left of it took less time
+                if killed is None:  # the rest of it took less time
                     break
-                trial.kills.append(killed)
-                trial.starts += 1
-                left -= 1
+                landed.append(killed)
+            left -= len(landed)
             runner.finish(out, mode)
-            trial.differing = differing(out, expected)
-            trials.append(trial)
-            show(trial)
-            if not trial.differing:
-                shutil.rmtree(out)
-    return trials
+            yield {"mode": mode, "kills": [asdict(one) for one in landed], "differing": differing(out, expected)}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where the trainings run; default: a temporary folder")
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args()
-    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="kill-resume-"))
-
-    def show(trial: Trial) -> None:
-        kills = ", ".join(f"{k.phase} {k.step} ({k.after_seconds:.2f} s)" for k in trial.kills)
-        verdict = f"DIFFERS: {', '.join(trial.differing)}" if trial.differing else "identical"
-        sys.stdout.write(f"{trial.mode:22} {trial.starts:6} {verdict:10} {kills}\n")
+    options = parser.parse_args()
+    directory, trials = Path(tempfile.mkdtemp(prefix="kill-resume-")), []
+    for trial in run(options.kills, options.seed, directory):
+        trials.append(trial)
+        kills = ", ".join(f"{kill['phase']} {kill['step']} ({kill['after_seconds']:.2f} s)" for kill in trial["kills"])
+        verdict = f"DIFFERS: {', '.join(trial['differing'])}" if trial["differing"] else "identical"
+        sys.stdout.write(f"{trial['mode']:22} {verdict:10} killed in: {kills}\n")
         sys.stdout.flush()
-
-    sys.stdout.write(f"{'mode':22} {'starts':>6} {'result':10} killed in\n")
-    trials = run(arguments.kills, arguments.seed, folder, show)
-    phases = Counter(killed.phase for trial in trials for killed in trial.kills)
-    kills = sum(phases.values())
-    bad = [trial for trial in trials if trial.differing]
-    sys.stdout.write(f"{kills} kills, {len(trials)} trainings, {len(bad)} differ; killed in: {dict(phases)}\n")
-    if arguments.output is not None:
-        report = {
-            "kills": kills,
-            "trainings": len(trials),
-            "differing": len(bad),
-            "killed_in": dict(phases),
-            "settings": SETTINGS,
-            "seed": arguments.seed,
-            "trials": [{"mode": t.mode, "kills": [vars(k) for k in t.kills], "differing": t.differing} for t in trials],
-            "machine": {
-                "processor": platform.processor() or platform.machine(),
-                "cores": os.cpu_count(),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-            },
-            "git_commit": git_commit(),
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if not bad and arguments.folder is None:
-        shutil.rmtree(folder)
-    return 1 if bad or kills < arguments.kills else 0
+    killed_in = Counter(kill["phase"] for trial in trials for kill in trial["kills"])
+    totals = {"kills": killed_in.total(), "trainings": len(trials)}
+    totals["differing"] = sum(bool(trial["differing"]) for trial in trials)
+    sys.stdout.write(", ".join(f"{count} {name}" for name, count in totals.items()) + "\n")
+    if options.output is not None:
+        report = totals | {"killed_in": killed_in, "settings": SETTINGS, "seed": options.seed, "trials": trials}
+        options.output.write_text(json.dumps(report | {"machine": describe("cpu")}, indent=2) + "\n", encoding="utf-8")
+    if totals["differing"]:
+        sys.stdout.write(f"the trainings are in {directory}\n")
+        return 1
+    shutil.rmtree(directory)
+    return 0
 
 
 def _tokenizer() -> Any:
     """One token a byte, the tags of the response format, and an end."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({char: n for n, char in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -285,22 +222,10 @@ def _tokenizer() -> Any:
 
 
 def _model(tokenizer: Any) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-        initializer_range=0.15,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = AutoConfig.for_model("llama", vocab_size=len(tokenizer), initializer_range=0.15, **sizes, **heads, **ids)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():  # predictions that vary most for what matters here

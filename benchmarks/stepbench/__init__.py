@@ -1,1 +1,1 @@
-"""Parts of `benchmarks/rl_step.py`: the works, the two sides, their measurement and the report."""
+"""Parts of `benchmarks/rl_step.py`: works and models, the sides and their process, the machine, the report."""

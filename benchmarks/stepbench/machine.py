@@ -1,21 +1,35 @@
-"""The machine, the versions and the code that made a figure."""
+"""The machine that made a figure, and the code of another commit."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import os
 import platform
 import re
 import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
+from rest_core.errors import UserError
 from rest_core.manifest import git_commit
 
+TOP = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "transformers", "accelerate", "trl", "datasets", "triton", "tokenizers")
+# Dense bf16 FLOP/s and bytes/s of the memory, from data sheets; the first that is part of the device's name counts.
+_CARDS = {
+    "H200": (989.5e12, 4.8e12),
+    "H100 PCIe": (756e12, 2.0e12),
+    "H100 NVL": (835e12, 3.9e12),
+    "H100": (989.5e12, 3.35e12),
+    "A100": (312e12, 1.555e12),
+}
 
 
 def cores() -> int:
@@ -23,69 +37,41 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def all_cores() -> int:
-    """Cores of the machine, whoever may use them."""
-    return os.cpu_count() or 1
-
-
-def cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    found = re.search(r"^model name\s*: (.+)$", lines, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def device_of(wanted: str) -> torch.device:
-    """`auto`: the GPU where there is one."""
-    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def short_name(device: torch.device) -> str:
-    """For file names: `cpu`, or the GPU's name in lower case."""
-    if device.type == "cpu":
-        return "cpu"
-    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
-
-
-def describe(device: torch.device) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "cpu": cpu_model(),
+def describe(device: str) -> dict[str, Any]:
+    """Names and versions, and of a known card what it can do at most."""
+    processor = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*: (.+)$", processor.read_text() if processor.exists() else "", re.MULTILINE)
+    versions = {found.name: found.version for found in importlib.metadata.distributions()}
+    machine: dict[str, Any] = {
+        "cpu": named[1] if named else platform.processor() or platform.machine(),
         "cores": cores(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": _versions(),
+        "packages": {name: versions[name] for name in _PACKAGES if name in versions},
         "commit": git_commit(),
-        "uncommitted_changes": _dirty(),
-        "load_average": os.getloadavg(),
     }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        described["gpu"] = {
-            "name": properties.name,
-            "memory_gib": round(properties.total_memory / 2**30, 1),
-            "capability": f"{properties.major}.{properties.minor}",
-            "cuda": torch.version.cuda,
-        }
-    return described
+    if device == "cuda":
+        machine["gpu"] = {"name": torch.cuda.get_device_name()}
+        peaks = [peak for card, peak in _CARDS.items() if card in machine["gpu"]["name"]]
+        machine |= {"peak": dict(zip(("flops", "bandwidth"), peaks[0], strict=True))} if peaks else {}
+    return machine
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+@contextmanager
+def checkout(revision: str) -> Iterator[tuple[Path, str]]:
+    """A directory with the files of another commit, removed afterwards, and the commit's hash.
 
+    Raises:
+        UserError: there is no such commit.
+    """
 
-def _dirty() -> bool | None:
-    """Whether tracked files differ from the commit; None outside a checkout."""
-    top = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        ["git", "-C", str(top), "status", "--porcelain", "--untracked-files=no"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return bool(done.stdout.strip()) if done.returncode == 0 else None
+    def git(*arguments: str) -> bytes:
+        done = subprocess.run(["git", "-C", str(TOP), *arguments], capture_output=True, check=False)
+        if done.returncode:
+            raise UserError(f"--against {revision}: {done.stderr.decode().strip()}")
+        return done.stdout
+
+    commit = git("rev-parse", "--verify", f"{revision}^{{commit}}").decode().strip()
+    with tempfile.TemporaryDirectory() as directory:
+        with tarfile.open(fileobj=io.BytesIO(git("archive", commit))) as files:
+            files.extractall(directory, filter="data")
+        yield Path(directory), commit

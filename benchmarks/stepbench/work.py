@@ -1,13 +1,40 @@
-"""What is measured: prompts of an exact length, responses of a forced length, and the model that both sides train."""
+"""What is measured: prompts of an exact length, responses of a forced length, the model, each side's settings."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from bisect import bisect_left
+from dataclasses import dataclass
 from typing import Any
 
-from rest_core.config import load
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
 
-Message = dict[str, str]
+from rest_core.config import EMBEDDED_MODEL, ModelConfig, load
+from rest_core.errors import UserError
+from rest_core.model.loading import load_model, load_tokenizer
+from rest_core.model.precision import compute_dtype
+
+OURS, AGAINST, TRL_BEST = "ours", "against", "trl-best"
+ARMS = (OURS, TRL_BEST, "trl-default")
+PROFILE = load("smollm2-135m").rl
+# Shapes as published in the config.json of the checkpoints of the same name; `small` ends on a laptop.
+SHAPES: dict[str, dict[str, Any]] = yaml.safe_load("""
+random:qwen3-0.6b: &qwen3 {model_type: qwen3, num_attention_heads: 16, num_key_value_heads: 8, head_dim: 128,
+  num_hidden_layers: 28, vocab_size: 151936, max_position_embeddings: 40960, rms_norm_eps: 1.0e-6, hidden_size: 1024,
+  intermediate_size: 3072, rope_parameters: {rope_type: default, rope_theta: 1.0e+6}, tie_word_embeddings: true}
+random:qwen3-1.7b: {<<: *qwen3, hidden_size: 2048, intermediate_size: 6144}
+random:smollm2-135m: {model_type: llama, num_attention_heads: 9, num_key_value_heads: 3, num_hidden_layers: 30,
+  vocab_size: 49152, max_position_embeddings: 8192, rms_norm_eps: 1.0e-5, hidden_size: 576, intermediate_size: 1536,
+  rope_parameters: {rope_type: default, rope_theta: 1.0e+5}, tie_word_embeddings: true}
+random:small: {model_type: llama, num_attention_heads: 4, num_key_value_heads: 2, num_hidden_layers: 6,
+  vocab_size: 49152, max_position_embeddings: 4096, hidden_size: 256, intermediate_size: 768, tie_word_embeddings: true}
+""")
+_SYSTEM = (
+    "You can call tools. Think inside <think></think>, then answer with <tool_call>{...}</tool_call> or "
+    "<response></response>. Tools: " + '{"name":"weather_now","parameters":{"place":"str","day":"str"}} '
+    '{"name":"find_flights","parameters":{"from":"str","to":"str"}} ' * 100
+)
 
 
 @dataclass(frozen=True)
@@ -33,125 +60,73 @@ class Work:
         """Tokens that are sampled in a step; the same are trained."""
         return self.responses * self.new_tokens
 
-    @property
-    def useful(self) -> int:
-        """Tokens that an update cannot do without: every prompt once, and every response once.
 
-        A response's last token is no input: nothing that follows it is trained.
-        """
-        return self.prompts * self.prompt_tokens + self.responses * (self.new_tokens - 1)
-
-    @property
-    def copied(self) -> int:
-        """Tokens of an update that repeats the prompt in front of each of its responses."""
-        return self.responses * (self.prompt_tokens + self.new_tokens)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-# A step of training as the profile of the real model has it.
-TRAINING = "training"
-PROFILE = load("smollm2-135m").rl
-
-WORKS = {
-    "a": Work("a", prompts=4, prompt_tokens=163, group=4, new_tokens=64),
-    "b4": Work("b4", prompts=4, prompt_tokens=750, group=4, new_tokens=390),
-    "b8": Work("b8", prompts=4, prompt_tokens=750, group=8, new_tokens=390),
-    TRAINING: Work(
-        TRAINING,
-        prompts=PROFILE.prompts_per_step,
-        prompt_tokens=750,
-        group=PROFILE.group_size,
-        new_tokens=PROFILE.max_response_tokens,
-        stops=True,
-    ),
-}
-TITLES = {
-    "a": "short prompts, G = 4",
-    "b4": "ToolRL's shape, G = 4",
-    "b8": "ToolRL's shape, G = 8",
-    TRAINING: "profile smollm2-135m",
-}
-
-_INTRODUCTION = "You are an assistant that can call tools. Tools: "
-_FORMAT = (
-    "Think inside <think></think>, then answer with <tool_call>{...}</tool_call> or <response></response>. "
-    "Call a tool only when all of its parameters are known. "
-)
-_TOOLS = (
-    '{"name":"weather_now","parameters":{"place":"str","unit":"str"}} ',
-    '{"name":"find_flights","parameters":{"from":"str","to":"str","day":"str"}} ',
-    '{"name":"new_event","parameters":{"title":"str","start":"str","end":"str"}} ',
-    '{"name":"convert_money","parameters":{"amount":"float","source":"str","target":"str"}} ',
-    '{"name":"send_message","parameters":{"to":"str","subject":"str","text":"str"}} ',
-    '{"name":"search_hotels","parameters":{"city":"str","arrival":"str","nights":"int","guests":"int"}} ',
-    '{"name":"translate","parameters":{"text":"str","language":"str"}} ',
-    '{"name":"stock_price","parameters":{"symbol":"str","exchange":"str"}} ',
-    '{"name":"route","parameters":{"start":"str","goal":"str","by":"str","avoid_tolls":"bool"}} ',
-    '{"name":"play_music","parameters":{"artist":"str","album":"str","room":"str"}} ',
-    '{"name":"set_alarm","parameters":{"time":"str","label":"str","repeat":"bool"}} ',
-    '{"name":"order_food","parameters":{"restaurant":"str","dish":"str","count":"int","address":"str"}} ',
-    '{"name":"read_sensor","parameters":{"device":"str","quantity":"str","since":"str"}} ',
-    '{"name":"book_table","parameters":{"restaurant":"str","people":"int","time":"str"}} ',
-    '{"name":"track_parcel","parameters":{"number":"str","carrier":"str"}} ',
-    '{"name":"recipe","parameters":{"dish":"str","people":"int","without":"str"}} ',
-)
-_QUESTIONS = (
-    "How warm is it in {city} now, in celsius?",
-    "Find me a flight from {city} to Oslo on the third of May.",
-    "Put lunch with Ana in {city} on my calendar, tomorrow at noon.",
-    "Is it warmer in {city} or in Quito today?",
-)
-_CITIES = ("Paris", "Lima", "Rome", "Cairo", "Delhi", "Tokyo", "Bern", "Seoul", "Dakar", "Porto", "Riga", "Turin")
-_FILLER = ("Read", "the", "question", "with", "care", "and", "choose", "the", "tool", "that", "fits", "it", "best.")
-
-
-def _conversation(number: int, tools: int, words: int) -> list[Message]:
-    question = _QUESTIONS[number % len(_QUESTIONS)]
-    city = _CITIES[number // len(_QUESTIONS) % len(_CITIES)]
-    filler = " ".join(_FILLER[n % len(_FILLER)] for n in range(words))
-    return [
-        {"role": "system", "content": _INTRODUCTION + "".join(_TOOLS[:tools]) + _FORMAT + filler},
-        {"role": "user", "content": f"Request {number + 1}: " + question.format(city=city)},
+def works_of(device: str) -> dict[str, Work]:
+    """All works by name. On a CPU they are smaller, so that a step of TRL ends in about two minutes."""
+    cpu = device == "cpu"
+    works = [
+        Work("a", 4, 163, 4, 64),
+        Work("b4", 2 if cpu else 64, 750, 4, 390),
+        Work("b8", 1 if cpu else 32, 750, 8, 390),
+        Work("training", 1 if cpu else 64, 750, PROFILE.group_size, PROFILE.max_response_tokens, stops=True),
     ]
+    return {work.name: work for work in works}
 
 
-def encode(tokenizer: Any, messages: list[Message]) -> list[int]:
+def settings_of(arm: str, device: str, work: str) -> dict[str, Any]:
+    """Fields of `RlConfig` (ours) or `GRPOConfig` (TRL) with which a side runs unless others are given.
+
+    Our passes on a CPU are small and divide a group: more computing, less memory. TRL's best is the fastest of those
+    that were tried on each device.
+    """
+    if arm in (OURS, AGAINST):
+        if device == "cpu":
+            return {"micro_batch_tokens": 1024 if work == "a" else 1536}
+        budgets = PROFILE.model_dump(include={"micro_batch_tokens", "rollout_batch_tokens"})
+        return budgets if work == "training" else {}
+    # Both sides compute in the same type: bfloat16, but on a CPU that cannot multiply it.
+    same = {"bf16": False} if device == "cpu" and compute_dtype(ModelConfig()) is torch.float32 else {}
+    best = {"gradient_checkpointing": False, "per_device_train_batch_size": 4 if device == "cpu" else 16}
+    return same | best if arm == TRL_BEST else same
+
+
+def tokenizer_of(source: str, tokenizer: str | None) -> Any:
+    """The tokenizer of a model; a random one has the embedded model's, unless a directory is given."""
+    where = tokenizer or (EMBEDDED_MODEL if source in SHAPES else source)
+    return load_tokenizer(where, ModelConfig(source=where))
+
+
+def model_of(source: str, tokenizer: Any) -> Any:
+    """The model in float32: a checkpoint, or a shape with random weights, the same each time."""
+    if source not in SHAPES:
+        return load_model(source, ModelConfig(source=source))
+    ids = {f"{which}_token_id": getattr(tokenizer, f"{which}_token_id") for which in ("bos", "eos", "pad")}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[source], **ids), dtype=torch.float32)
+
+
+def encode(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     """The prompt's ids, as both sides make them: the chat template with a generation prompt behind it."""
     ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     return ids
 
 
-def conversation(tokenizer: Any, number: int, tokens: int) -> list[Message]:
-    """Prompt `number` with exactly `tokens` tokens: as many tools as fit, then filler words.
+def conversation(tokenizer: Any, number: int, tokens: int) -> list[dict[str, str]]:
+    """Prompt `number` with exactly `tokens` tokens: the system message is cut where it fits.
 
     Raises:
-        ValueError: not even a prompt with one tool is that short.
+        UserError: there is no such cut.
     """
 
-    def length(tools: int, words: int) -> int:
-        return len(encode(tokenizer, _conversation(number, tools, words)))
+    def messages(end: int) -> list[dict[str, str]]:
+        question = f"Request {number + 1}: how warm is it in Paris now, in celsius?"
+        return [{"role": "system", "content": _SYSTEM[:end]}, {"role": "user", "content": question}]
 
-    tools = max((n for n in range(1, len(_TOOLS) + 1) if length(n, 0) <= tokens), default=0)
-    if tools == 0:
-        raise ValueError(f"a prompt of {tokens} tokens is too short: the shortest has {length(1, 0)}")
-    words = 0
-    while length(tools, words + 1) <= tokens:
-        words += 1
-    messages = _conversation(number, tools, words)
-    system = messages[0]
-    while (now := len(encode(tokenizer, messages))) < tokens:  # the next filler word has too many tokens
-        whole = system["content"]
-        for piece in (" a", "a", "."):
-            system["content"] = whole + piece
-            if now < len(encode(tokenizer, messages)) <= tokens:
-                break
-        else:
-            raise ValueError(f"prompt {number} cannot be brought to exactly {tokens} tokens with this tokenizer")
-    return messages
+    def length(end: int) -> int:
+        return len(encode(tokenizer, messages(end)))
 
-
-def conversations(tokenizer: Any, work: Work) -> list[list[Message]]:
-    """The prompts of every step, all different."""
-    return [conversation(tokenizer, number, work.prompt_tokens) for number in range(work.prompts)]
+    near = bisect_left(range(len(_SYSTEM)), tokens - 3, key=length)  # lengths grow, with few exceptions
+    for end in range(near, min(near + 99, len(_SYSTEM))):
+        if length(end) == tokens:
+            return messages(end)
+    raise UserError(f"no prompt has exactly {tokens} tokens with this tokenizer: the shortest has {length(0)}")

@@ -73,7 +73,7 @@ def test_all_parts_come_in_order(machine: Machine) -> None:
     calls = machine.calls.read_text(encoding="utf-8").splitlines()
     assert [call.split()[1] for call in calls[:3]] == ["attention", "decode", "step"]
     assert "--arms ours,trl-best" in calls[3]
-    assert "--decode" in calls[4]
+    assert "--arms ours --ours {rollout_batch_tokens: 400000}" in calls[4]
     assert "--work training" in calls[5]
     assert all("random:smollm2-135m" in call for call in (*calls[:3], calls[5]))  # the weights are not there
     assert "random weights in place of SmolLM2-135M's" in done.stdout
@@ -102,7 +102,7 @@ def test_a_part_that_hangs_is_ended_with_its_children(machine: Machine) -> None:
 
 def test_limits_add_up_to_nine_minutes() -> None:
     lines = [line.split() for line in _SCRIPT.read_text(encoding="utf-8").splitlines()]
-    limits = {words[1]: int(words[2]) for words in lines if words[:1] == ["part"]}
+    limits = {words[1]: int(words[2]) for words in lines if words[:1] == ["limited"]}
     assert list(limits) == _PARTS
     assert sum(limits.values()) <= 9 * 60
 
