@@ -1,0 +1,92 @@
+"""Schedules (KFP: recurring runs): KFP itself sends at set times what `rest submit` would send."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import kfp_server_api
+
+from pipelines.cluster.client import Cluster, named
+from pipelines.cluster.request import RunRequest
+from pipelines.cluster.runs import is_id, only
+from pipelines.cluster.submit import create_once, run_fields
+from rest_core.errors import UserError
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SHORTEST_SECONDS = 60
+
+
+def trigger(
+    *, cron: str | None, every: str | None, start: str | None = None, end: str | None = None
+) -> kfp_server_api.V2beta1Trigger:
+    """A trigger from `--cron` or `--every`.
+
+    Args:
+        cron: six fields, seconds first, as KFP's scheduler reads them; five, as crontab has them, start at second 0.
+        every: a number with s, m, h or d.
+        start, end: RFC 3339 times between which runs start; KFP checks them.
+
+    Raises:
+        UserError: neither or both of `cron` and `every` are given, or one cannot be read.
+    """
+    if (cron is None) == (every is None):
+        raise UserError("a schedule needs --cron or --every, and not both")
+    if cron is not None:
+        fields = cron.split()
+        if len(fields) not in (5, 6):
+            raise UserError(f"--cron {cron!r}: write minute hour day month weekday, if need be after the second")
+        six = " ".join(["0", *fields][-6:])
+        schedule = kfp_server_api.V2beta1CronSchedule(cron=six, start_time=start, end_time=end)
+        return kfp_server_api.V2beta1Trigger(cron_schedule=schedule)
+    match = re.fullmatch(r"(\d+)([smhd])", every or "")
+    seconds = int(match[1]) * _UNITS[match[2]] if match else 0
+    if seconds < _SHORTEST_SECONDS:
+        raise UserError(f"--every {every!r}: write a number with m, h or d, of at least {_SHORTEST_SECONDS} s: 12h")
+    periodic = kfp_server_api.V2beta1PeriodicSchedule(interval_second=str(seconds), start_time=start, end_time=end)
+    return kfp_server_api.V2beta1Trigger(periodic_schedule=periodic)
+
+
+def body(
+    fields: dict[str, Any],
+    when: kfp_server_api.V2beta1Trigger,
+    *,
+    max_concurrency: int,
+    catch_up: bool,
+    disabled: bool,
+) -> kfp_server_api.V2beta1RecurringRun:
+    """The request that creates a schedule of the run with these fields (`RunRequest.fields`)."""
+    mode = kfp_server_api.RecurringRunMode
+    return kfp_server_api.V2beta1RecurringRun(
+        trigger=when,
+        mode=mode.DISABLE if disabled else mode.ENABLE,
+        max_concurrency=str(max_concurrency),
+        no_catchup=not catch_up,
+        **fields,
+    )
+
+
+def create(
+    cluster: Cluster, request: RunRequest, when: kfp_server_api.V2beta1Trigger, *, upload: bool, **settings: Any
+) -> kfp_server_api.V2beta1RecurringRun:
+    """Create a schedule of the run, with its name; `settings` are those of `body`, the rest as for `submit.submit`."""
+    schedule = body(run_fields(cluster, request, upload=upload), when, **settings)
+    lookup = {"experiment_id": schedule.experiment_id, "filter": named(request.run_name), "page_size": 50}
+    return create_once(
+        lambda: cluster.recurring_runs.recurring_run_service_create_recurring_run(recurring_run=schedule),
+        lambda: request.find_in(cluster.list_recurring_runs(**lookup).recurring_runs),
+    )
+
+
+def list_all(cluster: Cluster, **options: Any) -> list[kfp_server_api.V2beta1RecurringRun]:
+    """At most 100 schedules, the newest first."""
+    options |= {"namespace": cluster.api_namespace, "page_size": 100, "sort_by": "created_at desc"}
+    return cluster.list_recurring_runs(**options).recurring_runs or []
+
+
+def find(cluster: Cluster, name: str) -> kfp_server_api.V2beta1RecurringRun:
+    """The schedule with the id, or else the name, `name`; UserError where there is none, or more than one."""
+    if not is_id(name):
+        ids = [schedule.recurring_run_id for schedule in list_all(cluster, filter=named(name))]
+        name = only("schedule", name, ids, lambda: [schedule.display_name for schedule in list_all(cluster)])
+    return cluster.get_recurring_run(name)
