@@ -13,10 +13,10 @@ from pipelines.cli.work import Work, working
 from rest_core.errors import EXIT_INTERRUPTED, Preempted, UserError
 
 if TYPE_CHECKING:
+    from kfp_server_api import V2beta1Run
     from rich.console import Console
 
     from pipelines.cluster.client import Cluster
-    from pipelines.cluster.request import RunRequest
     from pipelines.platform import Platform
 
 _PIPE_WIDTH = 200  # where no terminal is, lines stay whole for other programs
@@ -34,7 +34,7 @@ _CONNECTION = {
     "host": _option(
         "--host",
         "URL",
-        "Address of KFP; default: this pod's cluster, else through the kubeconfig's Kubernetes API.",
+        "Address of KFP; default: this pod's cluster, else the kubeconfig's.",
         envvar="KF_PIPELINES_ENDPOINT",
     ),
     "token": _option("--token", "TOKEN", "Bearer token for KFP.", envvar="KF_PIPELINES_TOKEN"),
@@ -48,11 +48,7 @@ _CONNECTION = {
         "--ca-cert", "FILE", "Authority of KFP's TLS certificate.", type=click.Path(exists=True, dir_okay=False)
     ),
     "timeout": _option(
-        "--timeout",
-        "SECONDS",
-        "How long KFP may send nothing before a request is given up.",
-        type=click.FloatRange(min=0, min_open=True, max=86_400),
-        default=30.0,
+        "--timeout", "SECONDS", "How long KFP may send nothing.", type=click.FloatRange(0, 86_400, True), default=30.0
     ),
 }
 
@@ -77,7 +73,7 @@ def _connect(settings: dict[str, Any], platform: Platform | None = None) -> Clus
 
 
 def _requesting(command: Command) -> Command:
-    """Give a command the options that say what to run and under which names; it gets `work` and `request`."""
+    """Give a command the options for what to run and its names; it gets `request`, `platform` and `experiment`."""
     options = (
         _option("--experiment", "NAME", "KFP's experiment; default: the profile's tracking.experiment."),
         _option("--name", "NAME", "Default: profile, weight scheme, seed, date and time (UTC)."),
@@ -89,9 +85,9 @@ def _requesting(command: Command) -> Command:
     def wrapped(*arguments: Any, work: Work, experiment: str | None, name: str | None, **others: Any) -> Any:
         from pipelines.cluster.request import run_request
 
-        names = {"experiment": experiment, "run_name": name}
-        request = run_request(work.config, work.platform, work.pipeline, **names, **work.settings)
-        return command(*arguments, work=work, request=request, **others)
+        request = run_request(work.config, work.platform, work.pipeline, name=name, **work.settings)
+        experiment = experiment or work.config.tracking.experiment
+        return command(*arguments, platform=work.given_platform, request=request, experiment=experiment, **others)
 
     return working(with_options(wrapped, options))
 
@@ -100,7 +96,7 @@ def _requesting(command: Command) -> Command:
 @_requesting
 @_WAIT
 @_connected
-def submit(work: Work, request: RunRequest, connect: Any, upload: bool, dry_run: bool, wait: bool) -> None:
+def submit(request: V2beta1Run, connect: Any, dry_run: bool, wait: bool, **options: Any) -> None:
     """Run the pipeline on Kubeflow Pipelines.
 
     \b
@@ -110,16 +106,14 @@ def submit(work: Work, request: RunRequest, connect: Any, upload: bool, dry_run:
       rest submit --profile qwen3-1.7b --set rl.seed=1 --upload
       rest submit --profile qwen3-1.7b --pipeline ablation --scheme uniform --scheme paper --seeds 0,1,2
     """
-    from kfp_server_api import V2beta1Run
-
     if dry_run:
-        _print_request(work, connect, request, upload, run=V2beta1Run(**request.fields()))
+        _print_request(connect, {"run": request}, **options)
         return
     from pipelines.cluster.submit import submit as send
 
-    cluster = connect(work.given_platform)
-    run = send(cluster, request, upload=upload)
-    click.echo(f"submitted {request.run_name}\n{run.run_id}\n{cluster.link(run.run_id)}")
+    cluster = connect(options.pop("platform"))
+    run = send(cluster, request, **options)
+    click.echo(f"submitted {request.display_name}\n{run.run_id}\n{cluster.link(run.run_id)}")
     if wait:
         _follow(cluster, run.run_id)
 
@@ -263,7 +257,7 @@ def schedule() -> None:
 @click.option("--catch-up", is_flag=True, help="Make up for runs that were missed while the schedule was disabled.")
 @click.option("--disabled", is_flag=True, help="Create it without starting it.")
 @_connected
-def schedule_create(work: Work, request: RunRequest, connect: Any, upload: bool, dry_run: bool, **options: Any) -> None:
+def schedule_create(request: V2beta1Run, connect: Any, dry_run: bool, **options: Any) -> None:
     """Run the pipeline at set times.
 
     \b
@@ -273,13 +267,13 @@ def schedule_create(work: Work, request: RunRequest, connect: Any, upload: bool,
     """
     from pipelines.cluster import schedules, tables
 
-    when = schedules.trigger(**{name: options.pop(name) for name in ("cron", "every", "start", "end")})
+    target = {name: options.pop(name) for name in ("platform", "experiment", "upload")}
+    body = schedules.request(request, **options)
     if dry_run:
-        body = schedules.body(request.fields(), when, **options)
-        _print_request(work, connect, request, upload, recurring_run=body)
+        _print_request(connect, {"recurring_run": body}, **target)
         return
-    made = schedules.create(connect(work.given_platform), request, when, upload=upload, **options)
-    click.echo(f"scheduled {request.run_name}, {tables.trigger_text(when)}\n{made.recurring_run_id}")
+    made = schedules.create(connect(target.pop("platform")), body, **target)
+    click.echo(f"scheduled {body.display_name}, {tables.trigger_text(body.trigger)}\n{made.recurring_run_id}")
 
 
 @schedule.command("list")
@@ -314,20 +308,21 @@ _schedule_command("enable", "Start runs of SCHEDULE again.")
 _schedule_command("delete", "Delete SCHEDULE; the runs that it has started stay.")
 
 
-def _print_request(work: Work, connect: Any, request: RunRequest, upload: bool, **bodies: Any) -> None:
-    """The request, with the names that a cluster turns into ids."""
+def _print_request(
+    connect: Any, body: dict[str, Any], *, platform: Platform | None, experiment: str, upload: bool
+) -> None:
+    """The request `body` by its kind, with the names that a cluster turns into ids."""
     import kfp_server_api
     import yaml
 
-    platform = work.given_platform
+    from pipelines.cluster.submit import pipeline_name
+
+    printed = kfp_server_api.ApiClient().sanitize_for_serialization(body)
+    [content] = printed.values()
     namespace = connect.args[0]["namespace"] or (platform.namespace if platform else None)
-    plain = kfp_server_api.ApiClient().sanitize_for_serialization
-    printed = {
-        **({"namespace": namespace} if namespace else {}),
-        "experiment": request.experiment,
-        **({"pipeline": request.pipeline_name} if upload else {}),
-        **{name: plain(body) for name, body in bodies.items()},
-    }
+    names = {"namespace": namespace, "experiment": experiment}
+    names["pipeline"] = pipeline_name(content["pipeline_spec"]) if upload else None
+    printed = {**{name: value for name, value in names.items() if value}, **printed}
     click.echo(yaml.safe_dump(printed, sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 

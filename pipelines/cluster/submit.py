@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import kfp_server_api
+import yaml
 
 from pipelines.cluster.client import Cluster, named
 from pipelines.cluster.errors import IN_DOUBT, ApiError
-from pipelines.cluster.request import RunRequest
 from rest_core import __version__
 from rest_core.errors import EXIT_INTERRUPTED, Preempted
 
@@ -23,34 +23,42 @@ T = TypeVar("T")
 LOOKS = (0.0, 2.0, 5.0)  # seconds before each look for an object whose creation was not answered
 
 
-def submit(cluster: Cluster, request: RunRequest, *, upload: bool = False) -> kfp_server_api.V2beta1Run:
-    """Create the run, and its experiment if there is none.
+def submit(
+    cluster: Cluster, run: kfp_server_api.V2beta1Run, *, experiment: str, upload: bool
+) -> kfp_server_api.V2beta1Run:
+    """Create the run.
 
     Args:
         cluster: where.
-        request: the run.
+        run: the request (`request.run_request`), which gets the ids of experiment and version.
+        experiment: name of its experiment, which is created if there is none.
         upload: upload the pipeline as a version first, and run that; else the run carries the pipeline.
 
     Raises:
         ApiError: refused, or not known to be created.
     """
-    body = kfp_server_api.V2beta1Run(**run_fields(cluster, request, upload=upload))
-    lookup = {"experiment_id": body.experiment_id, "filter": named(request.run_name), "sort_by": "created_at desc"}
+    add_ids(cluster, run, experiment=experiment, upload=upload)
+    lookup = {"experiment_id": run.experiment_id, "filter": named(run.display_name), "sort_by": "created_at desc"}
     return create_once(
-        lambda: cluster.runs.run_service_create_run(run=body),
-        lambda: request.find_in(cluster.list_runs(page_size=50, **lookup).runs),
+        lambda: cluster.runs.run_service_create_run(run=run),
+        lambda: same(run, cluster.list_runs(page_size=50, **lookup).runs),
     )
 
 
-def run_fields(cluster: Cluster, request: RunRequest, *, upload: bool) -> dict[str, Any]:
-    """`request.fields` with the ids of the experiment and of the uploaded version, which are created if missing."""
+def add_ids(cluster: Cluster, request: Any, *, experiment: str, upload: bool) -> None:
+    """Give the request for a run or schedule the ids of its experiment and, with `upload`, of its pipeline version."""
     namespace = cluster.api_namespace
-    experiment = kfp_server_api.V2beta1Experiment(display_name=request.experiment, namespace=namespace)
-    found = _get_or_create(
-        lambda: cluster.list_experiments(filter=named(request.experiment), namespace=namespace).experiments,
-        lambda: cluster.experiments.experiment_service_create_experiment(experiment=experiment),
-    )
-    return request.fields(found.experiment_id, _version(cluster, request) if upload else None)
+    body = kfp_server_api.V2beta1Experiment(display_name=experiment, namespace=namespace)
+    request.experiment_id = _get_or_create(
+        lambda: cluster.list_experiments(filter=named(experiment), namespace=namespace).experiments,
+        lambda: cluster.experiments.experiment_service_create_experiment(experiment=body),
+    ).experiment_id
+    if upload:
+        version = _version(cluster, request.pipeline_spec)
+        request.pipeline_version_reference = kfp_server_api.V2beta1PipelineVersionReference(
+            pipeline_id=version.pipeline_id, pipeline_version_id=version.pipeline_version_id
+        )
+        request.pipeline_spec = None
 
 
 def create_once(send: Callable[[], T], find: Callable[[], T | None]) -> T:
@@ -58,7 +66,7 @@ def create_once(send: Callable[[], T], find: Callable[[], T | None]) -> T:
 
     Args:
         send: the request.
-        find: reads what it creates, by a name or key that nothing else has; None if there is none.
+        find: reads what it creates, by a name or description that nothing else has; None if there is none.
 
     Raises:
         ApiError: the request was refused, or it is not known whether it was carried out.
@@ -80,6 +88,16 @@ def create_once(send: Callable[[], T], find: Callable[[], T | None]) -> T:
         raise Preempted(f"interrupted before an answer came; {IN_DOUBT}", exit_code=EXIT_INTERRUPTED) from None
 
 
+def same(request: Any, listed: list[Any] | None) -> Any | None:
+    """The run or schedule that `request` has created, among those that are listed; None if it is not there."""
+    return next((item for item in listed or () if item.description == request.description), None)
+
+
+def pipeline_name(spec: dict[str, Any]) -> str:
+    """The name of the pipeline that a run carries."""
+    return str(spec["pipeline_spec"]["pipelineInfo"]["name"])
+
+
 def _get_or_create(list_named: Callable[[], list[T] | None], create: Callable[[], T]) -> T:
     def find() -> T | None:
         return next(iter(list_named() or ()), None)
@@ -87,21 +105,21 @@ def _get_or_create(list_named: Callable[[], list[T] | None], create: Callable[[]
     return find() or create_once(create, find)
 
 
-def _version(cluster: Cluster, request: RunRequest) -> kfp_server_api.V2beta1PipelineVersion:
+def _version(cluster: Cluster, spec: dict[str, Any]) -> kfp_server_api.V2beta1PipelineVersion:
     """The uploaded version; its name contains the hash of its content, so that nothing is uploaded twice."""
-    package, name, namespace = request.package(), request.pipeline_name, cluster.api_namespace
-    version_name = f"{__version__}-{hashlib.sha256(package.encode()).hexdigest()[:12]}"
+    package, name, namespace = yaml.safe_dump_all(spec.values()), pipeline_name(spec), cluster.api_namespace
+    version = f"{__version__}-{hashlib.sha256(package.encode()).hexdigest()[:12]}"
     # Uploading the first file as a pipeline instead would name its version after the pipeline.
-    pipeline = kfp_server_api.V2beta1Pipeline(name=name, display_name=name, namespace=namespace)
+    body = kfp_server_api.V2beta1Pipeline(name=name, display_name=name, namespace=namespace)
     pipeline_id = _get_or_create(
         lambda: cluster.list_pipelines(filter=named(name), namespace=namespace).pipelines,
-        lambda: cluster.pipelines.pipeline_service_create_pipeline(pipeline=pipeline),
+        lambda: cluster.pipelines.pipeline_service_create_pipeline(pipeline=body),
     ).pipeline_id
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "pipeline.yaml"
         file.write_text(package, encoding="utf-8")
         upload = cluster.pipeline_uploads.upload_pipeline_version
         return _get_or_create(
-            lambda: cluster.list_pipeline_versions(pipeline_id, filter=named(version_name)).pipeline_versions,
-            lambda: upload(str(file), name=version_name, pipelineid=pipeline_id),
+            lambda: cluster.list_pipeline_versions(pipeline_id, filter=named(version)).pipeline_versions,
+            lambda: upload(str(file), name=version, pipelineid=pipeline_id),
         )

@@ -47,7 +47,7 @@ def test_the_latest_runs_are_listed_newest_first(at_server: Rest, kfp_server: Fa
 
 @pytest.mark.parametrize("by", ["id", "name"])
 def test_a_runs_stages_are_shown(at_server: Rest, kfp_server: FakeKfp, by: str) -> None:
-    spec = run_request(config.load("tiny"), Platform()).inline_spec()
+    spec = run_request(config.load("tiny"), Platform()).pipeline_spec
     run_id = kfp_server.add_run("mine", "FAILED", FAILED, pipeline_spec=spec, error={"code": 2, "message": "it\nbroke"})
     outcome = at_server("status", run_id if by == "id" else "mine")
     assert outcome.code == 0
@@ -70,7 +70,7 @@ def test_stages_are_known_without_the_pipeline_too(at_server: Rest, kfp_server: 
 
 
 def test_a_stage_that_fails_in_its_driver_has_failed(at_server: Rest, kfp_server: FakeKfp) -> None:
-    spec = run_request(config.load("tiny"), Platform()).inline_spec()
+    spec = run_request(config.load("tiny"), Platform()).pipeline_spec
     kfp_server.add_run("mine", "FAILED", {**GOING, "rest-rl": "DRIVER FAILED"}, pipeline_spec=spec)
     out = at_server("status", "mine").out
     assert rows(out)["rest-rl"][0] == "failed"

@@ -151,18 +151,18 @@ def test_two_dry_runs_can_be_compared_and_load_no_torch(more: tuple[str, ...]) -
 @pytest.mark.parametrize("profile", config.profiles())
 def test_parameters_say_what_the_profile_says(profile: str) -> None:
     settings = config.load(profile)
-    parameters = run_request(settings, Platform()).parameters
+    parameters = run_request(settings, Platform()).runtime_config.parameters
     assert parameters.pop("pipeline_run") == ""
     for name, values in parameters.items():
         section = getattr(settings, name)
         assert config.validate(type(section), values, where=name) == section
 
 
-def test_the_package_is_read_as_the_run_carries_it() -> None:
+def test_the_version_is_what_the_run_would_carry(at_server: Rest, kfp_server: FakeKfp) -> None:
+    assert at_server("submit", "--profile", "tiny", "--upload").code == 0
+    [sent] = kfp_server.sent("POST", "/upload_version")
     request = run_request(config.load("tiny"), Platform())
-    documents = list(yaml.safe_load_all(request.package()))
-    assert documents == [request.pipeline_spec, request.platform_spec]
-    assert request.key in request.description
+    assert list(yaml.safe_load_all(sent.body["uploadfile"])) == list(request.pipeline_spec.values())
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["lost request", "lost answer"])
@@ -281,6 +281,6 @@ def test_the_same_holds_against_the_generated_models(rest: Rest, platform_file: 
 
 def test_the_platform_reaches_the_pipeline(platform_file: Path) -> None:
     request = run_request(config.load("tiny"), load_platform(platform_file))
-    container = request.pipeline_spec["deploymentSpec"]["executors"]["exec-rest-rl"]["container"]
+    container = request.pipeline_spec["pipeline_spec"]["deploymentSpec"]["executors"]["exec-rest-rl"]["container"]
     assert container["image"] == "registry.example/rest@sha256:aa"
     assert container["resources"]["accelerator"]["resourceCount"] == "2"
