@@ -153,8 +153,11 @@ def _request(send: Callable[..., Any], seconds: float, method: str, url: str, **
         raise errors.refused(method, url, error) from None
     except urllib3.exceptions.HTTPError as error:
         raise errors.unanswered(method, url, error, seconds=seconds) from None
-    except ValueError:  # of http.client
-        raise errors.unsendable(url) from None
+    except ValueError:  # of http.client, whose message shows the header, which may be a secret
+        raise UserError(
+            f"the request to {errors.address(url)} cannot be sent, because a header has a character that HTTP does not "
+            "allow: check the token, kfp's context file and the kubeconfig"
+        ) from None
     if not options["_preload_content"]:
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise errors.no_json(method, url, response.status, response.read(200))

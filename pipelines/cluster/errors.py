@@ -48,7 +48,7 @@ class ApiError(UserError):
 def refused(method: str, url: str, error: kfp_server_api.ApiException) -> ApiError:
     """The error for an answer with a status other than 2xx."""
     status = error.status
-    fact = f"{_where(url)} answers {urlsplit(url).path} with {status}: {message(error.body or '') or error.reason}"
+    fact = f"{address(url)} answers {urlsplit(url).path} with {status}: {message(error.body or '') or error.reason}"
     advice = _SERVER_FAILED if status == 429 or status >= 500 else _ADVICE.get(status, "")
     if 300 <= status < 400:
         fact, advice = f"{fact}, {one_line((error.headers or {}).get('Location'))}", _LOG_IN
@@ -58,34 +58,26 @@ def refused(method: str, url: str, error: kfp_server_api.ApiException) -> ApiErr
 def no_json(method: str, url: str, status: int, body: bytes) -> ApiError:
     """The error for a success that is not a JSON object, such as the page of a log-in."""
     text = one_line(body[:200].decode("utf-8", errors="replace"))
-    fact = f"{_where(url)} answers {urlsplit(url).path} with {text!r}, which is no JSON object"
+    fact = f"{address(url)} answers {urlsplit(url).path} with {text!r}, which is no JSON object"
     return ApiError(fact, _LOG_IN, status=status, in_doubt=method != "GET")
 
 
 def unanswered(method: str, url: str, error: exceptions.HTTPError, *, seconds: float) -> ApiError:
     """The error where no complete answer came within `seconds`."""
     cause = error.reason if isinstance(error, exceptions.MaxRetryError) and error.reason else error
-    fact, advice, sent = f"{_where(url)} closed the connection ({reason(cause)})", "try again", True
+    fact, advice, sent = f"{address(url)} closed the connection ({reason(cause)})", "try again", True
     if isinstance(cause, exceptions.ConnectTimeoutError):  # so is a refused connection, and an unknown host
-        fact, sent = f"{_where(url)} cannot be reached ({reason(cause)})", False
+        fact, sent = f"{address(url)} cannot be reached ({reason(cause)})", False
         forward = "kubectl port-forward -n kubeflow svc/ml-pipeline 8888:8888"
         advice = f"check --host; for 127.0.0.1 a port-forward must be running (`{forward}`)"
     elif isinstance(cause, exceptions.LocationValueError):
-        fact, advice, sent = f"{_where(url)} is not an address", "give --host as https://HOST[:PORT]", False
+        fact, advice, sent = f"{address(url)} is not an address", "give --host as https://HOST[:PORT]", False
     elif isinstance(cause, exceptions.SSLError):
-        fact = f"{_where(url)} allows no TLS connection ({reason(cause)})"
+        fact = f"{address(url)} allows no TLS connection ({reason(cause)})"
         advice = "give its certificate's authority by --ca-cert; if the server has no TLS, give --host with http://"
     elif isinstance(cause, exceptions.ReadTimeoutError):
-        fact, advice = f"{_where(url)} sent nothing for {seconds:g} s", "try again, or wait longer by --timeout"
+        fact, advice = f"{address(url)} sent nothing for {seconds:g} s", "try again, or wait longer by --timeout"
     return ApiError(fact, advice, in_doubt=sent and method != "GET")
-
-
-def unsendable(url: str) -> UserError:
-    """The error for a header that HTTP does not allow; it does not show the value, which may be a secret."""
-    return UserError(
-        f"the request to {_where(url)} cannot be sent, because a header has a character that HTTP does not allow: "
-        "check the token, kfp's context file and the kubeconfig"
-    )
 
 
 def message(body: str | bytes) -> str:
@@ -115,7 +107,7 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def _where(url: str) -> str:
+def address(url: str) -> str:
     """Scheme, host and port of `url`, without credentials."""
     try:
         parts = urllib3.util.parse_url(url)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import kfp_server_api
 
@@ -17,7 +18,10 @@ ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 _NOT_RUN = ("SKIPPED", "OMITTED")
 # The state of several iterations is the first of these that one of them has.
 _PRECEDENCE = ("RUNNING", "CANCELING", "PENDING", "PAUSED", "FAILED", "CANCELED", "SUCCEEDED", "CACHED", "SKIPPED")
+_IDS = {"run": "run_id", "schedule": "recurring_run_id"}
 _LAST = datetime.max.replace(tzinfo=UTC)
+
+T = TypeVar("T", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -48,32 +52,32 @@ class StageProgress:
 
 def find(cluster: Cluster, name: str) -> kfp_server_api.V2beta1Run:
     """The run with the id, or else the display name, `name`; UserError where there is none, or more than one."""
-    if not is_id(name):
-        ids = [run.run_id for run in _list(cluster, page_size=10, filter=named(name))]
-        name = only("run", name, ids, lambda: [run.display_name for run in latest(cluster, 50)])
-    return cluster.get_run(name)
+    return find_named("run", name, cluster.get_run, lambda **options: latest(cluster, 50, **options))
 
 
-def latest(cluster: Cluster, count: int) -> list[kfp_server_api.V2beta1Run]:
-    """At most `count` runs, the newest first."""
-    return _list(cluster, page_size=count)
+def latest(cluster: Cluster, count: int, **options: Any) -> list[kfp_server_api.V2beta1Run]:
+    """At most `count` runs, the newest first; `options` are those of `kfp.Client.list_runs`."""
+    options |= {"namespace": cluster.api_namespace, "page_size": count, "sort_by": "created_at desc"}
+    return cluster.list_runs(**options).runs or []
 
 
-def is_id(text: str) -> bool:
-    try:
-        return str(uuid.UUID(text)) == text.lower()
-    except ValueError:
-        return False
+def find_named(kind: str, name: str, get: Callable[[str], T], listed: Callable[..., list[T]]) -> T:
+    """`get` of the id `name`, or else of the one item that `listed` gives for it as a display name.
 
-
-def only(kind: str, name: str, ids: list[str], known: Callable[[], list[str]]) -> str:
-    """The one id of `ids`, those of a run or schedule (`kind`) of this name, newest first; `known` are other names."""
-    if len(ids) > 1:
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    with suppress(ValueError):
+        if str(uuid.UUID(name)) == name.lower():
+            return get(name)
+    ids = [getattr(item, _IDS[kind]) for item in listed(filter=named(name))]
+    if len(ids) == 1:
+        return get(ids[0])
+    if ids:
         raise UserError(f"{len(ids)} {kind}s are named {name!r}: give the id of one, newest first: {', '.join(ids)}")
-    if not ids:
-        command = "rest status" if kind == "run" else "rest schedule list"
-        raise UserError(f"no {kind} is named {name!r}{nearest(name, known())}; `{command}` shows what there is")
-    return ids[0]
+    hint = nearest(name, [item.display_name for item in listed()])
+    command = "rest status" if kind == "run" else "rest schedule list"
+    raise UserError(f"no {kind} is named {name!r}{hint}; `{command}` shows what there is")
 
 
 def stages(run: kfp_server_api.V2beta1Run) -> list[StageProgress]:
@@ -108,10 +112,6 @@ def state_text(state: str | None) -> str:
 def moment(value: datetime | None) -> datetime | None:
     """A time of the API; None where it is the year 1 or 1970, which stand for no time."""
     return None if value is None or value.year <= 1970 else value
-
-
-def _list(cluster: Cluster, **options: Any) -> list[kfp_server_api.V2beta1Run]:
-    return cluster.list_runs(namespace=cluster.api_namespace, sort_by="created_at desc", **options).runs or []
 
 
 def _status(name: str, tasks: list[Any], by_hash: dict[str, Any]) -> StageProgress:

@@ -8,7 +8,7 @@ from typing import Any
 import kfp_server_api
 
 from pipelines.cluster.client import Cluster, named
-from pipelines.cluster.runs import is_id, only
+from pipelines.cluster.runs import find_named
 from pipelines.cluster.submit import add_ids, create_once, same
 from rest_core.errors import UserError
 
@@ -96,7 +96,4 @@ def list_all(cluster: Cluster, **options: Any) -> list[kfp_server_api.V2beta1Rec
 
 def find(cluster: Cluster, name: str) -> kfp_server_api.V2beta1RecurringRun:
     """The schedule with the id, or else the name, `name`; UserError where there is none, or more than one."""
-    if not is_id(name):
-        ids = [schedule.recurring_run_id for schedule in list_all(cluster, filter=named(name))]
-        name = only("schedule", name, ids, lambda: [schedule.display_name for schedule in list_all(cluster)])
-    return cluster.get_recurring_run(name)
+    return find_named("schedule", name, cluster.get_recurring_run, lambda **options: list_all(cluster, **options))

@@ -200,7 +200,12 @@ def test_the_kubeconfigs_token_does_not_reach_another_host(at_server: Rest, kfp_
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_credentials_do_not_follow_a_redirect(at_server: Rest, kfp_server: FakeKfp, contract: Any, method: str) -> None:
+def test_credentials_do_not_follow_a_redirect(
+    at_server: Rest, kfp_server: FakeKfp, contract: Any, context_file: Path, method: str
+) -> None:
+    """kfp's client alone follows it with the context file's header, and with the body of a POST."""
+    header = {"client_authentication_header_name": "kubeflow-userid", "client_authentication_header_value": "ada"}
+    context_file.write_text(json.dumps({"namespace": "a", **header}), encoding="utf-8")
     other = FakeKfp(contract)
     try:
         kfp_server.redirect_to = other.url
