@@ -3,186 +3,127 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli.options import FILE, Command, with_options
+from pipelines.cli.options import Command, with_options
 from pipelines.cli.work import Work, working
 from rest_core.errors import EXIT_INTERRUPTED, Preempted, UserError
 
 if TYPE_CHECKING:
-    from kfp_server_api import V2beta1RecurringRun, V2beta1Run
+    from kfp_server_api import V2beta1Run
     from rich.console import Console
 
-    from pipelines.cluster.connection import Cluster
-    from pipelines.cluster.render import Rendered
+    from pipelines.cluster.client import Cluster
     from pipelines.platform import Platform
 
 _PIPE_WIDTH = 200  # where no terminal is, lines stay whole for other programs
-_LONGEST_TIMEOUT = 86_400.0
+_RUN = click.argument("run", metavar="RUN")
+_WAIT = click.option(
+    "--wait", is_flag=True, help="Follow the stages until the run has ended; exit code 1 if it failed."
+)
 
 
-class _Seconds(click.FloatRange):
-    """A time that a socket can wait for: "nan" is a float that passes every range."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True, max=_LONGEST_TIMEOUT)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds = float(super().convert(value, param, ctx))
-        if math.isnan(seconds):
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
-        return seconds
+def _option(flag: str, metavar: str, help: str, **settings: Any) -> Any:
+    return click.option(flag, metavar=metavar, help=help, show_default=True, show_envvar=True, **settings)
 
 
-@dataclass(frozen=True)
-class _Connect:
-    """Where KFP is, as a command's options say it; connects when it is called."""
-
-    namespace: str | None
-    settings: dict[str, Any]
-
-    def __call__(self, platform: Platform | None = None) -> Cluster:
-        from pipelines.cluster.connection import Connection, connect
-
-        pages = platform.kfp_url if platform else None
-        return connect(Connection(namespace=self.namespace_under(platform), pages=pages, **self.settings))
-
-    def namespace_under(self, platform: Platform | None) -> str | None:
-        """The namespace that the option or the platform file names."""
-        return self.namespace or (platform.namespace if platform else None)
-
-    def to_run(self, name: str) -> tuple[Cluster, V2beta1Run]:
-        """The installation, and the run of this id or name on it."""
-        cluster = self()
-        from pipelines.cluster import runs
-
-        return cluster, runs.find(cluster, name)
-
-    def to_schedule(self, name: str) -> tuple[Cluster, V2beta1RecurringRun]:
-        """The same for a schedule."""
-        cluster = self()
-        from pipelines.cluster import schedule
-
-        return cluster, schedule.find(cluster, name)
+_CONNECTION = {
+    "host": _option(
+        "--host",
+        "URL",
+        "Address of KFP; default: this pod's cluster, else the kubeconfig's.",
+        envvar="KF_PIPELINES_ENDPOINT",
+    ),
+    "token": _option("--token", "TOKEN", "Bearer token for KFP.", envvar="KF_PIPELINES_TOKEN"),
+    "token_file": _option(
+        "--token-file", "FILE", "File with the token, read anew for each request.", envvar="KF_PIPELINES_SA_TOKEN_PATH"
+    ),
+    "namespace": _option(
+        "--namespace", "NAME", "Of the runs; default: the platform file's, that of kfp's context file, or kubeflow."
+    ),
+    "ca_cert": _option(
+        "--ca-cert", "FILE", "Authority of KFP's TLS certificate.", type=click.Path(exists=True, dir_okay=False)
+    ),
+    "timeout": _option(
+        "--timeout", "SECONDS", "How long KFP may send nothing.", type=click.FloatRange(0, 86_400, True), default=30.0
+    ),
+}
 
 
 def _connected(command: Command) -> Command:
-    """Give a command the options that say where KFP is; it gets `connect`."""
-    options = (
-        click.option(
-            "--host",
-            envvar="KF_PIPELINES_ENDPOINT",
-            show_envvar=True,
-            metavar="URL",
-            help="Address of KFP; default: this pod's cluster, else through the kubeconfig's Kubernetes API.",
-        ),
-        click.option(
-            "--token", envvar="KF_PIPELINES_TOKEN", show_envvar=True, metavar="TOKEN", help="Bearer token for KFP."
-        ),
-        click.option(
-            "--token-file",
-            type=FILE,
-            envvar="KF_PIPELINES_SA_TOKEN_PATH",
-            show_envvar=True,
-            metavar="FILE",
-            help="File with the token, read anew for each request.",
-        ),
-        click.option(
-            "--namespace",
-            metavar="NAME",
-            help="Namespace of the runs; default: the platform file's, that of kfp's context file, or kubeflow.",
-        ),
-        click.option("--ca-cert", type=FILE, metavar="FILE", help="Authority of KFP's TLS certificate."),
-        click.option(
-            "--timeout",
-            type=_Seconds(),
-            default=30.0,
-            show_default=True,
-            metavar="SECONDS",
-            help="How long KFP may send nothing before a request is given up.",
-        ),
-    )
+    """Give a command the options that say where KFP is; it gets `connect`, which takes the platform, if any."""
 
     @functools.wraps(command)
-    def wrapped(
-        *arguments: Any,
-        host: str | None,
-        token: str | None,
-        token_file: Path | None,
-        namespace: str | None,
-        ca_cert: Path | None,
-        timeout: float,
-        **others: Any,
-    ) -> Any:
-        settings = {"host": host, "token": token, "token_file": token_file, "ca_cert": ca_cert, "seconds": timeout}
-        return command(*arguments, connect=_Connect(namespace, settings), **others)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        settings = {name: options.pop(name) for name in _CONNECTION}
+        return command(*arguments, connect=functools.partial(_connect, settings), **options)
 
-    return with_options(wrapped, options)
+    return with_options(wrapped, tuple(_CONNECTION.values()))
 
 
-def _rendering(command: Command) -> Command:
-    """Give a command the options that say what to run and under which names; it gets `work` and `rendered`."""
+def _connect(settings: dict[str, Any], platform: Platform | None = None) -> Cluster:
+    from pipelines.cluster.client import Cluster
+
+    if platform is not None:
+        settings = {**settings, "namespace": settings["namespace"] or platform.namespace, "ui": platform.kfp_url}
+    return Cluster(**settings)
+
+
+def _requesting(command: Command) -> Command:
+    """Give a command the options for what to run and its names; it gets `request`, `platform` and `experiment`."""
     options = (
-        click.option(
-            "--experiment", metavar="NAME", help="KFP's experiment; default: the profile's tracking.experiment."
-        ),
-        click.option("--name", metavar="NAME", help="Default: profile, weight scheme, seed, date and time (UTC)."),
+        _option("--experiment", "NAME", "KFP's experiment; default: the profile's tracking.experiment."),
+        _option("--name", "NAME", "Default: profile, weight scheme, seed, date and time (UTC)."),
         click.option("--upload", is_flag=True, help="Upload the pipeline as a version first, and run that."),
         click.option("--dry-run", is_flag=True, help="Print what would be sent, as YAML; no cluster is needed."),
     )
 
     @functools.wraps(command)
     def wrapped(*arguments: Any, work: Work, experiment: str | None, name: str | None, **others: Any) -> Any:
-        from pipelines.cluster.render import render
+        from pipelines.cluster.request import run_request
 
-        rendered = render(
-            work.config, work.platform, work.pipeline, experiment=experiment, run_name=name, **work.settings
-        )
-        return command(*arguments, work=work, rendered=rendered, **others)
+        request = run_request(work.config, work.platform, work.pipeline, name=name, **work.settings)
+        experiment = experiment or work.config.tracking.experiment
+        return command(*arguments, platform=work.given_platform, request=request, experiment=experiment, **others)
 
     return working(with_options(wrapped, options))
 
 
 @click.command()
-@_rendering
-@click.option("--wait", is_flag=True, help="Follow the stages until the run has ended; exit code 1 where it failed.")
+@_requesting
+@_WAIT
 @_connected
-def submit(work: Work, rendered: Rendered, connect: _Connect, upload: bool, dry_run: bool, wait: bool) -> None:
+def submit(request: V2beta1Run, connect: Any, dry_run: bool, wait: bool, **options: Any) -> None:
     """Run the pipeline on Kubeflow Pipelines.
 
     \b
     Examples:
       rest submit --profile qwen3-1.7b --platform platform.yaml --dry-run
       rest submit --profile qwen3-1.7b --platform platform.yaml --host http://127.0.0.1:8888 --wait
-      rest submit --profile qwen3-1.7b --set rl.seed=1 --parameters run.yaml --upload
+      rest submit --profile qwen3-1.7b --set rl.seed=1 --upload
       rest submit --profile qwen3-1.7b --pipeline ablation --scheme uniform --scheme paper --seeds 0,1,2
     """
     if dry_run:
-        _print_request(work, connect, rendered, upload, run=rendered.run())
+        _print_request(connect, {"run": request}, **options)
         return
     from pipelines.cluster.submit import submit as send
 
-    cluster = connect(work.given_platform)
-    run = send(cluster, rendered, upload=upload)
-    click.echo(f"submitted {rendered.run_name}\n{run.run_id}\n{cluster.link(run.run_id)}")
+    cluster = connect(options.pop("platform"))
+    run = send(cluster, request, **options)
+    click.echo(f"submitted {request.display_name}\n{run.run_id}\n{cluster.link(run.run_id)}")
     if wait:
         _follow(cluster, run.run_id)
 
 
 @click.command()
 @click.argument("run", required=False, metavar="[RUN]")
-@click.option(
-    "--limit", type=click.IntRange(1, 200), default=10, show_default=True, help="How many runs to list without RUN."
-)
-@click.option("--wait", is_flag=True, help="Follow RUN until it has ended; exit code 1 where it failed.")
+@_option("--limit", "N", "How many runs to list without RUN.", type=click.IntRange(1, 200), default=10)
+@_WAIT
 @_connected
-def status(run: str | None, connect: _Connect, limit: int, wait: bool) -> None:
+def status(run: str | None, connect: Any, limit: int, wait: bool) -> None:
     """Show the stages of RUN, an id or a name; without it, the latest runs.
 
     \b
@@ -193,30 +134,32 @@ def status(run: str | None, connect: _Connect, limit: int, wait: bool) -> None:
     """
     if run is None and wait:
         raise UserError("--wait needs a run: rest status RUN --wait")
-    from pipelines.cluster import runs, show
+    from pipelines.cluster import runs, tables
+    from pipelines.cluster.errors import printable
 
-    console = _console()
+    cluster = connect()
     if run is None:
-        console.print(show.run_table(runs.latest(connect(), limit)))
+        _console().print(tables.run_table(runs.latest(cluster, limit)))
         return
-    cluster, found = connect.to_run(run)
+    found = runs.find(cluster, run)
     if wait:
         _follow(cluster, found.run_id)
         return
-    click.echo(f"{found.display_name}: {runs.word(found.state)}\n{found.run_id}\n{cluster.link(found.run_id)}")
-    console.print(show.stage_table(runs.stages(found)))
+    title = f"{printable(found.display_name)}: {runs.state_text(found.state)}"
+    click.echo(f"{title}\n{found.run_id}\n{cluster.link(found.run_id)}")
+    _console().print(tables.stage_table(runs.stages(found)))
     if found.error and found.error.message:
-        click.echo(" ".join(found.error.message.split()))
+        click.echo(printable(found.error.message))
 
 
 @click.command()
-@click.argument("run", metavar="RUN")
+@_RUN
 @click.argument("stage", required=False, metavar="[STAGE]")
-@click.option("--tail", type=click.IntRange(min=1), metavar="N", help="The last N lines of each pod only.")
-@click.option("--follow", "-f", is_flag=True, help="Go on until the pod has ended; needs access to Kubernetes.")
+@_option("--tail", "N", "The last N lines of each pod only.", type=click.IntRange(min=1))
+@click.option("--follow", "-f", is_flag=True, help="Read on until the pod has ended; needs access to Kubernetes.")
 @_connected
-def logs(run: str, stage: str | None, connect: _Connect, tail: int | None, follow: bool) -> None:
-    """Print what the pods of a stage wrote: of STAGE, else of the one that failed, goes on, or was last.
+def logs(run: str, stage: str | None, connect: Any, tail: int | None, follow: bool) -> None:
+    """Print the logs of a stage's pods: of STAGE, else of the one that failed, is running, or was last.
 
     They are read from Kubernetes, or through KFP where there is no access or the pods are gone.
 
@@ -225,66 +168,72 @@ def logs(run: str, stage: str | None, connect: _Connect, tail: int | None, follo
       rest logs qwen3-1.7b-official-seed0-20260101-120000
       rest logs qwen3-1.7b-official-seed0-20260101-120000 rest-rl --follow --tail 100
     """
-    cluster, found = connect.to_run(run)
     from pipelines.cluster import logs as pod_logs
+    from pipelines.cluster import runs
 
+    cluster = connect()
+    found = runs.find(cluster, run)
     chosen = pod_logs.choose_stage(found, stage)
     broken: UserError | None = None
-    for log in pod_logs.read(cluster, found, chosen, tail=tail, follow=follow):
+    for log in pod_logs.read(cluster, found.run_id, chosen, tail=tail, follow=follow):
         click.echo(f"==> {chosen.name}: pod {log.pod}, {log.state} <==", err=True)
-        if log.missing:
-            click.echo(log.missing, err=True)
-        last = ""
+        if log.error:
+            click.echo(str(log.error), err=True)
+        last = "\n"
         try:
-            for last in log.lines:
+            for last in log.text:
                 click.echo(last, nl=False)
-        except UserError as error:  # what the next pods wrote may say more
-            if broken is not None:
-                click.echo(str(broken), err=True)
+        except UserError as error:  # the logs of the next pods may say more
             broken = error
-        if last and not last.endswith("\n"):
+        if not last.endswith("\n"):
             click.echo()
     if broken is not None:
         raise broken
 
 
 @click.command()
-@click.argument("run", metavar="RUN")
-@click.option("--wait", is_flag=True, help="Follow the stages until the run has ended; exit code 1 where it failed.")
+@_RUN
+@_WAIT
 @_connected
-def retry(run: str, connect: _Connect, wait: bool) -> None:
-    """Start again what failed of RUN; stages that succeeded are kept, a training goes on from its checkpoint.
+def retry(run: str, connect: Any, wait: bool) -> None:
+    """Start again what failed of RUN; stages that succeeded are kept, a training resumes from its checkpoint.
 
     \b
     Examples:
       rest retry qwen3-1.7b-official-seed0-20260101-120000 --wait
     """
-    cluster, found = connect.to_run(run)
     from pipelines.cluster import runs
 
-    runs.retry(cluster, found)
+    cluster = connect()
+    found = runs.find(cluster, run)
+    if found.state not in ("FAILED", "CANCELED"):
+        state = runs.state_text(found.state)
+        raise UserError(f"run {found.display_name} is {state}: only a run that failed or was stopped is retried")
+    cluster.runs.run_service_retry_run(run_id=found.run_id)
     click.echo(f"started {found.display_name} again")
     if wait:
         _follow(cluster, found.run_id)
 
 
 @click.command()
-@click.argument("run", metavar="RUN")
+@_RUN
 @_connected
-def stop(run: str, connect: _Connect) -> None:
+def stop(run: str, connect: Any) -> None:
     """Stop RUN.
 
     \b
     Examples:
       rest stop qwen3-1.7b-official-seed0-20260101-120000
     """
-    cluster, found = connect.to_run(run)
     from pipelines.cluster import runs
 
-    if runs.stop(cluster, found):
-        click.echo(f"stopping {found.display_name}")
-    else:
-        click.echo(f"{found.display_name} is {runs.word(found.state)} already")
+    cluster = connect()
+    found = runs.find(cluster, run)
+    if found.state in (*runs.ENDED, "CANCELING"):
+        click.echo(f"{found.display_name} is {runs.state_text(found.state)} already")
+        return
+    cluster.terminate_run(found.run_id)
+    click.echo(f"stopping {found.display_name}")
 
 
 @click.group()
@@ -299,32 +248,16 @@ def schedule() -> None:
 
 
 @schedule.command("create")
-@_rendering
-@click.option(
-    "--cron", metavar="EXPRESSION", help="Minute hour day month weekday, in the cluster's time zone (KFP: UTC)."
-)
-@click.option("--every", metavar="INTERVAL", help="A number with m, h or d, such as 12h.")
-@click.option("--start", metavar="TIME", help="No run before this time (RFC 3339: 2026-01-31T00:00:00Z).")
-@click.option("--end", metavar="TIME", help="No run after this time.")
-@click.option(
-    "--max-concurrency", type=click.IntRange(1, 10), default=1, show_default=True, help="Runs at the same time."
-)
-@click.option("--catch-up", is_flag=True, help="Run what was missed while the schedule was disabled.")
+@_requesting
+@_option("--cron", "EXPRESSION", "Minute hour day month weekday, in the cluster's time zone (KFP: UTC).")
+@_option("--every", "INTERVAL", "A number with m, h or d, such as 12h.")
+@_option("--start", "TIME", "No run before this time (RFC 3339: 2026-01-31T00:00:00Z).")
+@_option("--end", "TIME", "No run after this time.")
+@_option("--max-concurrency", "N", "Runs at the same time.", type=click.IntRange(1, 10), default=1)
+@click.option("--catch-up", is_flag=True, help="Make up for runs that were missed while the schedule was disabled.")
 @click.option("--disabled", is_flag=True, help="Create it without starting it.")
 @_connected
-def schedule_create(
-    work: Work,
-    rendered: Rendered,
-    connect: _Connect,
-    upload: bool,
-    dry_run: bool,
-    cron: str | None,
-    every: str | None,
-    start: str | None,
-    end: str | None,
-    disabled: bool,
-    **settings: Any,
-) -> None:
+def schedule_create(request: V2beta1Run, connect: Any, dry_run: bool, **options: Any) -> None:
     """Run the pipeline at set times.
 
     \b
@@ -332,102 +265,65 @@ def schedule_create(
       rest schedule create --profile qwen3-1.7b --platform platform.yaml --cron "0 3 * * 0" --name weekly
       rest schedule create --profile qwen3-1.7b --every 7d --upload
     """
-    from pipelines.cluster import schedule as schedules
+    from pipelines.cluster import schedules, tables
 
-    when = schedules.trigger(cron=cron, every=every, start=start, end=end)
-    settings["enabled"] = not disabled
+    target = {name: options.pop(name) for name in ("platform", "experiment", "upload")}
+    body = schedules.request(request, **options)
     if dry_run:
-        body = schedules.body(rendered, when, **settings)
-        _print_request(work, connect, rendered, upload, recurring_run=body)
+        _print_request(connect, {"recurring_run": body}, **target)
         return
-    made = schedules.create(connect(work.given_platform), rendered, when, upload=upload, **settings)
-    from pipelines.cluster.show import trigger
-
-    click.echo(f"scheduled {rendered.run_name}, {trigger(when)}\n{made.recurring_run_id}")
+    made = schedules.create(connect(target.pop("platform")), body, **target)
+    click.echo(f"scheduled {body.display_name}, {tables.trigger_text(body.trigger)}\n{made.recurring_run_id}")
 
 
 @schedule.command("list")
 @_connected
-def schedule_list(connect: _Connect) -> None:
+def schedule_list(connect: Any) -> None:
     """List the schedules.
 
     \b
     Examples:
       rest schedule list
     """
-    cluster = connect()
-    from pipelines.cluster import schedule as schedules
-    from pipelines.cluster import show
+    from pipelines.cluster import schedules, tables
 
-    _console().print(show.schedule_table(schedules.list_all(cluster)))
+    _console().print(tables.schedule_table(schedules.list_all(connect())))
 
 
-@schedule.command("disable")
-@click.argument("name", metavar="SCHEDULE")
-@_connected
-def schedule_disable(name: str, connect: _Connect) -> None:
-    """Start no further runs of SCHEDULE, an id or a name, until it is enabled.
+def _schedule_command(verb: str, help: str) -> None:
+    @schedule.command(verb, help=f"{help}\n\n\b\nExamples:\n  rest schedule {verb} weekly")
+    @click.argument("name", metavar="SCHEDULE")
+    @_connected
+    def change(name: str, connect: Any) -> None:
+        from pipelines.cluster import schedules
 
-    \b
-    Examples:
-      rest schedule disable weekly
-    """
-    _switch(connect, name, on=False)
-
-
-@schedule.command("enable")
-@click.argument("name", metavar="SCHEDULE")
-@_connected
-def schedule_enable(name: str, connect: _Connect) -> None:
-    """Start runs of SCHEDULE again.
-
-    \b
-    Examples:
-      rest schedule enable weekly
-    """
-    _switch(connect, name, on=True)
+        cluster = connect()
+        found = schedules.find(cluster, name)
+        getattr(cluster, f"{verb}_recurring_run")(found.recurring_run_id)
+        click.echo(f"{verb}d {found.display_name}")
 
 
-@schedule.command("delete")
-@click.argument("name", metavar="SCHEDULE")
-@_connected
-def schedule_delete(name: str, connect: _Connect) -> None:
-    """Delete SCHEDULE; the runs that it has started stay.
-
-    \b
-    Examples:
-      rest schedule delete weekly
-    """
-    cluster, found = connect.to_schedule(name)
-    from pipelines.cluster import schedule as schedules
-
-    schedules.delete(cluster, found)
-    click.echo(f"deleted {found.display_name}")
+_schedule_command("disable", "Start no further runs of SCHEDULE, an id or a name, until it is enabled.")
+_schedule_command("enable", "Start runs of SCHEDULE again.")
+_schedule_command("delete", "Delete SCHEDULE; the runs that it has started stay.")
 
 
-def _switch(connect: _Connect, name: str, *, on: bool) -> None:
-    cluster, found = connect.to_schedule(name)
-    from pipelines.cluster import schedule as schedules
-
-    schedules.switch(cluster, found, on=on)
-    click.echo(f"{'enabled' if on else 'disabled'} {found.display_name}")
-
-
-def _print_request(work: Work, connect: _Connect, rendered: Rendered, upload: bool, **bodies: Any) -> None:
-    """What would be sent, with the names that a cluster turns into ids."""
+def _print_request(
+    connect: Any, body: dict[str, Any], *, platform: Platform | None, experiment: str, upload: bool
+) -> None:
+    """The request `body` by its kind, with the names that a cluster turns into ids."""
     import kfp_server_api
+    import yaml
 
-    from pipelines.cluster.render import as_yaml
+    from pipelines.cluster.submit import pipeline_name
 
-    namespace = connect.namespace_under(work.given_platform)
-    plain = kfp_server_api.ApiClient().sanitize_for_serialization
-    request = {
-        **({"namespace": namespace} if namespace else {}),
-        "experiment": rendered.experiment,
-        **({"pipeline": rendered.pipeline_name} if upload else {}),
-        **{name: plain(body) for name, body in bodies.items()},
-    }
-    click.echo(as_yaml(request), nl=False)
+    printed = kfp_server_api.ApiClient().sanitize_for_serialization(body)
+    [content] = printed.values()
+    namespace = connect.args[0]["namespace"] or (platform.namespace if platform else None)
+    names = {"namespace": namespace, "experiment": experiment}
+    names["pipeline"] = pipeline_name(content["pipeline_spec"]) if upload else None
+    printed = {**{name: value for name, value in names.items() if value}, **printed}
+    click.echo(yaml.safe_dump(printed, sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 
 def _follow(cluster: Cluster, run_id: str) -> None:
@@ -442,7 +338,7 @@ def _follow(cluster: Cluster, run_id: str) -> None:
             f"the run goes on: `rest status {run_id} --wait` follows it, `rest stop {run_id}` stops it",
             exit_code=EXIT_INTERRUPTED,
         ) from None
-    click.echo(f"{run.display_name}: {runs.word(run.state)}  {cluster.link(run_id)}")
+    click.echo(f"{run.display_name}: {runs.state_text(run.state)}  {cluster.link(run_id)}")
     if run.state == "SUCCEEDED":
         return
     for stage in runs.stages(run):

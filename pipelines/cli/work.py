@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
-import yaml
 from click.core import ParameterSource
 
 from pipelines.cli import ablation
@@ -63,12 +62,6 @@ def working(command: Command) -> Command:
         data_option,
         api_bank_option,
         click.option(
-            "--parameters",
-            type=FILE,
-            metavar="FILE",
-            help="YAML or JSON of a profile's shape, {section: {key: value}}: each key as if given by --set.",
-        ),
-        click.option(
             "--pipeline",
             type=click.Choice(["rest", "ablation"]),
             default="rest",
@@ -100,7 +93,6 @@ def working(command: Command) -> Command:
         overrides: tuple[str, ...],
         data: str | None,
         api_bank: str | None,
-        parameters: Path | None,
         platform_file: Path | None,
         pipeline: PipelineName,
         **others: Any,
@@ -114,36 +106,12 @@ def working(command: Command) -> Command:
                 "--scheme, --seeds and the like belong to --pipeline ablation; for one training: --set rl.seed=1 --set "
                 "'rl.weights={scheme: uniform}'"
             )
-        given_by_file = _overrides(parameters) if parameters else ()
         before = ablation.defaults() if pipeline == "ablation" else ()
-        try:
-            config = configuration(profile, (*before, *given_by_file, *overrides), data=data, api_bank=api_bank)
-        except UserError as error:
-            configuration(profile, (*before, *overrides))  # where that fails too, it is not the file's fault
-            raise UserError(f"--parameters {parameters}: {error}") from None
+        config = configuration(profile, (*before, *overrides), data=data, api_bank=api_bank)
         _require_portable(config)
         return command(*arguments, work=Work(config, platform_file, pipeline, trials), **others)
 
     return configured(with_options(wrapped, options))
-
-
-def _overrides(path: Path) -> tuple[str, ...]:
-    """The keys of a parameter file as `--set` has them."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
-        raise UserError(f"{path}: write {{section: {{key: value}}}}, as a profile has it")
-    return tuple(f"{section}.{key}={_flow(value)}" for section, keys in values.items() for key, value in keys.items())
-
-
-def _flow(value: Any) -> str:
-    """A value as YAML in one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
-    return str(text).removesuffix("...\n").rstrip("\n")  # the mark after a scalar
 
 
 def _require_portable(config: Config) -> None:

@@ -1,20 +1,19 @@
-"""A run's stages while it goes: a table on a terminal, else a line for each change."""
+"""A run's stages until it ends: a table on a terminal, else a line for each change."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from contextlib import nullcontext
-from datetime import UTC, datetime
+from datetime import datetime
 
 import kfp_server_api
 from rich.console import Console
 from rich.live import Live
 
-from pipelines.cluster.connection import Cluster
+from pipelines.cluster.client import Cluster
 from pipelines.cluster.errors import ApiError
-from pipelines.cluster.runs import ENDED, Stage, stages, word
-from pipelines.cluster.show import stage_table
+from pipelines.cluster.runs import ENDED, StageProgress, stages, state_text
+from pipelines.cluster.tables import stage_table
 
 POLL_SECONDS = 5.0
 PATIENCE_SECONDS = 600.0  # a training lasts for days: an API that is away for minutes ends no wait
@@ -26,40 +25,37 @@ def follow(cluster: Cluster, run_id: str, console: Console) -> kfp_server_api.V2
     Raises:
         ApiError: a request was refused, or the API has been away for `PATIENCE_SECONDS`.
     """
-    told: dict[str, str] = {}
+    shown: dict[str, str] = {}
     away_since: float | None = None
     with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         while True:
             try:
-                run = cluster.client.get_run(run_id)
+                run = cluster.get_run(run_id)
             except ApiError as error:
                 now = time.monotonic()
-                # The API has answered before this command waits: a page now is a proxy's, while it is away.
-                lasting = not error.passing and not error.foreign
-                if lasting or (away_since is not None and now - away_since > PATIENCE_SECONDS):
+                if not error.temporary or now - (away_since or now) > PATIENCE_SECONDS:
                     raise
                 if away_since is None:
                     away_since = now
-                    console.print(f"{_clock()}  {error}; still waiting", markup=False, soft_wrap=True)
+                    _print(console, f"{error}; still waiting")
             else:
                 away_since = None
-                seen = stages(run)
                 if live is not None:
-                    live.update(stage_table(seen), refresh=True)
+                    live.update(stage_table(stages(run)), refresh=True)
                 else:
-                    _tell_changes(console, seen, told)
+                    _print_changes(console, stages(run), shown)
                 if run.state in ENDED:
                     return run
             time.sleep(POLL_SECONDS)
 
 
-def _tell_changes(console: Console, seen: Iterable[Stage], told: dict[str, str]) -> None:
-    for stage in seen:
-        state = word(stage.state)
-        if stage.states and told.get(stage.name) != state:
-            told[stage.name] = state
-            console.print(f"{_clock()}  {stage.name}  {state}", markup=False, highlight=False)
+def _print_changes(console: Console, current: list[StageProgress], shown: dict[str, str]) -> None:
+    for stage in current:
+        state = state_text(stage.state)
+        if stage.states and shown.get(stage.name) != state:
+            shown[stage.name] = state
+            _print(console, f"{stage.name}  {state}")
 
 
-def _clock() -> str:
-    return datetime.now(UTC).astimezone().strftime("%H:%M:%S")
+def _print(console: Console, text: str) -> None:
+    console.print(f"{datetime.now():%H:%M:%S}  {text}", markup=False, soft_wrap=True)

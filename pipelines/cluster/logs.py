@@ -1,9 +1,7 @@
-"""What the pods of a run wrote.
-
-KFP's API (v2beta1) has no endpoint for logs. Two places have them:
+"""Logs of a stage's pods, from one of two places.
 
 - The Kubernetes API, while a pod exists: pods carry the run's id as the label `pipeline/runid`, and Argo's annotation
-  says which node of the workflow, so which stage, each one is. It gives the reason, too, why a pod has not started.
+  says which node of the workflow, so which stage, each one is. It also gives the reason why a pod has not started.
 - KFP's API server at `/apis/v1alpha1/runs/{run}/nodes/{pod}/log`, which its OpenAPI file leaves out: the pod's log, and
   after the pod is gone the archived one, where Argo archives logs (`archiveLogs`) and KFP knows where
   (`ARCHIVE_CONFIG_LOG_PATH_PREFIX`). It needs no access to Kubernetes.
@@ -12,11 +10,9 @@ KFP's API (v2beta1) has no endpoint for logs. Two places have them:
 from __future__ import annotations
 
 import codecs
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import kfp_server_api
@@ -24,25 +20,17 @@ import urllib3
 from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
 
-from pipelines.cluster import kubeconfig
-from pipelines.cluster.connection import Cluster
-from pipelines.cluster.errors import ApiError, address, reason
-from pipelines.cluster.runs import Stage, stages, word
-from pipelines.cluster.transport import CONNECT_SECONDS
-from pipelines.cluster.words import one_line
+from pipelines.cluster.client import CONNECT_SECONDS, Cluster
+from pipelines.cluster.errors import ApiError, message, one_line, reason
+from pipelines.cluster.runs import StageProgress, stages, state_text
 from rest_core.errors import UserError, nearest
 from rest_core.operations import pods
 
 _NODE_ANNOTATION = "workflows.argoproj.io/node-name"
 _CONTAINER = "main"  # the stage's; beside it are Argo's "init" and "wait"
 _READ_SECONDS = 30.0
-_PIECE_BYTES = 65536
-_LONGEST = 200  # characters of what Kubernetes says
-_EARLIEST = datetime.min.replace(tzinfo=UTC)
-
-
-class NoKubernetes(Exception):
-    """The Kubernetes API cannot be asked; the message says why."""
+_CHUNK_BYTES = 65536
+_KUBERNETES_ERRORS = (kubernetes_client.ApiException, urllib3.exceptions.HTTPError)
 
 
 @dataclass(frozen=True)
@@ -51,56 +39,48 @@ class PodLog:
 
     Attributes:
         pod: its name.
-        state: of the pod, with the reason where it was ended ("failed: OOMKilled") or has not started.
-        lines: what it wrote, in pieces as they come; empty where it has not started.
-        missing: why its log cannot be had.
+        state: of the pod, with the reason if it was killed ("failed: OOMKilled") or has not started.
+        text: of the log, in pieces as they arrive; empty if the pod has not started.
+        error: why the log cannot be read.
     """
 
     pod: str
     state: str
-    lines: Iterable[str] = ()
-    missing: str | None = None
+    text: Iterable[str] = ()
+    error: UserError | None = None
 
 
-def choose_stage(run: kfp_server_api.V2beta1Run, name: str | None) -> Stage:
-    """The stage `name`; None: the one that failed, else one that goes on, else the last that began.
+def choose_stage(run: kfp_server_api.V2beta1Run, name: str | None) -> StageProgress:
+    """The stage `name`; None: the one that failed, else one that is running, else the last that began.
 
     Raises:
         UserError: there is no such stage, or none has begun.
     """
-    all_stages = stages(run)
-    if name is not None:
-        for stage in all_stages:
-            if stage.name == name:
-                return stage
-        known = [stage.name for stage in all_stages]
+    known = {stage.name: stage for stage in stages(run)}
+    begun = [stage for stage in known.values() if stage.states]
+    if name is not None and name not in known:
         raise UserError(
             f"run {run.display_name} has no stage {name!r}{nearest(name, known)} (stages: {', '.join(known) or 'none'})"
         )
-    begun = [stage for stage in all_stages if stage.states]
-    for state in ("FAILED", "RUNNING"):
-        for stage in begun:
-            if stage.state == state:
-                return stage
+    if name is not None:
+        return known[name]
     if not begun:
-        raise UserError(f"run {run.display_name} is {word(run.state)}: no stage of it has begun")
-    return begun[-1]
+        raise UserError(f"run {run.display_name} is {state_text(run.state)}: no stage of it has begun")
+    return next((stage for state in ("FAILED", "RUNNING") for stage in begun if stage.state == state), begun[-1])
 
 
-def read(
-    cluster: Cluster, run: kfp_server_api.V2beta1Run, stage: Stage, *, tail: int | None = None, follow: bool = False
-) -> Iterator[PodLog]:
+def read(cluster: Cluster, run_id: str, stage: StageProgress, *, tail: int | None, follow: bool) -> list[PodLog]:
     """The logs of a stage's pods, the first attempt first.
 
     Args:
         cluster: where.
-        run: the run.
+        run_id: of the run.
         stage: one of its stages.
         tail: at most this many lines a pod, its last; None = all.
-        follow: go on until the pods that are there now have ended; needs access to Kubernetes.
+        follow: read on until the pods that exist now have ended; needs access to Kubernetes.
 
     Raises:
-        UserError: the logs are nowhere; the message says where they were looked for.
+        UserError: no log can be read; the message says which places were tried.
     """
     if stage.state == "CACHED":
         raise UserError(
@@ -108,81 +88,48 @@ def read(
         )
     try:
         api = _kubernetes()
-        there = _pods(api, cluster.namespace, str(run.run_id), stage.name)
-        if there:
-            yield from _with_gaps(there, lambda pod: _from_pod(api, pod, tail=tail, follow=follow))
-            return
+        existing = _pods(api, cluster.namespace, run_id, stage.name)
         why = f"no pod of it is left in the namespace {cluster.namespace}"
-    except NoKubernetes as error:
-        why = str(error)
-    if follow:
+    except UserError as error:
+        existing, why = [], str(error)
+    if existing:
+        logs = [_from_kubernetes(api, pod, tail=tail, follow=follow) for pod in existing]
+    elif follow:
         raise UserError(f"stage {stage.name} cannot be followed: {why}")
-    if not stage.pods:
-        raise UserError(
-            f"stage {stage.name} is {word(stage.state)} and has no log: {why}, and KFP names no pod that ran its code"
-            + (f" ({stage.error})" if stage.error else "")
-        )
-    yield from _with_gaps(
-        stage.pods,
-        lambda pod: PodLog(pod, word(stage.state), _from_kfp(cluster, str(run.run_id), pod, why=why, tail=tail)),
-    )
-
-
-def _with_gaps(attempts: Iterable[Any], read_one: Callable[[Any], PodLog]) -> Iterator[PodLog]:
-    """The log of each pod: what one attempt has left is not kept back because that of another is gone.
-
-    Raises:
-        UserError: that of the last, where there is no log at all.
-    """
-    gaps: list[PodLog] = []
-    found = False
-    last: UserError | None = None
-    for pod in attempts:
-        try:
-            log = read_one(pod)
-        except UserError as error:
-            last = error
-            gaps.append(PodLog(pod if isinstance(pod, str) else pod.metadata.name, "no log", missing=str(error)))
-            continue
-        yield from gaps
-        yield log
-        gaps.clear()
-        found = True
-    if last is not None and not found:
-        raise last
-    yield from gaps
+    elif stage.pods:
+        logs = [_from_kfp(cluster, run_id, pod, state_text(stage.state), tail=tail, why=why) for pod in stage.pods]
+    else:
+        cause = f" ({stage.error})" if stage.error else ""
+        raise UserError(f"stage {stage.name} has no log: {why}, and KFP names no pod that ran its code{cause}")
+    if logs[-1].error is not None and all(log.error for log in logs):
+        raise logs[-1].error
+    return logs
 
 
 def _kubernetes() -> kubernetes_client.CoreV1Api:
-    """The Kubernetes API as this pod's identity or the kubeconfig has it."""
+    """The Kubernetes API with the identity of this pod, else of the kubeconfig."""
     settings = kubernetes_client.Configuration()
     settings.retries = urllib3.Retry(total=2, backoff_factor=0.5)
     try:
         kubernetes_config.load_incluster_config(client_configuration=settings)
     except kubernetes_config.ConfigException:
-        if not kubeconfig.exists():
-            raise NoKubernetes("there is no access to Kubernetes (no service account, no kubeconfig)") from None
         try:
-            kubeconfig.load(settings)
-        except UserError as error:
-            raise NoKubernetes(f"there is no access to Kubernetes ({error})") from None
+            kubernetes_config.load_kube_config(client_configuration=settings)
+        except Exception as error:  # the loader checks nothing of a kubeconfig's shape
+            raise UserError(f"there is no access to Kubernetes ({one_line(error)})") from None
     return kubernetes_client.CoreV1Api(kubernetes_client.ApiClient(settings))
 
 
 def _pods(api: kubernetes_client.CoreV1Api, namespace: str, run_id: str, stage: str) -> list[Any]:
-    """Pods of the stage, the oldest first: those of its code, or where there are none those of its driver."""
+    """Pods of the stage, the oldest first: those of its code, or else those of its driver."""
+    selector, timeout = f"{pods.RUN_ID_LABEL}={run_id}", (CONNECT_SECONDS, _READ_SECONDS)
     try:
-        listed = api.list_namespaced_pod(
-            namespace, label_selector=f"{pods.RUN_ID_LABEL}={run_id}", _request_timeout=(CONNECT_SECONDS, _READ_SECONDS)
-        ).items
-    except kubernetes_client.ApiException as error:
-        raise NoKubernetes(f"Kubernetes does not list pods in the namespace {namespace} ({_refusal(error)})") from None
-    except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise NoKubernetes(f"Kubernetes at {_host(api)} does not answer ({reason(error)})") from None
-    except (ValueError, TypeError, AttributeError):  # the client checks nothing; a header may not be shown
-        raise NoKubernetes(f"what answers at {_host(api)} is not the Kubernetes API") from None
-    listed.sort(key=lambda pod: pod.metadata.creation_timestamp or _EARLIEST)
-    paths = [(pod, _path(pod)) for pod in listed]
+        listed = api.list_namespaced_pod(namespace, label_selector=selector, _request_timeout=timeout).items
+    except _KUBERNETES_ERRORS as error:
+        raise UserError(f"Kubernetes lists no pods in the namespace {namespace} ({_why(error)})") from None
+    except ValueError:  # an answer of another shape, or a token that no header can have, which must not be shown
+        raise UserError(f"what answers at {api.api_client.configuration.host} is not the Kubernetes API") from None
+    paths = [(pod, _path(pod)) for pod in sorted(listed, key=lambda pod: pod.metadata.creation_timestamp)]
     code = [pod for pod, path in paths if stage in path]
     return code or [pod for pod, path in paths if f"{stage}-driver" in path]
 
@@ -193,101 +140,71 @@ def _path(pod: Any) -> list[str]:
     return re.sub(r"\([^)]*\)", "", name).split(".")
 
 
-def _from_pod(api: kubernetes_client.CoreV1Api, pod: Any, *, tail: int | None, follow: bool) -> PodLog:
+def _from_kubernetes(api: kubernetes_client.CoreV1Api, pod: Any, *, tail: int | None, follow: bool) -> PodLog:
     name, namespace = pod.metadata.name, pod.metadata.namespace
     state, started = _pod_state(pod)
     if not started:
         return PodLog(name, state)
+    timeout = (CONNECT_SECONDS, None if follow else _READ_SECONDS)
+    options = {"container": _CONTAINER, "follow": follow, "tail_lines": tail, "_preload_content": False}
     try:
-        stream = api.read_namespaced_pod_log(
-            name,
-            namespace,
-            container=_CONTAINER,
-            tail_lines=tail,
-            follow=follow,
-            _preload_content=False,
-            _request_timeout=(CONNECT_SECONDS, None if follow else _READ_SECONDS),
+        stream = api.read_namespaced_pod_log(name, namespace, _request_timeout=timeout, **options)
+    except _KUBERNETES_ERRORS as error:
+        explanation = (
+            f"pod {name}, {state}: its log cannot be read ({_why(error)}): the account needs `get` on pods/log in the "
+            f"namespace {namespace}, or try `kubectl logs -n {namespace} {name} -c {_CONTAINER}`"
         )
-    except kubernetes_client.ApiException as error:
-        raise UserError(
-            f"pod {name}, {state}: Kubernetes does not give its log ({_refusal(error)}): the account needs `get` on "
-            f"pods/log in the namespace {namespace}, or try `kubectl logs -n {namespace} {name} -c {_CONTAINER}`"
-        ) from None
-    except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise UserError(f"pod {name}, {state}: its log cannot be read ({reason(error)}): try again") from None
-    return PodLog(name, state, _pieces(stream, name))
+        return PodLog(name, "no log", error=UserError(explanation))
+    return PodLog(name, state, _text(stream, name))
 
 
 def _pod_state(pod: Any) -> tuple[str, bool]:
     """The pod's state for people, and whether its container has written anything."""
     phase = (pod.status.phase or "unknown").lower()
-    why, message = pods.reason(pod)
-    state = ": ".join(one_line(part, longest=_LONGEST) for part in (phase, why, message) if part)
+    why, details = pods.reason(pod)
     main = next((status for status in pod.status.container_statuses or [] if status.name == _CONTAINER), None)
-    if main is None or (main.state.waiting is not None and not main.restart_count):
-        unmet = next((one for one in pod.status.conditions or [] if one.status == "False" and one.message), None)
-        if why is None and unmet is not None:  # as of a pod that no node can take
-            state = f"{phase}: {unmet.reason}: {one_line(unmet.message, longest=_LONGEST)}"
-        return state, False
-    ended = main.state.terminated
-    return f"{state}, exit code {ended.exit_code}" if ended and ended.exit_code else state, True
+    started = main is not None and (main.state.waiting is None or main.restart_count > 0)
+    if not started and why is None:  # as of a pod that no node can take
+        unmet = [one for one in pod.status.conditions or [] if one.status == "False" and one.message]
+        why, details = (unmet[0].reason, unmet[0].message) if unmet else (None, None)
+    state = ": ".join(one_line(part) for part in (phase, why, details) if part)
+    ended = main.state.terminated if main is not None else None
+    return f"{state}, exit code {ended.exit_code}" if ended and ended.exit_code else state, started
 
 
-def _from_kfp(cluster: Cluster, run_id: str, pod: str, *, why: str, tail: int | None) -> Iterator[str]:
-    """The log from KFP's API server; UserError where it has none."""
+def _from_kfp(cluster: Cluster, run_id: str, pod: str, state: str, *, tail: int | None, why: str) -> PodLog:
     try:
-        stream = cluster.client._run_api.api_client.call_api(
-            "/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log",
-            "GET",
-            path_params={"run_id": run_id, "node_id": pod},
-            auth_settings=["Bearer"],
-            _preload_content=False,
-            _return_http_data_only=True,
-        )
+        stream = cluster.stream("/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log", run_id=run_id, pod=pod)
     except ApiError as error:
-        if not error.passing and error.status != 404:
+        if not error.temporary and error.status != 404:
             raise
-        raise UserError(
-            f"no log of pod {pod} was found: {why}, and KFP has none in its archive ({error.said}); logs stay readable "
+        explanation = (
+            f"no log of pod {pod} was found: {why}, and KFP has none in its archive ({error.fact}); logs stay readable "
             "after a pod is gone where Argo archives them (docs/commands.md, Logs)"
-        ) from None
-    text = _pieces(stream, pod)
-    return text if tail is None else _last(text, tail)
+        )
+        return PodLog(pod, "no log", error=UserError(explanation))
+    text = _text(stream, pod)
+    return PodLog(pod, state, text if tail is None else _last_lines(text, tail))
 
 
-def _last(pieces: Iterable[str], count: int) -> Iterator[str]:
-    """The last lines; also those before the text broke off."""
-    text, broken = "", None
-    try:
-        for piece in pieces:
-            text += piece
-    except UserError as error:
-        broken = error
-    yield from text.splitlines(keepends=True)[-count:]
-    if broken is not None:
-        raise broken
+def _last_lines(text: Iterable[str], count: int) -> Iterator[str]:
+    yield from "".join(text).splitlines(keepends=True)[-count:]
 
 
-def _pieces(stream: Any, pod: str) -> Iterator[str]:
+def _text(stream: urllib3.BaseHTTPResponse, pod: str) -> Iterator[str]:
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
     try:
         # Not stream(), which keeps back what came last before the connection was closed.
-        while piece := stream.read1(_PIECE_BYTES, decode_content=True):
-            if text := decode(piece):  # a piece may be less than a character
-                yield text
+        while chunk := stream.read1(_CHUNK_BYTES, decode_content=True):
+            yield decode(chunk)
     except urllib3.exceptions.HTTPError as error:
         raise UserError(f"the log of pod {pod} broke off ({reason(error)}): try again") from None
     finally:
         stream.release_conn()
 
 
-def _host(api: kubernetes_client.CoreV1Api) -> str:
-    return address(api.api_client.configuration.host)
-
-
-def _refusal(error: kubernetes_client.ApiException) -> str:
-    try:
-        message = json.loads(error.body or "")["message"]
-    except (ValueError, KeyError, TypeError):
-        message = error.reason
-    return f"{error.status}: {one_line(message, longest=_LONGEST)}"
+def _why(error: Exception) -> str:
+    """The Kubernetes API's message, or why it does not answer."""
+    if not isinstance(error, kubernetes_client.ApiException):
+        return one_line(error)
+    return f"{error.status}: {message(error.body or '') or error.reason}"

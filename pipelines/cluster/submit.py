@@ -1,108 +1,125 @@
-"""Sending a run: its experiment, its pipeline version where one is wanted, the run itself."""
+"""Creating a run: its experiment, the pipeline version if it is uploaded, the run itself. None is created twice."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import kfp_server_api
+import yaml
 
-from pipelines.cluster.connection import Cluster, named
-from pipelines.cluster.once import send_once
-from pipelines.cluster.render import Rendered
+from pipelines.cluster.client import Cluster, named
+from pipelines.cluster.errors import IN_DOUBT, ApiError
 from rest_core import __version__
+from rest_core.errors import EXIT_INTERRUPTED, Preempted
 
-_AGAIN = "submit again, which uses it where it is there after all"
+T = TypeVar("T")
+
+LOOKS = (0.0, 2.0, 5.0)  # seconds before each look for an object whose creation was not answered
 
 
-def submit(cluster: Cluster, rendered: Rendered, *, upload: bool = False) -> kfp_server_api.V2beta1Run:
-    """Create the run, in an experiment that is made where there is none.
+def submit(
+    cluster: Cluster, run: kfp_server_api.V2beta1Run, *, experiment: str, upload: bool
+) -> kfp_server_api.V2beta1Run:
+    """Create the run.
 
     Args:
         cluster: where.
-        rendered: what.
+        run: the request (`request.run_request`), which gets the ids of experiment and version.
+        experiment: name of its experiment, which is created if there is none.
         upload: upload the pipeline as a version first, and run that; else the run carries the pipeline.
 
     Raises:
-        ApiError: refused, or not known to be created; the message says which.
+        ApiError: refused, or not known to be created.
     """
-    experiment_id = experiment(cluster, rendered.experiment)
-    version = upload_version(cluster, rendered) if upload else None
-    body = rendered.run(experiment_id=experiment_id, version=version)
-    return send_once(
-        lambda: cluster.client.runs.run_service_create_run(run=body),
-        lambda: with_key(
-            cluster.client.list_runs(
-                experiment_id=experiment_id, filter=named(rendered.run_name), sort_by="created_at desc", page_size=50
-            ).runs,
-            rendered.key,
-        ),
-        what=f"run {rendered.run_name} was created",
-        advice=f"see `rest status {rendered.run_name}` before you submit it again",
+    add_ids(cluster, run, experiment=experiment, upload=upload)
+    lookup = {"experiment_id": run.experiment_id, "filter": named(run.display_name), "sort_by": "created_at desc"}
+    return create_once(
+        lambda: cluster.runs.run_service_create_run(run=run),
+        lambda: same(run, cluster.list_runs(page_size=50, **lookup).runs),
     )
 
 
-def experiment(cluster: Cluster, name: str) -> str:
-    """The id of the experiment `name`, which is made where there is none."""
+def add_ids(cluster: Cluster, request: Any, *, experiment: str, upload: bool) -> None:
+    """Give the request for a run or schedule the ids of its experiment and, with `upload`, of its pipeline version."""
+    namespace = cluster.api_namespace
+    body = kfp_server_api.V2beta1Experiment(display_name=experiment, namespace=namespace)
+    request.experiment_id = _get_or_create(
+        lambda: cluster.list_experiments(filter=named(experiment), namespace=namespace).experiments,
+        lambda: cluster.experiments.experiment_service_create_experiment(experiment=body),
+    ).experiment_id
+    if upload:
+        version = _version(cluster, request.pipeline_spec)
+        request.pipeline_version_reference = kfp_server_api.V2beta1PipelineVersionReference(
+            pipeline_id=version.pipeline_id, pipeline_version_id=version.pipeline_version_id
+        )
+        request.pipeline_spec = None
 
-    def find() -> str | None:
-        found = cluster.client.list_experiments(filter=named(name), namespace=cluster.api_namespace).experiments or []
-        return found[0].experiment_id if found else None
 
-    def create() -> str:
-        made = kfp_server_api.V2beta1Experiment(display_name=name, namespace=cluster.api_namespace)
-        return str(cluster.client.experiments.experiment_service_create_experiment(experiment=made).experiment_id)
+def create_once(send: Callable[[], T], find: Callable[[], T | None]) -> T:
+    """What `send` creates. It is never sent again: if its answer is lost, `find` looks for what was created.
 
-    return find() or send_once(create, find, what=f"experiment {name} was created", advice=_AGAIN, shared=True)
+    Args:
+        send: the request.
+        find: reads what it creates, by a name or description that nothing else has; None if there is none.
 
-
-def upload_version(cluster: Cluster, rendered: Rendered) -> kfp_server_api.V2beta1PipelineVersion:
-    """Upload the pipeline as a version of the pipeline of its name.
-
-    The version's name holds the hash of its content: what is there already is used, not uploaded again.
+    Raises:
+        ApiError: the request was refused, or it is not known whether it was carried out.
+        Preempted: interrupted before that was known.
     """
-    client = cluster.client
-    package = rendered.package()
-    name = f"{__version__}-{hashlib.sha256(package.encode()).hexdigest()[:12]}"
+    try:
+        try:
+            return send()
+        except ApiError as error:
+            if not error.in_doubt and error.status != 409:  # 409: somebody else has just created it
+                raise
+            for seconds in LOOKS if error.in_doubt else LOOKS[:1]:
+                time.sleep(seconds)
+                with suppress(ApiError):  # the user sees the error of the request itself
+                    if (found := find()) is not None:
+                        return found
+            raise
+    except KeyboardInterrupt:
+        raise Preempted(f"interrupted before an answer came; {IN_DOUBT}", exit_code=EXIT_INTERRUPTED) from None
 
-    def find_pipeline() -> str | None:
-        found = client.list_pipelines(filter=named(rendered.pipeline_name), namespace=cluster.api_namespace).pipelines
-        return found[0].pipeline_id if found else None
 
-    def find_version(pipeline_id: str) -> kfp_server_api.V2beta1PipelineVersion | None:
-        found = client.list_pipeline_versions(pipeline_id, filter=named(name)).pipeline_versions
-        return found[0] if found else None
+def same(request: Any, listed: list[Any] | None) -> Any | None:
+    """The run or schedule that `request` has created, among those that are listed; None if it is not there."""
+    return next((item for item in listed or () if item.description == request.description), None)
 
-    def create_pipeline() -> str:
-        # Uploading the first file instead would make a version with the pipeline's name, not ours.
-        made = kfp_server_api.V2beta1Pipeline(
-            name=rendered.pipeline_name, display_name=rendered.pipeline_name, namespace=cluster.api_namespace
+
+def pipeline_name(spec: dict[str, Any]) -> str:
+    """The name of the pipeline that a run carries."""
+    return str(spec["pipeline_spec"]["pipelineInfo"]["name"])
+
+
+def _get_or_create(list_named: Callable[[], list[T] | None], create: Callable[[], T]) -> T:
+    def find() -> T | None:
+        return next(iter(list_named() or ()), None)
+
+    return find() or create_once(create, find)
+
+
+def _version(cluster: Cluster, spec: dict[str, Any]) -> kfp_server_api.V2beta1PipelineVersion:
+    """The uploaded version; its name contains the hash of its content, so that nothing is uploaded twice."""
+    package, name, namespace = yaml.safe_dump_all(spec.values()), pipeline_name(spec), cluster.api_namespace
+    version = f"{__version__}-{hashlib.sha256(package.encode()).hexdigest()[:12]}"
+    # Uploading the first file as a pipeline instead would name its version after the pipeline.
+    body = kfp_server_api.V2beta1Pipeline(name=name, display_name=name, namespace=namespace)
+    pipeline_id = _get_or_create(
+        lambda: cluster.list_pipelines(filter=named(name), namespace=namespace).pipelines,
+        lambda: cluster.pipelines.pipeline_service_create_pipeline(pipeline=body),
+    ).pipeline_id
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "pipeline.yaml"
+        file.write_text(package, encoding="utf-8")
+        upload = cluster.pipeline_uploads.upload_pipeline_version
+        return _get_or_create(
+            lambda: cluster.list_pipeline_versions(pipeline_id, filter=named(version)).pipeline_versions,
+            lambda: upload(str(file), name=version, pipelineid=pipeline_id),
         )
-        return str(client.pipelines.pipeline_service_create_pipeline(pipeline=made).pipeline_id)
-
-    pipeline_id = find_pipeline() or send_once(
-        create_pipeline,
-        find_pipeline,
-        what=f"pipeline {rendered.pipeline_name} was created",
-        advice=_AGAIN,
-        shared=True,
-    )
-    if known := find_version(pipeline_id):
-        return known
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pipeline.yaml"
-        path.write_text(package, encoding="utf-8")
-        return send_once(
-            lambda: client.pipeline_uploads.upload_pipeline_version(str(path), name=name, pipelineid=pipeline_id),
-            lambda: find_version(pipeline_id),
-            what=f"version {name} of pipeline {rendered.pipeline_name} was uploaded",
-            advice=_AGAIN,
-            shared=True,
-        )
-
-
-def with_key(listed: list[Any] | None, key: str) -> Any | None:
-    """Of runs or schedules the one whose description holds `key`."""
-    return next((item for item in listed or [] if key in (item.description or "")), None)

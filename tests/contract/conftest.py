@@ -17,7 +17,7 @@ from kubernetes.config import kube_config
 from public_data import missing, public
 
 from pipelines import cli
-from pipelines.cluster import follow, once, render, transport
+from pipelines.cluster import client, follow, request, submit
 
 OFFICIAL = "kfp/kfp_api_single_file.swagger.json"
 
@@ -59,8 +59,8 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
     monkeypatch.setattr(kfp.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "kfp/context.json"))
-    monkeypatch.setattr(transport, "BACKOFF_SECONDS", 0.001)
-    monkeypatch.setattr(once, "LOOKS", (0.0, 0.01))
+    monkeypatch.setattr(client.RETRIES, "backoff_factor", 0.001)
+    monkeypatch.setattr(submit, "LOOKS", (0.0, 0.01))
     monkeypatch.setattr(follow, "POLL_SECONDS", 0.001)
 
 
@@ -70,7 +70,7 @@ _BUILT: dict[str, Any] = {}
 @pytest.fixture(autouse=True)
 def _each_pipeline_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most tests send the same one, and compiling it takes longer than all the rest."""
-    build = render.build
+    build = request.build
 
     def once_each(*arguments: Any, **settings: Any) -> Any:
         key = repr((arguments, settings))
@@ -78,7 +78,7 @@ def _each_pipeline_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _BUILT[key] = build(*arguments, **settings)
         return _BUILT[key]
 
-    monkeypatch.setattr(render, "build", once_each)
+    monkeypatch.setattr(request, "build", once_each)
 
 
 @dataclass(frozen=True)

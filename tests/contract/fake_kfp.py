@@ -84,6 +84,7 @@ class FakeKfp:
         progress: states of a new run's stages, one item a look; the run's own state comes with them.
         logs: text of KFP's log endpoint by pod.
         prefix: of every path, where the API stands behind a proxy.
+        redirect_to: address for requests that are made to fail with "redirect".
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -96,6 +97,7 @@ class FakeKfp:
         self.progress: list[tuple[str, dict[str, Any]]] = []
         self.logs: dict[str, str] = {}
         self.prefix = ""
+        self.redirect_to = "https://dex.example/auth"
         self.experiments: dict[str, dict[str, Any]] = {}
         self.pipelines: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, Any]] = {}
@@ -195,7 +197,7 @@ class FakeKfp:
         elif failure.how == "garbage":
             self._send(handler, 200, b'{"run_id": "x"')
         elif failure.how == "redirect":
-            self._send(handler, 302, b"", Location="https://dex.example/auth")
+            self._send(handler, 302, b"", Location=self.redirect_to)
         elif failure.how == "proxy":
             self._send(handler, 403, b"RBAC: access denied", **{"Content-Type": "text/plain"})
         elif failure.how == "hang":

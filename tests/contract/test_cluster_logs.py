@@ -73,7 +73,7 @@ def test_tail_and_follow_are_asked_for(at_server: Rest, kubernetes: FakeKubernet
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "reason"),
     [
         (
             {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off\npulling x"}},
@@ -84,7 +84,7 @@ def test_tail_and_follow_are_asked_for(at_server: Rest, kubernetes: FakeKubernet
     ],
 )
 def test_a_pod_that_has_not_started_says_why(
-    at_server: Rest, kubernetes: FakeKubernetes, run_id: str, state: dict[str, Any], told: str
+    at_server: Rest, kubernetes: FakeKubernetes, run_id: str, state: dict[str, Any], reason: str
 ) -> None:
     launcher = {"name": "kfp-launcher", "image": "i", "imageID": "i", "ready": False, "restartCount": 0}
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
@@ -92,11 +92,11 @@ def test_a_pod_that_has_not_started_says_why(
     add(kubernetes, run_id, "wf-1", "rest-rl.executor", 5, None, state=state, phase="Pending", **before)
     outcome = at_server("logs", "mine", "rest-rl")
     assert (outcome.code, outcome.out) == (0, "")
-    assert outcome.err == f"==> rest-rl: pod wf-1, pending: {told} <==\n"
+    assert outcome.err == f"==> rest-rl: pod wf-1, pending: {reason} <==\n"
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "reason"),
     [
         (
             {"state": {}, "reason": "Evicted", "message": "The node was low on memory."},
@@ -109,10 +109,10 @@ def test_a_pod_that_has_not_started_says_why(
     ],
 )
 def test_a_pod_that_was_ended_from_outside_says_why(
-    at_server: Rest, kubernetes: FakeKubernetes, run_id: str, status: dict[str, Any], told: str
+    at_server: Rest, kubernetes: FakeKubernetes, run_id: str, status: dict[str, Any], reason: str
 ) -> None:
     add(kubernetes, run_id, "wf-1", "rest-rl.executor", 5, "l\n", phase="Failed", **status)
-    assert at_server("logs", "mine", "rest-rl").err == f"==> rest-rl: pod wf-1, {told} <==\n"
+    assert at_server("logs", "mine", "rest-rl").err == f"==> rest-rl: pod wf-1, {reason} <==\n"
 
 
 def test_a_log_that_is_gone_hides_no_other(
@@ -141,7 +141,7 @@ def test_an_unusable_kubeconfig_is_no_access_to_kubernetes(
     at_server: Rest, kfp_server: FakeKfp, run_id: str, content: str, tmp_path: Path
 ) -> None:
     (tmp_path / "kubeconfig").write_text(content, encoding="utf-8")
-    assert "there is no access to Kubernetes (the kubeconfig" in at_server("logs", "mine").error
+    assert "there is no access to Kubernetes (" in at_server("logs", "mine").error
 
 
 def test_another_server_than_kubernetes_is_none(at_server: Rest, kfp_server: FakeKfp, run_id: str) -> None:
@@ -152,19 +152,16 @@ def test_another_server_than_kubernetes_is_none(at_server: Rest, kfp_server: Fak
 
 def test_a_log_in_page_is_no_log(at_server: Rest, kfp_server: FakeKfp, run_id: str) -> None:
     kfp_server.fail("GET", "/log", "page", times=10)
-    assert "a web page ('Log in to Dex')" in at_server("logs", "mine").error
+    assert "'<!doctype html>" in at_server("logs", "mine").error
 
 
-@pytest.mark.parametrize("tail", [(), ("--tail", "1")])
-def test_what_came_of_a_log_is_printed(
-    at_server: Rest, kfp_server: FakeKfp, run_id: str, tail: tuple[str, ...]
-) -> None:
+def test_what_came_of_a_log_is_printed(at_server: Rest, kfp_server: FakeKfp, run_id: str) -> None:
     details = kfp_server.runs[run_id]["run_details"]["task_details"]
     kfp_server.logs = {task["pod_name"]: "second\n" for task in details}
     kfp_server.fail("GET", "/log", "half")  # the first attempt's
-    outcome = at_server("logs", "mine", *tail)
+    outcome = at_server("logs", "mine")
     assert (outcome.code, outcome.out) == (2, '{"run_id": "\nsecond\n')
-    assert "broke off (12 bytes came)" in outcome.err
+    assert "broke off (" in outcome.err
 
 
 def test_a_stage_that_failed_in_its_driver_shows_that(at_server: Rest, kubernetes: FakeKubernetes, run_id: str) -> None:
@@ -192,14 +189,18 @@ def test_without_pods_the_log_comes_from_kfp(
     ("access", "why"),
     [("none", "no access to Kubernetes"), ("refused", "403: pods is forbidden"), ("no pods", "no pod of it")],
 )
-def test_where_no_log_is_left_the_user_is_told_where_it_was_looked_for(
+def test_where_no_log_is_left_the_error_says_where_it_was_looked_for(
     at_server: Rest, run_id: str, access: str, why: str, request: pytest.FixtureRequest
 ) -> None:
     if access != "none":
         kubernetes = request.getfixturevalue("kubernetes")
         kubernetes.refuse = 403 if access == "refused" else None
     error = at_server("logs", "mine").error
-    assert why in error and "none in its archive (500: Failed to read logs from pod" in error
+    assert (
+        why in error
+        and "has none in its archive (http://" in error
+        and "with 500: Failed to read logs from pod" in error
+    )
 
 
 def test_following_needs_kubernetes(at_server: Rest, run_id: str) -> None:
@@ -212,7 +213,7 @@ def test_stages_that_are_not_there(at_server: Rest, kfp_server: FakeKfp, run_id:
     assert "no stage of it has begun" in at_server("logs", "new").error
 
 
-def test_the_stage_that_goes_on_is_shown_where_none_failed(at_server: Rest, kfp_server: FakeKfp) -> None:
+def test_the_stage_that_is_running_is_shown_where_none_failed(at_server: Rest, kfp_server: FakeKfp) -> None:
     run_id = kfp_server.add_run("going", "RUNNING", {"prepare-data": "SUCCEEDED", "sft-warmup": "RUNNING"})
     [pod] = [
         task["pod_name"]

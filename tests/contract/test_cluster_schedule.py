@@ -19,7 +19,7 @@ def create(at_server: Rest) -> Rest:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "trigger", "told"),
+    ("arguments", "trigger", "shown"),
     [
         (["--cron", "0 3 * * 0"], {"cron_schedule": {"cron": "0 0 3 * * 0"}}, "cron 0 0 3 * * 0"),
         (["--cron", "30 0 3 * * 0"], {"cron_schedule": {"cron": "30 0 3 * * 0"}}, "cron 30 0 3 * * 0"),
@@ -38,11 +38,11 @@ def create(at_server: Rest) -> Rest:
         ),
     ],
 )
-def test_create(create: Rest, kfp_server: FakeKfp, arguments: list[str], trigger: dict[str, Any], told: str) -> None:
+def test_create(create: Rest, kfp_server: FakeKfp, arguments: list[str], trigger: dict[str, Any], shown: str) -> None:
     outcome = create("--name", "weekly", *arguments)
     assert outcome.code == 0, outcome
     [schedule] = kfp_server.schedules.values()
-    assert outcome.out == f"scheduled weekly, {told}\n{schedule['recurring_run_id']}\n"
+    assert outcome.out == f"scheduled weekly, {shown}\n{schedule['recurring_run_id']}\n"
     assert schedule["trigger"] == trigger
     assert (schedule["mode"], schedule["max_concurrency"], schedule["no_catchup"]) == ("ENABLE", "1", True)
     assert schedule["runtime_config"]["parameters"]["rl"]["steps"] == 2
@@ -68,28 +68,35 @@ def test_a_dry_run_sends_nothing(create: Rest, kfp_server: FakeKfp) -> None:
     [
         ([], "--cron or --every"),
         (["--cron", "0 3 * * 0", "--every", "1d"], "not both"),
-        (["--cron", "3 *"], "has 2 fields"),
+        (["--cron", "3 *"], "minute hour day month weekday"),
         (["--every", "daily"], "--every 'daily'"),
         (["--every", "5s"], "at least 60 s"),
         (["--every", "1d", "--max-concurrency", "11"], "--max-concurrency"),
-        (["--every", "1d", "--start", "tomorrow"], "--start 'tomorrow'"),
-        (["--every", "1d", "--end", "2026-01-31T00:00:00"], "--end '2026-01-31T00:00:00'"),
     ],
 )
-def test_a_trigger_that_does_not_read(create: Rest, kfp_server: FakeKfp, arguments: list[str], message: str) -> None:
+def test_a_trigger_that_cannot_be_read(create: Rest, kfp_server: FakeKfp, arguments: list[str], message: str) -> None:
     assert message in create(*arguments).error
     assert kfp_server.requests == []
 
 
+@pytest.mark.parametrize("time", ["tomorrow", "2026-01-31T00:00:00"])
+def test_a_time_that_kfp_cannot_read_is_refused(create: Rest, kfp_server: FakeKfp, time: str) -> None:
+    assert f"'{time}'" in create("--every", "1d", "--start", time).error
+    assert kfp_server.schedules == {}
+    kfp_server.problems.clear()
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["lost request", "lost answer"])
-def test_a_schedule_is_never_created_twice(create: Rest, kfp_server: FakeKfp, after: bool) -> None:
-    kfp_server.fail("POST", "/recurringruns", "drop", after=after)
+@pytest.mark.parametrize("how", ["drop", "page", 503])
+def test_a_schedule_is_never_created_twice(create: Rest, kfp_server: FakeKfp, how: int | str, after: bool) -> None:
+    kfp_server.fail("POST", "/recurringruns", how, after=after)
     outcome = create("--every", "1d", "--name", "daily")
     assert len(kfp_server.sent("POST", "/recurringruns")) == 1
     if after:
         assert outcome.code == 0
+        assert next(iter(kfp_server.schedules)) in outcome.out
     else:
-        assert "nothing shows that schedule daily was created" in outcome.error
+        assert "it is not known whether it was carried out" in outcome.error
 
 
 def test_list_disable_enable_delete(at_server: Rest, create: Rest, kfp_server: FakeKfp) -> None:
@@ -107,31 +114,16 @@ def test_list_disable_enable_delete(at_server: Rest, create: Rest, kfp_server: F
 
 
 @pytest.mark.parametrize("command", ["disable", "enable", "delete"])
-@pytest.mark.parametrize("after", [False, True], ids=["lost request", "lost answer"])
-def test_a_change_is_sent_once_and_then_looked_for(
-    at_server: Rest, create: Rest, kfp_server: FakeKfp, command: str, after: bool
-) -> None:
-    create("--every", "1d", "--name", "mine", *(["--disabled"] if command == "enable" else []))
+def test_a_change_is_sent_once(at_server: Rest, create: Rest, kfp_server: FakeKfp, command: str) -> None:
+    create("--every", "1d", "--name", "mine")
     kfp_server.requests.clear()
     method = "DELETE" if command == "delete" else "POST"
-    kfp_server.fail(method, "/recurringruns/", 503, after=after)
-    outcome = at_server("schedule", command, "mine")
+    kfp_server.fail(method, "/recurringruns/", 503, after=True)
+    assert "not known whether it was carried out" in at_server("schedule", command, "mine").error
     assert sum(request.method == method for request in kfp_server.requests) == 1
-    if after:
-        assert outcome.code == 0, outcome
-    else:
-        assert f"nothing shows that schedule mine was {command}" in outcome.error
 
 
-@pytest.mark.parametrize("body", [b"{}", b"null"])
-def test_a_schedule_without_an_id_is_not_taken_for_created(create: Rest, kfp_server: FakeKfp, body: bytes) -> None:
-    kfp_server.fail("POST", "/recurringruns", body)
-    assert "nothing shows that schedule daily was created" in create("--every", "1d", "--name", "daily").error
-
-
-@pytest.mark.parametrize(
-    "trigger", [None, {}, {"periodic_schedule": {}}, {"periodic_schedule": {"interval_second": "x"}}]
-)
+@pytest.mark.parametrize("trigger", [None, {}, {"periodic_schedule": {}}])
 def test_a_schedule_without_times_is_listed(at_server: Rest, kfp_server: FakeKfp, trigger: Any) -> None:
     schedule = {"recurring_run_id": "an-id", "display_name": "mine", "status": "ENABLED", "trigger": trigger}
     kfp_server.fail("GET", "/recurringruns", json.dumps({"recurringRuns": [schedule]}).encode())
