@@ -32,7 +32,7 @@ from pipelines.monitor import Monitor, StageRun, family
 from pipelines.rest_pipeline import STAGES, build
 from pipelines.summary import RunStatus, Summary, duration, summarize
 from rest_core.config import Config
-from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
+from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError, needs_extra
 from rest_core.operations.tracking.runs import finish_pipeline, new_pipeline_run
 from rest_core.stages import ERROR_FILE
 
@@ -172,7 +172,8 @@ def processes() -> Execution:
 
 
 def _containers(folder: Path, config: Config, run: str) -> tuple[Path, Execution]:
-    from pipelines import containers
+    with needs_extra("cluster"):
+        from pipelines import containers
 
     client = containers.connect()
     folder = new_folder(folder)

@@ -5,11 +5,12 @@ KFP sets the service account for a whole run, when it is submitted: `rest submit
 
 from __future__ import annotations
 
-from kfp import dsl, kubernetes
+from kfp import dsl
 
 from components.images import image
-from pipelines.platform import GPU_STAGES, IMAGE_OF, Platform, StagePlatform
+from pipelines.platform import CACHED_STAGES, GPU_STAGES, IMAGE_OF, Platform, StagePlatform
 from rest_core.config import Config
+from rest_core.errors import needs_extra
 from rest_core.operations.pods import (
     GPUS_VARIABLE,
     IMAGE_VARIABLE,
@@ -21,7 +22,9 @@ from rest_core.operations.pods import (
 )
 from rest_core.operations.preflight.surroundings import Gpus, Mount, Secret, Surroundings
 
-CACHED_STAGES = ("prepare-data", "evaluate-bfcl", "evaluate-api-bank")
+with needs_extra("cluster"):
+    import kfp.kubernetes as kubernetes
+
 _LOAD_MODELS_OR_DATA = ("prepare-data", *GPU_STAGES)
 # They start whatever is missing, to say what it is.
 _REPORT_ON_THE_RUN = ("preflight", "report-status")

@@ -47,6 +47,9 @@ IMAGE_OF = {
 # The stages that may have GPUs; `stages.default.gpu` is theirs alone.
 GPU_STAGES = ("sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank")
 
+# The stages whose inputs decide their result, so that KFP may take it from an earlier run.
+CACHED_STAGES = ("prepare-data", "evaluate-bfcl", "evaluate-api-bank")
+
 # Sections of a stage that are inherited key by key.
 _IN_PARTS = ("retries", "gpu")
 

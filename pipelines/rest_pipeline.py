@@ -23,9 +23,7 @@ from components.prepare_data.component import prepare_data
 from components.report_status.component import report_status
 from components.rest_rl.component import rest_rl
 from components.sft_warmup.component import sft_warmup
-from pipelines.nodes import launch_on, storage_on
-from pipelines.placement import identify, place, surroundings
-from pipelines.platform import Platform
+from pipelines.platform import CACHED_STAGES, Platform
 from rest_core.config import Config
 from rest_core.errors import UserError
 from rest_core.operations.status.final import Links
@@ -87,6 +85,8 @@ def watched(sections: dict[str, Any], platform: Platform | None, config: Config)
     if platform is None:
         yield None
         return
+    from pipelines.placement import place, surroundings
+
     # KFP itself fills in `final`, the status of what the handler surrounds.
     links = Links(kfp=platform.kfp_url).to_parameter()
     status = report_status(links=links, **_of(sections, "tracking", "storage", "launch", "pipeline_run"))
@@ -105,9 +105,11 @@ def settle(tasks: dict[str, dsl.PipelineTask], platform: Platform | None, config
     """Put the tasks of stages, by the stages' names, where and how the platform says; None = a local run."""
     for stage, task in tasks.items():
         if platform is None:
-            identify(task, stage)
-        else:
-            place(task, stage, platform, config)
+            task.set_caching_options(stage in CACHED_STAGES)
+            continue
+        from pipelines.placement import place
+
+        place(task, stage, platform, config)
 
 
 def line(sections: dict[str, Any], *, after: dsl.PipelineTask | None = None) -> dict[str, dsl.PipelineTask]:
@@ -166,6 +168,8 @@ def on_platform(config: Config, platform: Platform | None) -> Config:
     """
     if platform is None:
         return config
+    from pipelines.nodes import launch_on, storage_on
+
     storage, launch = storage_on(platform, config.storage), launch_on(platform, config.launch)
     if storage.location is not None:
         platform.require_lasting(storage.location)
