@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet
 STAMP := $(VENV)/.installed
 LOCK := requirements/lock.txt requirements/no-deps.txt
 # What `make compile` writes; tests/unit/pipelines/test_pipelines.py reads these lines to say when a committed file is stale.
@@ -42,13 +43,16 @@ help:
 
 setup: $(STAMP)
 
-# The stamp holds the lock files' state: a changed lock, or a changed list of dependencies, installs again.
+# The stamp holds the lock files' state: a changed lock, or a changed list of dependencies, installs again. uv installs in a
+# fraction of pip's time; where it cannot, pip does. torch is always left to pip, which reads pip's configuration (an index
+# of CPU builds, a directory of wheels) and adds what a CUDA build needs besides.
 $(STAMP): $(LOCK) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements/lock.txt
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements/no-deps.txt
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(PIP) uv && sed '/^torch==/d' $(LOCK) | $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r - -e . \
+		|| { echo "uv cannot install the packages: pip does, which takes longer" >&2; \
+			$(PIP) -r requirements/lock.txt && $(PIP) --no-deps -r requirements/no-deps.txt -e .; }
+	$(PIP) --no-compile -c requirements/lock.txt torch
 	touch $@
 
 run: $(STAMP)
@@ -62,9 +66,7 @@ test: $(STAMP)
 test-integration: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/integration
 
-# TRL is no dependency of the project: only this benchmark needs it.
 bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-deps 'trl==1.16.*'
 	$(BIN)/python benchmarks/rl_step.py
 
 lint: $(STAMP)

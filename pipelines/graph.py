@@ -13,8 +13,6 @@ from typing import Any
 from kfp import compiler, dsl
 from kfp.dsl.graph_component import GraphComponent
 
-from pipelines.nodes import launch_on, storage_on
-from pipelines.placement import identify, place, surroundings
 from pipelines.platform import Platform
 from rest_core.config import Config
 from rest_core.errors import UserError
@@ -107,8 +105,10 @@ def around(sections: Mapping[str, Any], platform: Platform | None, config: Confi
     if platform is None:
         yield tasks
         for name, task in tasks.items():
-            identify(task, CATALOGUE[name])
+            task.set_caching_options(CATALOGUE[name].cached)
         return
+    from pipelines.placement import place, surroundings
+
     # KFP itself fills in `final`, the status of what the handler surrounds.
     links = Links(kfp=platform.kfp_url).to_parameter()
     status = add(CATALOGUE["report-status"], sections, {}, links=links)
@@ -132,6 +132,8 @@ def on_platform(config: Config, platform: Platform | None) -> Config:
     """
     if platform is None:
         return config
+    from pipelines.nodes import launch_on, storage_on
+
     storage, launch = storage_on(platform, config.storage), launch_on(platform, config.launch)
     if storage.location is not None:
         platform.require_lasting(storage.location)

@@ -31,7 +31,7 @@ from pipelines.monitor import Monitor, StageRun, family
 from pipelines.rest_pipeline import build
 from pipelines.summary import RunStatus, Summary, duration, summarize
 from rest_core.config import Config
-from rest_core.errors import UserError
+from rest_core.errors import UserError, needs_extra
 from rest_core.operations.catalogue import PIPELINE
 from rest_core.operations.result import raise_error
 from rest_core.operations.tracking.runs import finish_pipeline, new_pipeline_run
@@ -171,7 +171,8 @@ def processes() -> Execution:
 
 
 def _containers(folder: Path, config: Config, run: str) -> tuple[Path, Execution]:
-    from pipelines import containers
+    with needs_extra("cluster"):
+        from pipelines import containers
 
     client = containers.connect()
     folder = new_folder(folder)

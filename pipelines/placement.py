@@ -5,11 +5,12 @@ KFP sets the service account for a whole run, when it is submitted: `rest submit
 
 from __future__ import annotations
 
-from kfp import dsl, kubernetes
+from kfp import dsl
 
 from components.images import image
 from pipelines.platform import Platform, StagePlatform
 from rest_core.config import Config
+from rest_core.errors import needs_extra
 from rest_core.operations.catalogue import STAGES, Stage
 from rest_core.operations.pods import (
     GPUS_VARIABLE,
@@ -21,6 +22,9 @@ from rest_core.operations.pods import (
     STAGE_LABEL,
 )
 from rest_core.operations.preflight.surroundings import Gpus, Mount, Secret, Surroundings
+
+with needs_extra("cluster"):
+    import kfp.kubernetes as kubernetes
 
 # Keys of the Secrets, which are the variables' names: what a Secret must have, and what it may have.
 _REQUIRED_KEYS = {

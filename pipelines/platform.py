@@ -34,6 +34,9 @@ from rest_core.operations.preflight.surroundings import Toleration
 
 _GPU_STAGES = [stage.identifier for stage in STAGES if stage.gpu]  # `stages.default.gpu` is theirs alone
 
+# The stages whose inputs decide their result, so that KFP may take it from an earlier run.
+CACHED_STAGES = ("prepare-data", "evaluate-bfcl", "evaluate-api-bank")
+
 # Sections of a stage that are inherited key by key.
 _IN_PARTS = ("retries", "gpu")
 

@@ -7,7 +7,8 @@ exit code 2. Everything else is a defect of ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same thing again
@@ -40,3 +41,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """A hint that names the known word closest to `word`: `; did you mean 'x'?`, or the empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+@contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Around imports of optional packages: one that is missing is a `UserError` that names the extra to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the package {error.name} is not installed; install it with: pip install 'rest-pipelines[{name}]'"
+        ) from None

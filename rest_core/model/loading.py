@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from rest_core import storage
 from rest_core.algorithm.token_bytes import token_bytes
 from rest_core.config import LoraConfig, ModelConfig
-from rest_core.errors import UserError
+from rest_core.errors import UserError, needs_extra
 from rest_core.model import embedded
 from rest_core.model.chat import opening
 from rest_core.operations import handoff
@@ -138,7 +138,8 @@ def _require_trainable(model: Any, source: str | Path) -> None:
 
 def with_lora(model: Any, lora: LoraConfig) -> Any:
     """The model with trainable low-rank adapters; everything else is frozen."""
-    import peft
+    with needs_extra("lora"):
+        import peft
 
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     settings = peft.LoraConfig(

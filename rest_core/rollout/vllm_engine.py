@@ -57,8 +57,9 @@ class VllmEngine:
             from vllm import LLM, SamplingParams, TokensPrompt
         except ImportError as error:
             raise UserError(
-                f"rl.engine=vllm needs vLLM {VERSION} or later in this environment ({error}); install it, or use "
-                "rl.engine.engine=vllm_server with a server in an environment of its own"
+                f"rl.engine=vllm needs vLLM {VERSION} or later in this environment ({error}); "
+                "pip install 'rest-pipelines[vllm]', or use rl.engine.engine=vllm_server with a server in an "
+                "environment of its own"
             ) from None
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise UserError(

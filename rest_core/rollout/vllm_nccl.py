@@ -35,8 +35,8 @@ class NcclTransfer:
             )
         except ImportError as error:
             raise UserError(
-                f"rl.engine.weights=nccl needs vLLM {VERSION} or later beside the trainer ({error}); install it, "
-                "or set rl.engine.weights=folder"
+                f"rl.engine.weights=nccl needs vLLM {VERSION} or later beside the trainer ({error}); "
+                "pip install 'rest-pipelines[vllm]', or set rl.engine.weights=folder"
             ) from None
         self.round = list(weights.items())
         transfer = self

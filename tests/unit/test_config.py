@@ -36,9 +36,9 @@ def test_a_truncated_sampler_is_refused_with_its_reason(setting: str) -> None:
     ],
 )
 def test_combinations_without_a_meaning_are_refused_with_the_reason(settings: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as caught:
         load("quickstart", settings)
-    assert "\n" not in str(told.value) and "value error" not in str(told.value) and "(got {" not in str(told.value)
+    assert not any(text in str(caught.value) for text in ("\n", "value error", "(got {"))
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,9 @@ def test_combinations_with_a_meaning_survive_the_way_through_kfp(settings: tuple
 def test_elsewhere_the_same_keys_are_merely_unknown() -> None:
     with pytest.raises(UserError, match=r"unknown key 'bfcl\.generation\.top_p'"):
         load("quickstart", ("bfcl.generation.top_p=0.9",))
+
+
+def test_the_docstring_under_a_field_is_its_description() -> None:
+    fields = RlConfig.model_json_schema()["properties"]
+    assert fields["group_size"]["description"] == "responses a prompt (G)"
+    assert "description" not in fields["seed"]

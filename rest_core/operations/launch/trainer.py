@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rest_core.config import TrainJobConfig
-from rest_core.errors import Preempted, UserError
+from rest_core.errors import Preempted, UserError, needs_extra
 from rest_core.operations.api_errors import Exists, NoAnswer, api_error, one_line, told
 from rest_core.operations.launch.labels import TRAINJOBS
 from rest_core.operations.launch.launcher import handling_signals
@@ -57,11 +57,9 @@ def connect(namespace: str | None) -> TrainerClient:
     Raises:
         UserError: the SDK is not installed, or no cluster is configured.
     """
-    try:
+    with needs_extra("nodes"):
         from kubeflow.common.types import KubernetesBackendConfig
         from kubeflow.trainer import TrainerClient
-    except ImportError:
-        raise UserError("a training on several nodes needs the package kubeflow; use the image `train`") from None
     from kubernetes.config import ConfigException
 
     try:

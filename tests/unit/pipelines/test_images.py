@@ -8,13 +8,11 @@ import re
 import subprocess
 import sys
 import textwrap
-import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 from lock_images import PARENTS, lock_files, pinned
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from components.images import TARGETS, image
@@ -35,16 +33,6 @@ def _held(name: str) -> dict[str, str]:
 def test_the_images_hold_what_the_lock_says(name: str) -> None:
     committed = (TOP / "requirements" / name).read_text(encoding="utf-8")
     assert committed == lock_files()[name], f"requirements/{name} is stale: run `make lock-images`"
-
-
-def test_the_lock_has_the_versions_that_the_project_asks_for() -> None:
-    project = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    locked = {name: line.partition("==")[2] for name, line in pinned("lock.txt").items()}
-    for line in (*project["dependencies"], *project["optional-dependencies"]["dev"]):
-        wanted = Requirement(line)
-        if wanted.name != project["name"]:
-            version = locked.get(canonicalize_name(wanted.name))
-            assert version is not None and version in wanted.specifier, f"{line}: locked {version}; run `make lock`"
 
 
 def test_an_image_holds_nothing_that_its_stages_do_not_need() -> None:

@@ -1,0 +1,112 @@
+"""Reads the configuration: profiles in `configs/*.yaml`, overrides as `a.b=c`, sections as a stage receives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rest_core.config.rl import RlConfig
+from rest_core.config.schema import Config
+from rest_core.errors import UserError, nearest
+
+T = TypeVar("T", bound=BaseModel)
+
+# Settings of samplers that training must not have, whatever their value.
+_TRUNCATION = {"top_p", "top_k", "min_p", "repetition_penalty"}
+
+
+def profile_folder() -> Path:
+    """Where the profiles lie: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def profiles() -> list[str]:
+    """Names of the profiles that come with the project."""
+    return sorted(path.stem for path in profile_folder().glob("*.yaml"))
+
+
+def load(profile: str, overrides: tuple[str, ...] = ()) -> Config:
+    """The configuration of a profile (a name, or the path of a YAML or JSON file) with `a.b=value` overrides applied.
+
+    Values of overrides are read as YAML: `rl.steps=5`, `rl.lora={r: 8}`, `sft.enabled=false`.
+
+    Raises:
+        UserError: there is no such profile, or a key or value in it or in an override is wrong.
+    """
+    path = Path(profile) if profile.endswith((".yaml", ".yml", ".json")) else profile_folder() / f"{profile}.yaml"
+    if not path.is_file():
+        raise UserError(f"unknown profile {profile!r}{nearest(profile, profiles())} (known: {', '.join(profiles())})")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a profile is a mapping of sections, not {type(values).__name__}")
+    values["profile"] = path.stem
+    for override in overrides:
+        _apply(values, override)
+    return validate(Config, values, where=f"profile {path.stem}")
+
+
+def validate(model: type[T], values: Any, where: str) -> T:
+    """`values` as a `model`.
+
+    Raises:
+        UserError: a key or value is wrong; the message names it and, of an unknown key, the nearest known one.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(model, error.errors()[0])}") from None
+
+
+def _first_problem(model: type[BaseModel], error: Any) -> str:
+    place, key = error["loc"][:-1], error["loc"][-1] if error["loc"] else ""
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        sections = _models_at(model, place)
+        if key in _TRUNCATION and RlConfig in sections:
+            return (
+                f"{name}: training samples from the policy's whole distribution, a truncated or penalised one biases "
+                "the ratio; leave it out"
+            )
+        return f"unknown key {name!r}{nearest(str(key), [known for one in sections for known in one.model_fields])}"
+    ours = error["type"] == "value_error"  # raised by a validator of a section, about fields that it names
+    message = str(error["ctx"]["error"]) if ours else error["msg"].lower()
+    got = "" if ours and isinstance(error["input"], dict) else f" (got {error['input']!r:.80})"
+    return f"{f'{name}: ' if name else ''}{message}{got}"
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise UserError(f"--set {override!r}: write it as section.key=value")
+    *sections, last = name.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {override!r}: {section!r} has no keys below it")
+        values = inner
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override!r}: the value is not valid YAML") from None
+
+
+def _models_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[type[BaseModel]]:
+    """Sections that a validation error's location may point into; tagged unions add their tag to it."""
+    models = [model]
+    for part in location:
+        fields = [one.model_fields[str(part)] for one in models if str(part) in one.model_fields]
+        models = [inner for field in fields for inner in _models_in(field.annotation)] or models
+    return models
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]

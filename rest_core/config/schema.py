@@ -1,0 +1,186 @@
+"""The configuration: one typed section a stage; what a profile leaves out has the default given here.
+
+Each stage takes only the sections that it reads, so that a cached stage is run again only when something it depends on
+has changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rest_core.config.rl import LoraConfig, RlConfig
+from rest_core.config.section import Section
+
+EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
+EMBEDDED_DATA = "embedded:bfcl-executable"
+
+
+class ModelConfig(Section):
+    source: str = EMBEDDED_MODEL
+    """embedded:NAME, a hub id, a folder, or an s3:// URI"""
+    revision: str | None = None
+    """branch, tag or commit of a hub id"""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """compute type; master weights are always float32. A CPU that cannot multiply bfloat16 computes in float32"""
+    trust_remote_code: bool = False
+    """run Python code that comes with the checkpoint"""
+    prompt_style: Literal["toolrl", "compact"] = "toolrl"
+    """format instructions for data that brings none of its own, and for BFCL"""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """'random' keeps the architecture and draws new weights (tests)"""
+
+
+class DataSource(Section):
+    location: str
+    """embedded:NAME, a hub id, a path, a glob, or an s3:// URI"""
+    format: Literal[
+        "auto", "jsonl", "sharegpt", "trl", "glaive", "toolace", "xlam", "toolrl-sft", "toolrl-rl", "bfcl-executable"
+    ] = "auto"
+    """the reader; 'auto' looks at each record"""
+    use: tuple[Literal["sft", "rl"], ...] = ("sft", "rl")
+    """which stages train on it"""
+    limit: int | None = Field(None, ge=1)
+    """take at most this many records"""
+
+
+class DataConfig(Section):
+    sources: tuple[DataSource, ...] = Field((DataSource(location=EMBEDDED_DATA),), min_length=1)
+    on_invalid: Literal["drop", "stop"] = "drop"
+    """what happens to a record that does not validate"""
+    near_duplicate_threshold: float = Field(0.9, gt=0, le=1)
+    """Jaccard similarity from which two records count as one; 1 = exact only"""
+    overlap_threshold: float = Field(0.9, gt=0, le=1)
+    """the same, against the evaluation questions"""
+    max_prompt_tokens: int = Field(2048, ge=16)
+    max_response_tokens: int = Field(2048, ge=8)
+    """limit for the reference response"""
+    validation_fraction: float = Field(0.05, ge=0, lt=1)
+    seed: int = 0
+
+
+class SftConfig(Section):
+    enabled: bool = True
+    """false = cold start: the model goes to RL as it is"""
+    epochs: float = Field(2.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    """stop after this many optimizer steps"""
+    batch_size: int = Field(8, ge=1)
+    """samples an optimizer step and process"""
+    micro_batch_size: int = Field(4, ge=1)
+    """samples a forward pass"""
+    learning_rate: float = Field(1e-5, gt=0)
+    checkpoint_every: int | None = Field(None, ge=1)
+    """optimizer steps between checkpoints; null = none"""
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    lora: LoraConfig | None = None
+    seed: int = 0
+
+
+class GenerationConfig(Section):
+    max_response_tokens: int = Field(1024, ge=8)
+    max_prompt_tokens: int = Field(8192, ge=16)
+    """a longer prompt is counted as failed, not cut"""
+    batch_tokens: int = Field(65536, ge=64)
+    """padded tokens that are generated together"""
+
+
+class BfclConfig(Section):
+    enabled: bool = True
+    categories: tuple[str, ...] = ("non_live", "live")
+    """categories, or the groups non_live and live"""
+    limit_per_category: int | None = Field(None, ge=1)
+    """a seeded subset; the summary names it"""
+    generation: GenerationConfig = GenerationConfig()
+    seed: int = 0
+
+
+class ApiBankConfig(Section):
+    enabled: bool = True
+    location: str | None = None
+    """folder or s3:// URI of ToolRL's processed files; null = download once"""
+    limit_per_level: int | None = Field(None, ge=1)
+    generation: GenerationConfig = GenerationConfig()
+    seed: int = 0
+
+
+class RegistryConfig(Section):
+    enabled: bool = True
+    name: str = "rest-tool-use"
+    """name of the registered model"""
+    metric: str = "bfcl/overall"
+    """the metric that promotion compares"""
+    destination: str | None = None
+    """folder or s3:// URI for the checkpoint; null = the run's artifacts"""
+
+
+class StorageConfig(Section):
+    """Where the stages' large outputs go: the pods hand on a small folder that refers to them."""
+
+    location: str | None = Field(None, pattern=r"^[\w./:~+=@-]+$")
+    """s3://bucket/prefix, or a folder that every stage sees; null = outputs travel as they are"""
+
+
+class TrainJobConfig(Section):
+    """A training on several nodes, as a TrainJob of Kubeflow Trainer; objects are spelled as Kubernetes spells them."""
+
+    nodes: int = Field(ge=1)
+    runtime: str
+    """TrainingRuntime of the namespace, or ClusterTrainingRuntime"""
+    namespace: str | None = None
+    """null = the pod's own"""
+    image: str | None = None
+    """null = the runtime's"""
+    deadline_seconds: int = Field(7 * 24 * 3600, ge=1)
+    """after which the cluster ends the TrainJob"""
+    labels: dict[str, str] = Field({})
+    annotations: dict[str, str] = Field({})
+    """of the pods"""
+    resources: dict[str, str] = Field({})
+    """of a node: {cpu: 8, memory: 64Gi, nvidia.com/gpu: 8}"""
+    environment: dict[str, str] = Field({})
+    """variables that are no secrets"""
+    service_account: str | None = None
+    node_selector: dict[str, str] = Field({})
+    tolerations: tuple[dict[str, Any], ...] = ()
+    volumes: tuple[dict[str, Any], ...] = ()
+    volume_mounts: tuple[dict[str, Any], ...] = ()
+    pull_secrets: tuple[str, ...] = ()
+    security_context: dict[str, Any] = Field({})
+
+
+class LaunchConfig(Section):
+    """In how many processes the training stages run."""
+
+    processes: int | None = Field(None, ge=1)
+    """on this machine; null = one a GPU"""
+    sharding: Literal["ddp", "fsdp2"] = "ddp"
+    """of several processes: each holds the whole model, or a shard of it (docs/training.md)"""
+    train_job: TrainJobConfig | None = None
+    """rest-rl only: train on several nodes"""
+
+
+class TrackingConfig(Section):
+    uri: str | None = None
+    """MLflow server; null = MLFLOW_TRACKING_URI, else SQLite in mlruns/"""
+    experiment: str = "rest"
+
+
+class Config(Section):
+    profile: str = "quickstart"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    sft: SftConfig = SftConfig()
+    rl: RlConfig = RlConfig()
+    bfcl: BfclConfig = BfclConfig()
+    api_bank: ApiBankConfig = ApiBankConfig()
+    registry: RegistryConfig = RegistryConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    storage: StorageConfig = StorageConfig()
+    launch: LaunchConfig = LaunchConfig()
+
+    def enabled(self, switch: str | None) -> bool:
+        """Whether a stage with this switch (`rest_core.operations.catalogue`) does its work, or passes on its input."""
+        return switch is None or bool(getattr(self, switch).enabled)
