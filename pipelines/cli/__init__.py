@@ -5,12 +5,12 @@ Commands import what they run when they run it, so that `rest --help` answers at
 
 from __future__ import annotations
 
-import errno
 import sys
 
 import click
 
 from pipelines.cli import ablation, cluster, pipeline, registry, rollouts, score, stages
+from rest_core.disk import disk_problem
 from rest_core.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Preempted, UserError
 from rest_core.processes import skip_last_collections
 
@@ -63,9 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if (problem := disk_problem(error, "this machine")) is None or isinstance(error, PermissionError):
             raise
-        _fail(f"disk full{f' at {error.filename}' if error.filename else ''}: free some space and run it again")
+        _fail(problem)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)

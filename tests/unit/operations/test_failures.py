@@ -11,7 +11,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from rest_core.errors import Preempted, UserError
-from rest_core.operations.failures import Failure, ending_together
+from rest_core.operations.failures import ProcessError, ending_together
 
 ROOT = Path(__file__).parents[3]
 PROCESS = """
@@ -88,5 +88,5 @@ def test_a_stop_that_all_agreed_on_is_no_failure(store: TCPStore, monkeypatch: p
 
 def test_a_message_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
-    failure = Failure.of(UserError("lower\n  the batch"))
+    failure = ProcessError.of(UserError("lower\n  the batch"))
     assert (failure.message, failure.exit_code, failure.details) == ("process 3: lower the batch", 2, "")
