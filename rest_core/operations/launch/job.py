@@ -30,8 +30,8 @@ class Job(BaseModel):
     tracking: TrackingConfig
     storage: StorageConfig
     pipeline_run: str
-    dataset: handoff.Reference
-    policy: handoff.Reference
+    dataset: handoff.Pointer
+    policy: handoff.Pointer
     trial: str | None = None  # of an ablation (`Trial.text`); `rl` has its settings
 
     @property

@@ -53,7 +53,7 @@ def _errors_told() -> Iterator[None]:
         sys.exit(EXIT_USER_ERROR)
 
 
-def _fetched(reference: handoff.Reference, folder: Path) -> Path | str:
+def _fetched(reference: handoff.Pointer, folder: Path) -> Path | str:
     """The folder of an input, checked; of a model that no stage has made, its source."""
     if reference.files is None:
         return reference.source

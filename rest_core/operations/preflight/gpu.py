@@ -1,4 +1,4 @@
-"""GPUs: whether a node has what a stage asks for, and whether the one that a stage was given is large enough."""
+"""GPUs: whether a node has those that a stage asks for, and whether the one that a stage was given is large enough."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ def check_nodes(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig, *
         NotAllowed: nodes may not be listed, or no node has the GPUs at the moment: a pool may still grow.
     """
     api, _ = pods.connect()
-    wanted = f"{asked.count} x {asked.resource}{_selected(asked)}"
-    fitting = [node for node in pods.nodes(api) if fits(node, asked)]
-    if len(fitting) < asked.nodes:
+    selected = ", ".join(f"{key}={value}" for key, value in asked.node_selector.items())
+    wanted = f"{asked.count} x {asked.resource}{f' and {selected}' if selected else ''}"
+    labels = [node.metadata.labels or {} for node in pods.nodes(api) if fits(node, asked)]
+    if len(labels) < asked.nodes:
         raise NotAllowed(
-            f"{len(fitting)} of {asked.nodes} nodes with {wanted} at the moment; the stage waits until a pool grows, "
+            f"{len(labels)} of {asked.nodes} nodes with {wanted} at the moment; the stage waits until a pool grows, "
             "for ever where none does (check resource, node_selector and tolerations)"
         )
-    found = ", ".join(sorted({_product(node) for node in fitting}))
+    found = ", ".join(sorted({one.get(_PRODUCT_LABEL, "GPU of unknown type") for one in labels}))
     need = _need(asked, model, sft, rl) if model_is_here else None
-    labelled = sorted(int(_labels(node)[_MEMORY_LABEL]) for node in fitting if _MEMORY_LABEL in _labels(node))
-    if need is not None and len(labelled) == len(fitting):
-        least = labelled[-asked.nodes]  # of the nodes that the stage would have at best
+    sizes = sorted(int(one[_MEMORY_LABEL]) for one in labels if _MEMORY_LABEL in one)
+    if need is not None and len(sizes) == len(labels):
+        least = sizes[-asked.nodes]  # of the nodes that the stage would have at best
         if least * 2**20 < need.total:
             raise UserError(f"{asked.stage} needs {need}; {found} has {least / 1024:.0f} GiB; {_remedy(asked.stage)}")
-    return f"{len(fitting)} nodes have {wanted} ({found})" + (f"; {asked.stage} needs {need}" if need else "")
+    return f"{len(labels)} nodes have {wanted} ({found})" + (f"; {asked.stage} needs {need}" if need else "")
 
 
 def refuse_without(stage: str, section: str) -> str:
@@ -62,17 +63,26 @@ def refuse_without(stage: str, section: str) -> str:
 
 def fits(node: Any, asked: Gpus) -> bool:
     """Whether a pod of the stage could be scheduled on a node (V1Node) that has nothing else to do."""
-    labels = _labels(node)
+    labels = node.metadata.labels or {}
+    # Device plugins' taints that name the resource are tolerated by admission (ExtendedResourceToleration).
+    taints = [taint for taint in node.spec.taints or () if taint.key != asked.resource]
     return (
         all(labels.get(key) == value for key, value in asked.node_selector.items())
         and int((node.status.allocatable or {}).get(asked.resource, 0)) >= asked.count
         and not node.spec.unschedulable
         and all(
             any(_tolerates(one, taint) for one in asked.tolerations)
-            for taint in node.spec.taints or ()
-            # Device plugins' taints that name the resource are tolerated by admission (ExtendedResourceToleration).
-            if taint.effect in ("NoSchedule", "NoExecute") and taint.key != asked.resource
+            for taint in taints
+            if taint.effect in ("NoSchedule", "NoExecute")
         )
+    )
+
+
+def _tolerates(one: Toleration, taint: Any) -> bool:
+    return (
+        (one.effect is None or one.effect == taint.effect)
+        and (one.key is None or one.key == taint.key)
+        and (one.operator == "Exists" or (one.value or "") == (taint.value or ""))
     )
 
 
@@ -132,31 +142,10 @@ def _need(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig) -> Memo
         return None
     try:
         return stage_memory(model.source, model, section, shards=asked.count * asked.nodes)
-    except Unreachable:  # told where the model is looked for
+    except Unreachable:  # reported by the check of the model
         return None
 
 
 def _remedy(stage: str) -> str:
     section = "rl" if stage == "rest-rl" else "sft"
     return f"take a larger GPU, more of them with FSDP2 (docs/training.md), or set {section}.lora={{r: 16}}"
-
-
-def _tolerates(one: Toleration, taint: Any) -> bool:
-    return (
-        (one.effect is None or one.effect == taint.effect)
-        and (one.key is None or one.key == taint.key)
-        and (one.operator == "Exists" or (one.value or "") == (taint.value or ""))
-    )
-
-
-def _selected(asked: Gpus) -> str:
-    selected = ", ".join(f"{key}={value}" for key, value in asked.node_selector.items())
-    return f" and {selected}" if selected else ""
-
-
-def _product(node: Any) -> str:
-    return _labels(node).get(_PRODUCT_LABEL, "GPU of unknown type")
-
-
-def _labels(node: Any) -> dict[str, str]:
-    return node.metadata.labels or {}

@@ -13,9 +13,9 @@ _FILE = "preflight.txt"
 
 
 def check(tracking: TrackingConfig) -> str:
-    """Create a run with a tag, a figure and a file, read the file back, ask the registry, and delete it all.
+    """Create a run with a tag, a figure and a file, look for the file, ask the registry, and delete it all.
 
-    What may not be deleted stays, and is told: the stages delete nothing there.
+    What may not be deleted stays, and is reported: the stages delete nothing there.
 
     Raises:
         UserError: the store is on this pod's own disk, does not answer, or refuses what the stages need.
@@ -26,8 +26,7 @@ def check(tracking: TrackingConfig) -> str:
             f"MLflow at {store.redact(uri)} would be on each pod's own disk; set tracking.uri, or MLFLOW_TRACKING_URI "
             "in the Secret named by secrets.mlflow"
         )
-    stays = try_out(tracking, uri)
-    return "; ".join([f"{store.redact(uri)} takes runs, files and models", *stays])
+    return "; ".join([f"{store.redact(uri)} takes runs, files and models", *try_out(tracking, uri)])
 
 
 def try_out(tracking: TrackingConfig, uri: str) -> list[str]:

@@ -20,7 +20,7 @@ def test_a_result_that_cannot_be_stored_is_told_as_an_error_of_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANK", "0")
-    policy = handoff.Reference(source="owner/name")
+    policy = handoff.Pointer(source="owner/name")
     job = Job(
         model=ModelConfig(),
         rl=RlConfig(),

@@ -291,7 +291,7 @@ def test_what_a_pod_has_printed_is_shown_as_it_is_cut_and_without_credentials(
     end: Any, cluster: Any, stage: Any
 ) -> None:
     stage("rest-rl", "killed")
-    log = b"```\nhttp://user:hush@host/\n" + b"x" * 300_000 + b'\n{"json": true}\nhalf a sign \xe2\x82'
+    log = b"```\nhttp://user:hush@host/\n" + b"x" * 2_000_000 + b'\n{"json": true}\nhalf a sign \xe2\x82'
     cluster.add_pod("rest-rl", phase="Failed", terminated={"exitCode": 1}, log=log)
     _, report = end()
     block = report.split("The last lines of its log:\n\n")[1].split("To run it again")[0]
