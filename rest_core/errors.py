@@ -46,7 +46,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-def one_line(text: object, *, longest: int = 1000) -> str:
+def one_line(text: object, *, longest: int = 2000) -> str:
     """`text`, of an error or of somebody else, in one line of at most `longest` characters, safe for a terminal."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="replace")
@@ -54,7 +54,7 @@ def one_line(text: object, *, longest: int = 1000) -> str:
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
-def described(error: BaseException) -> str:
+def described(error: BaseException, *, longest: int = 2000) -> str:
     """An error in one line, with its type where it is no `UserError`."""
-    text = one_line(error)
+    text = one_line(error, longest=longest)
     return text if isinstance(error, (UserError, Preempted)) else f"{type(error).__name__}: {text}".removesuffix(": ")

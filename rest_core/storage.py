@@ -1,7 +1,8 @@
 """Files and folders by path or s3:// URI.
 
 S3 goes through boto3, which reads the standard environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL …) by
-itself. A download is kept under a name made of the objects' ETags: it is fetched once, and never stale.
+itself. Every function raises `UserError` where a place is missing, refuses access or does not answer, and where the
+disk is full.
 """
 
 from __future__ import annotations
@@ -47,8 +48,7 @@ def is_s3(location: str) -> bool:
 def fetch(location: str, cache: Path) -> Path:
     """The local path of a file or folder: a path as it is, an s3:// object or prefix downloaded below `cache`.
 
-    Raises:
-        UserError: it does not exist, access is denied, the endpoint is away, or the disk is full.
+    A download is kept under a name made of the objects' ETags: it is fetched once, and never stale.
     """
     if not is_s3(location):
         path = Path(location).expanduser()
@@ -69,11 +69,7 @@ def fetch(location: str, cache: Path) -> Path:
 
 
 def expand(location: str) -> list[str]:
-    """Every location that a glob, or an s3:// prefix or glob, stands for, sorted; any other location alone.
-
-    Raises:
-        UserError: nothing matches, or S3 refuses.
-    """
+    """Every location that a glob, or an s3:// prefix or glob, stands for, sorted; any other location alone."""
     if not is_s3(location):
         if not _WILDCARD.search(location) or Path(location).exists():
             return [location]
@@ -95,11 +91,7 @@ def expand(location: str) -> list[str]:
 
 
 def list_files(location: str) -> list[str]:
-    """Names of the files below a folder or s3:// prefix, relative to it, sorted; none where there is no such place.
-
-    Raises:
-        UserError: S3 refuses, there is no such bucket, or a name leads out of the prefix.
-    """
+    """Names of the files below a folder or s3:// prefix, relative to it, sorted; none where there is no such place."""
     if is_s3(location):
         with _s3(location) as (bucket, key):
             return sorted(_below(bucket, key))
@@ -110,10 +102,8 @@ def list_files(location: str) -> list[str]:
 def upload_folder(folder: Path, uri: str, *, last: str = "manifest.json") -> str:
     """Copy the files of `folder` to a path or s3:// prefix; returns the location written, without a trailing slash.
 
-    A local destination is there whole or not at all. On S3 the file `last` goes last: a prefix that has it is complete.
-
-    Raises:
-        UserError: `folder` does not exist, a local destination exists, access is denied, or the disk is full.
+    A local destination must be new, and is there whole or not at all. On S3 the file `last` goes last: a prefix that
+    has it is complete.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; nothing to upload")
@@ -138,11 +128,7 @@ def upload_folder(folder: Path, uri: str, *, last: str = "manifest.json") -> str
 
 
 def get_folder(location: str, target: Path) -> None:
-    """Copy the files below a folder or s3:// prefix into the folder `target`.
-
-    Raises:
-        UserError: access is denied, the endpoint is away, or the disk is full.
-    """
+    """Copy the files below a folder or s3:// prefix into the folder `target`."""
     with disk_errors(target):
         if is_s3(location):
             with _s3(location) as (bucket, key):
@@ -155,11 +141,7 @@ def get_folder(location: str, target: Path) -> None:
 
 
 def put_file(file: Path, location: str) -> None:
-    """Copy a file to a path or s3:// key, whole or not at all; a file that is there is replaced.
-
-    Raises:
-        UserError: access is denied, the endpoint is away, or the disk is full.
-    """
+    """Copy a file to a path or s3:// key, whole or not at all; a file that is there is replaced."""
     if is_s3(location):
         with _s3(location) as (bucket, key):
             bucket.upload_file(str(file), key)
@@ -170,11 +152,7 @@ def put_file(file: Path, location: str) -> None:
 
 
 def get_file(location: str, target: Path) -> None:
-    """Copy one file from a path or s3:// key to `target`, whose folder exists.
-
-    Raises:
-        UserError: there is no such file, access is denied, the endpoint is away, or the disk is full.
-    """
+    """Copy one file from a path or s3:// key to `target`, whose folder exists."""
     with disk_errors(target):
         if is_s3(location):
             with _s3(location) as (bucket, key):
@@ -199,12 +177,10 @@ def delete_file(location: str) -> None:
             path.parent.rmdir()
 
 
-def delete_folder(location: str) -> None:
-    """Delete all files below a folder or s3:// prefix; nothing happens where there are none.
-
-    Raises:
-        UserError: the location refuses.
-    """
+def delete_folder(location: str, *, first: str | None = None) -> None:
+    """Delete all files below a folder or s3:// prefix, the file `first` before all others; there may be none."""
+    if first is not None:
+        delete_file(f"{location}/{first}")
     if not is_s3(location):
         path = Path(location).expanduser()
         with disk_errors(path), suppress(FileNotFoundError):
@@ -232,11 +208,7 @@ def _exactly(bucket: Any, key: str) -> dict[str, Any]:
 
 
 def _below(bucket: Any, key: str) -> dict[str, Any]:
-    """The objects below an s3:// prefix by their names relative to it.
-
-    Raises:
-        UserError: a name would lead out of a folder that it is copied to.
-    """
+    """The objects below an s3:// prefix by their names relative to it, none of which leads out of a folder."""
     prefix = f"{key.rstrip('/')}/" if key else ""
     objects = {
         found.key.removeprefix(prefix): found

@@ -37,15 +37,12 @@ class ProcessError:
     process: int
     message: str  # one line
     exit_code: int
-    details: str  # traceback of a defect; empty where the user can mend it
 
     @classmethod
     def of(cls, error: Exception) -> ProcessError:
         process = int(os.environ["RANK"])
-        message = f"process {process}: {described(error)}"
-        if isinstance(error, UserError):
-            return cls(process, message, EXIT_USER_ERROR, "")
-        return cls(process, message, _EXIT_DEFECT, "".join(traceback.format_exception(error)))
+        code = EXIT_USER_ERROR if isinstance(error, UserError) else _EXIT_DEFECT
+        return cls(process, f"process {process}: {described(error)}", code)
 
 
 @contextmanager
@@ -61,12 +58,11 @@ def ending_together(record: Callable[[ProcessError], None] | None = None) -> Ite
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         yield
         return
-    board = _Board()
-    done, ending = threading.Event(), threading.Lock()
+    store, done, ending = _connect(), threading.Event(), threading.Lock()
 
     def watch() -> None:
         while not done.wait(_POLL_SECONDS):
-            if (failed := board.first()) is not None and failed.process != 0:
+            if store.check(["error"]) and (failed := _read(store.get("error"))).process != 0:
                 end(failed)
 
     def end(failed: ProcessError) -> None:
@@ -79,9 +75,9 @@ def ending_together(record: Callable[[ProcessError], None] | None = None) -> Ite
         except Exception:  # whatever is wrong with the record, the error is reported and the processes end
             log.exception("the error of process %d could not be recorded", failed.process)
         finally:
-            sys.stderr.write(f"{failed.details}error: {failed.message}\n")
+            sys.stderr.write(f"error: {failed.message}\n")
             sys.stderr.flush()
-            board.set_recorded()
+            store.set("recorded", "yes")
             os._exit(failed.exit_code)  # the main thread may wait for ever
 
     if is_main_process():
@@ -91,43 +87,37 @@ def ending_together(record: Callable[[ProcessError], None] | None = None) -> Ite
     except Exception as error:
         if hasattr(error, "exit_code"):  # an end that all processes have agreed on
             raise
-        first = board.report(ProcessError.of(error))
+        own = ProcessError.of(error)
+        first = _read(store.compare_set("error", "", json.dumps(asdict(own))))
         if is_main_process():
-            if first.process != 0:
+            if first != own:
                 end(first)
-        elif board.wait_until_recorded() or first.process != int(os.environ["RANK"]):
-            raise SystemExit(first.exit_code) from None
-        raise  # of the first process itself, or one that nobody took
+            raise
+        if first == own and own.exit_code == _EXIT_DEFECT:
+            traceback.print_exception(error)
+        if not _is_recorded(store) and first == own:
+            raise  # nobody took it: it is reported here
+        raise SystemExit(first.exit_code) from None
     finally:
         done.set()
 
 
-class _Board:
+def _connect() -> Any:
     """The launcher's key-value store, which outlives its processes."""
+    from torch.distributed import PrefixStore, TCPStore
 
-    def __init__(self) -> None:
-        from torch.distributed import PrefixStore, TCPStore
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PATIENCE)
+    return PrefixStore(f"rest-failures/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PATIENCE)
-        self._store: Any = PrefixStore(f"rest-failures/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
-    def report(self, failed: ProcessError) -> ProcessError:
-        """Put up an error; returns the one that was first."""
-        return _read(self._store.compare_set("failure", "", json.dumps(asdict(failed))))
+def _is_recorded(store: Any) -> bool:
+    """Wait until the first process has recorded the error; False where it does not, or is gone."""
+    from torch.distributed import DistError
 
-    def first(self) -> ProcessError | None:
-        return _read(self._store.get("failure")) if self._store.check(["failure"]) else None
-
-    def set_recorded(self) -> None:
-        self._store.set("recorded", "yes")
-
-    def wait_until_recorded(self) -> bool:
-        from torch.distributed import DistError
-
-        with suppress(DistError):  # a timeout, or a store that is gone with the launcher
-            self._store.wait(["recorded"], _PATIENCE)
-            return True
-        return False
+    with suppress(DistError):
+        store.wait(["recorded"], _PATIENCE)
+        return True
+    return False
 
 
 def _read(content: bytes) -> ProcessError:

@@ -21,7 +21,7 @@ def run_label(pipeline_run: str) -> dict[str, str]:
 def run_key(pipeline_run: str) -> str:
     """A name of letters, digits, dots, underscores and hyphens that no other pipeline run has.
 
-    Where a run's own name is no such name, a hash of it tells it from others that would look the same.
+    Where a run's own name is no such name, a hash makes it differ from others that would look the same.
 
     Raises:
         UserError: the name is empty, or of dots alone.

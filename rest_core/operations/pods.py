@@ -1,7 +1,7 @@
 """The run that this pod belongs to, and its pods, claims and cluster as the Kubernetes API knows them.
 
-The API is asked as the pod's own service account, for reading alone (`deploy/` grants it). Where it cannot be asked,
-`NotAllowed` says why and the caller continues without.
+The API is asked as the pod's own service account, for reading alone (`deploy/` grants it). Where this is no pod, where
+its account may not ask, and where the API does not answer, `NotAllowed` says so and the caller continues without.
 """
 
 from __future__ import annotations
@@ -62,11 +62,7 @@ def gpus_given() -> int:
 
 
 def connect() -> tuple[CoreV1Api, str]:
-    """A client as the pod's service account, and the pod's namespace.
-
-    Raises:
-        NotAllowed: this process is in no pod, or the pod has no service account token.
-    """
+    """A client as the pod's service account, and the pod's namespace."""
     from kubernetes import client, config
 
     try:
@@ -82,11 +78,7 @@ def ends(api: CoreV1Api, namespace: str, run: str, *, lines: int) -> dict[str, P
 
     Args:
         run: the KFP run's id.
-        lines: how many lines of the failed pods' logs.
-
-    Raises:
-        NotAllowed: the service account may not list pods, or the API does not answer.
-    """
+        lines: how many lines of the failed pods' logs."""
     selector = f"{RUN_ID_LABEL}={run},{PART_OF_LABEL}={PROJECT},{STAGE_LABEL}"
     with _asking("list pods"):
         found = api.list_namespaced_pod(namespace, label_selector=selector, **_TIMEOUT).items
@@ -147,30 +139,18 @@ def read_log(api: CoreV1Api, namespace: str, pod: str, container: str, **selecti
 
 
 def nodes(api: CoreV1Api) -> list[Any]:
-    """The cluster's nodes (V1Node).
-
-    Raises:
-        NotAllowed: the service account may not list nodes, or the API does not answer.
-    """
+    """The cluster's nodes (V1Node)."""
     with _asking("list nodes"):
         return list(api.list_node(**_TIMEOUT).items)
 
 
 def claim(api: CoreV1Api, namespace: str, name: str) -> Any | None:
-    """A V1PersistentVolumeClaim; None where there is none of this name.
-
-    Raises:
-        NotAllowed: the service account may not get claims, or the API does not answer.
-    """
+    """A V1PersistentVolumeClaim; None where there is none of this name."""
     return _found("persistentvolumeclaims", api.read_namespaced_persistent_volume_claim, name, namespace)
 
 
 def binds_when_mounted(api: CoreV1Api, storage_class: str) -> bool:
-    """Whether claims of a storage class stay Pending until a pod mounts them.
-
-    Raises:
-        NotAllowed: the service account may not get storage classes, or the API does not answer.
-    """
+    """Whether claims of a storage class stay Pending until a pod mounts them."""
     from kubernetes.client import StorageV1Api
 
     found = _found("storageclasses", StorageV1Api(api.api_client).read_storage_class, storage_class)
@@ -178,11 +158,7 @@ def binds_when_mounted(api: CoreV1Api, storage_class: str) -> bool:
 
 
 def has_training_runtime(api: CoreV1Api, namespace: str, name: str) -> bool:
-    """Whether Kubeflow Trainer has a runtime of this name, for the namespace or for the whole cluster.
-
-    Raises:
-        NotAllowed: the service account may not get the namespace's runtimes, or the API does not answer.
-    """
+    """Whether Kubeflow Trainer has a runtime of this name, for the namespace or for the whole cluster."""
     from kubernetes.client import CustomObjectsApi
 
     objects, version = CustomObjectsApi(api.api_client), ("trainer.kubeflow.org", "v1alpha1")

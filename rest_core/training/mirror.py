@@ -177,17 +177,13 @@ class Mirror:
                 storage.put_file(self._history.table_path(table), f"{self.location}/{TABLES}/{table}")
         for path in reversed(wanted.checkpoints):
             if path.name not in whole:
-                self._delete(path.name)
+                storage.delete_folder(f"{self.location}/{path.name}", first=STATE)
                 storage.upload_folder(path, f"{self.location}/{path.name}", last=STATE)
         # Only now, when the newest is there.
         folders = {name.split("/")[0] for name in names if "/" in name}
         for name in sorted(folders - {path.name for path in wanted.checkpoints} - {TABLES}):
-            self._delete(name)
-
-    def _delete(self, name: str) -> None:
-        storage.delete_file(f"{self.location}/{name}/{STATE}")
-        storage.delete_folder(f"{self.location}/{name}")
-        self._torn.discard(name)
+            storage.delete_folder(f"{self.location}/{name}", first=STATE)
+        self._torn.clear()
 
 
 def _whole(names: list[str]) -> set[str]:

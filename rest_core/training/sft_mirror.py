@@ -74,15 +74,11 @@ class SftMirror(TrainerCallback):
 
     def _copy(self, checkpoint: Path) -> None:
         there = {name.split("/")[0] for name in storage.list_files(self._location)}
-        if checkpoint.name in there:
-            self._delete(checkpoint.name)
-        storage.upload_folder(checkpoint, f"{self._location}/{checkpoint.name}", last=_LAST)
+        place = f"{self._location}/{checkpoint.name}"
+        storage.delete_folder(place, first=_LAST)
+        storage.upload_folder(checkpoint, place, last=_LAST)
         for other in sorted(there - {checkpoint.name}):
-            self._delete(other)
-
-    def _delete(self, name: str) -> None:
-        storage.delete_file(f"{self._location}/{name}/{_LAST}")
-        storage.delete_folder(f"{self._location}/{name}")
+            storage.delete_folder(f"{self._location}/{other}", first=_LAST)
 
 
 def _step(checkpoint: str) -> int:

@@ -23,12 +23,7 @@ def check_secret(secret: Secret) -> str:
 
 
 def check_volume(name: str) -> str:
-    """Look at a PersistentVolumeClaim of the run's namespace without mounting it.
-
-    Raises:
-        UserError: it is not there, has lost its volume, or gets none.
-        NotAllowed: claims may not be read, or it waits for a volume and its storage class may not be read.
-    """
+    """Raise `UserError` unless a PersistentVolumeClaim has a volume, or gets one when it is mounted."""
     api, namespace = pods.connect()
     claim = pods.claim(api, namespace, name)
     if claim is None:
@@ -54,11 +49,7 @@ def check_volume(name: str) -> str:
 
 
 def check_train_job(job: TrainJobConfig, storage: StorageConfig) -> str:
-    """Raise `UserError` unless the stage rest-rl could make its TrainJob.
-
-    Raises:
-        NotAllowed: runtimes may not be read.
-    """
+    """Raise `UserError` unless the stage rest-rl could make its TrainJob."""
     if storage.location is None:
         raise UserError(f"the {job.nodes} nodes share nothing but a storage location; set storage.location")
     api, own = pods.connect()

@@ -25,10 +25,6 @@ def check_nodes(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig, *
         asked: what the stage's pods ask for.
         model, sft, rl: decide how much memory a GPU must have.
         model_is_here: whether the model can be looked at from here; without it memory is not compared.
-
-    Raises:
-        UserError: the GPUs of every such node are too small for the stage.
-        NotAllowed: nodes may not be listed, or no node has the GPUs at the moment: a pool may still grow.
     """
     api, _ = pods.connect()
     selected = ", ".join(f"{key}={value}" for key, value in asked.node_selector.items())
@@ -50,11 +46,7 @@ def check_nodes(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig, *
 
 
 def refuse_without(stage: str, section: str) -> str:
-    """A stage that this run has switched on, while its pod was compiled without the GPU that it is to have.
-
-    Raises:
-        UserError: always.
-    """
+    """Refuse a stage that this run has switched on, while its pod was compiled without the GPU that it is to have."""
     raise UserError(
         f"{section}.enabled=true, but the pipeline was compiled with it off: the pod of {stage} has no GPU; compile or "
         f"submit it with --set {section}.enabled=true"
@@ -87,11 +79,7 @@ def _tolerates(one: Toleration, taint: Any) -> bool:
 
 
 def require_visible() -> int:
-    """The number of GPUs that torch sees; at least as many as the pod was given, lest work meant for one runs without.
-
-    Raises:
-        UserError: the pod was given GPUs that torch does not see.
-    """
+    """The number of GPUs that torch sees; a `UserError` where the pod was given more."""
     import torch
 
     given = pods.gpus_given()
@@ -108,10 +96,6 @@ def require_memory(source: str | Path, model: ModelConfig, section: SftConfig | 
     """In a training, before anything is loaded: whether its GPUs are there and have room.
 
     Without a GPU there is nothing to check, unless the pod was given one.
-
-    Args:
-        source: the policy that is trained.
-        section: the stage's configuration.
 
     Raises:
         UserError: the pod was given GPUs that torch does not see, or too little memory is free.

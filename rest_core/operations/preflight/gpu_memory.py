@@ -80,11 +80,7 @@ def training_memory(
 
 
 def stage_memory(source: str | Path, model: ModelConfig, section: SftConfig | RlConfig, *, shards: int = 1) -> Memory:
-    """The same for a stage; the architecture is read from the model's config.json, its weights are not.
-
-    Raises:
-        UserError: the model is not there.
-    """
+    """The same for a stage; of the model only config.json is read."""
     tokens = 0  # of the warm-up: as long as its longest samples, which are not known before the data is read
     if isinstance(section, RlConfig):
         responses = section.prompts_per_step * section.group_size
@@ -94,11 +90,7 @@ def stage_memory(source: str | Path, model: ModelConfig, section: SftConfig | Rl
 
 
 def read_architecture(source: str | Path, model: ModelConfig, section: SftConfig | RlConfig) -> Architecture:
-    """Build the model without memory (torch's meta device) and count.
-
-    Raises:
-        UserError: the model is not there.
-    """
+    """Build the model without memory (torch's meta device) and count."""
     import torch
     from transformers import AutoModelForCausalLM
 

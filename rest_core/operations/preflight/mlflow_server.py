@@ -16,9 +16,6 @@ def check(tracking: TrackingConfig) -> str:
     """Create a run with a tag, a figure and a file, look for the file, ask the registry, and delete it all.
 
     What may not be deleted stays, and is reported: the stages delete nothing there.
-
-    Raises:
-        UserError: the store is on this pod's own disk, does not answer, or refuses what the stages need.
     """
     uri = store.resolve_uri(tracking)
     if store.is_local(uri):
@@ -55,7 +52,7 @@ def try_out(tracking: TrackingConfig, uri: str) -> list[str]:
         client.search_registered_models(max_results=1)
     except UserError:
         raise
-    except Exception as error:  # every client library has failures of its own: `explain` puts them into words
+    except Exception as error:  # every client library has failures of its own: `explain` shortens them
         raise UserError(f"MLflow at {store.redact(uri)} did not {step}: {delivery.explain(error)}") from error
     return stays
 

@@ -32,9 +32,7 @@ log = logging.getLogger(__name__)
 
 MLFLOW = "MLflow"  # the check that decides whether the others' results can be recorded
 
-# A name, and a function that looks for one thing. It returns what it found, in one line; it raises `UserError` for a
-# problem, `NotAllowed` where it cannot look.
-Check = tuple[str, Callable[[], str]]
+Check = tuple[str, Callable[[], str]]  # its name, and a function as described in the package's docstring
 
 
 def checks(

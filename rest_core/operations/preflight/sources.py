@@ -53,11 +53,7 @@ def check_data(location: str) -> str:
 
 
 def check_api_bank(api_bank: ApiBankConfig) -> str:
-    """The same for API-Bank.
-
-    Raises:
-        NotAllowed: the published files cannot be reached, for which the stage is skipped.
-    """
+    """The same for API-Bank; where its published files cannot be reached, the stage is skipped."""
     try:
         return check_data(api_bank.location or f"{published.PREFIX}api-bank")
     except published.Unreachable as problem:

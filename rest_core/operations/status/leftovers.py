@@ -35,11 +35,8 @@ def delete_train_jobs(pipeline_run: str, namespace: str | None) -> tuple[list[st
     They are left where their stage was killed or stopped. The exit task has no SDK of Kubeflow Trainer.
 
     Args:
-        pipeline_run: key of the pipeline run, on a cluster the KFP run's id.
+        pipeline_run: key of the pipeline run.
         namespace: where its pods run; None = this pod's own.
-
-    Raises:
-        UserError: this is no pod of a cluster, or the cluster refuses or does not answer.
     """
     from kubernetes.client import CustomObjectsApi
 

@@ -93,7 +93,7 @@ def markdown(outcome: Outcome, notes: Sequence[str]) -> str:
 def _table(stages: Sequence[StageEnd]) -> str:
     lines = ["| | stage | ended as | time | MLflow |", "|---|---|---|---|---|"]
     for one in stages:
-        ended = f"skipped: {one.skipped}" if one.skipped else "killed without a word" if one.is_open else one.status
+        ended = f"skipped: {one.skipped}" if one.skipped else "killed" if one.is_open else one.status
         # A link to the run's page; for a local store, how to get there.
         page = f"[{one.link.partition('/runs/')[2][:8]}]({one.link})" if one.link.startswith("http") else one.link
         lines.append(f"| {_MARKS.get(one.status, '❌')} | {one.name} | {ended} | {one.seconds:.0f} s | {page} |")

@@ -132,7 +132,7 @@ def _failed(stage: StageEnd, end: PodEnd | None, client: MlflowClient | None, ur
     if end is not None and end.failed:
         why.append(_pod_end(end))
     if not why:
-        why.append("it ended without a word: killed (out of memory, lost node, time-out) or stopped")
+        why.append("it ended without an error: killed (out of memory, lost node, time-out) or stopped")
     lines = list(end.log) if end else []
     if not lines and client is not None:
         with noted(lines, "(the traceback cannot be read"):

@@ -175,8 +175,8 @@ def test_a_killed_stage_is_found_by_its_open_run_and_closed(
     stage("rest-rl", "killed")
     assert status_of(client, tracking, "rest-rl") == "RUNNING"
     outcome, report = end()
-    assert "rest-rl failed: it ended without a word: killed (out of memory" in outcome.line
-    assert "| ❌ | rest-rl | killed without a word |" in report
+    assert "rest-rl failed: it ended without an error: killed (out of memory" in outcome.line
+    assert "| ❌ | rest-rl | killed |" in report
     assert status_of(client, tracking, "rest-rl") == "KILLED"
     assert parent(client, tracking).info.status == "FAILED"
 
