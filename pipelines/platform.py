@@ -28,7 +28,7 @@ from pipelines.kubernetes_values import (
 )
 from rest_core import storage
 from rest_core.config import Section, validate
-from rest_core.errors import UserError
+from rest_core.errors import UserError, one_line
 from rest_core.operations.preflight.surroundings import Toleration
 
 # Targets of the Dockerfile, and which of them each stage runs in.
@@ -315,5 +315,5 @@ def load_platform(path: Path) -> Platform:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path}: is not YAML ({one_line(error)})") from None
     return validate(Platform, {} if values is None else values, where=str(path))

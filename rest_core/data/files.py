@@ -27,7 +27,7 @@ from rest_core.data.fields import (
     text_too_deep,
     too_deep,
 )
-from rest_core.errors import UserError
+from rest_core.errors import UserError, one_line
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _PARQUET_BATCH = 256  # rows held in memory at once
@@ -116,7 +116,7 @@ def _parquet(path: Path) -> Iterator[Record | Rejected]:
                     yield _parquet_record(row, columns, f"{path}: record {number}", f"{path.stem}-{number}")
                     number += 1
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a whole parquet file ({' '.join(str(error).split())}); fetch it again") from None
+        raise UserError(f"{path}: not a whole parquet file ({one_line(error)}); fetch it again") from None
 
 
 def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
