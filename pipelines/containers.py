@@ -24,7 +24,7 @@ from requests.exceptions import JSONDecodeError
 from components.images import image
 from rest_core import storage
 from rest_core.config import Config
-from rest_core.errors import UserError
+from rest_core.errors import UserError, one_line
 from rest_core.operations.catalogue import PIPELINE
 from rest_core.operations.tracking import store
 
@@ -59,7 +59,7 @@ def connect() -> docker.DockerClient:
         client = docker.from_env()
         there = {tag for found in client.images.list() for tag in found.tags}
     except DockerException as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"no Docker engine answers ({reason}); start it, or leave out --runner docker") from None
     if missing := sorted(set(stage_images().values()) - there):
         raise UserError(f"images that are not built: {', '.join(missing)}; run `make image`")

@@ -28,14 +28,11 @@ from pipelines.kubernetes_values import (
 )
 from rest_core import storage
 from rest_core.config import Section, validate
-from rest_core.errors import UserError
+from rest_core.errors import UserError, one_line
 from rest_core.operations.catalogue import CATALOGUE, STAGES
 from rest_core.operations.preflight.surroundings import Toleration
 
 _GPU_STAGES = [stage.identifier for stage in STAGES if stage.gpu]  # `stages.default.gpu` is theirs alone
-
-# The stages whose inputs decide their result, so that KFP may take it from an earlier run.
-CACHED_STAGES = ("prepare-data", "evaluate-bfcl", "evaluate-api-bank")
 
 # Sections of a stage that are inherited key by key.
 _IN_PARTS = ("retries", "gpu")
@@ -301,5 +298,5 @@ def load_platform(path: Path) -> Platform:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path}: is not YAML ({one_line(error)})") from None
     return validate(Platform, {} if values is None else values, where=str(path))

@@ -1,18 +1,22 @@
 """Errors that a user can cause and can mend.
 
-A `UserError` is told in one line (what was wrong, where, what to do) and ends the process with
-exit code 2. Everything else is a defect of ours and keeps its traceback.
+A `UserError` is reported in one line (what was wrong, where, what to do) and ends the process with exit code 2.
+Everything else is a defect of ours and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same thing again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+# What a terminal would obey; the last are halves of a character, which cannot be printed.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -30,7 +34,7 @@ class NotFiniteLogits(UserError):
 
 
 class Preempted(Exception):
-    """The process was told to stop (SIGTERM, SIGINT) and has left its work so that it can be taken up again."""
+    """The process was asked to stop (SIGTERM, SIGINT) and has left its work so that it can be resumed."""
 
     def __init__(self, message: str, *, exit_code: int = EXIT_PREEMPTED) -> None:
         super().__init__(message)
@@ -52,3 +56,17 @@ def needs_extra(name: str) -> Iterator[None]:
         raise UserError(
             f"the package {error.name} is not installed; install it with: pip install 'rest-pipelines[{name}]'"
         ) from None
+
+
+def one_line(text: object, *, longest: int = 2000) -> str:
+    """`text`, of an error or of somebody else, in one line of at most `longest` characters, safe for a terminal."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", errors="replace")
+    line = " ".join(_CONTROL.sub(" ", str(text)).split())
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def described(error: BaseException, *, longest: int = 2000) -> str:
+    """An error in one line, with its type where it is no `UserError`."""
+    text = one_line(error, longest=longest)
+    return text if isinstance(error, (UserError, Preempted)) else f"{type(error).__name__}: {text}".removesuffix(": ")

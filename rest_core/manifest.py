@@ -12,13 +12,15 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rest_core.disk import written_aside
 from rest_core.errors import UserError
-from rest_core.operations import pods
 
 FILE_NAME = "manifest.json"
+IMAGE_VARIABLE = "REST_IMAGE"  # the reference of the pod's image, set by the pipeline (pipelines/placement.py)
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "kfp", "mlflow", "bfcl-eval")
 
 
@@ -45,7 +47,7 @@ def sha256_folder(folder: Path) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs: REST_GIT_COMMIT (an image's build argument), else git's own word."""
+    """The commit of the code that runs: REST_GIT_COMMIT (an image's build argument), else that of git."""
     if baked := os.environ.get("REST_GIT_COMMIT"):
         return baked
     top = Path(__file__).resolve().parent.parent
@@ -53,19 +55,12 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def image() -> str | None:
-    """The reference of the image that this process runs from, as the pipeline gave it; None outside of a cluster."""
-    return os.environ.get(pods.IMAGE_VARIABLE) or None
-
-
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide a result, those that are installed."""
     versions = {}
     for name in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -90,12 +85,11 @@ def write(
         "counts": counts,
         "sha256": sha256_folder(folder) if files is None else sha256_contents(files),
         "git_commit": git_commit(),
-        "image": image(),
+        "image": os.environ.get(IMAGE_VARIABLE) or None,
         "packages": package_versions(),
     }
-    aside = folder / (FILE_NAME + ".tmp")
-    aside.write_text(json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    aside.replace(folder / FILE_NAME)
+    with written_aside(folder / FILE_NAME) as aside:
+        aside.write_text(json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     return manifest
 
 

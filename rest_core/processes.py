@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import gc
 import os
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from rest_core.disk import disk_problem
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 
 
@@ -51,9 +51,9 @@ def errors_reported() -> Iterator[None]:
         sys.stderr.write(f"{stop}\n")
         sys.exit(stop.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if (problem := disk_problem(error, "this machine")) is None or isinstance(error, PermissionError):
             raise
-        fail(f"disk full{f' at {error.filename}' if error.filename else ''}: free some space and run it again")
+        fail(problem)
 
 
 def fail(message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what its names look like, and its errors in our words."""
+"""The Hugging Face hub: the form of its names, and its errors as ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,  # of the HTTP library that the installed version uses
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -31,7 +30,7 @@ def is_hub_id(name: str) -> bool:
 
 @contextmanager
 def hub_errors(name: str, kind: Kind, revision: str | None = None) -> Iterator[None]:
-    """Turn what the hub refuses into a `UserError`, and a hub that is away into `Unreachable`."""
+    """Turn a refusal of the hub into a `UserError`, and a hub that is away into `Unreachable`."""
     try:
         yield
     except GatedRepoError as error:
@@ -44,14 +43,7 @@ def hub_errors(name: str, kind: Kind, revision: str | None = None) -> Iterator[N
         ) from error
     except RevisionNotFoundError as error:
         raise UserError(f"{name}: the hub has no revision {revision!r} of this {kind}") from error
-    except (
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        HfHubHTTPError,
-        HTTPError,
-        ConnectionError,
-        TimeoutError,
-    ) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, HTTPError, ConnectionError, TimeoutError) as error:
         raise Unreachable(
             f"{name}: no such path here, and the hub cannot be reached; give a local path or check the network"
         ) from error

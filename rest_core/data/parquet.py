@@ -15,7 +15,7 @@ import pyarrow.parquet
 from pyarrow import types
 
 from rest_core.data.fields import Record, Rejected, Unreadable, parse_json, too_deep
-from rest_core.errors import UserError
+from rest_core.errors import UserError, one_line
 
 _BATCH = 256  # rows held in memory at once
 _PLAIN_TYPES = (
@@ -41,7 +41,7 @@ def parquet_records(path: Path) -> Iterator[Record | Rejected]:
             for number, row in enumerate(rows):
                 yield _record(row, columns, f"{path}: record {number}", f"{path.stem}-{number}")
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a whole parquet file ({' '.join(str(error).split())}); fetch it again") from None
+        raise UserError(f"{path}: not a whole parquet file ({one_line(error)}); fetch it again") from None
 
 
 def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | Exception]:

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rest_core import manifest, storage
+from rest_core import manifest
 from rest_core.config import DataConfig, DataSource
 from rest_core.data import sources, store
 from rest_core.data.dedupe import EvaluationOverlap, Traits, duplicates, traits
@@ -25,6 +25,7 @@ from rest_core.data.readers import Use
 from rest_core.data.sources import SourceFile
 from rest_core.data.split import validation_groups
 from rest_core.data.validate import problem
+from rest_core.disk import disk_errors
 from rest_core.errors import UserError
 from rest_core.model.chat import encode_prompts, encode_response
 from rest_core.records import Sample
@@ -282,7 +283,7 @@ def _input(source: DataSource, file: SourceFile) -> dict[str, Any]:
 def _write(splits: Mapping[str, Sequence[_Candidate]], report: Mapping[str, Any], out: Path) -> None:
     """Write to a directory inside `out`, then move each file; the one that marks the dataset as whole moves last."""
     aside = out / _PARTIAL
-    with storage.disk_errors(out):
+    with disk_errors(out):
         try:
             out.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(aside, ignore_errors=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import http.client
 import logging
-import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Literal
 
+from rest_core.disk import disk_errors, written_aside
 from rest_core.errors import UserError, nearest
-from rest_core.storage import cache_folder, disk_errors, written_aside
+from rest_core.storage import cache_folder
 
 PREFIX = "published:"
 REPOSITORY = "qiancheng0/ToolRL"
@@ -22,24 +23,19 @@ COMMIT = "8cee13ec0ca72f0461da372a93a6fd8140dbb840"
 RAW_URL = "https://raw.githubusercontent.com"
 TIMEOUT_S = 15.0  # for the connection and for each read
 
-_API_BANK = "benchmarks/API-Bank"
 # name → (path in the repository, git blob id)
 FILES = {
     "toolrl/rlla_4k/train.parquet": ("dataset/rlla_4k/train.parquet", "0ddc730c556e4d26449dbdb55a1b28be824a8bfe"),
     "toolrl/rlla_4k/test.parquet": ("dataset/rlla_4k/test.parquet", "ccdac1cc0112fb54dd68cbc88d9abfe28ce3d749"),
     "toolrl/rlla_sft.json": ("dataset/rlla_4k_raw/rlla_sft.json", "7264a450b031b23b6b54dae109bc81b7ff7b929f"),
-    "api-bank/level-1-api_processed.json": (
-        f"{_API_BANK}/level-1-api_processed.json",
-        "cea552d0ea2215754c26039376eff04ae5d87624",
-    ),
-    "api-bank/level-2-api_processed.json": (
-        f"{_API_BANK}/level-2-api_processed.json",
-        "630e6ff5e5e5b3482ac7041a83880261a247a195",
-    ),
-    "api-bank/level-3-api_processed.json": (
-        f"{_API_BANK}/level-3-api_processed.json",
-        "5d80fb964e2d04ad71673d3d621933ab33f97c2d",
-    ),
+    **{
+        f"api-bank/level-{level}-api_processed.json": (f"benchmarks/API-Bank/level-{level}-api_processed.json", blob)
+        for level, blob in (
+            (1, "cea552d0ea2215754c26039376eff04ae5d87624"),
+            (2, "630e6ff5e5e5b3482ac7041a83880261a247a195"),
+            (3, "5d80fb964e2d04ad71673d3d621933ab33f97c2d"),
+        )
+    },
 }
 
 log = logging.getLogger(__name__)
@@ -62,10 +58,11 @@ def fetch(location: str, *, cache: Path | None = None) -> Path:
         Unreachable: a file is not in the cache and cannot be downloaded.
         UserError: the name is unknown, a download is not the published file, or the disk is full.
     """
-    folder = cache or cache_folder()
-    for known in _names(location):
-        _fetch_file(known, folder / known)
-    return folder / _name(location)
+    cache = cache or cache_folder()
+    for name in _names(location):
+        if not _is_whole(name, cache / name):
+            _download(name, cache / name)
+    return cache / location.removeprefix(PREFIX).rstrip("/")
 
 
 def require(location: str, *, cache: Path | None = None) -> None:
@@ -75,17 +72,13 @@ def require(location: str, *, cache: Path | None = None) -> None:
         Unreachable: a file is not in the cache and cannot be downloaded.
         UserError: the name is unknown.
     """
-    for known in _names(location):
-        if not _is_whole(known, (cache or cache_folder()) / known):
-            _answer(urllib.request.Request(_url(known), method="HEAD"))
-
-
-def _name(location: str) -> str:
-    return location.removeprefix(PREFIX).rstrip("/")
+    for name in _names(location):
+        if not _is_whole(name, (cache or cache_folder()) / name):
+            _request(name, "HEAD")
 
 
 def _names(location: str) -> list[str]:
-    name = _name(location)
+    name = location.removeprefix(PREFIX).rstrip("/")
     names = [known for known in FILES if known == name or known.startswith(f"{name}/")]
     if not names:
         raise UserError(
@@ -100,37 +93,28 @@ def git_blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def _fetch_file(name: str, target: Path) -> None:
-    if _is_whole(name, target):
-        return
+def _download(name: str, target: Path) -> None:
+    url, content = _request(name, "GET")
     path, blob = FILES[name]
-    url = _url(name)
-    log.info("downloading %s", url)
-    content = _answer(urllib.request.Request(url))
     if (found := git_blob_id(content)) != blob:
         raise UserError(
             f"{url}: not the published {path} (git blob {found}, expected {blob}); check for a proxy that rewrites"
         )
-    with disk_errors(target):
-        target.unlink(missing_ok=True)  # a damaged copy
-        with written_aside(target) as aside:
-            aside.write_bytes(content)
+    with disk_errors(target), written_aside(target) as aside:
+        aside.write_bytes(content)
 
 
 def _is_whole(name: str, target: Path) -> bool:
     return target.is_file() and git_blob_id(target.read_bytes()) == FILES[name][1]
 
 
-def _url(name: str) -> str:
-    return f"{RAW_URL}/{REPOSITORY}/{COMMIT}/{FILES[name][0]}"
-
-
-def _answer(request: urllib.request.Request) -> bytes:
+def _request(name: str, method: Literal["GET", "HEAD"]) -> tuple[str, bytes]:
+    """The address of a published file, and its content (none with HEAD)."""
+    url = f"{RAW_URL}/{REPOSITORY}/{COMMIT}/{FILES[name][0]}"
+    if method == "GET":
+        log.info("downloading %s", url)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            content: bytes = answer.read()
-            return content
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        raise Unreachable(
-            f"{request.full_url}: cannot be downloaded ({error}); give a local path or check the network"
-        ) from error
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=TIMEOUT_S) as answer:
+            return url, answer.read()
+    except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
+        raise Unreachable(f"{url}: cannot be downloaded ({error}); give a local path or check the network") from error

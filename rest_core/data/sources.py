@@ -39,12 +39,8 @@ _ABOUT_DATA = frozenset(
     {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json", "config.json"}
 )
 _HIDDEN = ("__MACOSX", "__pycache__")
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-}
-_WORD = re.compile(r"[a-z]+")
+_TRAINING = {"train", "training"}
+_HELD_OUT = {"test", "testing", "eval", "evaluation", "validation", "valid", "val", "dev"}
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +79,8 @@ def resolve(source: DataSource, cache: Path | None = None) -> list[SourceFile]:
     """The files of a source, downloaded where they are remote.
 
     In a location that holds several formats each file is used for what its format was made for, as far as
-    `source.use` allows it: in ToolRL's folder the SFT file for sft, the RL file for rl. What is left out is said in
-    warnings.
+    `source.use` allows it: in ToolRL's folder the SFT file for sft, the RL file for rl. Files that are left out are
+    named in warnings.
 
     Raises:
         UserError: nothing is there, it cannot be fetched, or its format is unknown.
@@ -97,8 +93,7 @@ def resolve(source: DataSource, cache: Path | None = None) -> list[SourceFile]:
             )
         return [SourceFile(None, "bfcl-executable", source.use)]
     found = _local_files(source.location, cache or storage.cache_folder())
-    known = [(file, format) for file, format in _formats(found, source) if format is not None]
-    kept = _without_other_splits(known, source.location)
+    kept = _without_other_splits(_formats(found, source), source.location)
     several = len({format for _, format in kept}) > 1
     files = []
     for file, format in kept:
@@ -108,23 +103,22 @@ def resolve(source: DataSource, cache: Path | None = None) -> list[SourceFile]:
     return [file for file in files if file.use]
 
 
-def _formats(found: Sequence[_Found], source: DataSource) -> list[tuple[_Found, str | None]]:
-    """Each file's format; None for a file that has none, where others have."""
+def _formats(found: Sequence[_Found], source: DataSource) -> list[tuple[_Found, str]]:
+    """The files with their formats, without those that have none where others have."""
     if source.format != readers.AUTO:
         return [(file, source.format) for file in found]
-    formats: list[tuple[_Found, str | None]] = []
+    known: list[tuple[_Found, str]] = []
     unknown: list[readers.UnknownFormat] = []
     for file in found:
         try:
-            formats.append((file, readers.detect(file.path)))
+            known.append((file, readers.detect(file.path)))
         except readers.UnknownFormat as error:
             unknown.append(error)
-            formats.append((file, None))
-    if len(unknown) == len(found):
+    if not known:
         raise unknown[0]
     for why in unknown:
         log.warning("left out: %s", why)
-    return formats
+    return known
 
 
 def _without_other_splits(files: Sequence[tuple[_Found, str]], location: str) -> list[tuple[_Found, str]]:
@@ -132,59 +126,47 @@ def _without_other_splits(files: Sequence[tuple[_Found, str]], location: str) ->
 
     A split's file that is the only one of its format is kept: ToolRL's RL data is published so beside its SFT data.
     """
-    trained_on = {format for file, format in files if _split(file) is None}
-    kept: list[tuple[_Found, str]] = []
-    left_out: list[str] = []
-    for file, format in files:
-        if _split(file) is None or format not in trained_on:
-            kept.append((file, format))
-        else:
-            left_out.append(str(file.inside))
+    trained_on = {format for file, format in files if not _is_held_out(file)}
+    left_out = [str(file.inside) for file, format in files if _is_held_out(file) and format in trained_on]
     if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         log.warning(
             "%s: left out as test or validation data: %s; to train on a file, name it itself",
             location,
-            _some(left_out),
+            f"{', '.join(left_out[:3])}{more}",
         )
-    return kept
+    return [(file, format) for file, format in files if not _is_held_out(file) or format not in trained_on]
 
 
-def _split(file: _Found) -> str | None:
-    """The split that a file's name says it is of, "test" or "validation"; None for training data and others."""
+def _is_held_out(file: _Found) -> bool:
+    """Whether a file's name is that of a test or validation split."""
     if file.inside is None:
-        return None
-    said = {_SPLITS[word] for word in _WORD.findall(str(file.inside.with_suffix("")).lower()) if word in _SPLITS}
-    return None if "train" in said or not said else said.pop()
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return False
+    words = set(re.findall("[a-z]+", str(file.inside.with_suffix("")).lower()))
+    return bool(words & _HELD_OUT) and not words & _TRAINING
 
 
 def _local_files(location: str, cache: Path) -> list[_Found]:
     if location.startswith(published.PREFIX):
         return _data_files(published.fetch(location, cache=cache), location)
-    if not storage.is_s3(location) and not Path(location).exists() and _looks_like_hub_id(location):
+    is_s3 = storage.is_s3(location)
+    if not is_s3 and not Path(location).exists() and is_hub_id(location) and not location.endswith(SUFFIXES):
         return _data_files(_from_hub(location), location)
+    fixed = _fixed_part(location if is_s3 else str(Path(location).expanduser()))
     found: list[_Found] = []
     for place in storage.expand(location):
-        if storage.is_s3(place) and place != location:
-            inside = PurePosixPath(place.removeprefix(_fixed_part(location)))
-            # A prefix may hold notes beside its data; a file that was named is read, or refused by name.
-            if _is_data(inside):
-                found.append(_Found(storage.fetch(place, cache), inside))
-            continue
-        path = storage.fetch(place, cache)
-        if place == location or path.is_dir():
-            found += _data_files(path, place)
-        elif _is_data(inside := PurePosixPath(path.relative_to(Path(_fixed_part(location)).expanduser()))):
-            found.append(_Found(path, inside))
+        inside = PurePosixPath(place.removeprefix(fixed))
+        if place == location or (not is_s3 and Path(place).is_dir()):
+            found += _data_files(storage.fetch(place, cache), place)
+        elif _is_data(inside):
+            found.append(_Found(storage.fetch(place, cache), inside))
     if not found:
         raise UserError(f"{location}: no data file ({', '.join(SUFFIXES)}) there")
     return found
 
 
 def _data_files(path: Path, location: str) -> list[_Found]:
+    """The file that a location names, or the files below it that may be data."""
     if path.is_file():
         return [_Found(path)]
     inner = ((inner, PurePosixPath(inner.relative_to(path))) for inner in sorted(path.rglob("*")) if inner.is_file())
@@ -207,10 +189,6 @@ def _fixed_part(location: str) -> str:
     """A prefix's location with its slash, or what stands before a glob's first wildcard as far as it is folders."""
     literal = re.split(r"[*?\[]", location, maxsplit=1)[0]
     return f"{location.rstrip('/')}/" if literal == location else literal[: literal.rfind("/") + 1]
-
-
-def _looks_like_hub_id(location: str) -> bool:
-    return is_hub_id(location) and not location.endswith(SUFFIXES)
 
 
 def _from_hub(name: str) -> Path:

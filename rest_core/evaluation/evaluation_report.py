@@ -10,8 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from rest_core.disk import disk_errors, written_aside
 from rest_core.evaluation.statistics import Accuracy
-from rest_core.storage import disk_errors, written_aside
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rest_core.errors import described
 from rest_core.model import attention
 from rest_core.model.batch import Batch, Group, padded_batch, shared_batch
 from rest_core.model.parameters import without_wrapper
@@ -87,7 +88,7 @@ def why_not_shared(model: Any) -> str | None:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # any other failure of a model on this layout means the same: not for this model
-            return f"{name} does not run on shared rows ({type(error).__name__}: {' '.join(str(error).split())[:400]})"
+            return f"{name} does not run on shared rows ({described(error)})"
         finally:
             model.set_attn_implementation(before)
     if not asked:

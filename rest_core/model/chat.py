@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from rest_core.algorithm.token_bytes import token_bytes
-from rest_core.errors import UserError
+from rest_core.errors import UserError, one_line
 from rest_core.records import Message, Sample
 from rest_core.response import Kind, parse
 
@@ -116,7 +116,7 @@ def encode_prompt(tokenizer: Any, prompt: Sequence[Message]) -> list[int]:
     except (ValueError, TemplateError) as error:  # no template at all, or one that refuses
         raise UserError(
             f"{_template(tokenizer)} refuses messages of the roles {_roles(prompt)} "
-            f"({' '.join(str(error).split())}); choose a model whose template takes them"
+            f"({one_line(error)}); choose a model whose template takes them"
         ) from None
     here, usual = opened_by(tokenizer, ids), opening(tokenizer)
     if here != usual:

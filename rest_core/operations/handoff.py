@@ -1,41 +1,41 @@
-"""What a stage hands on when its output lies elsewhere: a folder that refers to it.
+"""What a stage hands on when its output lies elsewhere: a folder with a pointer to it.
 
     reference.json   {"source": "s3://bucket/prefix/artifacts/rest-rl-5f3a…", "sha256": …, "bytes": …, "files": {…}}
 
-Of a stage's output the reference holds the hash of every file: whoever reads it gets what was written, or an error that
-names the object. A model that no stage has made (a hub id, a folder) is referred to by its source alone.
+The pointer holds the hash of every file: whoever reads the output gets what was written, or an error that names the
+object. A pointer to a model that no stage has made (a hub id, a folder) has its source alone.
 
 Below `storage.location`:
 
     artifacts/<stage>-<hash>/    outputs, named by their content: written once, never changed
-    runs/<pipeline run>/         work of one run, of no use when it has succeeded: checkpoints (rl.mirror), TrainJobs
+    runs/<pipeline run>/         scratch space of one run, deleted when it has succeeded: checkpoints, TrainJobs
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from rest_core import manifest, storage
+from rest_core.disk import disk_errors
 from rest_core.errors import UserError
 from rest_core.operations.names import run_key
 
 FILE_NAME = "reference.json"
-_STAYS = (manifest.FILE_NAME, "metrics.json")  # small, and read without the output
+_STAYS = (manifest.FILE_NAME, "metrics.json", FILE_NAME)  # small, and read without the output
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Reference(BaseModel):
-    """Where a folder's content lies. `files`: SHA-256 by relative path; None where nothing is known of it."""
+class Pointer(BaseModel):
+    """Where a folder's content lies. `files`: SHA-256 by relative path; None for a model that no stage has made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,41 +45,41 @@ class Reference(BaseModel):
     files: dict[str, _Sha256] | None = None
 
 
-def write(folder: Path, reference: Reference) -> None:
-    """Make `folder` stand for what `reference` refers to."""
+def write(folder: Path, pointer: Pointer) -> None:
+    """Make `folder` stand for the content that `pointer` points to."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE_NAME).write_text(reference.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
+    (folder / FILE_NAME).write_text(pointer.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
 
 
-def read(folder: Path) -> Reference | None:
-    """What `folder` refers to; None where it holds its content itself.
+def read(folder: Path) -> Pointer | None:
+    """The pointer in `folder`; None where it holds its content itself.
 
     Raises:
-        UserError: the reference cannot be read.
+        UserError: the pointer cannot be read.
     """
     path = folder / FILE_NAME
     if not path.is_file():
         return None
     try:
-        reference = Reference.model_validate_json(path.read_bytes())
-        if reference.files is not None and manifest.sha256_contents(reference.files) != reference.sha256:
+        pointer = Pointer.model_validate_json(path.read_bytes())
+        if pointer.files is not None and manifest.sha256_contents(pointer.files) != pointer.sha256:
             raise ValueError("its hashes do not belong together")
     except ValueError:  # pydantic's own is one
         raise UserError(f"{path}: not a reference to a model or output; run the stage that made it again") from None
-    return reference
+    return pointer
 
 
 def is_base_model(folder: Path) -> bool:
     """Whether a policy folder stands for a model that no stage has made."""
-    reference = read(folder)
-    return reference is not None and reference.files is None
+    pointer = read(folder)
+    return pointer is not None and pointer.files is None
 
 
-def store(folder: Path, location: str, stage: str, files: Mapping[str, str] | None = None) -> Reference:
-    """Copy a folder to its place below `location`, as far as it is not there yet; returns the reference to it.
+def store(folder: Path, location: str, stage: str, files: Mapping[str, str] | None = None) -> Pointer:
+    """Copy a folder, which stays, to its place below `location`, as far as it is not there yet.
 
     Args:
-        folder: is not changed.
+        folder: the content.
         location: an s3:// prefix or a folder.
         stage: names the place, together with the hash of the content.
         files: what `manifest.contents` gives for `folder`, where that is known.
@@ -90,20 +90,19 @@ def store(folder: Path, location: str, stage: str, files: Mapping[str, str] | No
     files = manifest.contents(folder) if files is None else files
     digest = manifest.sha256_contents(files)
     source = f"{location.rstrip('/')}/artifacts/{stage}-{digest[:16]}"
-    there = set(storage.list_files(source))
+    there = storage.list_files(source)
     if not there:
         storage.upload_folder(folder, source)
-    else:  # what an upload that was cut off, or somebody who has deleted a file, has left
-        own = [manifest.FILE_NAME] if (folder / manifest.FILE_NAME).is_file() else []
-        for name in (*files, *own):  # the manifest last
-            if name not in there:
+    else:  # left by an upload that was cut off, or by somebody who has deleted a file
+        for name in (*files, manifest.FILE_NAME):
+            if name not in there and (folder / name).is_file():
                 storage.put_file(folder / name, f"{source}/{name}")
     size = sum((folder / name).stat().st_size for name in files)
-    return Reference(source=source, sha256=digest, bytes=size, files=dict(files))
+    return Pointer(source=source, sha256=digest, bytes=size, files=dict(files))
 
 
 def deliver(folder: Path, location: str, stage: str, files: Mapping[str, str]) -> None:
-    """`store` a stage's complete output folder, and leave only what refers to it.
+    """`store` a stage's complete output folder, and leave only a pointer to it.
 
     Raises:
         UserError: as `store`; the folder is as it was.
@@ -112,12 +111,12 @@ def deliver(folder: Path, location: str, stage: str, files: Mapping[str, str]) -
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name not in (*_STAYS, FILE_NAME):
+        elif path.name not in _STAYS:
             path.unlink()
 
 
 def fetch(folder: Path) -> Path:
-    """The folder with the content of `folder`: itself, or what it refers to, checked.
+    """The folder with the content of `folder`: itself, or the one that it points to, checked.
 
     An s3:// prefix is downloaded below the cache folder, once; a folder is used where it lies. Processes of one machine
     wait for the first of them. Files are hashed once, and again when their size or time of change is another.
@@ -125,30 +124,30 @@ def fetch(folder: Path) -> Path:
     Raises:
         UserError: an object is missing, is not what was written, was not written there, or cannot be read.
     """
-    reference = read(folder)
-    if reference is None or reference.files is None or reference.sha256 is None:
+    pointer = read(folder)
+    if pointer is None or pointer.files is None or pointer.sha256 is None:
         return folder
     cache = storage.cache_folder() / "artifacts"
-    with _alone(reference.sha256):
-        place = storage.fetch(reference.source, cache)
-        checked = cache / "checked" / reference.sha256
-        state = _state(place, reference)
-        if checked.is_file() and checked.read_text(encoding="utf-8") == state:
-            return place
-        _check(place, reference)
-        with storage.disk_errors(checked):
-            checked.parent.mkdir(parents=True, exist_ok=True)
-            checked.write_text(state, encoding="utf-8")
-        return place
+    # Not in the cache, which may be a volume without locks.
+    with FileLock(Path(tempfile.gettempdir()) / f"rest-{os.getuid()}-{pointer.sha256[:16]}.lock"):
+        place = storage.fetch(pointer.source, cache)
+        checked = cache / "checked" / pointer.sha256
+        state = _state(place, pointer.source, pointer.files)
+        if not checked.is_file() or checked.read_text(encoding="utf-8") != state:
+            _check(place, pointer.source, pointer.files)
+            with disk_errors(checked):
+                checked.parent.mkdir(parents=True, exist_ok=True)
+                checked.write_text(state, encoding="utf-8")
+    return place
 
 
 def scratch(location: str, pipeline_run: str) -> str:
-    """Where the work of one run lies below `location`: for as long as the run may be tried again."""
+    """The scratch space of one run below `location`: for as long as the run may be retried."""
     return f"{location.rstrip('/')}/runs/{run_key(pipeline_run)}"
 
 
 def remove_scratch(location: str, pipeline_run: str) -> None:
-    """Delete the work of a run that has succeeded; nothing happens where there is none.
+    """Delete the scratch space of a run that has succeeded; nothing happens where there is none.
 
     Raises:
         UserError: the location refuses.
@@ -156,48 +155,31 @@ def remove_scratch(location: str, pipeline_run: str) -> None:
     storage.delete_folder(scratch(location, pipeline_run))
 
 
-def _state(place: Path, reference: Reference) -> str:
-    """The place with the size and the time of change of each file: what a check of their content holds for.
+def _state(place: Path, source: str, files: Mapping[str, str]) -> str:
+    """The place with the size and the time of change of each file: as long as it is the same, a check holds.
 
     Raises:
-        UserError: a file is missing, or one is there that was not written: a reader such as transformers takes it up.
+        UserError: a file is missing, or one is there that was not written, and that transformers might load.
     """
-    assert reference.files is not None
     for name in storage.list_files(str(place)):
         hidden = any(part.startswith(".") for part in Path(name).parts)  # file systems' own: nobody reads them
-        if name not in reference.files and Path(name).name != manifest.FILE_NAME and not hidden:
-            raise UserError(f"{reference.source}/{name}: was not written there by the stage; remove it")
+        if name not in files and Path(name).name != manifest.FILE_NAME and not hidden:
+            raise UserError(f"{source}/{name}: was not written there by the stage; remove it")
     lines = [str(place)]
-    for name in reference.files:
+    for name in files:
         try:
             found = (place / name).stat()
         except FileNotFoundError:
-            raise UserError(
-                f"{reference.source}/{name}: is not there any more; run the stage that made it again"
-            ) from None
+            raise UserError(f"{source}/{name}: is not there any more; run the stage that made it again") from None
         lines.append(f"{found.st_size} {found.st_mtime_ns} {name}")
     return "\n".join(lines)
 
 
-def _check(place: Path, reference: Reference) -> None:
-    assert reference.files is not None
-    for name, digest in reference.files.items():
-        path = place / name
-        try:
-            found = manifest.sha256_file(path)
-        except PermissionError:
-            raise UserError(f"{path}: this user may not read it; change its permissions") from None
+def _check(place: Path, source: str, files: Mapping[str, str]) -> None:
+    for name, digest in files.items():
+        with disk_errors(place / name):
+            found = manifest.sha256_file(place / name)
         if found != digest:
             raise UserError(
-                f"{reference.source}/{name}: is not what was written there (SHA-256 differs); run the stage that made "
-                "it again"
+                f"{source}/{name}: is not what was written there (SHA-256 differs); run the stage that made it again"
             )
-
-
-@contextmanager
-def _alone(digest: str) -> Iterator[None]:
-    """One process of this machine at a time; the lock is not in the cache, which may be a volume without locks."""
-    path = Path(tempfile.gettempdir()) / f"rest-{os.getuid()}-{digest[:16]}.lock"
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -1,7 +1,7 @@
-"""The run that this pod belongs to, and what the Kubernetes API tells of its pods, of claims and of the cluster.
+"""The run that this pod belongs to, and its pods, claims and cluster as the Kubernetes API knows them.
 
-The API is asked as the pod's own service account, for reading alone (`deploy/` grants it). Where it may not be asked,
-`NotAllowed` says so and the caller goes on without.
+The API is asked as the pod's own service account, for reading alone (`deploy/` grants it). Where this is no pod, where
+its account may not ask, and where the API does not answer, `NotAllowed` says so and the caller continues without.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rest_core.errors import UserError
-from rest_core.operations.api_errors import one_line, told
+from rest_core.errors import UserError, one_line
+from rest_core.manifest import IMAGE_VARIABLE as IMAGE_VARIABLE
+from rest_core.operations.api_errors import Missing, api_errors
 
 if TYPE_CHECKING:
     from kubernetes.client import CoreV1Api
 
 RUN_ID_VARIABLE = "KFP_RUN_ID"  # set from the pod's label by the pipeline (pipelines/placement.py)
 GPUS_VARIABLE = "REST_GPUS"  # the GPUs that the pod was given, likewise
-IMAGE_VARIABLE = "REST_IMAGE"  # the reference of the pod's image, likewise
 RUN_ID_LABEL = "pipeline/runid"  # KFP's own
 # The labels that Kubernetes recommends (kubernetes.io/docs/concepts/overview/working-with-objects/common-labels).
 PART_OF_LABEL, PROJECT = "app.kubernetes.io/part-of", "rest-pipelines"
@@ -29,13 +29,13 @@ STAGE_LABEL = "app.kubernetes.io/component"
 
 _CONTAINER = "main"  # of KFP's pods, where the component runs
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_TIMEOUT_SECONDS = 10
+_TIMEOUT = {"_request_timeout": 10}  # seconds
 _READ_BYTES = 16 << 20  # of a log: more than the kubelet keeps of it
-_KEPT_BYTES = 64 << 10
+_KEPT_BYTES = 1 << 20
 _NO_REASONS = ("Error", "Completed", "PodInitializing")  # they say no more than that it ended, or waits for others
 
 
-class NotAllowed(Exception):
+class NotAllowed(UserError):
     """The Kubernetes API cannot be asked from here; the message says why."""
 
 
@@ -46,7 +46,7 @@ class PodEnd:
     name: str
     stage: str
     failed: bool
-    reason: str | None  # Kubernetes' word for it: OOMKilled, Evicted, DeadlineExceeded, ErrImagePull …
+    reason: str | None  # as Kubernetes names it: OOMKilled, Evicted, DeadlineExceeded, ErrImagePull …
     exit_code: int | None
     log: tuple[str, ...]  # the last lines; none where they are gone
 
@@ -62,30 +62,15 @@ def gpus_given() -> int:
 
 
 def connect() -> tuple[CoreV1Api, str]:
-    """A client as the pod's service account, and the pod's namespace.
-
-    Raises:
-        NotAllowed: this process is in no pod, or the pod has no service account token.
-    """
+    """A client as the pod's service account, and the pod's namespace."""
     from kubernetes import client, config
 
     try:
         config.load_incluster_config()
-    except config.ConfigException as error:
+        namespace = _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
+    except (config.ConfigException, OSError) as error:
         raise NotAllowed(f"there is no service account here ({one_line(error)})") from None
-    return client.CoreV1Api(), own_namespace()
-
-
-def own_namespace() -> str:
-    """The namespace of the pod that this process runs in.
-
-    Raises:
-        NotAllowed: this process is in no pod, or the pod has no service account token.
-    """
-    try:
-        return _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise NotAllowed(f"there is no service account here ({error.strerror}: {error.filename})") from None
+    return client.CoreV1Api(), namespace
 
 
 def ends(api: CoreV1Api, namespace: str, run: str, *, lines: int) -> dict[str, PodEnd]:
@@ -93,20 +78,31 @@ def ends(api: CoreV1Api, namespace: str, run: str, *, lines: int) -> dict[str, P
 
     Args:
         run: the KFP run's id.
-        lines: how many lines of the failed pods' logs.
-
-    Raises:
-        NotAllowed: the service account may not list pods, or the API does not answer.
-    """
+        lines: how many lines of the failed pods' logs."""
     selector = f"{RUN_ID_LABEL}={run},{PART_OF_LABEL}={PROJECT},{STAGE_LABEL}"
-    with _answers("list pods"):
-        found = api.list_namespaced_pod(namespace, label_selector=selector, _request_timeout=_TIMEOUT_SECONDS).items
-    last = {pod.metadata.labels[STAGE_LABEL]: pod for pod in sorted(found, key=_age)}
+    with _asking("list pods"):
+        found = api.list_namespaced_pod(namespace, label_selector=selector, **_TIMEOUT).items
+    by_age = sorted(found, key=lambda pod: pod.metadata.creation_timestamp)
+    last = {pod.metadata.labels[STAGE_LABEL]: pod for pod in by_age}
     return {stage: _end(api, namespace, pod, stage, lines) for stage, pod in last.items()}
 
 
+def _end(api: CoreV1Api, namespace: str, pod: Any, stage: str, lines: int) -> PodEnd:
+    states = [one.state for one in pod.status.container_statuses or () if one.name == _CONTAINER]
+    ended = states[0].terminated if states else None
+    failed = pod.status.phase == "Failed" or (ended is not None and ended.exit_code != 0)
+    log: list[str] = []
+    if failed:
+        try:
+            with api_errors("read logs", missing="the cluster has deleted it"):
+                log = read_log(api, namespace, pod.metadata.name, _CONTAINER, tail_lines=lines)
+        except UserError as problem:
+            log = [f"(the log cannot be read: {problem})"]
+    return PodEnd(pod.metadata.name, stage, failed, reason(pod)[0], ended and ended.exit_code, tuple(log))
+
+
 def reason(pod: Any) -> tuple[str | None, str | None]:
-    """Why a pod has ended or has not begun: Kubernetes' word for it (OOMKilled, Evicted, ErrImagePull …), its message.
+    """Why a pod has ended or has not begun: as Kubernetes names it (OOMKilled, Evicted, ErrImagePull …), its message.
 
     The pod's own come first: of one that was evicted or ran out of time, its container says at most that it was killed.
     Then that of its main container, or of one that must end before that begins.
@@ -122,132 +118,74 @@ def reason(pod: Any) -> tuple[str | None, str | None]:
     return None, None
 
 
-def nodes(api: CoreV1Api) -> list[Any]:
-    """The cluster's nodes (V1Node).
-
-    Raises:
-        NotAllowed: the service account may not list nodes, or the API does not answer.
-    """
-    with _answers("list nodes"):
-        return list(api.list_node(_request_timeout=_TIMEOUT_SECONDS).items)
-
-
-def claim(api: CoreV1Api, namespace: str, name: str) -> Any | None:
-    """A V1PersistentVolumeClaim; None where there is none of this name.
-
-    Raises:
-        NotAllowed: the service account may not get claims, or the API does not answer.
-    """
-    return _found(
-        lambda: api.read_namespaced_persistent_volume_claim(name, namespace, _request_timeout=_TIMEOUT_SECONDS),
-        "get persistentvolumeclaims",
-    )
-
-
-def binds_when_mounted(api: CoreV1Api, storage_class: str) -> bool:
-    """Whether claims of a storage class stay Pending until a pod mounts them.
-
-    Raises:
-        NotAllowed: the service account may not get storage classes, or the API does not answer.
-    """
-    from kubernetes.client import StorageV1Api
-
-    found = _found(
-        lambda: StorageV1Api(api.api_client).read_storage_class(storage_class, _request_timeout=_TIMEOUT_SECONDS),
-        "get storageclasses",
-    )
-    return found is not None and found.volume_binding_mode == "WaitForFirstConsumer"
-
-
-def has_training_runtime(api: CoreV1Api, namespace: str, name: str) -> bool:
-    """Whether Kubeflow Trainer has a runtime of this name, for the namespace or for the whole cluster.
-
-    Raises:
-        NotAllowed: the service account may not get the namespace's runtimes, or the API does not answer.
-    """
-    from kubernetes.client import CustomObjectsApi
-
-    objects, version = CustomObjectsApi(api.api_client), ("trainer.kubeflow.org", "v1alpha1")
-    limit = {"_request_timeout": _TIMEOUT_SECONDS}
-    if _found(
-        lambda: objects.get_namespaced_custom_object(*version, namespace, "trainingruntimes", name, **limit),
-        "get trainingruntimes",
-    ):
-        return True
-    try:
-        return bool(
-            _found(
-                lambda: objects.get_cluster_custom_object(*version, "clustertrainingruntimes", name, **limit),
-                "get clustertrainingruntimes",
-            )
-        )
-    except NotAllowed:  # the stage, which is the same service account, could not use it either
-        return False
-
-
-def _found(get: Callable[[], Any], to: str) -> Any | None:
-    """What `get` gets; None where there is no such object."""
-    from kubernetes.client.exceptions import ApiException
-
-    with _answers(to):
-        try:
-            return get()
-        except ApiException as error:
-            if error.status == 404:
-                return None
-            raise
-
-
-def _age(pod: Any) -> Any:
-    return pod.metadata.creation_timestamp
-
-
-def _end(api: CoreV1Api, namespace: str, pod: Any, stage: str, lines: int) -> PodEnd:
-    states = [one.state for one in pod.status.container_statuses or () if one.name == _CONTAINER]
-    ended = states[0].terminated if states else None
-    failed = pod.status.phase == "Failed" or (ended is not None and ended.exit_code != 0)
-    log: tuple[str, ...] = ()
-    if failed:
-        try:
-            with _answers("read logs"):
-                log = tuple(read_log(api, namespace, pod.metadata.name, _CONTAINER, tail_lines=lines))
-        except NotAllowed as problem:
-            log = (f"(the log cannot be had: {problem})",)
-    return PodEnd(pod.metadata.name, stage, failed, reason(pod)[0], ended and ended.exit_code, log)
-
-
-def read_log(
-    api: CoreV1Api, namespace: str, pod: str, container: str, *, kept_bytes: int = _KEPT_BYTES, **selection: Any
-) -> list[str]:
+def read_log(api: CoreV1Api, namespace: str, pod: str, container: str, **selection: Any) -> list[str]:
     """The last lines of a container's log, whatever bytes it has printed. The client's own exceptions pass.
 
     Args:
-        kept_bytes: at most so much of the end; `limit_bytes` of the API would cut the end off.
-        selection: `tail_lines`, `since_seconds`, `timestamps`, as the client has them.
+        selection: `tail_lines`, `timestamps`, as the client has them.
     """
-    # Not as text: the client decodes strictly, and makes Python objects of a log that is JSON.
+    # Not as text: the client decodes strictly, and makes Python objects of a log that is JSON. Not by `limit_bytes`
+    # alone: that would cut the end off.
     answer = api.read_namespaced_pod_log(
-        pod,
-        namespace,
-        container=container,
-        limit_bytes=_READ_BYTES,
-        _preload_content=False,
-        _request_timeout=_TIMEOUT_SECONDS,
-        **selection,
+        pod, namespace, container=container, limit_bytes=_READ_BYTES, _preload_content=False, **_TIMEOUT, **selection
     )
     end = b""
     try:
         for part in answer.stream(1 << 16):
-            end = (end + part)[-kept_bytes:]
+            end = (end + part)[-_KEPT_BYTES:]
     finally:
         answer.release_conn()
     return end.decode("utf-8", errors="replace").rstrip().splitlines()
 
 
-@contextmanager
-def _answers(to: str) -> Iterator[None]:
+def nodes(api: CoreV1Api) -> list[Any]:
+    """The cluster's nodes (V1Node)."""
+    with _asking("list nodes"):
+        return list(api.list_node(**_TIMEOUT).items)
+
+
+def claim(api: CoreV1Api, namespace: str, name: str) -> Any | None:
+    """A V1PersistentVolumeClaim; None where there is none of this name."""
+    return _found("persistentvolumeclaims", api.read_namespaced_persistent_volume_claim, name, namespace)
+
+
+def binds_when_mounted(api: CoreV1Api, storage_class: str) -> bool:
+    """Whether claims of a storage class stay Pending until a pod mounts them."""
+    from kubernetes.client import StorageV1Api
+
+    found = _found("storageclasses", StorageV1Api(api.api_client).read_storage_class, storage_class)
+    return found is not None and found.volume_binding_mode == "WaitForFirstConsumer"
+
+
+def has_training_runtime(api: CoreV1Api, namespace: str, name: str) -> bool:
+    """Whether Kubeflow Trainer has a runtime of this name, for the namespace or for the whole cluster."""
+    from kubernetes.client import CustomObjectsApi
+
+    objects, version = CustomObjectsApi(api.api_client), ("trainer.kubeflow.org", "v1alpha1")
+    own, shared = "trainingruntimes", "clustertrainingruntimes"
+    if _found(own, objects.get_namespaced_custom_object, *version, namespace, own, name):
+        return True
     try:
-        with told(to, missing="the cluster has deleted it"):
+        return _found(shared, objects.get_cluster_custom_object, *version, shared, name) is not None
+    except NotAllowed:  # the stage, which is the same service account, could not use it either
+        return False
+
+
+def _found(kind: str, get: Callable[..., Any], *arguments: str) -> Any | None:
+    """The object that `get` gets; None where there is none."""
+    try:
+        with _asking(f"get {kind}"):
+            return get(*arguments, **_TIMEOUT)
+    except Missing:
+        return None
+
+
+@contextmanager
+def _asking(to: str) -> Iterator[None]:
+    try:
+        with api_errors(to):
             yield
+    except Missing:
+        raise
     except UserError as problem:
         raise NotAllowed(str(problem)) from None

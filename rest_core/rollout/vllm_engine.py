@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from rest_core.config import VllmEngineConfig
-from rest_core.errors import UserError
+from rest_core.errors import UserError, one_line
 from rest_core.model.parameters import without_wrapper
 from rest_core.records import Rollout
 from rest_core.rollout.checkpoint_weights import checkpoint_weights
@@ -92,7 +92,7 @@ class VllmEngine:
                 )
             except (ValueError, RuntimeError) as error:
                 raise UserError(
-                    f"vLLM could not be started: {' '.join(str(error).split())[:300]}; give it more or less memory by "
+                    f"vLLM could not be started: {one_line(error)}; give it more or less memory by "
                     "rl.engine.gpu_memory_utilization, or use rl.engine.engine=transformers"
                 ) from error
         self._sleeps = cuda

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,13 +13,14 @@ from typing import Any
 from pydantic import BaseModel
 from safetensors import SafetensorError
 
-from rest_core import manifest, storage
+from rest_core import manifest
 from rest_core.ablation.collect import TRAINING, training_record
 from rest_core.ablation.settings import Trial
 from rest_core.config import StorageConfig, TrackingConfig, validate
+from rest_core.disk import disk_errors, disk_problem
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.operations import handoff
-from rest_core.operations.failures import Failure, ending_together
+from rest_core.operations.failures import ProcessError, ending_together
 from rest_core.operations.result import METRICS_FILE, StageResult, clear, write_error
 from rest_core.operations.tracking.delivery import INPUT_TAG, SCHEME_TAG, SETTINGS_TAG
 from rest_core.operations.tracking.runs import StageRun, TrialRun, stage_run
@@ -119,7 +119,7 @@ def open_stage(
             yield StageContext(name, out, _NoRun(), sections)
         return
     try:
-        with storage.disk_errors(out):
+        with disk_errors(out):
             clear(out)
         spool = out.with_name(f"{out.name}.tracking")
         with (
@@ -133,18 +133,14 @@ def open_stage(
         write_error(name, out, error)
         raise
     except (OSError, SafetensorError) as error:
-        place = getattr(error, "filename", None) or out
-        if storage.disk_is_full(error):
-            told = UserError(f"{place}: no space left on the disk; free some and start the stage again")
-        elif isinstance(error, OSError) and storage.is_refused(error):
-            told = UserError(f"{place}: no permission; let this user (id {os.getuid()}) read and write there")
-        else:
+        if (text := disk_problem(error, out)) is None:
             raise
-        write_error(name, out, told)
-        raise told from error
+        problem = UserError(text)
+        write_error(name, out, problem)
+        raise problem from error
 
 
-def _record_failure(name: str, out: Path, run: StageRun, failure: Failure) -> None:
+def _record_failure(name: str, out: Path, run: StageRun, failure: ProcessError) -> None:
     """Leave another process's failure where this one's own would be."""
     if failure.exit_code == EXIT_USER_ERROR:
         write_error(name, out, UserError(failure.message))

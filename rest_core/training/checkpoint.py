@@ -15,7 +15,6 @@ in the data; the learning rate is a function of the number of updates, and the c
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -32,9 +31,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rest_core.algorithm.regions import Region
+from rest_core.disk import disk_problem, flush
 from rest_core.errors import UserError
 from rest_core.manifest import sha256_file
-from rest_core.storage import disk_is_full, flush
 from rest_core.training.history import FILE_NAME as HISTORY
 from rest_core.training.history import unreadable
 
@@ -245,10 +244,8 @@ class Checkpoints:
             place = getattr(error, "filename", None) or self.folder
             newest = next((path for path in reversed(self.all()) if (path / STATE).is_file()), None)
             left = f"the last good checkpoint is {newest}" if newest else "no checkpoint has been written yet"
-            if disk_is_full(error):
-                raise UserError(f"{place}: no space left on the disk; free some and start again; {left}") from error
-            if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-                raise UserError(f"{place}: no permission to write; choose another output folder; {left}") from error
+            if (problem := disk_problem(error, place)) is not None:
+                raise UserError(f"{problem}; {left}") from error
             if isinstance(error, (FileExistsError, NotADirectoryError)):
                 raise UserError(f"{place}: a file is where a folder should be; choose another output folder") from error
             raise

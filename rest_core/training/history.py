@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rest_core.disk import written_aside
 from rest_core.manifest import sha256_file
-from rest_core.storage import flush
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,8 @@ class History:
         """Take the folder back to what a checkpoint names: later entries and tables go."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.entries = [json.loads(line) for line in content.decode().splitlines()]
-        aside = self.folder / f".{FILE_NAME}.tmp"
-        aside.write_bytes(content)
-        aside.replace(self.folder / FILE_NAME)
+        with written_aside(self.folder / FILE_NAME) as aside:
+            aside.write_bytes(content)
         self.tables = {}
         for name, digest in tables.items():
             path = self.table_path(name)
@@ -66,13 +65,9 @@ class History:
     def add_table(self, rows: list[dict[str, Any]], step: int) -> None:
         """Write one table of completions; it is on the disk when this returns, as checkpoints name it."""
         path = self.table_path(f"step-{step:06d}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = json.dumps(rows, ensure_ascii=False, indent=1).encode() + b"\n"
-        aside = path.with_name(f".{path.name}.tmp")
-        aside.write_bytes(content)
-        flush(aside)
-        aside.replace(path)
-        flush(path.parent)
+        with written_aside(path) as aside:
+            aside.write_bytes(content)
         self.tables[path.name] = hashlib.sha256(content).hexdigest()
 
     def table_path(self, name: str) -> Path:

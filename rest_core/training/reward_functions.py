@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rest_core.config import RewardFunction, RlConfig
-from rest_core.errors import UserError, nearest
+from rest_core.errors import UserError, described, nearest
 from rest_core.records import Sample
 
 COLUMNS = ("id", "source", "tools", "reference")  # of a sample, as a function sees them
@@ -67,9 +67,7 @@ class RewardFunctions:
             try:
                 given = function(**self._arguments(settings, sample, completions, completion_ids, step, score))
             except Exception as error:  # whatever a user's code raises costs its group and is reported
-                return GroupScore(
-                    [0.0] * size, failure=f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
-                )
+                return GroupScore([0.0] * size, failure=f"{name}: {described(error)}")
             values = [None] if given is None else list(given)
             if any(value is None for value in values):
                 return GroupScore([0.0] * size, failure=f"{name}: it returned None")

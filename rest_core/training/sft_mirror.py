@@ -1,4 +1,4 @@
-"""A second place for the warm-up's checkpoints, for another machine to go on from: the newest one of the Trainer's.
+"""A second place for the warm-up's checkpoints, for another machine to resume from: the newest one of the Trainer's.
 
     <location>/checkpoint-15/…    as in the training's own folder
 
@@ -18,6 +18,7 @@ from accelerate.state import PartialState
 from transformers import TrainerCallback
 
 from rest_core import storage
+from rest_core.disk import disk_errors, written_aside
 from rest_core.errors import UserError
 from rest_core.training.folder import on_first
 
@@ -36,7 +37,7 @@ def newest(names: Iterable[str]) -> str | None:
 class SftMirror(TrainerCallback):
     """Copies each checkpoint of the Trainer in `folder` to `location`; the training waits for it.
 
-    A copy that fails is logged, and the training goes on.
+    A copy that fails is logged, and the training continues.
     """
 
     def __init__(self, location: str, folder: Path) -> None:
@@ -51,19 +52,16 @@ class SftMirror(TrainerCallback):
         on_first(self._fetch)
 
     def _fetch(self) -> None:
-        names = storage.list_files(self._location)
-        there, here = newest(names), newest(storage.list_files(str(self._folder)))
+        there, here = newest(storage.list_files(self._location)), newest(storage.list_files(str(self._folder)))
         if there is None or (here is not None and _step(here) >= _step(there)):
             return
         log.info("downloading %s/%s", self._location, there)
         target = self._folder / there
-        with storage.disk_errors(target):
+        with disk_errors(target):
             shutil.rmtree(target, ignore_errors=True)  # torn
-            with storage.written_aside(target) as aside:
-                for name in (name for name in names if name.startswith(f"{there}/")):
-                    file = aside / name.removeprefix(f"{there}/")
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    storage.get_file(f"{self._location}/{name}", file)
+            with written_aside(target) as aside:
+                aside.mkdir()
+                storage.get_folder(f"{self._location}/{there}", aside)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         PartialState().wait_for_everyone()  # each process has files of its own in the checkpoint
@@ -72,15 +70,15 @@ class SftMirror(TrainerCallback):
         try:
             self._copy(self._folder / f"checkpoint-{state.global_step}")
         except UserError as error:
-            log.error("%s; this checkpoint is not mirrored, training goes on and tries again with the next", error)
+            log.error("%s; this checkpoint is not mirrored, the next copy makes up for it", error)
 
     def _copy(self, checkpoint: Path) -> None:
-        for name in sorted(storage.list_files(str(checkpoint)), key=lambda name: name == _LAST):
-            storage.put_file(checkpoint / name, f"{self._location}/{checkpoint.name}/{name}")
-        others = {name.split("/")[0] for name in storage.list_files(self._location)} - {checkpoint.name}
-        for other in sorted(others):
-            storage.delete_file(f"{self._location}/{other}/{_LAST}")
-            storage.delete_folder(f"{self._location}/{other}")
+        there = {name.split("/")[0] for name in storage.list_files(self._location)}
+        place = f"{self._location}/{checkpoint.name}"
+        storage.delete_folder(place, first=_LAST)
+        storage.upload_folder(checkpoint, place, last=_LAST)
+        for other in sorted(there - {checkpoint.name}):
+            storage.delete_folder(f"{self._location}/{other}", first=_LAST)
 
 
 def _step(checkpoint: str) -> int:

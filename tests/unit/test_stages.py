@@ -276,7 +276,7 @@ def test_a_full_disk_is_one_line_and_loses_no_checkpoint(
         raise FULL[error]
 
     monkeypatch.setattr(loading, "save_policy", full)
-    with pytest.raises(UserError, match="no space left on the disk") as caught:
+    with pytest.raises(UserError, match="the disk is full") as caught:
         train()
     out = tmp_path / "rl"
     assert error_of(out) == {"stage": "rest-rl", "message": str(caught.value), "exit_code": 2}

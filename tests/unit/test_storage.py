@@ -6,11 +6,12 @@ import errno
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
+from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 
 from rest_core import storage
+from rest_core.disk import disk_errors, written_aside
 from rest_core.errors import UserError
 
 
@@ -121,10 +122,13 @@ def test_upload_to_s3_writes_the_manifest_last(s3: Any, tmp_path: Path, monkeypa
     for name in ("manifest.json", "weights", "sub/tokens", "a"):
         (tmp_path / name).write_text(name)
     order: list[str] = []
-    client = boto3.client("s3")
-    upload = client.upload_file
-    monkeypatch.setattr(client, "upload_file", lambda file, bucket, key: (order.append(key), upload(file, bucket, key)))
-    monkeypatch.setattr(storage, "_client", lambda: client)
+    call = BaseClient._make_api_call
+
+    def recorded(self: Any, operation: str, arguments: Any) -> Any:
+        order.append(arguments["Key"])
+        return call(self, operation, arguments)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", recorded)
     assert storage.upload_folder(tmp_path, "s3://data/models/m1/") == "s3://data/models/m1"
     assert order[-1] == "models/m1/manifest.json" and len(order) == 4
     assert s3.get_object(Bucket="data", Key="models/m1/sub/tokens")["Body"].read() == b"sub/tokens"
@@ -147,8 +151,8 @@ def test_upload_to_a_folder_never_overwrites(tmp_path: Path):
 def test_a_full_or_forbidden_disk_leaves_nothing(tmp_path: Path, code: int, message: str):
     with (
         pytest.raises(UserError, match=message),
-        storage.disk_errors(tmp_path),
-        storage.written_aside(tmp_path / "file") as aside,
+        disk_errors(tmp_path),
+        written_aside(tmp_path / "file") as aside,
     ):
         aside.write_text("half")
         raise OSError(code, "as the system says it")
@@ -156,7 +160,7 @@ def test_a_full_or_forbidden_disk_leaves_nothing(tmp_path: Path, code: int, mess
 
 
 def test_another_fault_is_not_hidden(tmp_path: Path):
-    with pytest.raises(IsADirectoryError), storage.disk_errors(tmp_path):
+    with pytest.raises(IsADirectoryError), disk_errors(tmp_path):
         raise IsADirectoryError(errno.EISDIR, "x")
 
 
@@ -167,11 +171,14 @@ def test_an_endpoint_that_is_no_address_is_told(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_short_waits_are_for_their_block_alone(s3: Any):
-    before = storage._client().meta.config.read_timeout
+    def config() -> Any:
+        with storage._s3("s3://data") as (bucket, _):
+            return bucket.meta.client.meta.config
+
     with storage.short_waits():
-        config = storage._client().meta.config
-        assert (config.connect_timeout, config.read_timeout, config.retries["total_max_attempts"]) == (5, 10, 2)
-    assert storage._client().meta.config.read_timeout == before == 60
+        assert (config().connect_timeout, config().read_timeout) == (5, 10)
+        assert config().retries["total_max_attempts"] == 2
+    assert config().read_timeout == 60
 
 
 @pytest.mark.parametrize("there", ["s3://data", "folder"])

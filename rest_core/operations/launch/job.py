@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from rest_core import storage
 from rest_core.ablation.settings import Trial
 from rest_core.config import Config, Section, StorageConfig, validate
+from rest_core.disk import disk_errors
 from rest_core.operations import handoff
 
 FILE_NAME = "job.json"
@@ -31,7 +32,7 @@ class Job(BaseModel):
 
     stage: str
     sections: dict[str, dict[str, Any]]
-    inputs: dict[str, handoff.Reference | str]
+    inputs: dict[str, handoff.Pointer | str]
     pipeline_run: str
     trial: Trial | None = None
 
@@ -40,7 +41,7 @@ class Job(BaseModel):
         cls,
         stage: str,
         sections: Mapping[str, Section],
-        inputs: Mapping[str, handoff.Reference | Path | str],
+        inputs: Mapping[str, handoff.Pointer | Path | str],
         pipeline_run: str,
         trial: Trial | None = None,
     ) -> Self:
@@ -49,7 +50,7 @@ class Job(BaseModel):
             stage=stage,
             sections={name: section.model_dump(mode="json") for name, section in sections.items()},
             inputs={
-                name: place if isinstance(place, handoff.Reference) else str(place) for name, place in inputs.items()
+                name: place if isinstance(place, handoff.Pointer) else str(place) for name, place in inputs.items()
             },
             pipeline_run=pipeline_run,
             trial=trial,
@@ -89,7 +90,7 @@ class Job(BaseModel):
 
     def write(self, file: Path) -> Path:
         """Write the job to a file of this machine."""
-        with storage.disk_errors(file):
+        with disk_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return file

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from rest_core import manifest, storage
+from rest_core import manifest
 from rest_core.config import LaunchConfig, profile_folder
+from rest_core.disk import disk_errors
 from rest_core.errors import UserError
 from rest_core.operations.launch import worker
 from rest_core.operations.launch.job import FILE_NAME, Job
@@ -60,7 +61,7 @@ def run(job: Job, *, out: Path, processes: int, sharding: str) -> StageResult:
         UserError: what one of the processes reported, or that they ended otherwise.
         Preempted: they were asked to stop; the same stage, started again, resumes.
     """
-    with storage.disk_errors(out):
+    with disk_errors(out):
         clear(out)
     file = job.write(out.with_name(f"{out.name}.{FILE_NAME}"))
     launch = ["--config_file", str(accelerate_config(sharding)), "--num_processes", str(processes)]

@@ -1,8 +1,8 @@
 """A training on several nodes: a TrainJob of Kubeflow Trainer that the stage makes, follows and deletes.
 
 The stage stores inputs and description at the storage location (`job`); each node fetches them, trains with its
-checkpoints mirrored there, and the first process leaves the result there (`worker`). A stage that is tried again finds
-the TrainJob by its name, which is made of what it trains, and follows it instead of starting another.
+checkpoints mirrored there, and the first process leaves the result there (`worker`). A stage that is retried finds the
+TrainJob by its name, which is made of what it trains, and follows it instead of starting another.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from rest_core import manifest, storage
 from rest_core.config import LaunchConfig, TrainJobConfig
+from rest_core.disk import disk_errors
 from rest_core.errors import UserError
 from rest_core.operations import handoff
 from rest_core.operations.launch import launcher, trainer
 from rest_core.operations.launch.job import Job
-from rest_core.operations.launch.labels import run_label
+from rest_core.operations.names import run_label
 from rest_core.operations.result import StageResult
 from rest_core.operations.tracking import store
 
@@ -49,24 +50,27 @@ def run(
         client: of Kubeflow Trainer; None = the cluster that this pod runs in, else kubectl's.
 
     Raises:
-        UserError: what a node told, or why the TrainJob could not be made or followed.
-        Preempted: this stage was told to stop; the TrainJob goes on, and the stage, started again, finds it.
+        UserError: the error of a node, or why the TrainJob could not be made or followed.
+        Preempted: this stage was stopped; the TrainJob continues, and the stage, started again, finds it.
     """
     settings = launch.train_job
     assert settings is not None
     location = job.sections["storage"]["location"]
     if location is None:
         raise UserError("launch.train_job: the nodes share nothing but a storage location; set storage.location")
-    references = {
-        name: place if isinstance(place, handoff.Reference) else _reference(place, location, name)
+    pointers = {
+        name: place if isinstance(place, handoff.Pointer) else _pointer(place, location, name)
         for name, place in job.inputs.items()
     }
-    job = job.model_copy(update={"inputs": references})
+    job = job.model_copy(update={"inputs": pointers})
     if client is None:
         client = trainer.connect(settings.namespace)
-    if not _done(job):
+    if not _is_done(job):
         _train(job, settings, launch.sharding, client)
-    result = _take(job, out)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    storage.get_folder(job.result, out)
+    result = StageResult.read(out)
     _delete_or_leave(client, job.name)
     return result
 
@@ -74,31 +78,29 @@ def run(
 def _train(job: Job, settings: TrainJobConfig, sharding: str, client: TrainerClient) -> None:
     """Have the TrainJob of `job` end well; one that has failed is deleted."""
     status = trainer.status(client, job.name)
-    if status == trainer.FAILED:  # of an earlier try
+    if status == trainer.FAILED:  # in an earlier attempt
         trainer.delete(client, job.name)
         status = None
     if status is None:
         environment = trainer.accelerate_environment(launcher.accelerate_config(sharding))
-        environment |= _mlflow_environment()
         trainer.create(
             client,
             job.name,
             settings,
             location=job.store(),
-            environment=environment | settings.environment,
+            environment=environment | _mlflow_environment() | settings.environment,
             labels=settings.labels | run_label(job.pipeline_run),
         )
         log.info("TrainJob %s: %d nodes", job.name, settings.nodes)
     else:
         log.info("TrainJob %s is there already (%s): it is followed", job.name, status)
-    ended = trainer.follow(client, job.name)
-    if ended.status == trainer.COMPLETE and _done(job):
+    problem = trainer.follow(client, job.name)
+    if problem is None and _is_done(job):
         return
     _delete_or_leave(client, job.name)
-    if ended.status == trainer.COMPLETE:
+    if problem is None:
         raise UserError(f"TrainJob {job.name} ended without a result at {job.result}; the log of its nodes is above")
-    why = f"its deadline of {settings.deadline_seconds} s was over" if ended.late else ended.message
-    raise UserError(f"TrainJob {job.name} failed: {why}")
+    raise UserError(f"TrainJob {job.name} failed: {problem}")
 
 
 def _mlflow_environment() -> dict[str, str]:
@@ -117,25 +119,16 @@ def _delete_or_leave(client: TrainerClient, name: str) -> None:
         log.warning("%s; it stays until the run's exit task deletes it", error)
 
 
-def _done(job: Job) -> bool:
+def _is_done(job: Job) -> bool:
     return manifest.FILE_NAME in storage.list_files(job.result)
 
 
-def _take(job: Job, out: Path) -> StageResult:
-    """Make `out` what the first process has left."""
-    with storage.disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    for name in sorted(storage.list_files(job.result), key=lambda name: name == manifest.FILE_NAME):
-        storage.get_file(f"{job.result}/{name}", out / name)
-    return StageResult.read(out)
-
-
-def _reference(place: Path | str, location: str, name: str) -> handoff.Reference:
-    """A reference to an input that every node can follow; a folder of this machine is stored first."""
+def _pointer(place: Path | str, location: str, name: str) -> handoff.Pointer:
+    """A pointer to an input that every node can follow; a folder of this machine is stored first."""
     folder = Path(place)
     if not folder.is_dir():
-        return handoff.Reference(source=str(place))
-    reference = handoff.read(folder)
-    if reference is None:
+        return handoff.Pointer(source=str(place))
+    pointer = handoff.read(folder)
+    if pointer is None:
         return handoff.store(folder, location, name)
-    return reference if reference.files is not None else _reference(reference.source, location, name)
+    return pointer if pointer.files is not None else _pointer(pointer.source, location, name)

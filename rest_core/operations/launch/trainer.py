@@ -1,7 +1,7 @@
-"""Kubeflow Trainer through its SDK: make, follow and delete a TrainJob, with errors told in one line.
+"""Kubeflow Trainer through its SDK: make, follow and delete a TrainJob.
 
-The SDK has three backends (Kubernetes, containers, local processes); what is here works with each of them. Labels, the
-deadline and what concerns pods are for Kubernetes alone.
+The SDK has three backends (Kubernetes, containers, local processes), and this module works with each of them. Labels,
+the deadline and the settings of pods are for Kubernetes alone.
 """
 
 from __future__ import annotations
@@ -9,46 +9,34 @@ from __future__ import annotations
 import logging
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rest_core.config import TrainJobConfig
-from rest_core.errors import Preempted, UserError, needs_extra
-from rest_core.operations.api_errors import Exists, NoAnswer, api_error, one_line, told
-from rest_core.operations.launch.labels import TRAINJOBS
+from rest_core.errors import Preempted, UserError, needs_extra, one_line
+from rest_core.operations.api_errors import Exists, Missing, NoAnswer, api_errors
 from rest_core.operations.launch.launcher import handling_signals
-from rest_core.operations.launch.node_log import NodeLog, last_lines
+from rest_core.operations.launch.node_log import NodeLog
 from rest_core.operations.launch.train_on_node import train_on_node
+from rest_core.operations.names import TRAINJOBS
 
 if TYPE_CHECKING:
     from kubeflow.trainer import TrainerClient
 
 log = logging.getLogger(__name__)
 
-COMPLETE, FAILED = "Complete", "Failed"  # the SDK's words
+COMPLETE, FAILED = "Complete", "Failed"  # as the SDK names them
 NODE = "node"  # the replicated job and its container, in the TrainingRuntime
 
 _POLL_SECONDS = 15.0
 _PATIENCE_SECONDS = 600.0  # with an API that does not answer
 _GONE_SECONDS = 120.0  # for a deleted TrainJob and its pods to be gone
-_ERROR = re.compile(r"(?:^|\s)error: (.*)")  # as the command line tells its own
+_ERROR = re.compile(r"(?:^|\s)error: (.*)")  # as the command line reports its own
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_DEADLINE = "DeadlineExceeded"  # Kubeflow Trainer's word
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a TrainJob ended."""
-
-    status: str  # COMPLETE or FAILED
-    message: str  # one line: the error that a node told, or that none did
-    late: bool  # its deadline has ended it
 
 
 def connect(namespace: str | None) -> TrainerClient:
@@ -69,9 +57,9 @@ def connect(namespace: str | None) -> TrainerClient:
 
 
 def accelerate_environment(config_file: Path) -> dict[str, str]:
-    """The variables by which `accelerate launch` with a configuration file tells its processes about DDP or FSDP2.
+    """The variables by which `accelerate launch` with a configuration file sets up DDP or FSDP2 in its processes.
 
-    Kubeflow Trainer starts the processes by torchrun, which says the rest (ranks, addresses).
+    Kubeflow Trainer starts the processes by torchrun, which sets the others (ranks, addresses).
     """
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env
@@ -108,12 +96,15 @@ def create(
     )
 
     def make() -> None:
-        with told(f"TrainingRuntime {settings.runtime}", missing="apply deploy/training-runtime.yaml to its namespace"):
+        runtime_errors = api_errors(
+            f"TrainingRuntime {settings.runtime}", missing="apply deploy/training-runtime.yaml to its namespace"
+        )
+        with runtime_errors:
             runtime = client.get_runtime(settings.runtime)
         try:
-            with told(f"TrainJob {name}", missing="install Kubeflow Trainer"):
+            with api_errors(f"TrainJob {name}", missing="install Kubeflow Trainer"):
                 client.train(runtime=runtime, trainer=trainer, options=_options(client, name, settings, labels))
-        except Exists:  # the name says what it trains: made by another try, or by this one, whose answer was lost
+        except Exists:  # the name says what it trains: made by another attempt, or by this one, whose answer was lost
             log.info("TrainJob %s is there already", name)
 
     _patiently(make)
@@ -151,73 +142,45 @@ def _options(client: TrainerClient, name: str, settings: TrainJobConfig, labels:
 
 
 def status(client: TrainerClient, name: str) -> str | None:
-    """The status of a TrainJob in the SDK's words; None where there is none of that name."""
-
-    def ask() -> str | None:
-        with told(f"TrainJob {name}"):
-            try:
-                return str(client.get_job(name).status)
-            except (RuntimeError, ValueError) as error:
-                if _is_missing(error):
-                    return None
-                raise
-
-    return _patiently(ask)
+    """The status of a TrainJob as the SDK names it; None where there is none of that name."""
+    try:
+        return str(_get(client, name).status)
+    except Missing:
+        return None
 
 
-def _patiently(call: Callable[[], T]) -> T:
-    """What `call` returns; tried again for ten minutes while the API does not answer."""
-    until = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return call()
-        except NoAnswer as error:
-            if time.monotonic() > until:
-                raise
-            log.warning("%s; tried again in %.0f s", error, _POLL_SECONDS)
-            time.sleep(_POLL_SECONDS)
-
-
-def follow(client: TrainerClient, name: str) -> Ended:
+def follow(client: TrainerClient, name: str) -> str | None:
     """Wait for the end of a TrainJob, and log the lines of its first node as they come.
+
+    Returns:
+        None where it has ended well, else why it has failed: a node's error in one line, or that its deadline is over.
 
     Raises:
         UserError: it is gone, or the cluster has not answered for ten minutes.
-        Preempted: SIGTERM or SIGINT has come; the TrainJob goes on.
+        Preempted: SIGTERM or SIGINT has come; the TrainJob continues.
     """
 
-    signals: list[signal.Signals] = []
-    stop = threading.Event()
+    def stop(number: signal.Signals) -> None:
+        raise KeyboardInterrupt(number.name)  # which the SDK does not take for an error of its own
 
-    def handler(number: signal.Signals) -> None:
-        signals.append(number)
-        stop.set()
-
-    output, answered = NodeLog(client, f"{NODE}-0"), time.monotonic()
-    with handling_signals(handler):
-        while True:
-            try:
-                with told(f"TrainJob {name}", missing="somebody has deleted it; start the stage again"):
-                    job = client.get_job(name)
-            except NoAnswer as error:
-                if time.monotonic() - answered > _PATIENCE_SECONDS:
-                    raise
-                log.warning("%s; asked again in %.0f s", error, _POLL_SECONDS)
-            else:
-                answered = time.monotonic()
+    output = NodeLog(client, f"{NODE}-0")
+    try:
+        with handling_signals(stop):
+            while True:
+                job = _get(client, name, missing="somebody has deleted it; start the stage again")
                 for line in output.new(job):
                     log.info("%s | %s", name, line)
-                if job.status in (COMPLETE, FAILED):
-                    break
-            if stop.wait(_POLL_SECONDS):
-                raise Preempted(f"{signals[0].name}: TrainJob {name} goes on; start the stage again to follow it")
-    if job.status == COMPLETE:
-        return Ended(COMPLETE, "", late=False)
-    return Ended(FAILED, _message(client, job), late=_reason(client, name) == _DEADLINE)
+                if job.status == COMPLETE:
+                    return None
+                if job.status == FAILED:
+                    return _missed_deadline(client, name) or _node_error(client, job)
+                time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt as stopped:
+        raise Preempted(f"{stopped}: TrainJob {name} continues; start the stage again to follow it") from None
 
 
-def _reason(client: TrainerClient, name: str) -> str | None:
-    """Kubeflow Trainer's word for why a TrainJob has failed, which the SDK leaves out; None where it is not known."""
+def _missed_deadline(client: TrainerClient, name: str) -> str | None:
+    """That its deadline has ended a TrainJob; the SDK leaves the reason out. None for any other reason."""
     from kubeflow.trainer.backends.kubernetes.backend import KubernetesBackend
 
     backend = client.backend
@@ -225,37 +188,37 @@ def _reason(client: TrainerClient, name: str) -> str | None:
         return None
     group, version, plural = TRAINJOBS
     try:
-        with told(f"TrainJob {name}"):
+        with api_errors(f"TrainJob {name}"):
             found = backend.custom_api.get_namespaced_custom_object(group, version, backend.namespace, plural, name)
     except UserError as error:
         log.warning("%s", error)
         return None
     conditions = found.get("status", {}).get("conditions", [])
-    return next((str(one.get("reason")) for one in conditions if one.get("type") == FAILED), None)
+    late = any(one.get("type") == FAILED and one.get("reason") == "DeadlineExceeded" for one in conditions)
+    return f"its deadline of {found['spec'].get('activeDeadlineSeconds')} s was over" if late else None
 
 
-def _message(client: TrainerClient, job: Any) -> str:
-    """The error that one of the nodes told."""
+def _node_error(client: TrainerClient, job: Any) -> str:
+    """The error that one of the nodes reported."""
     for step in job.steps:
-        lines = [_COLOURS.sub("", line) for line in last_lines(client, job, step.name)]
+        lines = [_COLOURS.sub("", line) for line in NodeLog(client, step.name).new(job)]
         messages = [found[1] for line in lines if (found := _ERROR.search(line)) is not None]
         if messages:
             return messages[-1]
-    return "none of its nodes told why (out of memory, or their machine was taken?); their log is above"
+    return "none of its nodes reported an error (out of memory, or their machine was taken?); their log is above"
 
 
 def delete(client: TrainerClient, name: str) -> None:
     """Delete a TrainJob and wait until it is gone; nothing happens where there is none."""
 
-    def ask() -> None:
-        with told(f"TrainJob {name}"):
-            try:
-                client.delete_job(name)
-            except (RuntimeError, ValueError) as error:
-                if not _is_missing(error):
-                    raise
+    def remove() -> None:
+        with api_errors(f"TrainJob {name}"):
+            client.delete_job(name)
 
-    _patiently(ask)
+    try:
+        _patiently(remove)
+    except Missing:
+        return
     deadline = time.monotonic() + _GONE_SECONDS
     while status(client, name) is not None:
         if time.monotonic() > deadline:
@@ -265,7 +228,29 @@ def delete(client: TrainerClient, name: str) -> None:
         time.sleep(1)
 
 
-def _is_missing(error: BaseException) -> bool:
-    """Whether the SDK says so: by the API's 404, or in the words of the backends without an API."""
-    cause = api_error(error)
-    return cause.status == 404 if cause is not None else str(error).startswith("No TrainJob with name")
+def _get(client: TrainerClient, name: str, *, missing: str = "") -> Any:
+    """The SDK's TrainJob.
+
+    Raises:
+        Missing: there is none of that name.
+        UserError: the cluster refuses, or has not answered for ten minutes.
+    """
+
+    def get() -> Any:
+        with api_errors(f"TrainJob {name}", missing=missing):
+            return client.get_job(name)
+
+    return _patiently(get)
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """The result of `call`, which is repeated for ten minutes while the API does not answer."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return call()
+        except NoAnswer as error:
+            if time.monotonic() > until:
+                raise
+            log.warning("%s; asked again in %.0f s", error, _POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)

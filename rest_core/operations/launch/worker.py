@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from rest_core import logs, manifest, storage
+from rest_core.disk import disk_errors
 from rest_core.operations import handoff
 from rest_core.operations.catalogue import CATALOGUE
 from rest_core.operations.launch.job import Job
@@ -39,13 +40,13 @@ def run_on_node(location: str) -> None:
                 storage.put_file(path, f"{job.result}/{path.name}")
 
 
-def _fetched(place: handoff.Reference | str, folder: Path) -> Path | str:
+def _fetched(place: handoff.Pointer | str, folder: Path) -> Path | str:
     """The folder of an input, checked; of a model that no stage has made, its source."""
     if isinstance(place, str):
         return place
     if place.files is None:
         return place.source
-    with storage.disk_errors(folder):
+    with disk_errors(folder):
         handoff.write(folder, place)
     return handoff.fetch(folder)
 

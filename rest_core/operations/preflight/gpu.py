@@ -1,4 +1,4 @@
-"""GPUs: whether a node has what a stage asks for, and whether the one that a stage was given is large enough."""
+"""GPUs: whether a node has those that a stage asks for, and whether the one that a stage was given is large enough."""
 
 from __future__ import annotations
 
@@ -25,35 +25,28 @@ def check_nodes(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig, *
         asked: what the stage's pods ask for.
         model, sft, rl: decide how much memory a GPU must have.
         model_is_here: whether the model can be looked at from here; without it memory is not compared.
-
-    Raises:
-        UserError: the GPUs of every such node are too small for the stage.
-        NotAllowed: nodes may not be listed, or no node has the GPUs at the moment: a pool may still grow.
     """
     api, _ = pods.connect()
-    wanted = f"{asked.count} x {asked.resource}{_selected(asked)}"
-    fitting = [node for node in pods.nodes(api) if fits(node, asked)]
-    if len(fitting) < asked.nodes:
+    selected = ", ".join(f"{key}={value}" for key, value in asked.node_selector.items())
+    wanted = f"{asked.count} x {asked.resource}{f' and {selected}' if selected else ''}"
+    labels = [node.metadata.labels or {} for node in pods.nodes(api) if fits(node, asked)]
+    if len(labels) < asked.nodes:
         raise NotAllowed(
-            f"{len(fitting)} of {asked.nodes} nodes with {wanted} at the moment; the stage waits until a pool grows, "
+            f"{len(labels)} of {asked.nodes} nodes with {wanted} at the moment; the stage waits until a pool grows, "
             "for ever where none does (check resource, node_selector and tolerations)"
         )
-    found = ", ".join(sorted({_product(node) for node in fitting}))
+    found = ", ".join(sorted({one.get(_PRODUCT_LABEL, "GPU of unknown type") for one in labels}))
     need = _need(asked, model, sft, rl) if model_is_here else None
-    labelled = sorted(int(_labels(node)[_MEMORY_LABEL]) for node in fitting if _MEMORY_LABEL in _labels(node))
-    if need is not None and len(labelled) == len(fitting):
-        least = labelled[-asked.nodes]  # of the nodes that the stage would have at best
+    sizes = sorted(int(one[_MEMORY_LABEL]) for one in labels if _MEMORY_LABEL in one)
+    if need is not None and len(sizes) == len(labels):
+        least = sizes[-asked.nodes]  # of the nodes that the stage would have at best
         if least * 2**20 < need.total:
             raise UserError(f"{asked.stage} needs {need}; {found} has {least / 1024:.0f} GiB; {_remedy(asked.stage)}")
-    return f"{len(fitting)} nodes have {wanted} ({found})" + (f"; {asked.stage} needs {need}" if need else "")
+    return f"{len(labels)} nodes have {wanted} ({found})" + (f"; {asked.stage} needs {need}" if need else "")
 
 
 def refuse_without(stage: str, section: str) -> str:
-    """A stage that this run has switched on, while its pod was compiled without the GPU that it is to have.
-
-    Raises:
-        UserError: always.
-    """
+    """Refuse a stage that this run has switched on, while its pod was compiled without the GPU that it is to have."""
     raise UserError(
         f"{section}.enabled=true, but the pipeline was compiled with it off: the pod of {stage} has no GPU; compile or "
         f"submit it with --set {section}.enabled=true"
@@ -62,26 +55,31 @@ def refuse_without(stage: str, section: str) -> str:
 
 def fits(node: Any, asked: Gpus) -> bool:
     """Whether a pod of the stage could be scheduled on a node (V1Node) that has nothing else to do."""
-    labels = _labels(node)
+    labels = node.metadata.labels or {}
+    # Device plugins' taints that name the resource are tolerated by admission (ExtendedResourceToleration).
+    taints = [taint for taint in node.spec.taints or () if taint.key != asked.resource]
     return (
         all(labels.get(key) == value for key, value in asked.node_selector.items())
         and int((node.status.allocatable or {}).get(asked.resource, 0)) >= asked.count
         and not node.spec.unschedulable
         and all(
             any(_tolerates(one, taint) for one in asked.tolerations)
-            for taint in node.spec.taints or ()
-            # Device plugins' taints that name the resource are tolerated by admission (ExtendedResourceToleration).
-            if taint.effect in ("NoSchedule", "NoExecute") and taint.key != asked.resource
+            for taint in taints
+            if taint.effect in ("NoSchedule", "NoExecute")
         )
     )
 
 
-def require_visible() -> int:
-    """The number of GPUs that torch sees; at least as many as the pod was given, lest work meant for one runs without.
+def _tolerates(one: Toleration, taint: Any) -> bool:
+    return (
+        (one.effect is None or one.effect == taint.effect)
+        and (one.key is None or one.key == taint.key)
+        and (one.operator == "Exists" or (one.value or "") == (taint.value or ""))
+    )
 
-    Raises:
-        UserError: the pod was given GPUs that torch does not see.
-    """
+
+def require_visible() -> int:
+    """The number of GPUs that torch sees; a `UserError` where the pod was given more."""
     import torch
 
     given = pods.gpus_given()
@@ -98,10 +96,6 @@ def require_memory(source: str | Path, model: ModelConfig, section: SftConfig | 
     """In a training, before anything is loaded: whether its GPUs are there and have room.
 
     Without a GPU there is nothing to check, unless the pod was given one.
-
-    Args:
-        source: the policy that is trained.
-        section: the stage's configuration.
 
     Raises:
         UserError: the pod was given GPUs that torch does not see, or too little memory is free.
@@ -132,31 +126,10 @@ def _need(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig) -> Memo
         return None
     try:
         return stage_memory(model.source, model, section, shards=asked.count * asked.nodes)
-    except Unreachable:  # told where the model is looked for
+    except Unreachable:  # reported by the check of the model
         return None
 
 
 def _remedy(stage: str) -> str:
     section = "rl" if stage == "rest-rl" else "sft"
     return f"take a larger GPU, more of them with FSDP2 (docs/training.md), or set {section}.lora={{r: 16}}"
-
-
-def _tolerates(one: Toleration, taint: Any) -> bool:
-    return (
-        (one.effect is None or one.effect == taint.effect)
-        and (one.key is None or one.key == taint.key)
-        and (one.operator == "Exists" or (one.value or "") == (taint.value or ""))
-    )
-
-
-def _selected(asked: Gpus) -> str:
-    selected = ", ".join(f"{key}={value}" for key, value in asked.node_selector.items())
-    return f" and {selected}" if selected else ""
-
-
-def _product(node: Any) -> str:
-    return _labels(node).get(_PRODUCT_LABEL, "GPU of unknown type")
-
-
-def _labels(node: Any) -> dict[str, str]:
-    return node.metadata.labels or {}

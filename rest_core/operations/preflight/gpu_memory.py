@@ -1,6 +1,6 @@
 """The least GPU memory that a training takes, from the model's architecture and the configuration.
 
-Counted is what is certainly there at once, in bytes a GPU:
+Counted is memory that is certainly in use at once, in bytes a GPU:
 
     master weights   4 a parameter (float32, frozen ones too)
     gradients        4 a trained parameter
@@ -10,7 +10,7 @@ Counted is what is certainly there at once, in bytes a GPU:
     activations      hidden size x layers x tokens of a full forward pass x 2 or 4 (gradient checkpointing keeps them)
 
 So 16 bytes a trained parameter, and the copy. Attention, logits, caches and fragmentation come on top: a GPU with less
-than this cannot do, one with more may still be too small.
+is too small, one with more may still be.
 """
 
 from __future__ import annotations
@@ -24,14 +24,11 @@ from rest_core import storage
 from rest_core.config import ModelConfig, RlConfig, SftConfig, TransformersEngineConfig
 
 GIB = 2**30
-_FLOAT32 = 4
-_MOMENTS = 2
-_COMPUTE_BYTES = {"bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What of a model decides its memory."""
+    """The sizes of a model that decide its memory."""
 
     parameters: int  # tied ones counted once
     trained: int  # with LoRA the adapters' alone
@@ -41,23 +38,23 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a GPU, by what they are for."""
+    """Bytes a GPU by their use."""
 
-    parts: tuple[tuple[str, int], ...]
+    parts: dict[str, int]
 
     @property
     def total(self) -> int:
-        return sum(size for _, size in self.parts)
+        return sum(self.parts.values())
 
     def __str__(self) -> str:
-        listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts if size)
+        listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts.items() if size)
         return f"at least {self.total / GIB:.1f} GiB a GPU ({listed})"
 
 
 def training_memory(
     architecture: Architecture, section: SftConfig | RlConfig, dtype: str, *, tokens: int, shards: int = 1
 ) -> Memory:
-    """What a training holds on each GPU.
+    """The memory that a training holds on each GPU.
 
     Args:
         architecture: of the model, with its adapters.
@@ -66,63 +63,54 @@ def training_memory(
         tokens: of one forward pass.
         shards: over how many GPUs FSDP2 shards the trained model; 1 with DDP.
     """
-    compute = _COMPUTE_BYTES[dtype]
+    compute = {"bfloat16": 2, "float32": 4}[dtype]
     rl = section if isinstance(section, RlConfig) else None
     copy = rl is not None and isinstance(rl.engine, TransformersEngineConfig)
     reference = rl is not None and rl.loss.kl_coefficient > 0
     return Memory(
-        (
-            ("master weights", _FLOAT32 * architecture.parameters // shards),
-            ("gradients", _FLOAT32 * architecture.trained // shards),
-            ("AdamW", _MOMENTS * _FLOAT32 * architecture.trained // shards),
-            ("rollout copy", compute * architecture.parameters if copy else 0),
-            ("reference", _FLOAT32 * architecture.parameters // shards if reference else 0),
-            ("activations", compute * architecture.hidden_size * architecture.layers * tokens),
-        )
+        {
+            "master weights": 4 * architecture.parameters // shards,
+            "gradients": 4 * architecture.trained // shards,
+            "AdamW": 8 * architecture.trained // shards,
+            "rollout copy": compute * architecture.parameters if copy else 0,
+            "reference": 4 * architecture.parameters // shards if reference else 0,
+            "activations": compute * architecture.hidden_size * architecture.layers * tokens,
+        }
     )
 
 
 def stage_memory(source: str | Path, model: ModelConfig, section: SftConfig | RlConfig, *, shards: int = 1) -> Memory:
-    """The same for a stage; the architecture is read from the model's config.json, its weights are not.
-
-    Raises:
-        UserError: the model is not there.
-    """
-    architecture = read_architecture(source, model, section)
+    """The same for a stage; of the model only config.json is read."""
+    tokens = 0  # of the warm-up: as long as its longest samples, which are not known before the data is read
     if isinstance(section, RlConfig):
         responses = section.prompts_per_step * section.group_size
         tokens = min(section.micro_batch_tokens, responses * section.max_response_tokens)
-    else:
-        tokens = 0  # as long as its longest samples, which are not known before the data is read
+    architecture = read_architecture(source, model, section)
     return training_memory(architecture, section, model.dtype, tokens=tokens, shards=shards)
 
 
 def read_architecture(source: str | Path, model: ModelConfig, section: SftConfig | RlConfig) -> Architecture:
-    """Build the model without memory (torch's meta device) and count.
-
-    Raises:
-        UserError: the model is not there.
-    """
+    """Build the model without memory (torch's meta device) and count."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from rest_core.model.loading import with_lora
 
-    described = _describe(source, model)
+    config = _read_config(source, model)
     with torch.device("meta"):
-        empty: Any = AutoModelForCausalLM.from_config(described, trust_remote_code=model.trust_remote_code)
+        empty: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
         parameters = sum(parameter.numel() for parameter in empty.parameters())
         if section.lora is not None:
             empty = with_lora(empty, section.lora)
     return Architecture(
         parameters=parameters,
         trained=sum(parameter.numel() for parameter in empty.parameters() if parameter.requires_grad),
-        hidden_size=described.get_text_config().hidden_size,
-        layers=described.get_text_config().num_hidden_layers,
+        hidden_size=config.get_text_config().hidden_size,
+        layers=config.get_text_config().num_hidden_layers,
     )
 
 
-def _describe(source: str | Path, model: ModelConfig) -> Any:
+def _read_config(source: str | Path, model: ModelConfig) -> Any:
     from transformers import AutoConfig
 
     from rest_core.data.hub import hub_errors

@@ -12,11 +12,7 @@ from rest_core.errors import UserError
 
 
 def check(location: str) -> str:
-    """Write a small file below `location`, read it back and delete it.
-
-    Raises:
-        UserError: no such bucket or mount, no permission, no space, or what was read is not what was written.
-    """
+    """Write a small file below `location`, read it back and delete it."""
     if not storage.is_s3(location) and not _mount_point(Path(location)).is_dir():
         raise UserError(f"{location}: there is no such folder; mount the volume there (volumes in platform.yaml)")
     name = f".preflight-{secrets.token_hex(8)}"

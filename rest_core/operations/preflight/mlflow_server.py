@@ -13,12 +13,9 @@ _FILE = "preflight.txt"
 
 
 def check(tracking: TrackingConfig) -> str:
-    """Create a run with a tag, a figure and a file, read the file back, ask the registry, and delete it all.
+    """Create a run with a tag, a figure and a file, look for the file, ask the registry, and delete it all.
 
-    What may not be deleted stays, and is told: the stages delete nothing there.
-
-    Raises:
-        UserError: the store is on this pod's own disk, does not answer, or refuses what the stages need.
+    What may not be deleted stays, and is reported: the stages delete nothing there.
     """
     uri = store.resolve_uri(tracking)
     if store.is_local(uri):
@@ -26,8 +23,7 @@ def check(tracking: TrackingConfig) -> str:
             f"MLflow at {store.redact(uri)} would be on each pod's own disk; set tracking.uri, or MLFLOW_TRACKING_URI "
             "in the Secret named by secrets.mlflow"
         )
-    stays = try_out(tracking, uri)
-    return "; ".join([f"{store.redact(uri)} takes runs, files and models", *stays])
+    return "; ".join([f"{store.redact(uri)} takes runs, files and models", *try_out(tracking, uri)])
 
 
 def try_out(tracking: TrackingConfig, uri: str) -> list[str]:
@@ -56,7 +52,7 @@ def try_out(tracking: TrackingConfig, uri: str) -> list[str]:
         client.search_registered_models(max_results=1)
     except UserError:
         raise
-    except Exception as error:  # every client library has failures of its own: `explain` puts them into words
+    except Exception as error:  # every client library has failures of its own: `explain` shortens them
         raise UserError(f"MLflow at {store.redact(uri)} did not {step}: {delivery.explain(error)}") from error
     return stays
 

@@ -1,4 +1,4 @@
-"""What preflight has found, as a report for people."""
+"""The findings of preflight as a report for people."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Literal
 
 from rest_core.errors import UserError
 
-Outcome = Literal["ok", "problem", "not checked"]
-_MARKS = {"ok": "✅", "problem": "❌", "not checked": "➖"}
+Outcome = Literal["problem", "not checked", "ok"]
+_MARKS: dict[Outcome, str] = {"problem": "❌", "not checked": "➖", "ok": "✅"}  # in the order of the report
 
 
 @dataclass(frozen=True)
 class Finding:
     """The result of one check."""
 
-    check: str  # what was looked at: "MLflow", "model"
+    check: str  # "MLflow", "model" …
     outcome: Outcome
     detail: str  # one line
 
@@ -27,15 +27,18 @@ def problems(findings: Sequence[Finding]) -> list[Finding]:
 
 def counts(findings: Sequence[Finding]) -> dict[str, int]:
     """How many checks had each outcome: `problems`, `not_checked`, `ok`."""
-    names: dict[str, Outcome] = {"problems": "problem", "not_checked": "not checked", "ok": "ok"}
-    return {name: sum(one.outcome == outcome for one in findings) for name, outcome in names.items()}
+    outcomes = [finding.outcome for finding in findings]
+    return {
+        "problems": outcomes.count("problem"),
+        "not_checked": outcomes.count("not checked"),
+        "ok": outcomes.count("ok"),
+    }
 
 
 def markdown(findings: Sequence[Finding]) -> str:
     """The report as a Markdown table, problems first."""
-    order = {"problem": 0, "not checked": 1, "ok": 2}
     lines = [f"# Preflight: {verdict(findings)}", "", "| | check | found |", "|---|---|---|"]
-    for one in sorted(findings, key=lambda finding: order[finding.outcome]):
+    for one in sorted(findings, key=lambda finding: list(_MARKS).index(finding.outcome)):
         detail = one.detail.replace("|", "\\|")
         lines.append(f"| {_MARKS[one.outcome]} | {one.check} | {detail} |")
     return "\n".join(lines) + "\n"

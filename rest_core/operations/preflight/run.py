@@ -21,10 +21,10 @@ from rest_core.config import (
     TrackingConfig,
 )
 from rest_core.data.published import Unreachable
-from rest_core.errors import UserError
+from rest_core.errors import UserError, described
 from rest_core.operations.catalogue import CATALOGUE
 from rest_core.operations.pods import NotAllowed
-from rest_core.operations.preflight import credentials, gpu, locations, mlflow_server, sources, train_job, volumes
+from rest_core.operations.preflight import cluster, gpu, locations, mlflow_server, sources
 from rest_core.operations.preflight.report import Finding
 from rest_core.operations.preflight.surroundings import Surroundings
 
@@ -32,9 +32,7 @@ log = logging.getLogger(__name__)
 
 MLFLOW = "MLflow"  # the check that decides whether the others' results can be recorded
 
-# Looks for one thing. Returns what was found, in one line; raises `UserError` for a problem, `NotAllowed` where it
-# cannot look.
-Check = tuple[str, Callable[[], str]]
+Check = tuple[str, Callable[[], str]]  # its name, and a function as described in the package's docstring
 
 
 def checks(
@@ -53,29 +51,30 @@ def checks(
     ablation: AblationConfig | None = None,
     trials: Sequence[Trial] = (),
 ) -> list[Check]:
-    """The checks that this configuration on this platform calls for, with what each looks at.
+    """The checks that this configuration on this platform calls for.
 
-    What lies on a volume is not looked at: preflight mounts none, lest it wait for one that is not there.
+    Volumes are not mounted, lest preflight wait for one that is not there: what lies on them the stages will see.
     """
     places = (
         ("storage.location", storage.location),
         ("registry.destination", registry.destination if registry.enabled else None),
         ("rl.mirror", rl.mirror if rl.enabled else None),
     )
+    off_volumes = partial(_off_volumes, surroundings)
     listed: list[Check] = [
-        *((f"Secret {one.name}", partial(credentials.check, one)) for one in surroundings.secrets),
-        *((f"volume {one.claim}", partial(volumes.check, one.claim)) for one in surroundings.mounts),
-        *((name, _here(surroundings, place, partial(locations.check, place))) for name, place in places if place),
+        *((f"Secret {one.name}", partial(cluster.check_secret, one)) for one in surroundings.secrets),
+        *((f"volume {one.claim}", partial(cluster.check_volume, one.claim)) for one in surroundings.mounts),
+        *((name, partial(off_volumes, place, partial(locations.check, place))) for name, place in places if place),
         (MLFLOW, partial(mlflow_server.check, tracking)),
-        ("model", _here(surroundings, model.source, partial(sources.check_model, model))),
+        ("model", partial(off_volumes, model.source, partial(sources.check_model, model))),
         *(
-            ("data", _here(surroundings, source.location, partial(sources.check_data, source.location)))
+            ("data", partial(off_volumes, source.location, partial(sources.check_data, source.location)))
             for source in data.sources
         ),
     ]
     if api_bank.enabled:
         look = partial(sources.check_api_bank, api_bank)
-        listed.append(("API-Bank", _here(surroundings, api_bank.location or "", look)))
+        listed.append(("API-Bank", partial(off_volumes, api_bank.location or "", look)))
     model_is_here = surroundings.volume_of(model.source) is None
     look_for_nodes = partial(gpu.check_nodes, model=model, sft=sft, rl=rl, model_is_here=model_is_here)
     listed += [(f"GPU of {asked.stage}", partial(look_for_nodes, asked)) for asked in surroundings.gpus]
@@ -85,45 +84,37 @@ def checks(
         if enabled[switch]:
             listed.append((f"GPU of {stage}", partial(gpu.refuse_without, stage, switch)))
     if launch.train_job is not None and rl.enabled:
-        listed.append(("TrainJob", partial(train_job.check, launch.train_job, storage)))
+        listed.append(("TrainJob", partial(cluster.check_train_job, launch.train_job, storage)))
     if ablation is not None:
         listed.append(("trials", partial(check_trials, trials, ablation, rl, bfcl, api_bank)))
     return listed
 
 
-def _here(surroundings: Surroundings, place: str, look: Callable[[], str]) -> Callable[[], str]:
-    """`look`, unless the place is on a volume; and what no server gives may be in the cache on one."""
-
-    def check() -> str:
-        if (claim := surroundings.volume_of(place)) is not None:
-            raise NotAllowed(f"{place} is on the volume {claim}, which preflight does not mount; the stages will see")
-        try:
-            return look()
-        except Unreachable as problem:
-            if not surroundings.mounts:
-                raise
-            raise NotAllowed(f"{problem}; it may be in the cache, on a volume that preflight does not mount") from None
-
-    return check
+def _off_volumes(surroundings: Surroundings, place: str, look: Callable[[], str]) -> str:
+    """`look`, unless the place is on a volume; what no server gives may be in the cache on one."""
+    if (claim := surroundings.volume_of(place)) is not None:
+        raise NotAllowed(f"{place} is on the volume {claim}, which preflight does not mount; the stages will see")
+    try:
+        return look()
+    except Unreachable as problem:
+        if not surroundings.mounts:
+            raise
+        raise NotAllowed(f"{problem}; it may be in the cache, on a volume that preflight does not mount") from None
 
 
 def run_checks(listed: Sequence[Check]) -> list[Finding]:
-    """Make the checks; what a check itself did not foresee is a problem, too, and its traceback is logged."""
+    """Make the checks; a defect of a check is a problem, too, and its traceback is logged."""
     findings = []
     for name, check in listed:
         try:
             finding = Finding(name, "ok", check())
         except NotAllowed as reason:
-            finding = Finding(name, "not checked", _one_line(reason))
+            finding = Finding(name, "not checked", described(reason))
         except UserError as problem:
-            finding = Finding(name, "problem", _one_line(problem))
+            finding = Finding(name, "problem", described(problem))
         except Exception as defect:
             log.exception("the check of %s failed", name)
-            finding = Finding(name, "problem", f"the check failed: {type(defect).__name__}: {_one_line(defect)}")
+            finding = Finding(name, "problem", f"the check failed: {described(defect)}")
         log.info("%s: %s: %s", finding.check, finding.outcome, finding.detail)
         findings.append(finding)
     return findings
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -14,8 +14,6 @@ from rest_core.operations.pods import NotAllowed
 
 log = logging.getLogger(__name__)
 
-_CONFIG_FILE = "config.json"
-
 
 def check_model(model: ModelConfig) -> str:
     """Raise `UserError` unless the model's source is there and may be read."""
@@ -25,13 +23,9 @@ def check_model(model: ModelConfig) -> str:
 
         embedded.require(source.removeprefix(embedded.PREFIX))
         return f"{source} comes with the image"
-    if storage.is_s3(source):
-        if _CONFIG_FILE not in storage.list_files(source):
-            raise UserError(f"{source}: no {_CONFIG_FILE} there; give the prefix of a Hugging Face checkpoint")
-        return f"{source} is there"
-    if Path(source).is_absolute() or Path(source).exists():
-        if not (Path(source) / _CONFIG_FILE).is_file():
-            raise UserError(f"{source}: no {_CONFIG_FILE} there; give the folder of a Hugging Face checkpoint")
+    if storage.is_s3(source) or Path(source).is_absolute() or Path(source).exists():
+        if "config.json" not in storage.list_files(source):
+            raise UserError(f"{source}: no config.json there; give the folder or prefix of a Hugging Face checkpoint")
         return f"{source} is there"
     if not is_hub_id(source):
         raise UserError(f"{source}: neither a folder nor a hub id (owner/name); check the spelling")
@@ -59,11 +53,7 @@ def check_data(location: str) -> str:
 
 
 def check_api_bank(api_bank: ApiBankConfig) -> str:
-    """The same for API-Bank.
-
-    Raises:
-        NotAllowed: the published files cannot be reached, for which the stage is skipped.
-    """
+    """The same for API-Bank; where its published files cannot be reached, the stage is skipped."""
     try:
         return check_data(api_bank.location or f"{published.PREFIX}api-bank")
     except published.Unreachable as problem:

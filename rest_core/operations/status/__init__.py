@@ -1,6 +1,5 @@
-"""What is said and done when a run on a cluster has ended, however it ended: the work of the exit task.
+"""The exit task of a run on a cluster: report how the run ended, and close and remove what it left.
 
-The exit task knows little by itself: KFP tells it whether the whole has failed, in some versions with a message, never
-which stage. So it asks MLflow, where every stage has recorded how it ended, and the Kubernetes API for the pods, where
-it may: a killed pod tells nobody.
+KFP gives the exit task the state of the whole, in some versions with a message, never the stage that failed. MLflow has
+the end of every stage that could record it; the Kubernetes API has the pods that were killed or never started.
 """

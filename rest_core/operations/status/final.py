@@ -1,4 +1,4 @@
-"""What KFP tells an exit task, and where its pages are."""
+"""The state of a run that KFP gives to the exit task, and where KFP's pages are."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rest_core.config import Section
 
 Verdict = Literal["succeeded", "failed", "stopped", "unknown"]
 
-# KFP's backends up to 2.15 give MLMD's words (COMPLETE, CACHED), later ones and kfp.local those that the SDK documents.
-# RUNNING, which some give to a whole that contains a loop, says nothing.
+# KFP's backends up to 2.15 give MLMD's states (COMPLETE, CACHED), later ones and kfp.local those of the SDK.
+# RUNNING, which some give to a run that contains a loop, says nothing.
 _VERDICTS: dict[str, Verdict] = {
     "SUCCEEDED": "succeeded",
     "COMPLETE": "succeeded",
@@ -33,7 +33,7 @@ class FinalStatus(Section):
 
     @property
     def verdict(self) -> Verdict | None:
-        """How the run ended; None where KFP's word does not say."""
+        """How the run ended; None where KFP does not say."""
         return _VERDICTS.get((self.state or "").upper())
 
 

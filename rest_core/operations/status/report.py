@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from rest_core.errors import UserError, described
 from rest_core.operations.status.final import Verdict
 from rest_core.operations.status.runs import StageEnd
+from rest_core.operations.tracking.store import redact
+
+log = logging.getLogger(__name__)
 
 _MARKS = {"FINISHED": "✅", "FAILED": "❌", "KILLED": "❌"}
 _VERDICT_MARKS: dict[Verdict, str] = {"succeeded": "✅", "failed": "❌", "stopped": "⏹", "unknown": "❔"}
@@ -15,7 +21,7 @@ _LONGEST_LINE = 2000  # of a log
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedStage:
     """A stage that did not end well."""
 
     stage: str
@@ -30,11 +36,10 @@ class Outcome:
 
     verdict: Verdict
     pipeline_run: str
-    failures: tuple[Failure, ...]  # in the order in which they happened
+    failures: tuple[FailedStage, ...]  # in the order in which they happened
     message: str | None  # KFP's own, or what to do where no stage is known to have failed
     stages: tuple[StageEnd, ...]
     links: tuple[tuple[str, str], ...]  # (name, address)
-    notes: tuple[str, ...]  # what could not be looked up, what was removed
 
     @property
     def succeeded(self) -> bool:
@@ -48,15 +53,26 @@ class Outcome:
         return "; ".join(f"{one.stage} {self.verdict}: {one.why}" for one in self.failures)
 
 
-def markdown(outcome: Outcome) -> str:
-    """The whole report."""
+@contextmanager
+def noted(notes: list[str], what: str) -> Iterator[None]:
+    """Around a part of the report: if it fails, the report is shorter and says so in a line of `notes`."""
+    try:
+        yield
+    except UserError as problem:
+        notes.append(f"{what}: {problem}")
+    except Exception as defect:  # every client library has failures of its own
+        log.exception("%s", what)
+        notes.append(f"{what}: {described(defect)}")
+
+
+def markdown(outcome: Outcome, notes: Sequence[str]) -> str:
+    """The whole report; `notes` say what could not be looked up, and what was removed."""
     where = " and ".join(one.stage for one in outcome.failures)
     heading = f"{_VERDICT_MARKS[outcome.verdict]} {outcome.verdict}{f' in {where}' if where else ''}"
     blocks = [f"# {heading}", f"Run: {outcome.pipeline_run}"]
-    notes = list(outcome.notes)
     if outcome.message and not outcome.succeeded:
         if outcome.failures:  # which say more
-            notes.insert(0, f"KFP says: {outcome.message}")
+            notes = [f"KFP says: {outcome.message}", *notes]
         else:
             blocks.append(outcome.message)
     for failure in outcome.failures:
@@ -70,23 +86,18 @@ def markdown(outcome: Outcome) -> str:
     if outcome.links:
         blocks.append("\n".join(f"- {name}: {address}" for name, address in outcome.links))
     if notes:
-        blocks.append("\n".join(f"- {note}" for note in notes))
+        blocks.append("\n".join(f"- {redact(note)}" for note in notes))
     return "\n\n".join(blocks) + "\n"
 
 
 def _table(stages: Sequence[StageEnd]) -> str:
     lines = ["| | stage | ended as | time | MLflow |", "|---|---|---|---|---|"]
     for one in stages:
-        ended = f"skipped: {one.skipped}" if one.skipped else "killed without a word" if one.is_open else one.status
-        lines.append(
-            f"| {_MARKS.get(one.status, '❌')} | {one.name} | {ended} | {one.seconds:.0f} s | {_link(one.link)} |"
-        )
+        ended = f"skipped: {one.skipped}" if one.skipped else "killed" if one.is_open else one.status
+        # A link to the run's page; for a local store, how to get there.
+        page = f"[{one.link.partition('/runs/')[2][:8]}]({one.link})" if one.link.startswith("http") else one.link
+        lines.append(f"| {_MARKS.get(one.status, '❌')} | {one.name} | {ended} | {one.seconds:.0f} s | {page} |")
     return "\n".join(lines)
-
-
-def _link(page: str) -> str:
-    """A link to a run's page; for a local store, how to get there."""
-    return f"[{page.partition('/runs/')[2][:8]}]({page})" if page.startswith("http") else page
 
 
 def _code(lines: Sequence[str], language: str = "") -> str:

@@ -27,7 +27,7 @@ def commands(stage: StageEnd, tracking_uri: str) -> list[str]:
     command = CATALOGUE[stage.stage].command if stage.stage in CATALOGUE else None
     if command is None:
         return []
-    given = [word for name, where in inputs.items() for word in (f"--{name.replace('_', '-')}", where)]
+    given = [part for name, where in inputs.items() for part in (f"--{name.replace('_', '-')}", where)]
     trial = ["--trial", stage.scheme] if stage.scheme is not None and stage.stage == "rest-rl" else []
     download = ["mlflow", "artifacts", "download", "--run-id", stage.run_id, "--artifact-path", "config.json"]
     run = ["rest", command.name, "--profile", f"{_FOLDER}/config.json", *given, *trial]
@@ -50,12 +50,12 @@ def _aggregate(stage: StageEnd, inputs: dict[str, str]) -> Iterator[str]:
             folder = f"{place}/{where.rstrip('/').rpartition('/')[2]}"
         folders.append(folder)
     settings = {name: stage.parameters.get(f"cfg/ablation/{name}") for name in ("baseline", "metric", "confidence")}
-    options = [word for name, value in settings.items() if value is not None for word in (f"--{name}", value)]
+    options = [part for name, value in settings.items() if value is not None for part in (f"--{name}", value)]
     yield shlex.join(["rest", "aggregate", *folders, *options, "--out", f"{_FOLDER}/{stage.stage}"])
 
 
 def _notes(inputs: dict[str, str], tracking_uri: str | None) -> Iterator[str]:
-    """What the commands need that this machine may not have."""
+    """Comments on addresses and folders that this machine may not have."""
     host = urlsplit(tracking_uri).hostname if tracking_uri is not None else None
     if host is not None and ("." not in host or host.endswith(_OF_A_CLUSTER)):
         yield f"# {host} is an address of the cluster: forward its port (kubectl port-forward) and export that one"

@@ -1,24 +1,21 @@
-"""The end of a run on a cluster: gather how it ended, report it, and close what it left open."""
+"""The end of a run on a cluster: find out how it ended, report it, and close what it left open."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rest_core.config import LaunchConfig, StorageConfig, TrackingConfig
-from rest_core.errors import UserError
 from rest_core.operations import pods
-from rest_core.operations.api_errors import one_line
-from rest_core.operations.pods import NotAllowed, PodEnd
+from rest_core.operations.pods import PodEnd
 from rest_core.operations.status import leftovers, runs
 from rest_core.operations.status.final import FinalStatus, Links, Verdict
-from rest_core.operations.status.report import Failure, Outcome, markdown
+from rest_core.operations.status.report import FailedStage, Outcome, markdown, noted
 from rest_core.operations.status.reproduce import commands
 from rest_core.operations.status.runs import PipelineEnd, StageEnd
-from rest_core.operations.tracking import delivery, store
+from rest_core.operations.tracking import store
 from rest_core.storage import short_waits
 
 if TYPE_CHECKING:
@@ -49,69 +46,35 @@ def conclude(
     Args:
         tracking: where MLflow is.
         links: where KFP's pages are.
-        final: what KFP tells of the whole.
+        final: what KFP says of the whole.
         storage: where the run's scratch space is.
         launch: whether the run had TrainJobs.
         pipeline_run: the run's key in MLflow.
         page: the file that the report is written to.
     """
     notes: list[str] = []
-    ends = _pods(notes)
-    client, pipeline = _mlflow(tracking, pipeline_run, notes)
-    uri = store.resolve_uri(tracking) if pipeline is not None else ""
-    outcome = _outcome(links, final, pipeline_run, client, pipeline, uri, ends, notes)
-    _write(page, outcome)  # before anything is changed: whatever happens then, the report is there
-    removed = leftovers.remove(storage, launch, pipeline_run, succeeded=outcome.succeeded)
-    outcome = _with_notes(outcome, removed)
-    _write(page, outcome)
+    ends: dict[str, PodEnd] = {}
+    client: MlflowClient | None = None
+    pipeline: PipelineEnd | None = None
+    with noted(notes, "Pods and their logs could not be looked at"):
+        if (run_id := pods.run_id()) is not None:
+            ends = pods.ends(*pods.connect(), run_id, lines=LOG_LINES)
+    with noted(notes, "MLflow could not be asked"):
+        connected = store.connect(tracking)
+        pipeline = runs.read(connected, tracking, pipeline_run)
+        client = connected
+        if pipeline is None:
+            notes.append(f"MLflow has no run {pipeline_run!r}: no stage got as far as that")
+    outcome = _outcome(links, final, pipeline_run, client, pipeline, ends)
+    page.write_text(markdown(outcome, notes), encoding="utf-8")  # whatever happens after this, the report is there
+    leftovers.remove(storage, launch, pipeline_run, succeeded=outcome.succeeded, notes=notes)
+    page.write_text(markdown(outcome, notes), encoding="utf-8")
     if client is not None and pipeline is not None:
-        try:
+        with noted(notes, "The run could not be closed in MLflow"):
             runs.close(client, pipeline, outcome.verdict, outcome.line, page)
-        except Exception as error:  # every client library has failures of its own; the report itself is made
-            outcome = _with_notes(outcome, [f"The run could not be closed in MLflow: {delivery.explain(error)}"])
-            _write(page, outcome)
+        page.write_text(markdown(outcome, notes), encoding="utf-8")
     log.info("%s\n%s", outcome.line, page.read_text(encoding="utf-8"))
     return outcome
-
-
-def _with_notes(outcome: Outcome, notes: Sequence[str]) -> Outcome:
-    return replace(outcome, notes=(*outcome.notes, *map(store.redact, notes)))
-
-
-def _write(page: Path, outcome: Outcome) -> None:
-    page.write_text(markdown(outcome), encoding="utf-8")
-
-
-def _pods(notes: list[str]) -> dict[str, PodEnd]:
-    run_id = pods.run_id()
-    if run_id is None:
-        return {}
-    try:
-        api, namespace = pods.connect()
-        return pods.ends(api, namespace, run_id, lines=LOG_LINES)
-    except NotAllowed as reason:
-        notes.append(f"Pods and their logs could not be looked at: {reason}")
-    except Exception as defect:  # the exit task's only task is the report
-        log.exception("pods and their logs could not be looked at")
-        notes.append(f"Pods and their logs could not be looked at: {type(defect).__name__}: {one_line(defect)}")
-    return {}
-
-
-def _mlflow(
-    tracking: TrackingConfig, pipeline_run: str, notes: list[str]
-) -> tuple[MlflowClient | None, PipelineEnd | None]:
-    try:
-        client = store.connect(tracking)
-        found = runs.read(client, tracking, store.resolve_uri(tracking), pipeline_run)
-    except UserError as problem:
-        notes.append(f"MLflow could not be asked: {problem}")
-        return None, None
-    except Exception as error:  # every client library has failures of its own: `explain` puts them into words
-        notes.append(f"MLflow could not be asked: {delivery.explain(error)}")
-        return None, None
-    if found is None:
-        notes.append(f"MLflow has no run {pipeline_run!r}: no stage got as far as that")
-    return client, found
 
 
 def _outcome(
@@ -120,21 +83,22 @@ def _outcome(
     pipeline_run: str,
     client: MlflowClient | None,
     pipeline: PipelineEnd | None,
-    uri: str,
-    ends: dict[str, PodEnd],
-    notes: list[str],
+    ends: Mapping[str, PodEnd],
 ) -> Outcome:
-    stages = pipeline.stages if pipeline else ()
+    stages, uri = (pipeline.stages, pipeline.tracking_uri) if pipeline else ((), "")
     failed = [one for one in stages if one.status != "FINISHED"]
-    # A pod that never came to run its stage (image, Secret, volume) is known to Kubernetes alone.
-    recorded = {one.stage for one in stages}
-    never_ran = [end for stage, end in ends.items() if end.failed and stage not in recorded]
     verdict = final.verdict or _guess(client, pipeline, failed, ends)
-    failures: list[Failure] = []
+    failures: list[FailedStage] = []
     if verdict != "succeeded":
         # Which pod was of which trial, its labels do not say.
-        failures = [_failure(one, None if one.trial else ends.get(one.stage), client, uri) for one in failed]
-        failures += [Failure(end.stage, _of_pod(end), tuple(map(store.redact, end.log))) for end in never_ran]
+        failures = [_failed(one, None if one.trial else ends.get(one.stage), client, uri) for one in failed]
+        # A pod that never came to run its stage (image, Secret, volume) is known to Kubernetes alone.
+        recorded = {one.stage for one in stages}
+        failures += [
+            FailedStage(end.stage, _pod_end(end), tuple(map(store.redact, end.log)))
+            for stage, end in ends.items()
+            if end.failed and stage not in recorded
+        ]
     message = store.redact(final.error_message) if final.error_message else None
     if verdict == "unknown":
         message = "KFP does not say how the run ended, and MLflow could not be asked; look at the run in KFP"
@@ -151,7 +115,6 @@ def _outcome(
         message=message,
         stages=stages,
         links=tuple((name, address) for name, address in addresses if address),
-        notes=tuple(map(store.redact, notes)),
     )
 
 
@@ -164,24 +127,21 @@ def _guess(
     return "succeeded" if pipeline is not None and pipeline.status == "FINISHED" and not failed else "failed"
 
 
-def _failure(stage: StageEnd, end: PodEnd | None, client: MlflowClient | None, uri: str) -> Failure:
+def _failed(stage: StageEnd, end: PodEnd | None, client: MlflowClient | None, uri: str) -> FailedStage:
     why = [stage.error] if stage.error else []
     if end is not None and end.failed:
-        why.append(_of_pod(end))
+        why.append(_pod_end(end))
     if not why:
-        why.append("it ended without a word: killed (out of memory, lost node, time-out) or stopped")
-    log_lines = end.log if end else ()
-    if not log_lines and client is not None:
-        try:
-            log_lines = runs.traceback_of(client, stage.run_id, lines=LOG_LINES)
-        except Exception as error:  # the artifact store's client has failures of its own
-            log_lines = (f"(the traceback cannot be had: {delivery.explain(error)})",)
-    return Failure(
-        stage.name, store.redact("; ".join(why)), tuple(map(store.redact, log_lines)), tuple(commands(stage, uri))
-    )
+        why.append("it ended without an error: killed (out of memory, lost node, time-out) or stopped")
+    lines = list(end.log) if end else []
+    if not lines and client is not None:
+        with noted(lines, "(the traceback cannot be read"):
+            lines += runs.traceback_of(client, stage.run_id, lines=LOG_LINES)
+    reproduce = commands(stage, uri)
+    return FailedStage(stage.name, store.redact("; ".join(why)), tuple(map(store.redact, lines)), tuple(reproduce))
 
 
-def _of_pod(end: PodEnd) -> str:
+def _pod_end(end: PodEnd) -> str:
     exit_code = None if end.exit_code is None else f"exit code {end.exit_code}"
     ended = ", ".join(part for part in (end.reason, exit_code) if part)
     return f"its pod {end.name} ended{f' ({ended})' if ended else ''}"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 STATUS_TAG = "rest.status"  # on the parent run: the outcome in one line
+_MOST = 10_000  # runs of one kind; MLflow takes no larger number
 _OPEN = ("RUNNING", "SCHEDULED")
 _CLOSED_AS: dict[Verdict, str] = {
     "succeeded": "FINISHED",
@@ -35,7 +36,7 @@ class StageEnd:
     stage: str
     trial: str | None  # of an ablation, which has stages of one name once a trial
     run_id: str
-    status: str  # MLflow's: FINISHED, FAILED, KILLED; RUNNING where the pod ended without a word
+    status: str  # as MLflow names it: FINISHED, FAILED, KILLED; RUNNING where the pod was killed
     error: str | None
     skipped: str | None
     seconds: float
@@ -46,7 +47,7 @@ class StageEnd:
 
     @property
     def name(self) -> str:
-        """What people call it: the stage, with its trial."""
+        """The stage, with its trial."""
         return self.stage if self.trial is None else f"{self.stage} · {self.trial}"
 
     @property
@@ -58,6 +59,7 @@ class StageEnd:
 class PipelineEnd:
     """A pipeline's parent run."""
 
+    tracking_uri: str
     run_id: str
     status: str
     joined: bool  # somebody else (KFP's plugin) made it and will end it
@@ -66,26 +68,20 @@ class PipelineEnd:
     open_trials: tuple[str, ...]  # ids of trials' runs, between the parent and the stages, that nobody has closed
 
 
-def read(client: MlflowClient, tracking: TrackingConfig, uri: str, pipeline_run: str) -> PipelineEnd | None:
+def read(client: MlflowClient, tracking: TrackingConfig, pipeline_run: str) -> PipelineEnd | None:
     """What MLflow has of a pipeline run; None where it has nothing. MLflow's own exceptions pass."""
-    experiment = _experiment(client, tracking)
+    uri, experiment = store.resolve_uri(tracking), _experiment(client, tracking)
     parent = None if experiment is None else delivery.find_pipeline_run(client, experiment, pipeline_run)
     if experiment is None or parent is None:
         return None
 
     def of_kind(kind: str) -> list[Run]:
         wanted = f"tags.`{delivery.PIPELINE_RUN_TAG}` = '{pipeline_run}' AND tags.`{delivery.KIND_TAG}` = '{kind}'"
-        found: list[Run] = []
-        token: str | None = None
-        while True:
-            page = client.search_runs([experiment], wanted, order_by=["attributes.start_time ASC"], page_token=token)
-            found += page
-            token = page.token
-            if not token:
-                return found
+        return list(client.search_runs([experiment], wanted, max_results=_MOST, order_by=["attributes.start_time ASC"]))
 
     last = {(run.data.tags[delivery.STAGE_TAG], run.data.tags.get(delivery.TRIAL_TAG)): run for run in of_kind("stage")}
     return PipelineEnd(
+        tracking_uri=uri,
         run_id=parent.info.run_id,
         status=parent.info.status,
         joined=delivery.JOINED_TAG in parent.data.tags,

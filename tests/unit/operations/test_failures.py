@@ -11,7 +11,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from rest_core.errors import Preempted, UserError
-from rest_core.operations.failures import Failure, ending_together
+from rest_core.operations.failures import ProcessError, ending_together
 
 ROOT = Path(__file__).parents[3]
 PROCESS = """
@@ -55,9 +55,10 @@ def test_the_first_process_tells_what_has_ended_another(store: TCPStore, kind: s
     _, errors = first.communicate(timeout=120)
     assert first.returncode == code
     assert f"error: process 1: {told}\n" in errors
-    assert ("Traceback" in errors) == (kind == "defect")
-    _, quiet = other.communicate(timeout=120)
-    assert (other.returncode, quiet) == (code, "")
+    assert "Traceback" not in errors
+    _, details = other.communicate(timeout=120)
+    assert other.returncode == code
+    assert ("Traceback" in details) == (kind == "defect") and "error:" not in details
 
 
 def test_the_first_processs_own_failure_goes_on_as_it_is(store: TCPStore) -> None:
@@ -83,10 +84,10 @@ def test_a_stop_that_all_agreed_on_is_no_failure(store: TCPStore, monkeypatch: p
         monkeypatch.setenv(name, value)
     with pytest.raises(Preempted), ending_together():
         raise Preempted("told to stop")
-    assert not store.check(["rest-failures/0/failure"])
+    assert not store.check(["rest-failures/0/error"])
 
 
 def test_a_message_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
-    failure = Failure.of(UserError("lower\n  the batch"))
-    assert (failure.message, failure.exit_code, failure.details) == ("process 3: lower the batch", 2, "")
+    failure = ProcessError.of(UserError("lower\n  the batch"))
+    assert (failure.message, failure.exit_code) == ("process 3: lower the batch", 2)

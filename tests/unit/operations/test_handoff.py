@@ -154,7 +154,7 @@ def test_a_folder_with_its_content_is_itself(tmp_path: Path) -> None:
 
 
 def test_a_model_that_no_stage_has_made_is_not_fetched(tmp_path: Path) -> None:
-    handoff.write(tmp_path / "policy", handoff.Reference(source="owner/name"))
+    handoff.write(tmp_path / "policy", handoff.Pointer(source="owner/name"))
     assert handoff.fetch(tmp_path / "policy") == tmp_path / "policy"
 
 

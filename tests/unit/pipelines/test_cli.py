@@ -131,7 +131,7 @@ def test_wrong_use_is_told_in_one_line(
         (
             OSError(errno.ENOSPC, "No space left on device", "/data/x"),
             2,
-            "error: disk full at /data/x: free some space",
+            "error: /data/x: the disk is full; free some space",
         ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (click.Abort(), 130, "interrupted\n"),

@@ -110,15 +110,15 @@ def test_a_training_goes_on_on_another_machine(machine: Make) -> None:
 
 def test_the_training_does_not_wait_and_the_newest_wins(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, begun, copied = threading.Event(), threading.Event(), []
-    put = storage.put_file
+    upload = storage.upload_folder
 
-    def slow(file: Path, place: str) -> None:
-        copied.append(place.rsplit("/", 2)[-2])
+    def slow(folder: Path, place: str, *, last: str) -> None:
+        copied.append(folder.name)
         begun.set()
         assert gate.wait(30)
-        put(file, place)
+        upload(folder, place, last=last)
 
-    monkeypatch.setattr(module.storage, "put_file", slow)
+    monkeypatch.setattr(module.storage, "upload_folder", slow)
     one = machine("one", keep=1)
     one.save(1)
     assert begun.wait(30)
@@ -130,7 +130,7 @@ def test_the_training_does_not_wait_and_the_newest_wins(machine: Make, monkeypat
         one.mirror.close(timeout=0.01)
     gate.set()
     one.mirror.close()
-    assert list(dict.fromkeys(copied)) == ["step-000001", "step-000007"]
+    assert copied == ["step-000001", "step-000007"]
     assert there(one) == {"step-000007"}
 
 
@@ -174,17 +174,11 @@ def test_failures_are_counted_and_the_next_copy_makes_up_for_them(
     machine: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = machine("one")
-    put = storage.put_file
-    calls = 0
 
-    def broken(file: Path, place: str) -> None:
-        nonlocal calls
-        calls += 1
-        if calls <= 1:
-            raise UserError(f"{place}: access denied (403); check the AWS_* credentials and the policy")
-        put(file, place)
+    def broken(folder: Path, place: str, *, last: str) -> None:
+        raise UserError(f"{place}: access denied (403); check the AWS_* credentials and the policy")
 
-    monkeypatch.setattr(module.storage, "put_file", broken)
+    monkeypatch.setattr(module.storage, "upload_folder", broken)
     one.save(1)
     with pytest.raises(UserError, match=r"never reached the mirror: .*access denied"):
         one.mirror.close()
@@ -194,28 +188,28 @@ def test_failures_are_counted_and_the_next_copy_makes_up_for_them(
 
 def test_the_last_copy_is_tried_once_more_at_the_end(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     one = machine("one")
-    put, failed = storage.put_file, threading.Event()
+    upload, failed = storage.upload_folder, threading.Event()
 
-    def broken(file: Path, place: str) -> None:
+    def broken(folder: Path, place: str, *, last: str) -> None:
         if not failed.is_set():
             failed.set()
             raise UserError("away")
-        put(file, place)
+        upload(folder, place, last=last)
 
-    monkeypatch.setattr(module.storage, "put_file", broken)
+    monkeypatch.setattr(module.storage, "upload_folder", broken)
     one.save(1)
-    with one.mirror._changed:
-        assert one.mirror._changed.wait_for(lambda: one.mirror.failures == 1, timeout=30)
+    with pytest.raises(UserError, match="away"):
+        one.mirror.close()
     one.mirror.retry(TrainingState(step=1, region_entropy=ENTROPY))
     one.mirror.close()
     assert one.mirror.failures == 1 and there(one) == {"step-000001"}
 
 
 def test_a_defect_is_raised_in_the_training(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def defect(*_: Any) -> None:
+    def defect(*_: Any, **__: Any) -> None:
         raise RuntimeError("ours")
 
-    monkeypatch.setattr(module.storage, "put_file", defect)
+    monkeypatch.setattr(module.storage, "upload_folder", defect)
     one = machine("one")
     one.save(1)
     with pytest.raises(RuntimeError, match="ours"):
@@ -242,7 +236,7 @@ def test_a_torn_download_leaves_nothing(machine: Make, monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.storage, "get_file", dies)
+        patch.setattr(module.storage, "get_folder", dies)
         with pytest.raises(KeyboardInterrupt):
             two.newest()
     assert not two.checkpoints.all() and not list(two.checkpoints.folder.glob(".*"))

@@ -21,7 +21,7 @@ def test_a_result_that_cannot_be_stored_is_an_error_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANK", "0")
-    policy = handoff.Reference(source="owner/name")
+    policy = handoff.Pointer(source="owner/name")
     sections = {"model": ModelConfig(), "rl": RlConfig(), "tracking": TrackingConfig()}
     sections["storage"] = StorageConfig(location=str(tmp_path / "volume"))  # type: ignore[assignment]
     job = Job.of("rest-rl", sections, {"dataset": policy, "policy": policy}, "run")

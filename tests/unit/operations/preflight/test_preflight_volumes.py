@@ -10,7 +10,7 @@ import pytest
 from rest_core.config import StorageConfig, TrainJobConfig
 from rest_core.errors import UserError
 from rest_core.operations.pods import NotAllowed
-from rest_core.operations.preflight import train_job, volumes
+from rest_core.operations.preflight import cluster as cluster_checks
 
 JOB = TrainJobConfig(nodes=2, runtime="rest-torch")
 STORAGE = StorageConfig(location="s3://bucket")
@@ -26,7 +26,7 @@ STORAGE = StorageConfig(location="s3://bucket")
 def test_a_claim_that_pods_can_mount(cluster: Any, phase: str, storage_class: str, found: str) -> None:
     cluster.add_claim("work", phase, storage_class)
     cluster.add_storage_class("local", "WaitForFirstConsumer")
-    assert re.search(found, volumes.check("work"))
+    assert re.search(found, cluster_checks.check_volume("work"))
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,12 @@ def test_a_claim_that_pods_would_wait_for(cluster: Any, phase: str, storage_clas
     cluster.add_claim("work", phase, storage_class)
     cluster.add_storage_class("nfs", "Immediate")
     with pytest.raises(UserError, match=rf"^work is {phase}: pods .* kubectl -n team describe pvc work$"):
-        volumes.check("work")
+        cluster_checks.check_volume("work")
 
 
 def test_a_claim_that_is_not_there(cluster: Any) -> None:
     with pytest.raises(UserError, match=r"^there is no PersistentVolumeClaim work in the namespace team; make it"):
-        volumes.check("work")
+        cluster_checks.check_volume("work")
 
 
 @pytest.mark.parametrize("resource", ["persistentvolumeclaims", "storageclasses"])
@@ -50,29 +50,29 @@ def test_what_may_not_be_read_is_no_problem(cluster: Any, resource: str) -> None
     cluster.add_claim("work", "Pending", "nfs")
     cluster.forbidden.add(resource)
     with pytest.raises(NotAllowed, match=f"get {resource}: the cluster refuses it \\(403"):
-        volumes.check("work")
+        cluster_checks.check_volume("work")
 
 
 @pytest.mark.parametrize("kind", ["trainingruntimes", "clustertrainingruntimes"])
 def test_a_runtime_of_the_namespace_or_of_the_cluster(cluster: Any, kind: str) -> None:
     cluster.named[kind, "rest-torch"] = {"metadata": {"name": "rest-torch"}}
-    assert train_job.check(JOB, STORAGE) == "TrainingRuntime rest-torch is there"
+    assert cluster_checks.check_train_job(JOB, STORAGE) == "TrainingRuntime rest-torch is there"
 
 
 @pytest.mark.parametrize("forbidden", [set(), {"clustertrainingruntimes"}])
 def test_a_runtime_that_is_not_there(cluster: Any, forbidden: set[str]) -> None:
     cluster.forbidden |= forbidden
     with pytest.raises(UserError, match=r"^there is no TrainingRuntime rest-torch in the namespace other; install"):
-        train_job.check(JOB.model_copy(update={"namespace": "other"}), STORAGE)
+        cluster_checks.check_train_job(JOB.model_copy(update={"namespace": "other"}), STORAGE)
     assert any("/namespaces/other/" in path for path, _ in cluster.asked)
 
 
 def test_runtimes_that_may_not_be_read(cluster: Any) -> None:
     cluster.forbidden.add("trainingruntimes")
     with pytest.raises(NotAllowed, match=r"get trainingruntimes: the cluster refuses it \(403"):
-        train_job.check(JOB, STORAGE)
+        cluster_checks.check_train_job(JOB, STORAGE)
 
 
 def test_nodes_that_share_no_storage(cluster: Any) -> None:
     with pytest.raises(UserError, match=r"^the 2 nodes share nothing but a storage location; set storage\.location$"):
-        train_job.check(JOB, StorageConfig())
+        cluster_checks.check_train_job(JOB, StorageConfig())
