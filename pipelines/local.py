@@ -33,6 +33,7 @@ from pipelines.rest_pipeline import STAGES, build
 from pipelines.summary import RunStatus, Summary, duration, summarize
 from rest_core.config import Config
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
+from rest_core.operations.tracking.delivery import deliver
 from rest_core.operations.tracking.runs import finish_pipeline, new_pipeline_run
 from rest_core.stages import ERROR_FILE
 
@@ -151,6 +152,7 @@ def _close_run(config: Config, folder: Path, run: str, monitor: Monitor, status:
     if status != "succeeded" and monitor.stages:
         as_what: Literal["FAILED", "KILLED"] = "FAILED" if status == "failed" else "KILLED"
         finish_pipeline(config.tracking, pipeline_run=run, spool=folder / "finish.tracking", status=as_what)
+        deliver(folder)  # ends the run of a stage that was killed
 
 
 def new_folder(folder: Path) -> Path:

@@ -22,7 +22,7 @@ from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.operations import handoff
 from rest_core.operations.failures import Failure, ending_together
 from rest_core.operations.tracking.delivery import INPUT_TAG, SCHEME_TAG, SETTINGS_TAG
-from rest_core.operations.tracking.runs import StageRun, TrialRun, stage_run
+from rest_core.operations.tracking.runs import Recorder, TrialRun, stage_run
 from rest_core.processes import is_main_process
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Stage:
 
     name: str
     out: Path
-    run: StageRun | _NoRun
+    run: Recorder | _NoRun
     sections: Mapping[str, BaseModel]
     storage: StorageConfig = AS_IT_IS
     inputs: dict[str, Any] = field(default_factory=dict)
@@ -169,7 +169,7 @@ def errors_left(name: str, out: Path) -> Iterator[None]:
         raise
 
 
-def _record_failure(name: str, out: Path, run: StageRun, failure: Failure) -> None:
+def _record_failure(name: str, out: Path, run: Recorder, failure: Failure) -> None:
     """Leave another process's failure where this one's own would be."""
     if failure.exit_code == EXIT_USER_ERROR:
         leave_error(name, out, UserError(failure.message))
