@@ -34,6 +34,7 @@ from rest_core.config import Config
 from rest_core.errors import UserError, needs_extra
 from rest_core.operations.catalogue import PIPELINE
 from rest_core.operations.result import raise_error
+from rest_core.operations.tracking.delivery import deliver
 from rest_core.operations.tracking.runs import finish_pipeline, new_pipeline_run
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def _close_run(config: Config, folder: Path, run: str, monitor: Monitor, status:
     if status != "succeeded" and monitor.stages:
         as_what: Literal["FAILED", "KILLED"] = "FAILED" if status == "failed" else "KILLED"
         finish_pipeline(config.tracking, pipeline_run=run, spool=folder / "finish.tracking", status=as_what)
+        deliver(folder)  # ends the run of a stage that was killed
 
 
 def new_folder(folder: Path) -> Path:

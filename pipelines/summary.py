@@ -20,7 +20,7 @@ from rest_core import manifest
 from rest_core.config import Config
 from rest_core.data.prepare import REPORT, describe_drops
 from rest_core.operations.catalogue import CATALOGUE, PIPELINE, Stage
-from rest_core.operations.tracking import spool, store
+from rest_core.operations.tracking import journal, store
 
 RunStatus = Literal["succeeded", "failed", "interrupted"]
 StageStatus = Literal["done", "off", "skipped", "failed", "interrupted", "not run"]
@@ -82,12 +82,10 @@ def summarize(
     )
 
 
-def in_spools(folder: Path) -> tuple[list[spool.RunIds], int]:
+def in_spools(folder: Path) -> tuple[list[journal.RunIds], int]:
     """Of a run's folder: which runs in MLflow its stages have recorded in, and how many records MLflow has not got."""
-    spools = [path.parent for path in sorted(folder.rglob(spool.JOURNAL))]
-    states = [spool.State.read(one) for one in spools]
-    unsent = sum(1 for one, state in zip(spools, states, strict=True) for _ in spool.read_records(one, state.position))
-    return [ids for state in states for ids in state.sections.values()], unsent
+    states = [journal.State.read(path) for path in journal.find(folder)]
+    return [state.ids for state in states if state.ids is not None], journal.unsent(folder)
 
 
 def _stage_summary(stage: Stage, config: Config, run: StageRun | None, outcome: RunStatus, uri: str) -> StageSummary:
@@ -104,8 +102,7 @@ def _stage_summary(stage: Stage, config: Config, run: StageRun | None, outcome: 
     if note is not None:
         status = "skipped" if config.enabled(stage.switch) else "off"
     figures = run.folder / "metrics"
-    sections = [ids for one in run.folder.glob("*.tracking") for ids in spool.State.read(one).sections.values()]
-    runs = [ids for ids in sections if ids.run != ids.pipeline]
+    runs = [ids for ids in in_spools(run.folder)[0] if ids.run != ids.pipeline]
     return StageSummary(
         name,
         status,

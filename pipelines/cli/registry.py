@@ -45,7 +45,7 @@ def promote(
     """
     config = configuration(profile, overrides)
     from rest_core import logs
-    from rest_core.operations.tracking import lineage, registry, store
+    from rest_core.operations.tracking import registry, store
 
     logs.configure(sys.stderr, level=logging.WARNING, libraries=("mlflow",))
     client = store.connect(config.tracking)
@@ -67,7 +67,7 @@ def promote(
     )
     click.echo(promotion.describe())
     promoted = registry.get_version(client, config.registry.name, promotion.version)
-    for missing in lineage.missing_links(client, promoted, metric):
+    for missing in registry.missing_links(client, promoted, metric):
         click.echo(f"lineage: {missing}", err=True)
 
 
@@ -106,11 +106,11 @@ def sync(folder: Path) -> None:
       rest sync runs
     """
     from rest_core import logs
-    from rest_core.operations.tracking.sender import sync as send
+    from rest_core.operations.tracking.delivery import deliver
 
-    logs.configure(sys.stderr, level=logging.WARNING, libraries=())
-    delivery = send(folder)
-    click.echo(f"{delivery.sent} records sent, {delivery.left} wait, {delivery.rejected} refused")
+    logs.configure(sys.stderr, level=logging.WARNING, libraries=("mlflow",))
+    delivery = deliver(folder)
+    click.echo(f"{delivery.sent} records sent, {delivery.left} wait, {delivery.refused} refused")
     if delivery.problem:
         raise UserError(f"{folder}: {delivery.left} records wait: {delivery.problem}")
 

@@ -23,7 +23,7 @@ from rest_core.operations import handoff
 from rest_core.operations.failures import ProcessError, ending_together
 from rest_core.operations.result import METRICS_FILE, StageResult, clear, write_error
 from rest_core.operations.tracking.delivery import INPUT_TAG, SCHEME_TAG, SETTINGS_TAG
-from rest_core.operations.tracking.runs import StageRun, TrialRun, stage_run
+from rest_core.operations.tracking.runs import Recorder, TrialRun, stage_run
 from rest_core.processes import is_main_process
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class StageContext:
 
     name: str
     out: Path
-    run: StageRun | _NoRun
+    run: Recorder | _NoRun
     sections: Mapping[str, BaseModel]
     storage: StorageConfig = NO_STORAGE
     inputs: dict[str, Any] = field(default_factory=dict)
@@ -140,7 +140,7 @@ def open_stage(
         raise problem from error
 
 
-def _record_failure(name: str, out: Path, run: StageRun, failure: ProcessError) -> None:
+def _record_failure(name: str, out: Path, run: Recorder, failure: ProcessError) -> None:
     """Leave another process's failure where this one's own would be."""
     if failure.exit_code == EXIT_USER_ERROR:
         write_error(name, out, UserError(failure.message))

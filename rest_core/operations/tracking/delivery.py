@@ -1,39 +1,27 @@
-"""Delivery: the records of a spool become MLflow runs, in order, each once as far as MLflow allows.
+"""Delivery: the records of a journal become MLflow runs, in order.
 
-Every step may be repeated without harm, so that a crash between sending and noting it costs nothing: runs are found
-again by a tag, equal metrics, params, tags and dataset inputs are one to MLflow, artifacts are overwritten.
+Replaying a journal changes nothing that MLflow has already: runs are found again by their tags, MLflow itself keeps
+equal metrics (name, step, time, value), params, tags and dataset inputs once, and artifacts are overwritten. So a crash
+between sending records and noting that costs nothing, and a journal without its `state.json` is sent again as a whole.
 
-What can go wrong is of two kinds. *Away*: no connection, a time-out, HTTP 5xx, 401, 403, 408 or 429. Nothing is
-passed over, the record is tried again later. *Rejected*: any other answer. The record is put aside in
-`rejected.jsonl` with the answer, and the next one is sent.
+What can go wrong is of two kinds. *Away*: no connection, a time-out, HTTP 5xx, 401, 403, 408 or 429. The record waits,
+and is sent later. *Refused*: any other answer. It is logged, and the next record is sent.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rest_core.errors import UserError
-from rest_core.operations.tracking import store
-from rest_core.operations.tracking.spool import (
-    JOURNAL,
-    Record,
-    RunIds,
-    State,
-    close_killed,
-    open_section,
-    read_records,
-    read_rejected,
-    sending,
-    write_rejected,
-)
+from rest_core.operations.tracking import journal, store
+from rest_core.operations.tracking.journal import JOURNAL, Lane, Record, RunIds, State, read_records
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,378 +38,217 @@ JOINED_TAG = "rest.joined"  # on a parent that somebody else (KFP) made
 ERROR_TAG = "rest.error"  # on a stage's run; on the parent "rest.error/<stage>"
 INPUT_TAG = "rest.input/"  # on a stage's run, with the input's name: where it was read from
 STAGE_TAG = "rest.stage"
-_SPOOL_TAG = "rest.spool_id"
+_JOURNAL_TAG = "rest.spool_id"  # on a stage's run: its journal's
 _PARENT_TAG = "mlflow.parentRunId"
 _TABLES_TAG = "mlflow.loggedArtifacts"
 
-METRICS_A_CALL = 1000  # MLflow's limit
-PARAMS_A_CALL = 100  # MLflow's limit
 MAX_TAG_VALUE = 8000  # MLflow's limit
-_CONNECTION = re.compile(
-    r"API request to (?P<host>\w+://[^/\s]+).*?(?P<what>connection refused|timed out|name or service not known"
-    r"|temporary failure in name resolution|no route to host|connection reset by peer|connection aborted"
-    r"|too many \d+ error responses|certificate verify failed)",
-    re.IGNORECASE,
-)
-_ARTIFACT_ATTEMPTS = 3
+_STEPS_A_CALL = 50  # of metrics; MLflow's client splits what is more than its limit
 
 
 class Away(Exception):
     """The server, or the store behind it, does not take records at the moment."""
 
 
-class Rejected(Exception):
-    """The server has refused a record for good."""
+class Refused(Exception):
+    """The server does not accept a record, and would not later."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What an attempt to send a spool has come to."""
+    """The result of an attempt to send records."""
 
     sent: int  # records that have gone out in this attempt
     left: int  # records that wait
-    rejected: int  # records in rejected.jsonl
+    refused: int  # values and files that MLflow has not accepted, in all attempts
     problem: str | None  # why records wait
 
-    @property
-    def complete(self) -> bool:
-        """Whether MLflow has everything."""
-        return self.left == 0 and self.rejected == 0
 
+def deliver(folder: Path, known_uri: str | None = None) -> Delivery:
+    """Send what waits in the journals at or below `folder`, and end those whose process was killed.
 
-def deliver(folder: Path, *, wait: bool = False) -> Delivery:
-    """Send what waits in a spool, refused records included, once; never raises because a server is away.
-
-    MLflow's own retries apply here and can take minutes; `sender.sync` bounds them.
+    A server that is away is reported, not raised.
 
     Args:
-        folder: a spool, or a folder that contains spools at any depth.
-        wait: wait for another process that sends the same spool, instead of raising `UserError`.
+        folder: a journal, or a folder that contains some at any depth.
+        known_uri: an address with credentials, for journals of the same server; default: MLFLOW_TRACKING_URI.
+
+    Raises:
+        UserError: there is no journal, or a running stage sends it.
     """
-    total = Delivery(0, 0, 0, None)
-    for spool in find_spools(folder):
-        with sending(spool, wait=wait):
-            # Nobody else sends this spool, so nobody writes to it either: an open section is a stage that was killed.
-            if (begin := open_section(spool)) is not None:
-                close_killed(spool, begin)
-            courier = Courier(spool)
-            courier.retry_rejected()
-            one = courier.run()
-        total = Delivery(
-            total.sent + one.sent, total.left + one.left, total.rejected + one.rejected, total.problem or one.problem
-        )
-    return total
-
-
-def find_spools(folder: Path) -> list[Path]:
-    """The spools at or below `folder`. Raises `UserError` when there is none."""
-    spools = sorted(path.parent for path in folder.rglob(JOURNAL))
-    if not spools:
+    paths = journal.find(folder)
+    if not paths:
         raise UserError(f"{folder}: no tracking records there ({JOURNAL}); give the folder that the message named")
-    return spools
+    each = []
+    for path in paths:
+        with journal.hold(path):
+            journal.close_killed(path)
+            each.append(Replay(path, known_uri).run())
+    problem = next((one.problem for one in each if one.problem), None)
+    return Delivery(
+        sum(one.sent for one in each), sum(one.left for one in each), sum(one.refused for one in each), problem
+    )
 
 
-def explain(error: BaseException) -> Away | Rejected:
+def explain(error: BaseException) -> Away | Refused:
     """Which kind of failure an exception from MLflow, requests, boto3 or the file system is."""
-    text = store.redact(_reason(error))
-    status = _http_status(error)
-    if status is None:
-        status = 503 if isinstance(error, OSError) or type(error).__module__.startswith("botocore") else 400
-    if status >= 500 or status in (401, 403, 408, 429):
-        return Away(text)
-    return Rejected(text)
-
-
-def _reason(error: BaseException) -> str:
-    """The error in a few words: MLflow wraps what went wrong with a connection in three layers of its own."""
-    text = " ".join(str(error).split())
-    if (wrapped := _CONNECTION.search(text)) is not None:
-        return f"{wrapped['host']}: {wrapped['what'].lower()}"
-    return text[:300] or type(error).__name__
-
-
-def _http_status(error: BaseException) -> int | None:
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
-        return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
-    response: Any = getattr(error, "response", None)
-    status: int | None = (
-        response.get("ResponseMetadata", {}).get("HTTPStatusCode")  # botocore.exceptions.ClientError
-        if isinstance(response, dict)
-        else getattr(response, "status_code", None)  # requests.HTTPError
-    )
-    return status
+        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    else:
+        status = getattr(getattr(error, "response", None), "status_code", None)  # requests.HTTPError
+    if status is None:
+        status = 503 if isinstance(error, OSError) or type(error).__module__.startswith("botocore") else 400
+    return (Away if status >= 500 or status in (401, 403, 408, 429) else Refused)(store.reason(error))
 
 
-class Courier:
-    """Sends one spool; the caller holds `spool.sending`."""
+class Replay:
+    """Sends one journal; the caller holds it (`journal.hold`)."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.state = State.read(folder)
-        self._artifact_failures = 0
+    def __init__(self, path: Path, known_uri: str | None = None) -> None:
+        self.path = path
+        self.state = State.read(path)
+        self._known_uri = known_uri
+        self._answers: set[str] = set()  # refusals that have been logged
 
     def run(self) -> Delivery:
-        """Send until the journal's end, or until the server is away."""
+        """Send until the journal's end, or until MLflow is away."""
         sent, problem = 0, None
-        try:
-            for batch, position in self._batches():
-                self._send_batch(batch)
-                self.state.position = position
-                self.state.problem = None
-                self.state.write(self.folder)
-                self._forget_files(batch)
-                sent += len(batch)
-        except Away as error:
-            problem = str(error)
-            if problem != self.state.problem:
-                self.state.problem = problem
-                self.state.write(self.folder)
-        left = sum(1 for _ in read_records(self.folder, self.state.position))
-        return Delivery(sent, left, len(read_rejected(self.folder)), problem)
-
-    def retry_rejected(self) -> None:
-        """Try every refused record once more; what is refused again stays."""
-        remaining = []
-        for entry in read_rejected(self.folder):
-            record = entry["record"]
+        if journal.left(self.path):
             try:
-                self._apply(record)
-                self._forget_files([record])
-            except (Away, Rejected) as error:
-                remaining.append({"record": record, "answer": str(error)})
-        write_rejected(self.folder, remaining)
+                # Asked first, because MLflow's own requests are retried for minutes.
+                if store.is_server(self.uri) and (problem := store.unreachable(self.uri)):
+                    raise Away(problem)
+                for lane in get_args(Lane):
+                    for batch, position in self._batches(lane):
+                        self._send(batch)
+                        self.state.sent[lane] = position
+                        self.state.write(self.path)
+                        sent += len(batch)
+            except (Away, OSError) as error:
+                problem = store.reason(error)
+        return Delivery(sent, journal.left(self.path), self.state.refused, problem)
 
-    def _batches(self) -> Iterator[tuple[list[Record], int]]:
-        """Records with the position behind them; metrics in a row for the same run come together."""
-        batch: list[Record] = []
-        size = position = 0
-        for record, after in read_records(self.folder, self.state.position):
-            values = len(record["values"]) if record["op"] == "metrics" else METRICS_A_CALL
-            same = batch and all(batch[0].get(key) == record.get(key) for key in ("op", "section", "to"))
-            if batch and not (same and size + values <= METRICS_A_CALL):
-                yield batch, position
-                batch, size = [], 0
-            batch.append(record)
-            size += values
-            position = after
-        if batch:
-            yield batch, position
-
-    def _send_batch(self, batch: list[Record]) -> None:
-        try:
-            self._apply(*batch)
-            return
-        except Rejected as error:
-            if batch[0]["op"] == "begin":
-                # Without its runs nothing of this section can be sent: it waits until the cause is mended.
-                raise Away(f"the run cannot be created: {error}") from error
-            if len(batch) == 1:
-                logger.error("MLflow refused a record (%s), kept in %s: %s", batch[0]["op"], self.folder, error)
-                entry = {"record": batch[0], "answer": str(error)}
-                write_rejected(self.folder, [*read_rejected(self.folder), entry])
-                return
-        for record in batch:
-            self._send_batch([record])
-
-    def _apply(self, *batch: Record) -> None:
-        """Carry out one record, or several of op `metrics`. Raises `Away` or `Rejected`, nothing else."""
-        record = batch[0]
-        handler = _HANDLERS.get(record["op"])
-        if handler is None:
-            raise Rejected(f"unknown record: {json.dumps(record)[:200]}")
-        try:
-            if record["op"] == "begin":
-                handler(self, record)
-                return
-            ids = self.state.sections.get(str(record["section"]))
-            if ids is None:
-                raise Rejected(f"section {record['section']} has no run")
-            if record["op"] == "metrics":
-                self._metrics(batch, self._target(record, ids))
-            else:
-                handler(self, record, ids)
-            if record["op"] in ("artifact", "table"):
-                self._artifact_failures = 0
-        except (Away, Rejected):
-            raise
-        except Exception as error:  # every client library has failures of its own: `explain` sorts them
-            raise self._judge(error, record) from error
-
-    def _judge(self, error: Exception, record: Record) -> Away | Rejected:
-        kind = explain(error)
-        if isinstance(kind, Away) and record["op"] in ("artifact", "table"):
-            # An artifact store that is down or misconfigured must not hold up the figures for ever.
-            self._artifact_failures += 1
-            if self._artifact_failures >= _ARTIFACT_ATTEMPTS and self._answers():
-                return Rejected(f"the server answers, its artifact store does not: {kind}")
-        return kind
-
-    def _answers(self) -> bool:
-        try:
-            self.client.search_experiments(max_results=1)
-        except Exception as error:
-            return isinstance(explain(error), Rejected)
-        return True
+    @cached_property
+    def begin(self) -> Record:
+        first, _ = next(read_records(self.path))
+        if first["op"] != "begin":
+            raise UserError(f"{self.path / JOURNAL}: the first line is damaged, so that its records cannot be sent")
+        return first
 
     @cached_property
     def uri(self) -> str:
-        begin = next(record for record, _ in read_records(self.folder) if record["op"] == "begin")
-        return store.with_credentials(begin["uri"])
+        return store.with_credentials(self.begin["uri"], self._known_uri)
 
     @cached_property
     def client(self) -> MlflowClient:
         return store.open_client(self.uri)
 
-    @staticmethod
-    def _target(record: Record, ids: RunIds) -> str:
-        return ids.pipeline if record.get("to") == "pipeline" else ids.run
+    def _batches(self, lane: Lane) -> Iterator[tuple[list[Record], int]]:
+        """Records of a lane with the position behind them; metrics in a row for the same run come together."""
+        batch: list[Record] = []
+        position = self.state.sent[lane]
+        for record, after in read_records(self.path, position):
+            if journal.lane(record) == lane:
+                together = record["op"] == "metrics" and len(batch) < _STEPS_A_CALL
+                if batch and not (together and all(batch[0].get(key) == record.get(key) for key in ("op", "to"))):
+                    yield batch, position
+                    batch = []
+                batch.append(record)
+            position = after
+        if position > self.state.sent[lane]:
+            yield batch, position
 
-    # One handler an operation.
-
-    def _begin(self, record: Record) -> None:
-        experiment = store.ensure_experiment(self.client, self.uri, record["experiment"])
-        joined = self.client.get_run(record["join"]) if record.get("join") else None
-        if joined is not None:
-            experiment = joined.info.experiment_id
-            parent_id = joined.data.tags.get(_PARENT_TAG)
-            parent = self.client.get_run(parent_id) if parent_id else joined
-            if not parent_id:  # a run given for the whole pipeline: the stages' own runs are nested in it
-                joined = None
-            for name, value in {**record["pipeline_tags"], JOINED_TAG: "true"}.items():
-                self.client.set_tag(parent.info.run_id, name, value)
-        else:
-            parent = find_pipeline_run(self.client, experiment, record["pipeline_run"]) or self._create_parent(
-                experiment, record
-            )
-        owned = JOINED_TAG not in parent.data.tags and not record.get("join")
-        root, root_owned = None, False
-        if record.get("trial"):
-            root, root_owned = parent.info.run_id, owned
-            parent, owned = self._open_trial(experiment, record, parent), True
-        run = parent
-        if record["kind"] == "stage":
-            run = (
-                joined or self._find_stage_run(experiment, record) or self._create_stage_run(experiment, record, parent)
-            )
-            if joined is not None:
-                for name, value in record["tags"].items():
-                    self.client.set_tag(run.info.run_id, name, value)
-        self.state.sections[str(record["section"])] = RunIds(
-            experiment=experiment,
-            pipeline=parent.info.run_id,
-            pipeline_owned=owned,
-            run=run.info.run_id,
-            run_owned=joined is None and (owned or record["kind"] == "stage"),
-            root=root,
-            root_owned=root_owned,
-        )
-
-    def _create_parent(self, experiment: str, record: Record) -> Run:
-        return self._create_once(
-            lambda: find_pipeline_run(self.client, experiment, record["pipeline_run"]),
-            experiment,
-            start_time=record["time"],
-            run_name=record["pipeline_run"],
-            tags=record["pipeline_tags"],
-        )
-
-    def _open_trial(self, experiment: str, record: Record, root: Run) -> Run:
-        """The trial's run, nested in the pipeline's; as long as one of its stages runs, so does it."""
-
-        def find() -> Run | None:
-            return find_trial_run(self.client, experiment, record["pipeline_run"], record["trial"])
-
-        found = find() or self._create_once(
-            find,
-            experiment,
-            start_time=record["time"],
-            run_name=record["trial"],
-            tags={**record["trial_tags"], _PARENT_TAG: root.info.run_id},
-        )
-        if found.info.status != "RUNNING":
-            self.client.update_run(found.info.run_id, status="RUNNING")
-        return found
-
-    def _create_once(self, find: Callable[[], Run | None], experiment: str, **values: Any) -> Run:
-        made = self.client.create_run(experiment, **values)
-        first = find()
-        if first is not None and first.info.run_id != made.info.run_id:  # another stage made it at the same time
-            self.client.delete_run(made.info.run_id)
-            return first
-        return made
-
-    def _find_stage_run(self, experiment: str, record: Record) -> Run | None:
-        found = self.client.search_runs([experiment], f"tags.`{_SPOOL_TAG}` = '{record['spool_id']}'", max_results=1)
-        return found[0] if found else None
-
-    def _create_stage_run(self, experiment: str, record: Record, parent: Run) -> Run:
-        # Charts name their curves after runs: those of several trials must be told apart.
-        name = f"{record['stage']} · {record['trial']}" if record.get("trial") else record["stage"]
-        if record["attempt"] > 1:
-            name = f"{name} (attempt {record['attempt']})"
-        tags = {**record["tags"], _PARENT_TAG: parent.info.run_id, _SPOOL_TAG: record["spool_id"]}
-        return self.client.create_run(experiment, start_time=record["time"], run_name=name, tags=tags)
-
-    def _metrics(self, batch: tuple[Record, ...], run_id: str) -> None:
-        from mlflow.entities import Metric
-
-        metrics = [
-            Metric(name, float(value), record["time"], record["step"])
-            for record in batch
-            for name, value in record["values"].items()
-        ]
-        for start in range(0, len(metrics), METRICS_A_CALL):
-            self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_CALL])
-
-    def _params(self, record: Record, ids: RunIds) -> None:
-        from mlflow.entities import Param
-
-        run_id = self._target(record, ids)
-        params = [Param(name, value) for name, value in record["values"].items()]
-        for start in range(0, len(params), PARAMS_A_CALL):
-            some = params[start : start + PARAMS_A_CALL]
+    def _send(self, batch: Sequence[Record]) -> None:
+        for record in batch[:1]:
             try:
-                self.client.log_batch(run_id, params=some)
-            except Exception as error:
-                if isinstance(explain(error), Away):
-                    raise
-                self._params_one_by_one(run_id, some)
+                self._apply(record, batch)
+            except Exception as error:  # every client library has failures of its own: `explain` sorts them
+                answer = explain(error)
+                if record["op"] == "begin":  # without its runs nothing else can be sent
+                    raise Away(f"the run cannot be created: {answer}") from error
+                if isinstance(answer, Away):
+                    raise answer from error
+                self._refuse(json.dumps(record)[:200], answer)
 
-    def _params_one_by_one(self, run_id: str, params: list[Any]) -> None:
-        """MLflow refuses a whole batch for one param that has another value already: send the rest."""
-        refused = []
-        for param in params:
-            try:
-                self.client.log_batch(run_id, params=[param])
-            except Exception as error:
-                if isinstance(explain(error), Away):
-                    raise
-                refused.append(f"{param.key}: {explain(error)}")
-        if refused:
-            raise Rejected("; ".join(refused))
+    def _apply(self, record: Record, batch: Sequence[Record]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
 
-    def _tags(self, record: Record, ids: RunIds) -> None:
-        self._set_tags(self._target(record, ids), record["values"])
+        if record["op"] == "begin":
+            self.state.ids = self._open_runs(record)
+            return
+        ids = self.state.ids
+        assert ids is not None
+        run_id = ids.pipeline if record.get("to") == "pipeline" else ids.run
+        match record["op"]:
+            case "metrics":
+                news = [
+                    Metric(name, float(value), one["time"], one["step"] or 0)
+                    for one in batch
+                    for name, value in one["values"].items()
+                    if one["step"] is None or one["step"] > self._recorded_before.get(name, -1)
+                ]
+                self._log(run_id, "metrics", news)
+            case "params":
+                self._log(run_id, "params", [Param(name, value) for name, value in record["values"].items()])
+            case "tags":
+                self._log(run_id, "tags", [RunTag(name, str(value)) for name, value in record["values"].items()])
+            case "artifact":
+                self._artifact(record, run_id)
+            case "dataset":
+                self._dataset(record, ids)
+            case "end":
+                self._end(record, ids)
+            case _:
+                raise Refused("unknown record")
 
-    def _set_tags(self, run_id: str, values: dict[str, str]) -> None:
-        from mlflow.entities import RunTag
+    def _log(self, run_id: str, kind: str, values: Sequence[Any]) -> None:
+        """Log metrics, params or tags; one that MLflow refuses keeps no other back."""
+        try:
+            self.client.log_batch(run_id, **{kind: values})
+        except Exception as error:  # see _send
+            answer = explain(error)
+            if isinstance(answer, Away):
+                raise
+            if len(values) == 1:
+                self._refuse(f"{kind} {values[0].key}", answer)
+                return
+            half = len(values) // 2
+            self._log(run_id, kind, values[:half])
+            self._log(run_id, kind, values[half:])
 
-        self.client.log_batch(run_id, tags=[RunTag(name, str(value)) for name, value in values.items()])
+    def _refuse(self, what: str, answer: Refused) -> None:
+        self.state.refused += 1
+        if str(answer) not in self._answers:
+            self._answers.add(str(answer))
+            logger.error("MLflow refused %s, which stays in %s: %s", what, self.path, answer)
 
-    def _artifact(self, record: Record, ids: RunIds) -> None:
-        path = self.folder / "files" / record["file"]
-        self.client.log_artifact(self._target(record, ids), str(path), record["folder"] or None)
+    @cached_property
+    def _recorded_before(self) -> dict[str, int]:
+        """The last step of each metric that earlier attempts have recorded in the run that this one has joined."""
+        ids = self.state.ids
+        last: dict[str, int] = {}
+        for path in journal.find(self.path.parent):
+            before = State.read(path).ids if path < self.path else None
+            if ids is None or before is None or before.run != ids.run:
+                continue
+            for record, _ in read_records(path):
+                if record["op"] == "metrics" and record["to"] == "run" and record["step"] is not None:
+                    last |= {name: max(last.get(name, -1), record["step"]) for name in record["values"]}
+        return last
 
-    def _table(self, record: Record, ids: RunIds) -> None:
-        self._artifact(record, ids)
-        # This tag is what MlflowClient.log_table sets, and what makes the UI show the file as a table.
-        run_id = self._target(record, ids)
-        tables = json.loads(self.client.get_run(run_id).data.tags.get(_TABLES_TAG, "[]"))
-        entry = {"path": f"{record['folder']}/{Path(record['file']).name}".lstrip("/"), "type": "table"}
-        if entry not in tables:
-            self.client.set_tag(run_id, _TABLES_TAG, json.dumps([*tables, entry]))
+    def _artifact(self, record: Record, run_id: str) -> None:
+        file = self.path / "files" / record["file"]
+        if not file.exists():  # it is deleted when it has been sent
+            return
+        self.client.log_artifact(run_id, str(file), record["folder"] or None)
+        if record["table"]:  # this tag of MlflowClient.log_table is what makes the UI show the file as a table
+            tables = json.loads(self.client.get_run(run_id).data.tags.get(_TABLES_TAG, "[]"))
+            entry = {"path": f"{record['folder']}/{file.name}", "type": "table"}
+            if entry not in tables:
+                self.client.set_tag(run_id, _TABLES_TAG, json.dumps([*tables, entry]))
+        shutil.rmtree(file.parent, ignore_errors=True)
 
     def _dataset(self, record: Record, ids: RunIds) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -437,81 +264,118 @@ class Courier:
         for run_id in dict.fromkeys((ids.run, ids.pipeline)):
             self.client.log_inputs(run_id, inputs)
 
+    def _open_runs(self, begin: Record) -> RunIds:
+        """Find or make the runs of a stage: the pipeline's, in an ablation the trial's, and the stage's own."""
+        experiment = store.ensure_experiment(self.client, self.uri, begin["experiment"])
+        given = self.client.get_run(begin["join"]) if begin["join"] else None
+        owned = []
+        if given is None:
+            tags = {**begin["tags"], KIND_TAG: "pipeline"}
+            pipeline = self._ensure(experiment, begin["pipeline_run"], tags, PIPELINE_RUN_TAG, KIND_TAG)
+            if JOINED_TAG not in pipeline.data.tags:
+                owned.append(pipeline.info.run_id)
+        else:
+            experiment = given.info.experiment_id
+            above = given.data.tags.get(_PARENT_TAG)
+            pipeline = self.client.get_run(above) if above else given
+            self._set_tags(pipeline, {**begin["tags"], KIND_TAG: "pipeline", JOINED_TAG: "true"})
+            given = given if above else None  # a run given for the whole pipeline: the stages' own are nested in it
+        chain = [pipeline]
+        tags = begin["tags"]
+        if begin["trial"]:
+            tags |= {TRIAL_TAG: begin["trial"], **begin["trial_tags"]}
+            trial = self._ensure(
+                experiment,
+                begin["trial"],
+                {**tags, KIND_TAG: "trial", _PARENT_TAG: pipeline.info.run_id},
+                *(PIPELINE_RUN_TAG, KIND_TAG, TRIAL_TAG),
+            )
+            if trial.info.status != "RUNNING":
+                self.client.update_run(trial.info.run_id, status="RUNNING")
+            owned.append(trial.info.run_id)
+            chain.append(trial)
+        if begin["kind"] == "stage":
+            tags = {**tags, KIND_TAG: "stage", STAGE_TAG: begin["stage"]}
+            if given is not None:
+                self._set_tags(given, tags)
+                chain.append(given)
+            else:
+                tags |= {_PARENT_TAG: chain[-1].info.run_id, _JOURNAL_TAG: begin["id"]}
+                chain.append(self._ensure(experiment, _stage_run_name(begin), tags, _JOURNAL_TAG))
+                owned.append(chain[-1].info.run_id)
+        ids = [run.info.run_id for run in chain]
+        return RunIds(
+            experiment, ids[-1], ids[-2] if len(ids) > 1 else ids[-1], ids[0] if len(ids) > 2 else None, owned
+        )
+
+    def _ensure(self, experiment: str, name: str, tags: Mapping[str, str], *identity: str) -> Run:
+        """The run that has the `identity` of these tags; made where there is none."""
+        wanted = {key: tags[key] for key in identity}
+        if (found := find_run(self.client, experiment, wanted)) is not None:
+            return found
+        made = self.client.create_run(experiment, start_time=self.begin["time"], run_name=name, tags=dict(tags))
+        first = find_run(self.client, experiment, wanted)
+        if first is not None and first.info.run_id != made.info.run_id:  # another stage made it at the same time
+            self.client.delete_run(made.info.run_id)
+            return first
+        return made
+
+    def _set_tags(self, run: Run, tags: Mapping[str, str]) -> None:
+        for name, value in tags.items():
+            self.client.set_tag(run.info.run_id, name, value)
+
     def _end(self, record: Record, ids: RunIds) -> None:
-        status, error = record["status"], record.get("error")
-        if ids.run == ids.pipeline and ids.run_owned:
-            failed = any(tag.startswith(f"{ERROR_TAG}/") for tag in self.client.get_run(ids.run).data.tags)
-            status = "FAILED" if failed else status
+        status, error, stage = record["status"], record["error"], self.begin["stage"]
+        if ids.run == ids.pipeline and _errors(self.client.get_run(ids.run)):
+            status = "FAILED"
         if error:
-            self._set_tags(ids.run, {ERROR_TAG: error})
-        if ids.run_owned:
+            self.client.set_tag(ids.run, ERROR_TAG, error)
+        if ids.run in ids.owned:
             self.client.set_terminated(ids.run, status, end_time=record["time"])
         if ids.run != ids.pipeline:
-            self._tell_parent(record, ids.pipeline, ids.pipeline_owned, record["stage"])
+            self._report(record, ids.pipeline, stage, ids)
         if ids.root is not None:
-            trial = self.client.get_run(ids.pipeline)
-            what = f"{record['stage']} {trial.info.run_name}".replace(" · ", " ")  # no key of a tag may have the dot
-            self._tell_parent(record, ids.root, ids.root_owned, what)
-            self._close_trial(record, trial)
+            self._report(record, ids.root, f"{stage} {self.begin['trial']}".replace(" · ", " "), ids)
+            self._end_trial(record, ids)
 
-    def _tell_parent(self, record: Record, parent_id: str, owned: bool, stage: str) -> None:
+    def _report(self, record: Record, parent_id: str, stage: str, ids: RunIds) -> None:
         """A parent is FAILED as long as a stage of it has failed and no later attempt of that stage has succeeded."""
         own = f"{ERROR_TAG}/{stage}"
-        if record.get("error"):
-            self._set_tags(parent_id, {own: record["error"]})
-            if owned:
+        if record["error"]:
+            self.client.set_tag(parent_id, own, record["error"])
+            if parent_id in ids.owned:
                 self.client.set_terminated(parent_id, "FAILED", end_time=record["time"])
             return
-        parent = self.client.get_run(parent_id)
-        errors = {tag for tag in parent.data.tags if tag.startswith(f"{ERROR_TAG}/")}
+        errors = _errors(self.client.get_run(parent_id))
         if own in errors:
             self.client.delete_tag(parent_id, own)
-            if owned and errors == {own}:
+            if parent_id in ids.owned and errors == {own}:
                 self.client.update_run(parent_id, status="RUNNING")
 
-    def _close_trial(self, record: Record, trial: Run) -> None:
-        """A trial has no last stage of its own: it has ended when none of its stages runs and none has failed."""
-        if any(tag.startswith(f"{ERROR_TAG}/") for tag in trial.data.tags):
-            return
-        wanted = f"tags.`{_PARENT_TAG}` = '{trial.info.run_id}' AND attributes.status = 'RUNNING'"
-        if not self.client.search_runs([trial.info.experiment_id], wanted, max_results=1):
-            self.client.set_terminated(trial.info.run_id, "FINISHED", end_time=record["time"])
-
-    def _forget_files(self, batch: list[Record]) -> None:
-        """Delete the copies of artifacts that are sent; those of refused records are still wanted."""
-        if not any("file" in record for record in batch):
-            return
-        wanted = {entry["record"].get("file") for entry in read_rejected(self.folder)}
-        for record in batch:
-            if "file" in record and record["file"] not in wanted:
-                shutil.rmtree((self.folder / "files" / record["file"]).parent, ignore_errors=True)
+    def _end_trial(self, record: Record, ids: RunIds) -> None:
+        """A trial has no last stage of its own: it ends when none of its stages runs and none has failed."""
+        running = f"tags.`{_PARENT_TAG}` = '{ids.pipeline}' AND attributes.status = 'RUNNING'"
+        if not _errors(self.client.get_run(ids.pipeline)) and not self.client.search_runs([ids.experiment], running):
+            self.client.set_terminated(ids.pipeline, "FINISHED", end_time=record["time"])
 
 
-_HANDLERS: dict[str, Any] = {
-    "begin": Courier._begin,
-    "metrics": Courier._metrics,
-    "params": Courier._params,
-    "tags": Courier._tags,
-    "artifact": Courier._artifact,
-    "table": Courier._table,
-    "dataset": Courier._dataset,
-    "end": Courier._end,
-}
+def _stage_run_name(begin: Record) -> str:
+    # Charts name their curves after runs: those of several trials must be told apart.
+    name = f"{begin['stage']} · {begin['trial']}" if begin["trial"] else str(begin["stage"])
+    return name if begin["attempt"] == 1 else f"{name} (attempt {begin['attempt']})"
+
+
+def _errors(run: Run) -> set[str]:
+    return {tag for tag in run.data.tags if tag.startswith(f"{ERROR_TAG}/")}
 
 
 def find_pipeline_run(client: MlflowClient, experiment: str, pipeline_run: str) -> Run | None:
     """The parent run of a pipeline run; of several, the one that was made first."""
-    return _first_made(
-        client, experiment, f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run}' AND tags.`{KIND_TAG}` = 'pipeline'"
-    )
+    return find_run(client, experiment, {PIPELINE_RUN_TAG: pipeline_run, KIND_TAG: "pipeline"})
 
 
-def find_trial_run(client: MlflowClient, experiment: str, pipeline_run: str, trial: str) -> Run | None:
-    """The run of one trial of a pipeline run; of several, the one that was made first."""
-    wanted = f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run}' AND tags.`{KIND_TAG}` = 'trial'"
-    return _first_made(client, experiment, f"{wanted} AND tags.`{TRIAL_TAG}` = '{trial}'")
-
-
-def _first_made(client: MlflowClient, experiment: str, wanted: str) -> Run | None:
-    found = client.search_runs([experiment], wanted, order_by=["attributes.start_time ASC", "attributes.run_id ASC"])
-    return found[0] if found else None
+def find_run(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> Run | None:
+    """The run with these tags; of several, the one that was made first."""
+    wanted = " AND ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    order = ["attributes.start_time ASC", "attributes.run_id ASC"]
+    return next(iter(client.search_runs([experiment], wanted, max_results=1, order_by=order)), None)

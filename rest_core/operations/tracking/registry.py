@@ -13,13 +13,11 @@ to it. What a version is worth and where it comes from stands in its tags:
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
 import re
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,8 +39,10 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 _MODEL_DESCRIPTION = "Tool-use models trained with ResT: `champion` is the one to serve, `challenger` the newest."
 _PROMOTION_TAG = "promotion/"  # on the registered model, numbered: the history
+_CHECKPOINT_FILES = ("config.json", "*.safetensors", "tokenizer_config.json")
 _CHECKPOINT_SUFFIXES = {".json", ".safetensors", ".jinja", ".txt", ".model"}
 _MAX_DESCRIPTION = 5000  # MLflow's column
+_MAX_REASON = 1000  # a tag holds 5000 characters
 _PROXY_LIMIT = 1_000_000_000  # bytes; larger files through a server's artifact proxy have been seen to time out
 
 
@@ -75,10 +75,8 @@ class Promotion:
         """One line for people."""
         verb = "would become" if self.dry_run else "is now"
         before = f" in place of version {self.previous} ({_figure(self.previous_value)})" if self.previous else ""
-        forced = ", forced" if self.forced else ""
-        return (
-            f"{self.name} version {self.version} {verb} {CHAMPION}{before}: {self.metric} {_figure(self.value)}{forced}"
-        )
+        what = f"{self.metric} {_figure(self.value)}{', forced' if self.forced else ''}"
+        return f"{self.name} version {self.version} {verb} {CHAMPION}{before}: {what}"
 
 
 def register_model(
@@ -102,11 +100,14 @@ def register_model(
     """
     from mlflow.exceptions import MlflowException
 
-    files = checkpoint_files(checkpoint)
-    check_loads(checkpoint)
-    with _checkpoint_with_card(files, readme(registry.name, facts)) as folder:
+    files = _checkpoint_files(checkpoint)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)  # links, so that the checkpoint's own folder gets no README.md and nothing is copied
+        for path in files:
+            (folder / path.name).symlink_to(path.resolve())
+        (folder / "README.md").write_text(readme(registry.name, facts), encoding="utf-8")
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-        source = _store(client, registry, folder, run_id)
+        source = _store(client, registry, folder, run_id, largest=max(sizes.values()))
     try:
         client.create_registered_model(registry.name, description=_MODEL_DESCRIPTION)
     except MlflowException as error:
@@ -122,7 +123,7 @@ def register_model(
         )
     except MlflowException as error:
         raise UserError(
-            f"{source}: MLflow does not take it as a model's source ({_one_line(error)}); give the server an s3:// "
+            f"{source}: MLflow does not take it as a model's source ({store.reason(error)}); give the server an s3:// "
             "registry.destination, or none"
         ) from error
     try:
@@ -135,34 +136,6 @@ def register_model(
     return Registered(registry.name, str(version.version), source, location)
 
 
-def checkpoint_files(folder: Path) -> list[Path]:
-    """The files of a flat checkpoint that are stored: configuration, safetensors, tokenizer, chat template.
-
-    Raises `UserError` when config.json, weights or tokenizer are missing.
-    """
-    files = sorted(path for path in folder.glob("*") if path.is_file() and path.suffix in _CHECKPOINT_SUFFIXES)
-    names = {path.name for path in files}
-    wanted = {
-        "config.json": "config.json" in names,
-        "*.safetensors": any(name.endswith(".safetensors") for name in names),
-        "tokenizer_config.json": "tokenizer_config.json" in names,
-    }
-    if missing := [name for name, there in wanted.items() if not there]:
-        raise UserError(f"{folder}: no flat Hugging Face checkpoint, {' and '.join(missing)} missing; save it as one")
-    return files
-
-
-def check_loads(folder: Path) -> None:
-    """Raise `UserError` unless transformers reads configuration and tokenizer of a local checkpoint."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        AutoConfig.from_pretrained(folder, local_files_only=True)
-        AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: transformers does not load it: {_one_line(error)}") from error
-
-
 def get_version(client: MlflowClient, name: str, version: str | int | None = None) -> ModelVersion:
     """A version by number, or by alias (`challenger` where none is given).
 
@@ -170,21 +143,19 @@ def get_version(client: MlflowClient, name: str, version: str | int | None = Non
     """
     from mlflow.exceptions import MlflowException
 
-    model = _registered_model(client, name)
+    aliases: dict[str, str] = _registered_model(client, name).aliases
     wanted = str(version or CHALLENGER)
-    if not wanted.isdecimal():
-        aliases: dict[str, str] = model.aliases
-        if wanted not in aliases:
-            hint = nearest(wanted, aliases) or "; register a model first, or give a version number"
-            raise UserError(f"{name} has no alias {wanted!r}{hint}")
-        wanted = str(aliases[wanted])
+    if not wanted.isdecimal() and wanted not in aliases:
+        hint = nearest(wanted, aliases) or "; register a model first, or give a version number"
+        raise UserError(f"{name} has no alias {wanted!r}{hint}")
+    wanted = str(aliases.get(wanted, wanted))
     try:
         return client.get_model_version(name, wanted)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        known = [str(one.version) for one in client.search_model_versions(f"name = '{name}'")]
-        raise UserError(f"{name} has no version {wanted} (there: {', '.join(sorted(known, key=int))})") from None
+        known = sorted((str(one.version) for one in client.search_model_versions(f"name = '{name}'")), key=int)
+        raise UserError(f"{name} has no version {wanted} (there: {', '.join(known)})") from None
 
 
 def metric_tag(version: ModelVersion, name: str) -> float | None:
@@ -228,7 +199,6 @@ def promote(
     number = str(candidate.version)
     if incumbent is not None and str(incumbent.version) == number:
         raise UserError(f"{name} version {number} is {CHAMPION} already; give another --version")
-    reason = reason[:1000] if reason else None  # a tag holds 5000 characters
     objection = _objection(candidate, incumbent, metric)
     if objection and not force:
         raise UserError(f"{name} version {number} is not promoted: {objection}; --force promotes it all the same")
@@ -240,7 +210,7 @@ def promote(
         value=metric_tag(candidate, metric),
         previous_value=metric_tag(incumbent, metric) if incumbent else None,
         forced=objection is not None,
-        reason=reason,
+        reason=reason[:_MAX_REASON] if reason else None,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         dry_run=dry_run,
     )
@@ -269,6 +239,92 @@ def history(client: MlflowClient, name: str) -> list[Promotion]:
     return [Promotion(name=name, **json.loads(tags[key])) for key in sorted(tags) if key.startswith(_PROMOTION_TAG)]
 
 
+def missing_links(client: MlflowClient, version: ModelVersion, metric: str) -> list[str]:
+    """What of a version cannot be followed back to its run, data, code, image and evaluation: a phrase each.
+
+    Args:
+        client: from `store.connect`.
+        version: a registered version.
+        metric: the figure that promotion compares; what it was measured on must be known.
+    """
+    from mlflow.exceptions import MlflowException
+
+    tags: dict[str, str] = version.tags
+    missing = []
+    try:
+        if version.run_id:
+            client.get_run(version.run_id)
+        else:
+            missing.append("run: the version names none")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        missing.append(f"run: {version.run_id} is not in the store")
+    if not any(tag.startswith("data/") and tag.endswith("/sha256") for tag in tags):
+        missing.append("data: no hash of the training data")
+    if "git_commit" not in tags:
+        missing.append("code: no git commit")
+    if "image" not in tags:
+        missing.append("image: none is named (not run from an image)")
+    elif "@sha256:" not in tags["image"]:
+        missing.append(f"image: {tags['image']} has no digest, so that it may be another one by now")
+    if f"metric/{metric}" not in tags:
+        missing.append(f"metric: {metric} was not measured")
+    if _benchmark_tag(metric) not in tags:
+        missing.append(f"evaluation: what {metric} was measured on is not recorded")
+    return missing
+
+
+def _checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a flat checkpoint that are stored: configuration, safetensors, tokenizer, chat template.
+
+    Raises `UserError` when some are missing, or transformers does not read configuration and tokenizer.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    if missing := [pattern for pattern in _CHECKPOINT_FILES if not any(folder.glob(pattern))]:
+        raise UserError(f"{folder}: no flat Hugging Face checkpoint, {' and '.join(missing)} missing; save it as one")
+    try:
+        AutoConfig.from_pretrained(folder, local_files_only=True)
+        AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: transformers does not load it: {store.reason(error)}") from error
+    return sorted(path for path in folder.glob("*") if path.is_file() and path.suffix in _CHECKPOINT_SUFFIXES)
+
+
+def _store(client: MlflowClient, registry: RegistryConfig, folder: Path, run_id: str, *, largest: int) -> str:
+    """Copy a folder to the destination, or to the run's artifacts; returns what the registry refers to."""
+    from mlflow.exceptions import MlflowException
+
+    if registry.destination is not None:
+        uri = f"{registry.destination.rstrip('/')}/{registry.name}/{run_id}"
+        written = storage.upload_folder(folder, uri)
+        return written if storage.is_s3(written) else Path(written).expanduser().absolute().as_uri()
+    if client.get_run(run_id).info.artifact_uri.startswith("mlflow-artifacts:") and largest > _PROXY_LIMIT:
+        logger.warning(
+            "a file of %.1f GB goes through the MLflow server and may time out; give registry.destination on S3",
+            largest / 1e9,
+        )
+    try:
+        client.log_artifacts(run_id, str(folder), "model")
+    except (MlflowException, OSError) as error:
+        raise UserError(f"run {run_id}: the checkpoint cannot be uploaded: {store.reason(error)}") from error
+    return f"runs:/{run_id}/model"
+
+
+def _verify(client: MlflowClient, version: ModelVersion, sizes: dict[str, int]) -> str:
+    """Where the version's source is; raises `UserError` unless every file of the checkpoint is there."""
+    from mlflow.artifacts import list_artifacts
+
+    location: str = client.get_model_version_download_uri(version.name, str(version.version))
+    if location.startswith("runs:/"):
+        location = f"{client.get_run(version.run_id or '').info.artifact_uri}/model"
+    stored = {Path(one.path).name: one.file_size for one in list_artifacts(location, tracking_uri=client.tracking_uri)}
+    if wrong := sorted(name for name, size in sizes.items() if stored.get(name) != size):
+        raise UserError(f"{location}: {', '.join(wrong)} not stored completely; register the model again")
+    return location
+
+
 def _registered_model(client: MlflowClient, name: str) -> RegisteredModel:
     from mlflow.exceptions import MlflowException
 
@@ -289,24 +345,27 @@ def _objection(candidate: ModelVersion, incumbent: ModelVersion | None, metric: 
         return f"it has no figure {metric!r}{nearest(metric, known)}"
     if incumbent is None:
         return None
-    champion_name = f"the champion, version {incumbent.version},"
+    champion_name = f"the champion, version {incumbent.version}"
     before = metric_tag(incumbent, metric)
     if before is None:
-        return f"{champion_name} has no figure {metric!r} to compare with"
-    benchmark = f"evaluation/{metric.split('/')[0]}"
-    ours, theirs = candidate.tags.get(benchmark), incumbent.tags.get(benchmark)
+        return f"{champion_name}, has no figure {metric!r} to compare with"
+    ours, theirs = (version.tags.get(_benchmark_tag(metric)) for version in (candidate, incumbent))
     if ours != theirs:
-        return f"it was measured on {ours!r}, {champion_name} on {theirs!r}"
+        return f"it was measured on {ours!r}, {champion_name}, on {theirs!r}"
     if value < before:
-        return f"its {metric} of {_figure(value)} is below the {_figure(before)} of {champion_name[:-1]}"
+        return f"its {metric} of {_figure(value)} is below the {_figure(before)} of {champion_name}"
     return None
 
 
 def _write(client: MlflowClient, planned: Promotion) -> None:
     """The history first, the alias last: a record without its move can be seen, a move without its record cannot."""
-    tags = client.get_registered_model(planned.name).tags
     number = 1 + max(
-        (int(key.removeprefix(_PROMOTION_TAG)) for key in tags if key.startswith(_PROMOTION_TAG)), default=0
+        (
+            int(tag.removeprefix(_PROMOTION_TAG))
+            for tag in client.get_registered_model(planned.name).tags
+            if tag.startswith(_PROMOTION_TAG)
+        ),
+        default=0,
     )
     record = {key: value for key, value in asdict(planned).items() if key not in ("name", "dry_run")}
     client.set_registered_model_tag(planned.name, f"{_PROMOTION_TAG}{number:05d}", json.dumps(record))
@@ -324,72 +383,21 @@ def _write(client: MlflowClient, planned: Promotion) -> None:
     client.set_registered_model_alias(planned.name, CHAMPION, planned.version)
 
 
-@contextlib.contextmanager
-def _checkpoint_with_card(files: list[Path], text: str) -> Iterator[Path]:
-    """A folder of links to `files`, with a README.md: the caller's folder stays as it is, and nothing is copied."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for path in files:
-            (folder / path.name).symlink_to(path.resolve())
-        (folder / "README.md").write_text(text, encoding="utf-8")
-        yield folder
-
-
-def _store(client: MlflowClient, registry: RegistryConfig, folder: Path, run_id: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    if registry.destination is not None:
-        uri = f"{registry.destination.rstrip('/')}/{registry.name}/{run_id}"
-        written = storage.upload_folder(folder, uri)
-        return written if storage.is_s3(written) else Path(written).expanduser().absolute().as_uri()
-    run = client.get_run(run_id)
-    largest = max(path.stat().st_size for path in folder.iterdir())
-    if run.info.artifact_uri.startswith("mlflow-artifacts:") and largest > _PROXY_LIMIT:
-        logger.warning(
-            "a file of %.1f GB goes through the MLflow server and may time out; give registry.destination on S3",
-            largest / 1e9,
-        )
-    try:
-        client.log_artifacts(run_id, str(folder), "model")
-    except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id}: the checkpoint cannot be uploaded: {_one_line(error)}") from error
-    return f"runs:/{run_id}/model"
-
-
-def _verify(client: MlflowClient, version: ModelVersion, sizes: dict[str, int]) -> str:
-    """Where the version's source is; raises `UserError` unless every file of the checkpoint is there."""
-    location: str = client.get_model_version_download_uri(version.name, str(version.version))
-    if location.startswith("runs:/"):
-        location = f"{client.get_run(version.run_id or '').info.artifact_uri}/model"
-    local = store.local_path(location)
-    found: dict[str, int | None]
-    if local is not None:
-        found = {path.name: path.stat().st_size for path in local.iterdir()} if local.is_dir() else {}
-    elif storage.is_s3(location):
-        found = {one.rsplit("/", 1)[-1]: None for one in storage.expand(location)}
-    else:
-        found = {Path(one.path).name: one.file_size for one in client.list_artifacts(version.run_id or "", "model")}
-    wrong = [name for name, size in sizes.items() if name not in found or found[name] not in (None, size)]
-    if wrong:
-        raise UserError(f"{location}: {', '.join(sorted(wrong))} not stored completely; register the model again")
-    if local is not None:
-        check_loads(local)
-    return location
-
-
 def _version_tags(facts: ModelFacts) -> dict[str, str]:
     tags = {"base_model": store.redact(facts.base_model), "pipeline_run": facts.pipeline_run}
-    if facts.git_commit:
-        tags["git_commit"] = facts.git_commit
-    if facts.image:
-        tags["image"] = facts.image
+    tags |= {key: text for key, text in (("git_commit", facts.git_commit), ("image", facts.image)) if text}
     tags |= {f"metric/{name}": repr(float(value)) for name, value in facts.metrics.items()}
     tags |= {f"evaluation/{name}": text for name, text in facts.evaluations.items()}
     tags |= {f"data/{one.name}/sha256": one.sha256 for one in facts.data}
     return {re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)[:250]: text for key, text in tags.items()}
 
 
+def _benchmark_tag(metric: str) -> str:
+    return f"evaluation/{metric.split('/')[0]}"
+
+
 def _description(card: str) -> str:
+    """The card, cut to MLflow's limit at the end of a line and outside of code."""
     if len(card) <= _MAX_DESCRIPTION:
         return card
     rest = "\n\n… (the whole card is README.md in the checkpoint)"
@@ -400,7 +408,3 @@ def _description(card: str) -> str:
 
 def _figure(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4f}"
-
-
-def _one_line(error: BaseException) -> str:
-    return store.redact(" ".join(str(error).split()))[:300]

@@ -4,7 +4,7 @@ In an ablation the stages of a trial (a weight scheme with a seed) are nested in
 the pipeline's: figures and parameters of trials stand side by side, where they would replace each other on one parent.
 
 `stage_run` opens the stage's run and records how the stage ends; `finish_pipeline` closes the parent. Neither waits
-for a server: everything goes through a spool (`rest_core.operations.tracking.spool`), sent by a process of its own.
+for a server: everything goes to a journal (`rest_core.operations.tracking.journal`), which a thread sends.
 
 Stages of a pipeline run are separate processes, on a cluster separate pods; they share the parent because they look
 for the tag `rest.pipeline_run`. Where MLFLOW_RUN_ID is set (KFP's own MLflow plugin makes a run a task), that run is
@@ -36,9 +36,10 @@ from pydantic import BaseModel
 from rest_core import manifest
 from rest_core.config import TrackingConfig
 from rest_core.errors import Preempted, UserError
-from rest_core.operations.tracking import delivery, store
+from rest_core.operations.tracking import journal, store
+from rest_core.operations.tracking.delivery import MAX_TAG_VALUE, PIPELINE_RUN_TAG
+from rest_core.operations.tracking.journal import Journal, RunIds, State, Target
 from rest_core.operations.tracking.sender import Sender
-from rest_core.operations.tracking.spool import Spool, State, Target, encode_number, read_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TRACEBACK_FILE = "traceback.txt"  # artifact of a run that a defect has ended
-GRACE_SECONDS = 10.0  # without an answer, at the end of a stage, before what is left stays in the spool
+GRACE_SECONDS = 10.0  # without an answer, at the end of a stage, before what is left stays in the journal
 MAX_PARAM_VALUE = 6000  # MLflow's limit
 _MAX_KEY = 250  # MLflow's limit
 _DIGEST_LENGTH = 36  # MLflow's limit
@@ -67,55 +68,47 @@ class TrialRun:
     tags: Mapping[str, str]  # on the trial's run and on its stages' runs: what the UI groups and filters by
 
 
-class StageRun:
+class Recorder:
     """What a stage may record. No method waits for MLflow; all raise `UserError` when the disk is full."""
 
     # Ends the run and its parent as FAILED, with a line that says why, where the `with` block itself cannot be left.
     fail: Callable[[str], None]
 
-    def __init__(self, spool: Spool, uri: str) -> None:
-        self._spool = spool
+    def __init__(self, records: Journal, uri: str) -> None:
+        self._journal = records
         self._uri = uri
         self._non_finite: dict[str, str] = {}
-        self._recorded = _recorded_in_joined_run(spool)
+
+    @property
+    def ids(self) -> RunIds | None:
+        """The runs in MLflow; None as long as the server has not answered."""
+        return State.read(self._journal.path).ids
 
     @property
     def run_id(self) -> str | None:
         """MLflow's id of the stage's run; None as long as the server has not answered."""
-        ids = State.read(self._spool.folder).sections.get(str(self._spool.section))
-        return ids.run if ids else None
-
-    @property
-    def pipeline_run_id(self) -> str | None:
-        """MLflow's id of the parent run; None as long as the server has not answered."""
-        ids = State.read(self._spool.folder).sections.get(str(self._spool.section))
-        return ids.pipeline if ids else None
+        return self.ids.run if self.ids else None
 
     @property
     def link(self) -> str:
         """The page of the stage's run, or how to get there."""
-        ids = State.read(self._spool.folder).sections.get(str(self._spool.section))
-        return store.where_to_look(self._uri, ids.experiment, ids.run) if ids else store.where_to_look(self._uri)
+        return store.where_to_look(self._uri, *((self.ids.experiment, self.ids.run) if self.ids else ()))
 
     def wait(self, timeout: float) -> bool:
         """Wait until all that was recorded so far has been sent; False when that takes more than `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while True:
-            state = State.read(self._spool.folder)
-            if next(read_records(self._spool.folder, state.position), None) is None:
-                return True
+        while journal.left(self._journal.path):
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.1)
+        return True
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Record figures of one step (of the whole stage, where `step` is None) on the stage's run.
 
         A run that somebody else made (KFP) may be joined by several attempts of a stage: steps that an earlier attempt
-        has recorded there are not recorded twice.
+        has recorded there are not sent again.
         """
-        if step is not None:
-            values = {name: value for name, value in values.items() if step > self._recorded.get(_key(name), -1)}
         self._metrics(values, step, "run")
 
     def summary(self, values: Mapping[str, float]) -> None:
@@ -125,29 +118,26 @@ class StageRun:
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags on the stage's run."""
-        self._spool.append("tags", to="run", values=_tag_values(values))
+        self._journal.append("tags", to="run", values=_tag_values(values))
 
     def table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Record rows as the table artifact `tables/<name>.json`, which MLflow's UI shows as a table."""
         columns = list(dict.fromkeys(column for row in rows for column in row))
         data = [[_cell(row.get(column)) for column in columns] for row in rows]
         content = json.dumps({"columns": columns, "data": data}, ensure_ascii=False).encode()
-        file = self._spool.keep_bytes(content, f"{_file_name(name)}.json")
-        self._spool.append("table", to="run", file=file, folder="tables")
+        self._artifact(content, f"{_file_name(name)}.json", "tables", table=True)
 
     def figure(self, figure: Figure, name: str) -> None:
         """Record a matplotlib figure as `figures/<name>.png`."""
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=120, bbox_inches="tight")
-        file = self._spool.keep_bytes(content.getvalue(), f"{_file_name(name)}.png")
-        self._spool.append("artifact", to="run", file=file, folder="figures")
+        self._artifact(content.getvalue(), f"{_file_name(name)}.png", "figures")
 
     def artifact(self, path: Path, folder: str = "", *, to: Target = "run") -> None:
         """Record a copy of a file as an artifact in `folder` of the stage's run, or of the parent."""
         if not path.is_file():
             raise UserError(f"{path}: no such file to record as an artifact")
-        parts = [_file_name(part) for part in folder.split("/") if part]
-        self._spool.append("artifact", to=to, file=self._spool.keep(path), folder="/".join(parts))
+        self._artifact(path, path.name, "/".join(_file_name(part) for part in folder.split("/") if part), to=to)
 
     def dataset(self, name: str, *, source: str, digest_sha256: str, rows: int, context: str) -> None:
         """Record a dataset as an input of the stage's run and of the parent.
@@ -160,7 +150,7 @@ class StageRun:
             context: what it is used for: "training", "validation" or "evaluation".
         """
         source = store.redact(source)
-        self._spool.append(
+        self._journal.append(
             "dataset",
             name=name,
             source=source,
@@ -170,31 +160,52 @@ class StageRun:
             context=context,
         )
         for target in ("run", "pipeline"):
-            self._spool.append("tags", to=target, values={_key(f"data/{name}/sha256"): digest_sha256})
+            self._journal.append("tags", to=target, values={_key(f"data/{name}/sha256"): digest_sha256})
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Record configuration as `cfg/…` params of the stage's run and of the parent, and whole as config.json."""
         plain = store.redacted(_plain(values))
         params = {_key(f"cfg/{name}"): _cut(text) for name, text in _flatten(plain)}
         for target in ("run", "pipeline"):
-            self._spool.append("params", to=target, values=params)
-        content = json.dumps(plain, indent=2, ensure_ascii=False).encode() + b"\n"
-        self._spool.append("artifact", to="run", file=self._spool.keep_bytes(content, "config.json"), folder="")
+            self._journal.append("params", to=target, values=params)
+        self._artifact(json.dumps(plain, indent=2, ensure_ascii=False).encode() + b"\n", "config.json")
+
+    def _artifact(
+        self, source: Path | bytes, name: str, folder: str = "", *, to: Target = "run", table: bool = False
+    ) -> None:
+        file = self._journal.keep(source, name)
+        self._journal.append("artifact", to=to, file=file, folder=folder, table=table)
 
     def _metrics(self, values: Mapping[str, float], step: int | None, target: Target) -> None:
         if not values:
             return
         numbers = {_key(name): float(value) for name, value in values.items()}
-        record = {name: encode_number(value) for name, value in numbers.items()}
-        self._spool.append("metrics", to=target, step=step or 0, values=record)
-        odd = [name for name, value in numbers.items() if not math.isfinite(value)]
-        news = {name: f"step {step}: {numbers[name]}" for name in odd if name not in self._non_finite}
+        # Strict JSON has no NaN and no infinities: they become the strings that `float` reads.
+        record = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
+        self._journal.append("metrics", to=target, step=step, values=record)
+        news = {
+            name: f"step {step}: {value}"
+            for name, value in numbers.items()
+            if not math.isfinite(value) and name not in self._non_finite
+        }
         if news:
             # Stores keep NaN, but clamp infinity, and the UI's charts leave both out: say it where it is seen.
             self._non_finite.update(news)
             logger.warning("metrics that are no finite number: %s", ", ".join(f"{k} ({v})" for k, v in news.items()))
             text = "; ".join(f"{name} at {where}" for name, where in self._non_finite.items())
-            self._spool.append("tags", to="run", values={"rest.non_finite": text[: delivery.MAX_TAG_VALUE]})
+            self.tags({"rest.non_finite": text})
+
+    def _end(self, sender: Sender, status: str, error: str | None = None) -> None:
+        """Write the journal's last record, and wait a bounded time until everything is sent."""
+        self._journal.append("end", status=status, error=error)
+        delivered = sender.finish()
+        self._journal.close()
+        path, uri = self._journal.path, store.redact(self._uri)
+        if not delivered:
+            message = "%d records could not be sent to MLflow at %s and are kept; send them with: rest sync %s"
+            logger.warning(message, journal.left(path), uri, path.parent)
+        if refused := State.read(path).refused:
+            logger.warning("MLflow at %s has refused %d values or files; they stay in %s", uri, refused, path)
 
 
 @contextlib.contextmanager
@@ -206,20 +217,20 @@ def stage_run(
     spool: Path,
     parameters: Mapping[str, Any],
     trial: TrialRun | None = None,
-) -> Iterator[StageRun]:
+) -> Iterator[Recorder]:
     """The MLflow run of one stage, for as long as the `with` block lasts.
 
-    An exception ends the stage's run and its parent as FAILED (the run as KILLED where it was told to stop), with the
-    error's one line in the tag `rest.error`, and goes on. A server that is away stops nothing: one warning is logged,
-    records are kept in `spool`, and sent when the server answers; what is left at the end is sent by
-    `sender.sync(spool)` (`rest sync PATH`).
+    An exception ends the stage's run and its parent as FAILED (the run as KILLED where the process was stopped), with
+    the error's one line in the tag `rest.error`, and is raised. A server that is away stops nothing: one warning is
+    logged, records are kept in `spool`, and sent when the server answers; what is left at the end is sent by
+    `delivery.deliver(spool)` (`rest sync PATH`).
 
     Args:
         tracking: where MLflow is, and the experiment's name.
         stage: the stage's name, which becomes the run's.
         pipeline_run: what all stages of one pipeline run have in common; the parent run's name.
-        spool: a folder for records on their way, outside of what the stage hands on. A second attempt of a stage may
-            use the folder of the first: it becomes a new run, "<stage> (attempt 2)".
+        spool: a folder for journals, outside of what the stage hands on. A second attempt of a stage may use the
+            folder of the first: it becomes a new run, "<stage> (attempt 2)".
         parameters: the configuration that the stage runs with: sections (pydantic models) or plain values.
         trial: the trial of an ablation that the stage belongs to; its run is the parent then.
 
@@ -227,7 +238,7 @@ def stage_run(
         UserError: the tracking URI or the name is not usable, or the spool cannot be written.
     """
     run, sender = _open(tracking, "stage", stage, pipeline_run, spool, trial)
-    run.fail = lambda error: _close(run, sender, stage, "FAILED", store.redact(error)[: delivery.MAX_TAG_VALUE])
+    run.fail = lambda error: run._end(sender, "FAILED", store.redact(error)[:MAX_TAG_VALUE])
     try:
         run.parameters(parameters)
         yield run
@@ -235,11 +246,10 @@ def stage_run(
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, Preempted))
         if not stopped and not isinstance(error, UserError):
             text = store.redact("".join(traceback.format_exception(error)))
-            file = run._spool.keep_bytes(text.encode(), TRACEBACK_FILE)
-            run._spool.append("artifact", to="run", file=file, folder="")
-        _close(run, sender, stage, "KILLED" if stopped else "FAILED", _one_line(error))
+            run._artifact(text.encode(), TRACEBACK_FILE)
+        run._end(sender, "KILLED" if stopped else "FAILED", _one_line(error))
         raise
-    _close(run, sender, stage, "FINISHED", None)
+    run._end(sender, "FINISHED")
 
 
 def finish_pipeline(
@@ -260,78 +270,36 @@ def finish_pipeline(
     run, sender = _open(tracking, "pipeline", "finish", pipeline_run, spool)
     values = dict(tags or {})
     if description is not None:
-        values["mlflow.note.content"] = store.redact(description)
+        values["mlflow.note.content"] = description
     if values:
         run.tags(values)
     run.metrics(metrics or {})
-    _close(run, sender, "finish", status, None)
+    run._end(sender, status)
     return run.link
 
 
 def _open(
-    tracking: TrackingConfig, kind: str, stage: str, pipeline_run: str, folder: Path, trial: TrialRun | None = None
-) -> tuple[StageRun, Sender]:
+    tracking: TrackingConfig, kind: str, stage: str, pipeline_run: str, spool: Path, trial: TrialRun | None = None
+) -> tuple[Recorder, Sender]:
     if not pipeline_run or len(pipeline_run) > _MAX_KEY or re.search(r"['\"`\\\x00-\x1f\x7f]", pipeline_run):
         raise UserError(
             f"pipeline run {pipeline_run!r:.80}: give it a name of 1 to {_MAX_KEY} characters without quotes, "
             "backslashes and line breaks"
         )
     uri = store.resolve_uri(tracking)
-    common = {**_common_tags(), delivery.PIPELINE_RUN_TAG: pipeline_run}
-    of_trial = {delivery.TRIAL_TAG: trial.name, **_tag_values(trial.tags)} if trial else {}
-    spool = Spool(
-        folder,
-        {
-            "kind": kind,
-            "uri": store.without_credentials(uri),
-            "experiment": tracking.experiment,
-            "pipeline_run": pipeline_run,
-            "stage": stage,
-            "join": os.environ.get("MLFLOW_RUN_ID"),
-            "pipeline_tags": {**common, delivery.KIND_TAG: "pipeline", delivery.PIPELINE_RUN_TAG: pipeline_run},
-            "tags": {
-                **common,
-                **of_trial,
-                delivery.KIND_TAG: "stage",
-                delivery.PIPELINE_RUN_TAG: pipeline_run,
-                delivery.STAGE_TAG: stage,
-            },
-            "trial": trial.name if trial else None,
-            "trial_tags": {
-                **common,
-                **of_trial,
-                delivery.KIND_TAG: "trial",
-                delivery.PIPELINE_RUN_TAG: pipeline_run,
-            },
-        },
-    )
-    return StageRun(spool, uri), Sender(folder, spool.section, uri, GRACE_SECONDS)
-
-
-def _recorded_in_joined_run(spool: Spool) -> dict[str, int]:
-    """The last step of each metric that earlier attempts have recorded in the run that this one joins."""
-    wanted = os.environ.get("MLFLOW_RUN_ID")
-    # A run that stands for the whole pipeline is no stage's own: each attempt has a new one nested in it.
-    earlier = {int(number) for number, ids in State.read(spool.folder).sections.items() if ids.run == wanted}
-    last: dict[str, int] = {}
-    for record, _ in read_records(spool.folder) if earlier else ():
-        if record["section"] in earlier and record["op"] == "metrics" and record.get("to") == "run":
-            last |= {name: max(last.get(name, -1), record["step"]) for name in record["values"]}
-    return last
-
-
-def _close(run: StageRun, sender: Sender, stage: str, status: str, error: str | None) -> None:
-    spool = run._spool
-    spool.append("end", status=status, error=error, stage=stage)
-    if not sender.finish():
-        left = sum(1 for _ in read_records(spool.folder, State.read(spool.folder).position))
-        logger.warning(
-            "%s: %d records could not be sent to MLflow at %s and are kept; send them with: rest sync %s",
-            stage,
-            left,
-            store.redact(run._uri),
-            spool.folder,
-        )
+    begin = {
+        "kind": kind,
+        "uri": store.without_credentials(uri),
+        "experiment": tracking.experiment,
+        "pipeline_run": pipeline_run,
+        "stage": stage,
+        "join": os.environ.get("MLFLOW_RUN_ID"),
+        "tags": {**_common_tags(), PIPELINE_RUN_TAG: pipeline_run},
+        "trial": trial.name if trial else None,
+        "trial_tags": _tag_values(trial.tags) if trial else {},
+    }
+    records = Journal(spool, begin)
+    return Recorder(records, uri), Sender(records, uri, GRACE_SECONDS)
 
 
 def _common_tags() -> dict[str, str]:
@@ -347,7 +315,7 @@ def _common_tags() -> dict[str, str]:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     line = text if isinstance(error, (UserError, Preempted)) else f"{type(error).__name__}: {text}".rstrip(": ")
-    return store.redact(line)[: delivery.MAX_TAG_VALUE]
+    return store.redact(line)[:MAX_TAG_VALUE]
 
 
 def _plain(value: Any) -> Any:
@@ -386,10 +354,9 @@ def _file_name(name: str) -> str:
 
 
 def _tag_values(values: Mapping[str, str]) -> dict[str, str]:
-    return {_key(name): store.redact(str(value))[: delivery.MAX_TAG_VALUE] for name, value in values.items()}
+    return {_key(name): store.redact(str(value))[:MAX_TAG_VALUE] for name, value in values.items()}
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if value is None or isinstance(value, (str, int, float, bool)) else json.dumps(_plain(value))
+    plain = _plain(value)
+    return json.dumps(plain) if isinstance(plain, (dict, list)) else plain

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +16,14 @@ from rest_core.errors import UserError, nearest
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Of MLflow's client, by default 7 retries of up to 120 s each; of boto3, by which it reaches artifacts in S3.
+# By default MLflow's client retries 7 times within 4 minutes; boto3 is how it reaches artifacts in S3.
 SHORT_WAITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "AWS_MAX_ATTEMPTS": "2",
 }
 _SQLITE = "sqlite:///"
-# MLflow's UI shows an experiment as GenAI work unless told otherwise: by this tag, in newer versions by the address.
+# Without this tag, in newer versions without this query, MLflow's UI shows an experiment as one of GenAI.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _TRAINING_VIEW = "?workflowType=machine_learning"
 _SERVERS = ("http", "https")
@@ -72,16 +70,15 @@ def is_local(uri: str) -> bool:
 
 def open_client(uri: str) -> MlflowClient:
     """An MLflow client on `uri` for both runs and models; MLflow's global settings stay as they are."""
-    from mlflow import MlflowClient  # takes more than a second; nobody else in a stage's process needs it
+    from mlflow import MlflowClient  # takes more than a second
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def connect(tracking: TrackingConfig) -> MlflowClient:
-    """A client for work that needs an answer now (registering, promoting).
+    """A client for requests that need an answer now (registering, promoting).
 
-    A server is asked for a sign of life first: MLflow's own retries would keep the user waiting for minutes. Raises
-    `UserError` when there is none.
+    Raises `UserError` at once when a server does not answer: MLflow's own retries take minutes.
     """
     uri = resolve_uri(tracking)
     if is_server(uri) and (problem := unreachable(uri)):
@@ -91,29 +88,46 @@ def connect(tracking: TrackingConfig) -> MlflowClient:
 
 @contextmanager
 def short_waits() -> Iterator[None]:
-    """Within the block, MLflow's client has seconds for an answer and not minutes; what the user has set stands.
+    """Within the block MLflow's client gives up within seconds, in the whole process.
 
-    For a short work that must say soon that MLflow is away: the settings are those of the whole process.
+    Variables that are set in the environment already keep their values.
     """
-    given = {name: value for name, value in SHORT_WAITS.items() if name not in os.environ}
-    os.environ.update(given)
+    added = {name: value for name, value in SHORT_WAITS.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        for name in given:
+        for name in added:
             del os.environ[name]
 
 
 def unreachable(uri: str, timeout: float = 5.0) -> str | None:
-    """Why a server does not answer within `timeout` seconds; None when it does, whatever it says."""
-    request = urllib.request.Request(f"{without_credentials(uri).rstrip('/')}/health")
+    """Why a server does not answer within `timeout` seconds; None when it does, whatever it says.
+
+    Unlike MLflow's other requests this one is not retried. It uses the same credentials and certificates.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    credentials = get_default_host_creds(uri)
     try:
-        with urllib.request.urlopen(request, timeout=timeout):
-            return None
-    except urllib.error.HTTPError as error:
-        return f"HTTP {error.code}" if error.code >= 500 else None
-    except (urllib.error.URLError, OSError) as error:
-        return str(getattr(error, "reason", error))
+        answer = http_request(credentials, "/health", "GET", max_retries=0, timeout=timeout, raise_on_status=False)
+    except MlflowException as error:
+        return reason(error)
+    return f"HTTP {answer.status_code}" if answer.status_code >= 500 else None
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line of at most 300 characters, without credentials.
+
+    Of a failed connection it is the innermost error: MLflow, requests and urllib3 wrap it in long texts.
+    """
+    cause = error
+    while (inner := cause.__cause__ or cause.__context__) is not None:
+        cause = inner
+    text = (cause.strerror or str(cause)) if isinstance(cause, OSError) and cause is not error else str(error)
+    return redact(" ".join(text.split()))[:300] or type(error).__name__
 
 
 def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
@@ -142,10 +156,10 @@ def without_credentials(uri: str) -> str:
     return _USER_INFO.sub("", uri)
 
 
-def with_credentials(uri: str) -> str:
-    """`uri` as recorded, with the credentials of MLFLOW_TRACKING_URI where that is the same address."""
-    known = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return known if known and without_credentials(known) == uri else uri
+def with_credentials(uri: str, known: str | None = None) -> str:
+    """`uri` as recorded, with the credentials of `known` (or of MLFLOW_TRACKING_URI) where the address is the same."""
+    known = known or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return known if without_credentials(known) == uri else uri
 
 
 def redact(text: str) -> str:

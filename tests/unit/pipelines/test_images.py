@@ -72,12 +72,11 @@ def test_what_runs_in_the_base_image_imports_only_what_that_holds() -> None:
         from components.aggregate.component import aggregate
         from components.compare_and_register.component import compare_and_register
         from components.report_status.component import report_status
-        from components.runtime import run_stage
+        from components.runtime import run_component
         from rest_core import logs, stages
         from pipelines import cli
         from rest_core.ablation import ablation_report, collect, settings
         from rest_core.operations.handoff import is_base_model
-        from rest_core.operations.launch.leftovers import delete_left
         from rest_core.operations.status import run
         from rest_core.operations.tracking import card, delivery, registry, store
         logs.configure(sys.stdout)

@@ -21,8 +21,8 @@ from rest_core.operations.status.final import FinalStatus, Links
 from rest_core.operations.status.reproduce import commands, locate
 from rest_core.operations.status.run import conclude
 from rest_core.operations.status.runs import StageEnd
-from rest_core.operations.tracking import runs, store
-from rest_core.operations.tracking.delivery import deliver, find_pipeline_run
+from rest_core.operations.tracking import journal, runs, store
+from rest_core.operations.tracking.delivery import Replay, deliver, find_pipeline_run
 from rest_core.stages.cluster import PAGE_FILE
 
 RUN = "tiny · paper · 2026-01-01 00:00 · 0f3c"
@@ -62,13 +62,11 @@ def stage(tracking: TrackingConfig, tmp_path: Path, client: MlflowClient) -> Cal
         except (UserError, Preempted, ValueError):
             pass
         if error == "killed":
-            journal = spool / "journal.jsonl"
-            lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
-            assert json.loads(lines[-1])["op"] == "end"
-            journal.write_text("".join(lines[:-1]), encoding="utf-8")
-            from rest_core.operations.tracking.delivery import Courier
-
-            Courier(spool).run()
+            (path,) = journal.find(spool)
+            *lines, last = (path / journal.JOURNAL).read_text(encoding="utf-8").splitlines(keepends=True)
+            assert json.loads(last)["op"] == "end"
+            (path / journal.JOURNAL).write_text("".join(lines), encoding="utf-8")
+            Replay(path).run()
         else:
             deliver(spool)
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from rest_core.config import RegistryConfig
 from rest_core.errors import UserError
-from rest_core.operations.tracking import lineage, registry
+from rest_core.operations.tracking import registry
 from rest_core.operations.tracking.card import DataFact, ModelFacts, model_card
 
 NAME = "rest-tool-use"
@@ -91,7 +91,7 @@ def test_registered_from_the_runs_artifacts_it_loads_and_says_what_it_is(
     assert version.tags["git_commit"] == "c0ffee"
     assert version.tags["data/train/sha256"] == "a" * 64
     assert registry.metric_tag(version, METRIC) == 0.5
-    assert lineage.missing_links(client, version, METRIC) == ["image: none is named (not run from an image)"]
+    assert registry.missing_links(client, version, METRIC) == ["image: none is named (not run from an image)"]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_the_image_that_it_was_trained_in_is_named(
     client: MlflowClient, run_id: str, image: str, missing: list[str]
 ) -> None:
     add(client, run_id, 0.5, image=image)
-    assert lineage.missing_links(client, registry.get_version(client, NAME), METRIC) == missing
+    assert registry.missing_links(client, registry.get_version(client, NAME), METRIC) == missing
     assert f"image: `{image}`" in model_card(NAME, facts(image=image))
 
 
@@ -237,7 +237,7 @@ def test_the_champion_is_not_promoted_again(client: MlflowClient, run_id: str) -
 def test_missing_links_are_all_named(client: MlflowClient, run_id: str) -> None:
     client.create_registered_model(NAME)
     version = client.create_model_version(NAME, "s3://x/y", run_id="f" * 32)
-    missing = lineage.missing_links(client, version, METRIC)
+    missing = registry.missing_links(client, version, METRIC)
     assert [one.split(":")[0] for one in missing] == ["run", "data", "code", "image", "metric", "evaluation"]
 
 

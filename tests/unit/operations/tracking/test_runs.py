@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from mlflow.entities import Run
 
 from rest_core.config import ModelConfig, RlConfig, TrackingConfig
 from rest_core.errors import Preempted, UserError
-from rest_core.operations.tracking import delivery, runs, sender, spool
+from rest_core.operations.tracking import delivery, journal, runs
 
 
 def by_name(client: MlflowClient) -> dict[str, Run]:
@@ -70,7 +69,7 @@ def test_a_pipeline_run_of_two_stages(tracking: TrackingConfig, client: MlflowCl
     assert {"config.json", "tables/_rows.json", "figures/curve.png", "notes/note.txt"} <= folders
     table = json.loads(Path(client.download_artifacts(stage.info.run_id, "tables/_rows.json")).read_text())
     assert table == {"columns": ["a", "b"], "data": [[1, "inf"], [None, '{"c": [1]}']]}
-    assert "pw" not in (tmp_path / "a" / spool.JOURNAL).read_text()
+    assert "pw" not in (tmp_path / "a" / "001" / journal.JOURNAL).read_text()
 
 
 def test_an_exception_ends_both_runs_as_failed(tracking: TrackingConfig, client: MlflowClient, tmp_path: Path) -> None:
@@ -136,11 +135,7 @@ with stage_run(tracking, stage="train", pipeline_run="p", spool=Path({str(tmp_pa
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 30
-    while spool.open_section(tmp_path / "a") is not None:  # the sender outlives the stage
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    delivery.deliver(tmp_path / "a", wait=True)
+    delivery.deliver(tmp_path / "a")
     stage = by_name(client)["train"]
     assert (stage.info.status, stage.data.metrics) == ("KILLED", {"loss": 1.0})
     assert "killed" in stage.data.tags["rest.error"]
@@ -160,11 +155,9 @@ def test_a_server_that_never_answers_costs_a_bounded_wait_and_a_message(
     assert dict(os.environ) == before
     warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == 2, warnings
-    assert "MLflow does not take records" in warnings[0]
+    assert "does not take records (Connection refused)" in warnings[0]
     assert f"rest sync {tmp_path / 'a'}" in warnings[1]
-    done = sender.sync(tmp_path)
-    assert (done.sent, done.left) == (0, 6)
-    assert done.problem
+    assert delivery.deliver(tmp_path) == delivery.Delivery(sent=0, left=6, refused=0, problem="Connection refused")
 
 
 @pytest.mark.parametrize("name", ["", "it's", 'a"b', "a\nb", "x" * 300])
@@ -185,23 +178,10 @@ def test_a_new_pipeline_runs_name_says_what_ran() -> None:
 def test_long_values_are_cut_in_params_and_whole_in_the_artifact(
     tracking: TrackingConfig, client: MlflowClient, tmp_path: Path
 ) -> None:
-    journal = spool.Spool(
-        tmp_path,
-        {
-            "kind": "stage",
-            "uri": tracking.uri,
-            "experiment": "test",
-            "pipeline_run": "p",
-            "stage": "s",
-            "join": None,
-            "pipeline_tags": {delivery.KIND_TAG: "pipeline", delivery.PIPELINE_RUN_TAG: "p"},
-            "tags": {},
-        },
-    )
-    assert tracking.uri is not None
-    run = runs.StageRun(journal, tracking.uri)
-    run.parameters({"prompt": "x" * 10_000})
-    assert delivery.deliver(tmp_path).complete
+    with runs.stage_run(
+        tracking, stage="s", pipeline_run="p", spool=tmp_path / "a", parameters={"prompt": "x" * 10_000}
+    ) as run:
+        assert run.wait(30)
     assert run.run_id is not None
     assert len(client.get_run(run.run_id).data.params["cfg/prompt"]) == runs.MAX_PARAM_VALUE
     whole = json.loads(Path(client.download_artifacts(run.run_id, "config.json")).read_text())

@@ -52,7 +52,7 @@ def test_nothing_is_lost_or_doubled_and_the_stage_never_waits(
     remote = TrackingConfig(uri=f"http://127.0.0.1:{port}", experiment="test")
     slowest = 0.0
 
-    def record(run: runs.StageRun, steps: range) -> None:
+    def record(run: runs.Recorder, steps: range) -> None:
         nonlocal slowest
         for step in steps:
             start = time.monotonic()

@@ -10,9 +10,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from rest_core.config import TrackingConfig
-from rest_core.operations.tracking.delivery import Courier, deliver
-from rest_core.operations.tracking.runs import StageRun, TrialRun, finish_pipeline, stage_run
-from rest_core.operations.tracking.spool import State
+from rest_core.operations.tracking import journal
+from rest_core.operations.tracking.delivery import Replay, deliver
+from rest_core.operations.tracking.journal import State
+from rest_core.operations.tracking.runs import Recorder, TrialRun, finish_pipeline, stage_run
 
 PAPER = TrialRun("paper · seed 0", {"rest.scheme": "paper", "rest.seed": "0"})
 UNIFORM = TrialRun("uniform · seed 0", {"rest.scheme": "uniform", "rest.seed": "0"})
@@ -106,7 +107,7 @@ def test_parameters_of_trials_do_not_conflict(stages: Stages, client: MlflowClie
         spool = tmp_path / scheme
         with stages.open("rest-rl", trial, spool, rl={"weights": scheme}):
             pass
-        assert deliver(spool).complete
+        assert deliver(spool).refused == 0
     runs = by_name(client)
     assert runs["paper · seed 0"].data.params["cfg/rl/weights"] == "paper"
     assert runs["uniform · seed 0"].data.params["cfg/rl/weights"] == "uniform"
@@ -119,7 +120,7 @@ def test_a_trial_runs_as_long_as_one_of_its_stages(stages: Stages, client: Mlflo
     stages.run("rest-rl", PAPER)
     assert status() == "FINISHED"
     with stages.open("evaluate-bfcl", PAPER, tmp_path / "open") as run:
-        assert isinstance(run, StageRun)
+        assert isinstance(run, Recorder)
         deliver_unlocked(tmp_path / "open")
         assert status() == "RUNNING"
         stages.run("evaluate-api-bank", PAPER)
@@ -130,7 +131,8 @@ def test_a_trial_runs_as_long_as_one_of_its_stages(stages: Stages, client: Mlflo
 
 def deliver_unlocked(spool: Path) -> None:
     """Send what an open stage has recorded so far, as its sender does."""
-    Courier(spool).run()
+    (path,) = journal.find(spool)
+    Replay(path).run()
 
 
 def test_a_failed_stage_fails_its_trial_and_the_ablation_until_it_succeeds(
@@ -152,15 +154,12 @@ def test_a_failed_stage_fails_its_trial_and_the_ablation_until_it_succeeds(
     assert "rest-rl · paper · seed 0 (attempt 2)" in runs
 
 
-def test_sending_a_trial_twice_changes_nothing(
-    stages: Stages, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Courier, "_forget_files", lambda *_: None)
-    spool = stages.run("rest-rl", PAPER, metrics={"reward/after": 2.0})
-    state = State.read(spool)
-    State().write(spool)  # as if the process had died before it noted what was sent
-    deliver(spool)
-    assert State.read(spool) == state
+def test_sending_a_trial_twice_changes_nothing(stages: Stages, client: MlflowClient) -> None:
+    (path,) = journal.find(stages.run("rest-rl", PAPER, metrics={"reward/after": 2.0}))
+    state = State.read(path)
+    State().write(path)  # as if the process had died before it noted what was sent
+    deliver(path)
+    assert State.read(path) == state
     runs = by_name(client)
     assert len(runs) == 3
     assert runs["paper · seed 0"].info.status == "FINISHED"
