@@ -16,10 +16,8 @@ from kfp.dsl.graph_component import GraphComponent
 from pipelines.platform import Platform
 from rest_core.config import Config
 from rest_core.errors import UserError
-from rest_core.operations.catalogue import CATALOGUE, Stage
+from rest_core.operations.catalogue import CATALOGUE, SECTIONS, Stage
 from rest_core.operations.status.final import Links
-
-SECTIONS = tuple(name for name in Config.model_fields if name != "profile")
 
 Tasks = dict[str, dsl.PipelineTask]  # by the names of the stages
 

@@ -11,6 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rest_core.config import Config
+
+SECTIONS = tuple(name for name in Config.model_fields if name != "profile")
+"""The sections of the configuration, each a parameter of the pipelines."""
+
 
 @dataclass(frozen=True)
 class Figure:

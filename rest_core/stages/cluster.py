@@ -8,18 +8,7 @@ from pathlib import Path
 
 from rest_core import manifest
 from rest_core.ablation.settings import AblationConfig, Trial
-from rest_core.config import (
-    ApiBankConfig,
-    BfclConfig,
-    DataConfig,
-    LaunchConfig,
-    ModelConfig,
-    RegistryConfig,
-    RlConfig,
-    SftConfig,
-    StorageConfig,
-    TrackingConfig,
-)
+from rest_core.config import Config, LaunchConfig, Section, StorageConfig, TrackingConfig
 from rest_core.errors import UserError
 from rest_core.operations.preflight.surroundings import Surroundings
 from rest_core.operations.result import METRICS_FILE, StageResult, write_error
@@ -33,43 +22,21 @@ PAGE_FILE = "report.md"  # for people
 
 def preflight(
     *,
-    model: ModelConfig,
-    data: DataConfig,
-    sft: SftConfig,
-    rl: RlConfig,
-    bfcl: BfclConfig,
-    api_bank: ApiBankConfig,
-    registry: RegistryConfig,
-    tracking: TrackingConfig,
-    storage: StorageConfig,
-    launch: LaunchConfig,
     surroundings: Surroundings,
     pipeline_run: str,
     out: Path,
     ablation: AblationConfig | None = None,
     trials: Sequence[Trial] = (),
+    **sections: Section,
 ) -> StageResult:
     """Check what the run needs of the cluster; all problems come as one `UserError`, a line each.
 
-    `ablation` and `trials` are an ablation's, which a run may have replaced.
+    `ablation` and `trials` are an ablation's, which a run may have replaced; `sections` is the whole configuration.
     """
     from rest_core.operations.preflight import report, run
 
-    listed = run.checks(
-        model=model,
-        data=data,
-        sft=sft,
-        rl=rl,
-        bfcl=bfcl,
-        api_bank=api_bank,
-        registry=registry,
-        tracking=tracking,
-        storage=storage,
-        launch=launch,
-        surroundings=surroundings,
-        ablation=ablation,
-        trials=trials,
-    )
+    config = Config.model_validate(sections)
+    listed = run.checks(config, surroundings, ablation, trials)
     with store.short_waits(), short_waits():  # many checks, and one deadline for all
         findings = run.run_checks(listed)
     out.mkdir(parents=True, exist_ok=True)
@@ -82,7 +49,7 @@ def preflight(
         except UserError as error:
             write_error("preflight", out, error)
             raise
-    with open_stage("preflight", out, tracking, pipeline_run, surroundings=surroundings) as stage:
+    with open_stage("preflight", out, config.tracking, pipeline_run, surroundings=surroundings) as stage:
         page.write_text(report.markdown(findings), encoding="utf-8")
         stage.run.artifact(page)
         figures = {f"preflight/{name}": float(count) for name, count in report.counts(findings).items()}

@@ -8,18 +8,7 @@ from functools import partial
 
 from rest_core.ablation.settings import AblationConfig, Trial
 from rest_core.ablation.settings import check as check_trials
-from rest_core.config import (
-    ApiBankConfig,
-    BfclConfig,
-    DataConfig,
-    LaunchConfig,
-    ModelConfig,
-    RegistryConfig,
-    RlConfig,
-    SftConfig,
-    StorageConfig,
-    TrackingConfig,
-)
+from rest_core.config import Config
 from rest_core.data.published import Unreachable
 from rest_core.errors import UserError, described
 from rest_core.operations.catalogue import CATALOGUE
@@ -36,17 +25,7 @@ Check = tuple[str, Callable[[], str]]  # its name, and a function as described i
 
 
 def checks(
-    *,
-    model: ModelConfig,
-    data: DataConfig,
-    sft: SftConfig,
-    rl: RlConfig,
-    bfcl: BfclConfig,
-    api_bank: ApiBankConfig,
-    registry: RegistryConfig,
-    tracking: TrackingConfig,
-    storage: StorageConfig,
-    launch: LaunchConfig,
+    config: Config,
     surroundings: Surroundings,
     ablation: AblationConfig | None = None,
     trials: Sequence[Trial] = (),
@@ -56,37 +35,38 @@ def checks(
     Volumes are not mounted, lest preflight wait for one that is not there: what lies on them the stages will see.
     """
     places = (
-        ("storage.location", storage.location),
-        ("registry.destination", registry.destination if registry.enabled else None),
-        ("rl.mirror", rl.mirror if rl.enabled else None),
+        ("storage.location", config.storage.location),
+        ("registry.destination", config.registry.destination if config.registry.enabled else None),
+        ("rl.mirror", config.rl.mirror if config.rl.enabled else None),
     )
     off_volumes = partial(_off_volumes, surroundings)
     listed: list[Check] = [
         *((f"Secret {one.name}", partial(cluster.check_secret, one)) for one in surroundings.secrets),
         *((f"volume {one.claim}", partial(cluster.check_volume, one.claim)) for one in surroundings.mounts),
         *((name, partial(off_volumes, place, partial(locations.check, place))) for name, place in places if place),
-        (MLFLOW, partial(mlflow_server.check, tracking)),
-        ("model", partial(off_volumes, model.source, partial(sources.check_model, model))),
+        (MLFLOW, partial(mlflow_server.check, config.tracking)),
+        ("model", partial(off_volumes, config.model.source, partial(sources.check_model, config.model))),
         *(
             ("data", partial(off_volumes, source.location, partial(sources.check_data, source.location)))
-            for source in data.sources
+            for source in config.data.sources
         ),
     ]
-    if api_bank.enabled:
-        look = partial(sources.check_api_bank, api_bank)
-        listed.append(("API-Bank", partial(off_volumes, api_bank.location or "", look)))
-    model_is_here = surroundings.volume_of(model.source) is None
-    look_for_nodes = partial(gpu.check_nodes, model=model, sft=sft, rl=rl, model_is_here=model_is_here)
+    if config.api_bank.enabled:
+        look = partial(sources.check_api_bank, config.api_bank)
+        listed.append(("API-Bank", partial(off_volumes, config.api_bank.location or "", look)))
+    model_is_here = surroundings.volume_of(config.model.source) is None
+    look_for_nodes = partial(
+        gpu.check_nodes, model=config.model, sft=config.sft, rl=config.rl, model_is_here=model_is_here
+    )
     listed += [(f"GPU of {asked.stage}", partial(look_for_nodes, asked)) for asked in surroundings.gpus]
-    enabled = {"sft": sft.enabled, "rl": rl.enabled, "bfcl": bfcl.enabled, "api_bank": api_bank.enabled}
     for stage in surroundings.without_gpu:
-        switch = str(CATALOGUE[stage].switch)
-        if enabled[switch]:
+        switch = CATALOGUE[stage].switch
+        if config.enabled(switch):
             listed.append((f"GPU of {stage}", partial(gpu.refuse_without, stage, switch)))
-    if launch.train_job is not None and rl.enabled:
-        listed.append(("TrainJob", partial(cluster.check_train_job, launch.train_job, storage)))
+    if config.launch.train_job is not None and config.rl.enabled:
+        listed.append(("TrainJob", partial(cluster.check_train_job, config.launch.train_job, config.storage)))
     if ablation is not None:
-        listed.append(("trials", partial(check_trials, trials, ablation, rl, bfcl, api_bank)))
+        listed.append(("trials", partial(check_trials, trials, ablation, config.rl, config.bfcl, config.api_bank)))
     return listed
 
 

@@ -12,13 +12,13 @@ from google.protobuf import json_format
 from rich.console import Console
 
 from pipelines.ablation_pipeline import build
-from pipelines.graph import SECTIONS
 from pipelines.local_ablation import AblationSummary, show, stage_name
 from pipelines.monitor import Monitor
 from rest_core import config
 from rest_core.ablation.ablation_report import AblationReport
 from rest_core.ablation.settings import AblationConfig, Trial, parse_schemes, trials
 from rest_core.errors import UserError
+from rest_core.operations.catalogue import SECTIONS
 
 SCHEMES = parse_schemes(["uniform", "paper"])
 LOOP = "for-loop-1"

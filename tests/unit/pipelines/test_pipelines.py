@@ -17,7 +17,7 @@ from compiled import STAGES
 from google.protobuf import json_format, struct_pb2
 from rich.console import Console
 
-from pipelines.graph import SECTIONS, compile_to
+from pipelines.graph import compile_to
 from pipelines.local import StageFailed, run_local
 from pipelines.monitor import Monitor, StageRun
 from pipelines.rest_pipeline import build
@@ -25,6 +25,7 @@ from pipelines.summary import StageSummary, Summary, duration, figures, reward_l
 from rest_core import config, manifest
 from rest_core.config import Config
 from rest_core.errors import EXIT_PREEMPTED, Preempted, UserError
+from rest_core.operations.catalogue import SECTIONS
 
 TOP = Path(__file__).resolve().parents[3]
 

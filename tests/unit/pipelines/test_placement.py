@@ -12,10 +12,9 @@ from google.protobuf import json_format
 
 from components.images import image
 from pipelines.build import PipelineName
-from pipelines.graph import SECTIONS
 from rest_core import config
 from rest_core.errors import UserError
-from rest_core.operations.catalogue import CATALOGUE
+from rest_core.operations.catalogue import CATALOGUE, SECTIONS
 from rest_core.operations.pods import (
     GPUS_VARIABLE,
     IMAGE_VARIABLE,

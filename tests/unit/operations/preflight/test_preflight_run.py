@@ -61,12 +61,12 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_there_is_a_check_for_everything_that_the_run_uses(config: Config, tracking: TrackingConfig) -> None:
     values = sections(config, tracking)
-    names = [name for name, _ in run.checks(**values, surroundings=Surroundings())]
+    names = [name for name, _ in run.checks(Config(**values), Surroundings())]
     assert names == ["MLflow", "model", "data"]
     places = load("tiny", ("storage.location=/runs", "registry.destination=/models", "rl.mirror=/mirror"))
     values |= {name: getattr(places, name) for name in ("storage", "registry", "rl", "api_bank")}
     values["launch"] = LaunchConfig(train_job=TrainJobConfig(nodes=2, runtime="rest-torch"))
-    found = run.checks(**values, surroundings=SURROUNDINGS, ablation=AblationConfig())
+    found = run.checks(Config(**values), SURROUNDINGS, AblationConfig())
     assert [name for name, _ in found] == [
         *("Secret keys", "volume work", "storage.location", "registry.destination", "rl.mirror"),
         *("MLflow", "model", "data", "API-Bank", "GPU of rest-rl", "TrainJob", "trials"),
@@ -75,7 +75,7 @@ def test_there_is_a_check_for_everything_that_the_run_uses(config: Config, track
 
 def outcomes(values: dict[str, Any], surroundings: Surroundings, **ablation: Any) -> dict[str, tuple[str, str]]:
     """What each check has found, MLflow aside."""
-    listed = run.checks(**values, surroundings=surroundings, **ablation)
+    listed = run.checks(Config(**values), surroundings, **ablation)
     findings = run.run_checks([(name, check) for name, check in listed if name != run.MLFLOW])
     return {one.check: (one.outcome, one.detail) for one in findings}
 
