@@ -196,9 +196,8 @@ class _Stages(Section):
         return self
 
 
-Stages = create_model(
-    "Stages", __base__=_Stages, **{stage.identifier: (StagePlatform, StagePlatform()) for stage in STAGES}
-)
+_FIELDS: dict[str, Any] = {stage.identifier: (StagePlatform, StagePlatform()) for stage in STAGES}
+Stages = create_model("Stages", __base__=_Stages, **_FIELDS)
 """One `StagePlatform` a stage of the catalogue, and `default`."""
 
 
@@ -218,7 +217,7 @@ class Platform(Section):
     volumes: Volumes = Volumes()
     storage: Storage = Storage()
     train_jobs: TrainJobs = TrainJobs()
-    stages: Stages = Stages()  # type: ignore[valid-type]  (mypy knows no models that are made)
+    stages: Stages = Stages()  # type: ignore[valid-type]
 
     @model_validator(mode="after")
     def _outputs_go_where_they_last(self) -> Platform:

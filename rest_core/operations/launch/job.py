@@ -58,9 +58,9 @@ class Job(BaseModel):
 
     def keywords(self) -> dict[str, Any]:
         """The stage function's keywords, but for inputs and `out`."""
+        models: dict[str, Any] = {name: Config.model_fields[name].annotation for name in self.sections}
         typed: dict[str, Any] = {
-            name: validate(Config.model_fields[name].annotation, values, where=f"{FILE_NAME}: {name}")  # type: ignore[type-var]
-            for name, values in self.sections.items()
+            name: validate(models[name], values, where=f"{FILE_NAME}: {name}") for name, values in self.sections.items()
         }
         return typed | ({} if self.trial is None else {"trial": self.trial}) | {"pipeline_run": self.pipeline_run}
 
