@@ -60,7 +60,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
     monkeypatch.setattr(kfp.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "kfp/context.json"))
     monkeypatch.setattr(client.RETRIES, "backoff_factor", 0.001)
-    monkeypatch.setattr(submit, "LOOKS", (0.0, 0.01))
+    monkeypatch.setattr(submit, "LOOKUP_PAUSES", (0.0, 0.01))
     monkeypatch.setattr(follow, "POLL_SECONDS", 0.001)
 
 
