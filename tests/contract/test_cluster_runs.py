@@ -175,7 +175,7 @@ def test_an_interrupted_wait_says_that_the_run_goes_on(
     outcome = at_server("submit", "--profile", "tiny", "--wait")
     [run_id] = kfp_server.runs
     assert outcome.code == 130
-    assert outcome.err.startswith(f"the run goes on: `rest status {run_id} --wait`")
+    assert outcome.err.startswith(f"the run continues: `rest status {run_id} --wait`")
     assert kfp_server.runs[run_id]["state"] == "PENDING"
 
 
