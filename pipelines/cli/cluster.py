@@ -328,7 +328,7 @@ def _print_request(body: dict[str, Any], connection: dict[str, Any], experiment:
 
 
 def _follow(cluster: Cluster, run_id: str) -> None:
-    """Show the run until it has ended; the process ends with 1 where that was no success."""
+    """Show the run until it has ended; the process exits with 1 unless it succeeded."""
     from pipelines.cluster import runs
     from pipelines.cluster.follow import follow
 
