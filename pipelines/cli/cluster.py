@@ -54,26 +54,27 @@ _CONNECTION = {
 
 
 def _connected(command: Command) -> Command:
-    """Give a command the options that say where KFP is; it gets `connect`, which takes the platform, if any."""
+    """Give a command the options that say where KFP is; it gets them as `connection`, the arguments of `Cluster`."""
 
     @functools.wraps(command)
-    def wrapped(*arguments: Any, **options: Any) -> Any:
-        settings = {name: options.pop(name) for name in _CONNECTION}
-        return command(*arguments, connect=functools.partial(_connect, settings), **options)
+    def wrapped(*arguments: Any, platform: Platform | None = None, **options: Any) -> Any:
+        connection = {name: options.pop(name) for name in _CONNECTION}
+        if platform is not None:
+            connection["namespace"] = connection["namespace"] or platform.namespace
+            connection["ui"] = platform.kfp_url
+        return command(*arguments, connection=connection, **options)
 
     return with_options(wrapped, tuple(_CONNECTION.values()))
 
 
-def _connect(settings: dict[str, Any], platform: Platform | None = None) -> Cluster:
+def _connect(connection: dict[str, Any]) -> Cluster:
     from pipelines.cluster.client import Cluster
 
-    if platform is not None:
-        settings = {**settings, "namespace": settings["namespace"] or platform.namespace, "ui": platform.kfp_url}
-    return Cluster(**settings)
+    return Cluster(**connection)
 
 
 def _requesting(command: Command) -> Command:
-    """Give a command the options for what to run and its names; it gets `request`, `platform` and `experiment`."""
+    """Give a command the options for what to run and its names; it gets `request` and `experiment`."""
     options = (
         _option("--experiment", "NAME", "KFP's experiment; default: the profile's tracking.experiment."),
         _option("--name", "NAME", "Default: profile, weight scheme, seed, date and time (UTC)."),
@@ -96,7 +97,9 @@ def _requesting(command: Command) -> Command:
 @_requesting
 @_WAIT
 @_connected
-def submit(request: V2beta1Run, connect: Any, dry_run: bool, wait: bool, **options: Any) -> None:
+def submit(
+    request: V2beta1Run, connection: dict[str, Any], experiment: str, upload: bool, dry_run: bool, wait: bool
+) -> None:
     """Run the pipeline on Kubeflow Pipelines.
 
     \b
@@ -107,12 +110,12 @@ def submit(request: V2beta1Run, connect: Any, dry_run: bool, wait: bool, **optio
       rest submit --profile qwen3-1.7b --pipeline ablation --scheme uniform --scheme paper --seeds 0,1,2
     """
     if dry_run:
-        _print_request(connect, {"run": request}, **options)
+        _print_request({"run": request}, connection, experiment, upload)
         return
     from pipelines.cluster.submit import submit as send
 
-    cluster = connect(options.pop("platform"))
-    run = send(cluster, request, **options)
+    cluster = _connect(connection)
+    run = send(cluster, request, experiment=experiment, upload=upload)
     click.echo(f"submitted {request.display_name}\n{run.run_id}\n{cluster.link(run.run_id)}")
     if wait:
         _follow(cluster, run.run_id)
@@ -123,7 +126,7 @@ def submit(request: V2beta1Run, connect: Any, dry_run: bool, wait: bool, **optio
 @_option("--limit", "N", "How many runs to list without RUN.", type=click.IntRange(1, 200), default=10)
 @_WAIT
 @_connected
-def status(run: str | None, connect: Any, limit: int, wait: bool) -> None:
+def status(run: str | None, connection: dict[str, Any], limit: int, wait: bool) -> None:
     """Show the stages of RUN, an id or a name; without it, the latest runs.
 
     \b
@@ -137,7 +140,7 @@ def status(run: str | None, connect: Any, limit: int, wait: bool) -> None:
     from pipelines.cluster import runs, tables
     from pipelines.cluster.errors import printable
 
-    cluster = connect()
+    cluster = _connect(connection)
     if run is None:
         _console().print(tables.run_table(runs.latest(cluster, limit)))
         return
@@ -158,7 +161,7 @@ def status(run: str | None, connect: Any, limit: int, wait: bool) -> None:
 @_option("--tail", "N", "The last N lines of each pod only.", type=click.IntRange(min=1))
 @click.option("--follow", "-f", is_flag=True, help="Read on until the pod has ended; needs access to Kubernetes.")
 @_connected
-def logs(run: str, stage: str | None, connect: Any, tail: int | None, follow: bool) -> None:
+def logs(run: str, stage: str | None, connection: dict[str, Any], tail: int | None, follow: bool) -> None:
     """Print the logs of a stage's pods: of STAGE, else of the one that failed, is running, or was last.
 
     They are read from Kubernetes, or through KFP where there is no access or the pods are gone.
@@ -171,7 +174,7 @@ def logs(run: str, stage: str | None, connect: Any, tail: int | None, follow: bo
     from pipelines.cluster import logs as pod_logs
     from pipelines.cluster import runs
 
-    cluster = connect()
+    cluster = _connect(connection)
     found = runs.find(cluster, run)
     chosen = pod_logs.choose_stage(found, stage)
     broken: UserError | None = None
@@ -195,7 +198,7 @@ def logs(run: str, stage: str | None, connect: Any, tail: int | None, follow: bo
 @_RUN
 @_WAIT
 @_connected
-def retry(run: str, connect: Any, wait: bool) -> None:
+def retry(run: str, connection: dict[str, Any], wait: bool) -> None:
     """Start again what failed of RUN; stages that succeeded are kept, a training resumes from its checkpoint.
 
     \b
@@ -204,7 +207,7 @@ def retry(run: str, connect: Any, wait: bool) -> None:
     """
     from pipelines.cluster import runs
 
-    cluster = connect()
+    cluster = _connect(connection)
     found = runs.find(cluster, run)
     if found.state not in ("FAILED", "CANCELED"):
         state = runs.state_text(found.state)
@@ -218,7 +221,7 @@ def retry(run: str, connect: Any, wait: bool) -> None:
 @click.command()
 @_RUN
 @_connected
-def stop(run: str, connect: Any) -> None:
+def stop(run: str, connection: dict[str, Any]) -> None:
     """Stop RUN.
 
     \b
@@ -227,7 +230,7 @@ def stop(run: str, connect: Any) -> None:
     """
     from pipelines.cluster import runs
 
-    cluster = connect()
+    cluster = _connect(connection)
     found = runs.find(cluster, run)
     if found.state in (*runs.ENDED, "CANCELING"):
         click.echo(f"{found.display_name} is {runs.state_text(found.state)} already")
@@ -257,7 +260,9 @@ def schedule() -> None:
 @click.option("--catch-up", is_flag=True, help="Make up for runs that were missed while the schedule was disabled.")
 @click.option("--disabled", is_flag=True, help="Create it without starting it.")
 @_connected
-def schedule_create(request: V2beta1Run, connect: Any, dry_run: bool, **options: Any) -> None:
+def schedule_create(
+    request: V2beta1Run, connection: dict[str, Any], experiment: str, upload: bool, dry_run: bool, **settings: Any
+) -> None:
     """Run the pipeline at set times.
 
     \b
@@ -267,18 +272,17 @@ def schedule_create(request: V2beta1Run, connect: Any, dry_run: bool, **options:
     """
     from pipelines.cluster import schedules, tables
 
-    target = {name: options.pop(name) for name in ("platform", "experiment", "upload")}
-    body = schedules.request(request, **options)
+    body = schedules.request(request, **settings)
     if dry_run:
-        _print_request(connect, {"recurring_run": body}, **target)
+        _print_request({"recurring_run": body}, connection, experiment, upload)
         return
-    made = schedules.create(connect(target.pop("platform")), body, **target)
+    made = schedules.create(_connect(connection), body, experiment=experiment, upload=upload)
     click.echo(f"scheduled {body.display_name}, {tables.trigger_text(body.trigger)}\n{made.recurring_run_id}")
 
 
 @schedule.command("list")
 @_connected
-def schedule_list(connect: Any) -> None:
+def schedule_list(connection: dict[str, Any]) -> None:
     """List the schedules.
 
     \b
@@ -287,17 +291,17 @@ def schedule_list(connect: Any) -> None:
     """
     from pipelines.cluster import schedules, tables
 
-    _console().print(tables.schedule_table(schedules.list_all(connect())))
+    _console().print(tables.schedule_table(schedules.list_all(_connect(connection))))
 
 
 def _schedule_command(verb: str, help: str) -> None:
     @schedule.command(verb, help=f"{help}\n\n\b\nExamples:\n  rest schedule {verb} weekly")
     @click.argument("name", metavar="SCHEDULE")
     @_connected
-    def change(name: str, connect: Any) -> None:
+    def change(name: str, connection: dict[str, Any]) -> None:
         from pipelines.cluster import schedules
 
-        cluster = connect()
+        cluster = _connect(connection)
         found = schedules.find(cluster, name)
         getattr(cluster, f"{verb}_recurring_run")(found.recurring_run_id)
         click.echo(f"{verb}d {found.display_name}")
@@ -308,26 +312,23 @@ _schedule_command("enable", "Start runs of SCHEDULE again.")
 _schedule_command("delete", "Delete SCHEDULE; the runs that it has started stay.")
 
 
-def _print_request(
-    connect: Any, body: dict[str, Any], *, platform: Platform | None, experiment: str, upload: bool
-) -> None:
+def _print_request(body: dict[str, Any], connection: dict[str, Any], experiment: str, upload: bool) -> None:
     """The request `body` by its kind, with the names that a cluster turns into ids."""
     import kfp_server_api
     import yaml
 
     from pipelines.cluster.submit import pipeline_name
 
-    printed = kfp_server_api.ApiClient().sanitize_for_serialization(body)
-    [content] = printed.values()
-    namespace = connect.args[0]["namespace"] or (platform.namespace if platform else None)
-    names = {"namespace": namespace, "experiment": experiment}
-    names["pipeline"] = pipeline_name(content["pipeline_spec"]) if upload else None
-    printed = {**{name: value for name, value in names.items() if value}, **printed}
+    [request] = body.values()
+    pipeline = pipeline_name(request.pipeline_spec) if upload else None
+    names = {"namespace": connection["namespace"], "experiment": experiment, "pipeline": pipeline}
+    plain = kfp_server_api.ApiClient().sanitize_for_serialization(body)
+    printed = {**{name: value for name, value in names.items() if value}, **plain}
     click.echo(yaml.safe_dump(printed, sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 
 def _follow(cluster: Cluster, run_id: str) -> None:
-    """Show the run until it has ended; the process ends with 1 where that was no success."""
+    """Show the run until it has ended; the process exits with 1 unless it succeeded."""
     from pipelines.cluster import runs
     from pipelines.cluster.follow import follow
 
@@ -335,7 +336,7 @@ def _follow(cluster: Cluster, run_id: str) -> None:
         run = follow(cluster, run_id, _console())
     except KeyboardInterrupt:
         raise Preempted(
-            f"the run goes on: `rest status {run_id} --wait` follows it, `rest stop {run_id}` stops it",
+            f"the run continues: `rest status {run_id} --wait` follows it, `rest stop {run_id}` stops it",
             exit_code=EXIT_INTERRUPTED,
         ) from None
     click.echo(f"{run.display_name}: {runs.state_text(run.state)}  {cluster.link(run_id)}")

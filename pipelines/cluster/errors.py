@@ -65,7 +65,7 @@ def no_json(method: str, url: str, status: int, body: bytes) -> ApiError:
 def unanswered(method: str, url: str, error: exceptions.HTTPError, *, seconds: float) -> ApiError:
     """The error where no complete answer came within `seconds`."""
     cause = error.reason if isinstance(error, exceptions.MaxRetryError) and error.reason else error
-    fact, advice, sent = f"{address(url)} closed the connection ({reason(cause)})", "try again", True
+    fact, advice, sent = f"{address(url)} gave no complete answer ({reason(cause)})", "try again", True
     if isinstance(cause, exceptions.ConnectTimeoutError):  # so is a refused connection, and an unknown host
         fact, sent = f"{address(url)} cannot be reached ({reason(cause)})", False
         forward = "kubectl port-forward -n kubeflow svc/ml-pipeline 8888:8888"
@@ -93,8 +93,8 @@ def message(body: str | bytes) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The message of a urllib3 error, without the errors that it wraps."""
-    return one_line(error.args[0] if error.args else error)
+    """The message of a urllib3 error, or of the error that it wraps."""
+    return one_line(error.args[-1] if error.args else error)
 
 
 def one_line(text: object) -> str:

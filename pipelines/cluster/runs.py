@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
+import functools
+import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 _NOT_RUN = ("SKIPPED", "OMITTED")
 # The state of several iterations is the first of these that one of them has.
 _PRECEDENCE = ("RUNNING", "CANCELING", "PENDING", "PAUSED", "FAILED", "CANCELED", "SUCCEEDED", "CACHED", "SKIPPED")
+_ID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _IDS = {"run": "run_id", "schedule": "recurring_run_id"}
 _LAST = datetime.max.replace(tzinfo=UTC)
 
@@ -67,9 +68,8 @@ def find_named(kind: str, name: str, get: Callable[[str], T], listed: Callable[.
     Raises:
         UserError: there is none, or more than one.
     """
-    with suppress(ValueError):
-        if str(uuid.UUID(name)) == name.lower():
-            return get(name)
+    if re.fullmatch(_ID, name.lower()):
+        return get(name)
     ids = [getattr(item, _IDS[kind]) for item in listed(filter=named(name))]
     if len(ids) == 1:
         return get(ids[0])
@@ -88,11 +88,9 @@ def stages(run: kfp_server_api.V2beta1Run) -> list[StageProgress]:
     """
     tasks = (run.run_details and run.run_details.task_details) or []
     by_hash = {_hash(task.pod_name): task for task in tasks if task.pod_name}
-    known = list(_task_names(run.pipeline_spec or {})) or [
-        task.display_name
-        for task in tasks
-        if _executors(task, by_hash) and not task.display_name.startswith("executor")
-    ]
+    attempts = functools.partial(_attempts, by_hash)
+    code = [task.display_name for task in tasks if attempts(task) and not _is_executor(task)]
+    known = list(_task_names(run.pipeline_spec or {})) or code
     reported: dict[str, list[Any]] = {}
     for task in sorted(tasks, key=lambda task: moment(task.start_time) or moment(task.create_time) or _LAST):
         name = task.display_name
@@ -100,7 +98,7 @@ def stages(run: kfp_server_api.V2beta1Run) -> list[StageProgress]:
             name = name.removesuffix("-driver")
         if name in known:
             reported.setdefault(name, []).append(task)
-    begun = [_status(name, of_name, by_hash) for name, of_name in reported.items()]
+    begun = [_progress(name, of_name, attempts) for name, of_name in reported.items()]
     return begun + [StageProgress(name) for name in known if name not in reported]
 
 
@@ -114,44 +112,41 @@ def moment(value: datetime | None) -> datetime | None:
     return None if value is None or value.year <= 1970 else value
 
 
-def _status(name: str, tasks: list[Any], by_hash: dict[str, Any]) -> StageProgress:
+def _progress(name: str, tasks: list[Any], attempts: Callable[[Any], list[Any]]) -> StageProgress:
     if any(task.display_name != name for task in tasks):  # failed drivers: their stages are listed too, but never began
-        tasks = [task for task in tasks if task.display_name != name or _executors(task, by_hash)]
+        tasks = [task for task in tasks if task.display_name != name or attempts(task)]
     starts = [start for task in tasks if (start := moment(task.start_time))]
     ends = [end for task in tasks if (end := moment(task.end_time))]
     messages = [task.error.message for task in tasks if task.error and task.error.message]
+    tried = [attempt for task in tasks for attempt in attempts(task) if attempt.state not in _NOT_RUN]
     return StageProgress(
         name,
-        states=tuple(_state(task, by_hash) for task in tasks),
+        states=tuple(_state(task, attempts(task)) for task in tasks),
         started=min(starts, default=None),
         finished=max(ends) if len(ends) == len(tasks) else None,
         error=" ".join(messages[0].split()) if messages else None,
-        pods=tuple(dict.fromkeys(pod for task in tasks for pod in _pods(task, by_hash))),
+        pods=tuple(dict.fromkeys(attempt.pod_name for attempt in tried)),
     )
 
 
-def _state(task: Any, by_hash: dict[str, Any]) -> str:
-    executors = _executors(task, by_hash)
-    if task.state == "SUCCEEDED" and executors and all(executor.state in _NOT_RUN for executor in executors):
-        return "CACHED"
-    return state_text(task.state).upper()
+def _state(task: Any, attempts: list[Any]) -> str:
+    cached = task.state == "SUCCEEDED" and attempts and all(attempt.state in _NOT_RUN for attempt in attempts)
+    return "CACHED" if cached else state_text(task.state).upper()
 
 
-def _pods(task: Any, by_hash: dict[str, Any]) -> Iterator[str]:
-    """Names of the pods that ran a task's code: its executor's, or those of the executor's attempts "executor(0)" …"""
-    for executor in _executors(task, by_hash):
-        attempts = _executors(executor, by_hash) or [executor]
-        yield from (attempt.pod_name for attempt in attempts if attempt.state not in _NOT_RUN)
-
-
-def _executors(task: Any, by_hash: dict[str, Any]) -> list[Any]:
-    """The children of a task that are executors.
+def _attempts(by_hash: dict[str, Any], task: Any) -> list[Any]:
+    """The executors of a task, or the attempts "executor(0)" … below each.
 
     A task names its children by their node ids (`<workflow>-<hash>`), and itself by its pod's name
     (`<workflow>-<template>-<hash>`).
     """
     children = [by_hash.get(_hash(child.pod_name or "")) for child in task.child_tasks or []]
-    return [child for child in children if child is not None and child.display_name.startswith("executor")]
+    executors = [child for child in children if child is not None and _is_executor(child)]
+    return [attempt for executor in executors for attempt in _attempts(by_hash, executor) or [executor]]
+
+
+def _is_executor(task: Any) -> bool:
+    return str(task.display_name).startswith("executor")
 
 
 def _hash(pod_name: str) -> str:

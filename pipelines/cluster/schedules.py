@@ -9,7 +9,7 @@ import kfp_server_api
 
 from pipelines.cluster.client import Cluster, named
 from pipelines.cluster.runs import find_named
-from pipelines.cluster.submit import add_ids, create_once, same
+from pipelines.cluster.submit import add_ids, create_once, find_created
 from rest_core.errors import UserError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -84,7 +84,7 @@ def create(
     lookup = {"experiment_id": schedule.experiment_id, "filter": named(schedule.display_name), "page_size": 50}
     return create_once(
         lambda: cluster.recurring_runs.recurring_run_service_create_recurring_run(recurring_run=schedule),
-        lambda: same(schedule, cluster.list_recurring_runs(**lookup).recurring_runs),
+        lambda: find_created(schedule, cluster.list_recurring_runs(**lookup).recurring_runs),
     )
 
 

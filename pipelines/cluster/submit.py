@@ -20,7 +20,7 @@ from rest_core.errors import EXIT_INTERRUPTED, Preempted
 
 T = TypeVar("T")
 
-LOOKS = (0.0, 2.0, 5.0)  # seconds before each look for an object whose creation was not answered
+LOOKUP_PAUSES = (0.0, 2.0, 5.0)  # seconds before each lookup of an object whose creation was not answered
 
 
 def submit(
@@ -41,7 +41,7 @@ def submit(
     lookup = {"experiment_id": run.experiment_id, "filter": named(run.display_name), "sort_by": "created_at desc"}
     return create_once(
         lambda: cluster.runs.run_service_create_run(run=run),
-        lambda: same(run, cluster.list_runs(page_size=50, **lookup).runs),
+        lambda: find_created(run, cluster.list_runs(page_size=50, **lookup).runs),
     )
 
 
@@ -78,7 +78,7 @@ def create_once(send: Callable[[], T], find: Callable[[], T | None]) -> T:
         except ApiError as error:
             if not error.in_doubt and error.status != 409:  # 409: somebody else has just created it
                 raise
-            for seconds in LOOKS if error.in_doubt else LOOKS[:1]:
+            for seconds in LOOKUP_PAUSES if error.in_doubt else LOOKUP_PAUSES[:1]:
                 time.sleep(seconds)
                 with suppress(ApiError):  # the user sees the error of the request itself
                     if (found := find()) is not None:
@@ -88,7 +88,7 @@ def create_once(send: Callable[[], T], find: Callable[[], T | None]) -> T:
         raise Preempted(f"interrupted before an answer came; {IN_DOUBT}", exit_code=EXIT_INTERRUPTED) from None
 
 
-def same(request: Any, listed: list[Any] | None) -> Any | None:
+def find_created(request: Any, listed: list[Any] | None) -> Any | None:
     """The run or schedule that `request` has created, among those that are listed; None if it is not there."""
     return next((item for item in listed or () if item.description == request.description), None)
 

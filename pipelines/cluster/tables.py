@@ -14,14 +14,7 @@ from rich.text import Text
 from pipelines.cluster.errors import printable
 from pipelines.cluster.runs import StageProgress, moment, state_text
 
-_COLOURS = {
-    "FAILED": "red",
-    "SUCCEEDED": "green",
-    "CACHED": "green",
-    "RUNNING": "cyan",
-    "CANCELED": "yellow",
-    "CANCELING": "yellow",
-}
+_COLOURS = {"FAILED": "red", "SUCCEEDED": "green", "CACHED": "green", "RUNNING": "cyan", "CANCELED": "yellow"}
 
 
 def stage_table(stages: Iterable[StageProgress]) -> Table:

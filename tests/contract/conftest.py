@@ -1,4 +1,4 @@
-"""Commands against a local server that holds their requests against KFP's contract."""
+"""Commands against a local server that checks their requests against KFP's contract."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def official_contract() -> Contract:
 
 @pytest.fixture(scope="session")
 def contract() -> Contract:
-    """The official file where it is at hand, else the generated models."""
+    """The official file if it is available, else the generated models."""
     if (path := public(OFFICIAL)) is None:
         return generated()
     return official(json.loads(path.read_text(encoding="utf-8")))
@@ -60,7 +60,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
     monkeypatch.setattr(kfp.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "kfp/context.json"))
     monkeypatch.setattr(client.RETRIES, "backoff_factor", 0.001)
-    monkeypatch.setattr(submit, "LOOKS", (0.0, 0.01))
+    monkeypatch.setattr(submit, "LOOKUP_PAUSES", (0.0, 0.01))
     monkeypatch.setattr(follow, "POLL_SECONDS", 0.001)
 
 
@@ -89,7 +89,7 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """The one line with which a command says what a user can mend."""
+        """The one line of an error that a user can correct."""
         assert self.code == 2, self
         assert self.err.startswith("error: ") and self.err.count("\n") == 1, self.err
         return self.err.removeprefix("error: ").rstrip()

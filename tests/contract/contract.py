@@ -1,6 +1,6 @@
 """KFP's REST contract: which requests its API takes, and how its answers look.
 
-From the official OpenAPI file where that is at hand, else from the generated models of kfp_server_api. Both are read
+From the official OpenAPI file if it is available, else from the generated models of kfp_server_api. Both are read
 strictly: a property that the definition does not have is an error, and by the official file one that only the API sets.
 """
 
@@ -50,7 +50,7 @@ class Operation:
 
 
 class Contract:
-    """What requests and answers must look like; methods return what is wrong, in words."""
+    """What requests and answers must look like; methods return a description of each problem."""
 
     def __init__(self, operations: list[Operation], requests: dict[str, Any], answers: dict[str, Any]) -> None:
         self.operations = operations
@@ -151,7 +151,7 @@ _PAGE = {"page_token": "string", "page_size": "integer", "sort_by": "string", "f
 _OF_RUN = {"experiment_id": "string"}
 _V2 = "/apis/v2beta1"
 
-# What the commands use. A test holds this table, and the generated models, against the official file.
+# The operations that the commands use. A test compares this table and the generated models with the official file.
 USED = [
     Operation("GET", f"{_V2}/healthz", {}, answer="V2beta1GetHealthzResponse"),
     Operation("GET", f"{_V2}/experiments", {**_PAGE, "namespace": "string"}, answer="V2beta1ListExperimentsResponse"),

@@ -1,4 +1,4 @@
-"""A local HTTP server that answers as KFP's API does, holds every request against the contract, and fails on demand.
+"""A local HTTP server that answers as KFP's API does, checks every request against the contract, and fails on demand.
 
 It schedules nothing: a run goes through the states that a test gives it, one at each look.
 """
@@ -74,7 +74,7 @@ class Refusal(Exception):
 
 
 class FakeKfp:
-    """The server and what it holds.
+    """The server and its state.
 
     Attributes:
         requests: every request that came, also those that were made to fail.
@@ -255,7 +255,7 @@ class FakeKfp:
         return self.schedules[schedule_id]
 
     def _check_source(self, body: dict[str, Any]) -> None:
-        """The pipeline of a run or schedule: parsed as KFP does, its parameters held against its inputs."""
+        """The pipeline of a run or schedule: parsed as KFP does, its parameters checked against its inputs."""
         if "pipeline_version_reference" in body:
             reference = body["pipeline_version_reference"]
             version = self.versions.get(reference["pipeline_version_id"])

@@ -246,7 +246,7 @@ def test_reads_are_not_repeated_after_what_stays(at_server: Rest, kfp_server: Fa
         (503, "kubectl get pods"),
         (429, "try again"),
         ("hang", "sent nothing for 0.2 s"),
-        ("drop", "closed the connection"),
+        ("drop", "gave no complete answer (Remote end closed connection"),
         ("half", "IncompleteRead(12 bytes read"),
         ("page", "'<!doctype html><html><head><title>Log in to Dex</title>"),
         ("garbage", "no JSON object: a log-in page"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import kfp
 import kfp_server_api
 import pytest
 from contract import USED, Contract, generated
+from fake_kfp import FakeKfp
 
 
 @pytest.fixture(params=["official", "generated"])
@@ -75,3 +77,10 @@ def test_the_generated_client_says_the_same_as_the_official_file(official_contra
                 continue
             definition = official_contract._definitions["answer"][theirs]
             assert set(definition["properties"]) == set(getattr(kfp_server_api, ours).attribute_map.values()), ours
+
+
+def test_kfps_client_has_the_private_parts_that_ours_uses(kfp_server: FakeKfp) -> None:
+    methods = {"_load_config", "_load_context_setting_or_default"}
+    constants = {"_IN_CLUSTER_DNS_NAME", "_LOCAL_KFP_CONTEXT"}
+    assert methods | constants <= set(vars(kfp.Client))
+    assert {"_existing_config", "_context_setting", "_healthz_api"} <= set(vars(kfp.Client(host=kfp_server.url)))
