@@ -17,6 +17,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -37,6 +38,7 @@ from rest_core.records import Sample
 from rest_core.response import parse
 
 MACHINE = f"{platform.machine()}, one thread, Python {platform.python_version()}"
+
 PARTS = ("parse + regions", "rewards", "weights", "total")
 
 
@@ -90,7 +92,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Both commits in turns: medians, and the ratio of the totals of each round."""
-    seconds: dict[str, dict[str, list[float]]] = {side: {part: [] for part in PARTS} for side in ("this", "other")}
+    seconds: dict[str, dict[str, list[float]]] = {"this": defaultdict(list), "other": defaultdict(list)}
     sizes = ["--responses", str(options.responses), "--tokens", str(options.tokens), "--repeats", "3"]
     with checkout(options.against) as (other, commit):
         for number in range(options.repeats):
@@ -102,14 +104,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                     seconds[side][part].append(found["median"])
     medians = {side: {part: median(values) for part, values in parts.items()} for side, parts in seconds.items()}
     totals = [seconds[side]["total"] for side in ("other", "this")]
-    return {
-        "responses": options.responses,
-        "tokens": options.tokens,
-        "this": {"commit": git_commit(), "seconds": medians["this"]},
-        "other": {"commit": commit, "seconds": medians["other"]},
-        "this/other": ratio(*totals),
-        "machine": MACHINE,
-    }
+    report: dict[str, Any] = {"responses": options.responses, "tokens": options.tokens, "machine": MACHINE}
+    for side, made_by in (("this", git_commit()), ("other", commit)):
+        report[side] = {"commit": made_by, "seconds": medians[side]}
+    return report | {"this/other": ratio(*totals)}
 
 
 def main() -> int:

@@ -3,10 +3,9 @@
     python benchmarks/kill_resume.py [--kills 24] [--seed 0] [--output benchmarks/results/kill_resume-cpu.json]
 
 A random model of two layers is trained in float32 on the CPU: real sampling, rewards, updates, evaluations and
-checkpoints; once with one update a rollout and once with several. Each training runs in a process of its own and is
-killed up to three times, each time at a random moment: one half of them is drawn over the whole time that a training
-takes, the rest over the time that it spends in a phase drawn first, so that short phases have their share. What it
-leaves (final weights, history without times and memory, tables of completions, figures) must be the same, bit by bit.
+checkpoints; once with one update a rollout and once with several. Each training is killed up to three times. Half of
+the moments are drawn over its whole time, the rest over its time in a phase drawn first, so that short phases are hit
+too. Weights, history without times and memory, completions and metrics must be the same, bit by bit.
 """
 
 from __future__ import annotations

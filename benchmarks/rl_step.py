@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 import torch
 import yaml
-from stepbench.machine import TOP, checkout, cores, describe
+from stepbench.machine import TOP, checkout, describe
 from stepbench.report import figure, summarise, table
 from stepbench.work import AGAINST, ARMS, OURS, TRL_BEST, Work, settings_of, works_of
 
@@ -41,35 +41,29 @@ def say(text: str) -> None:
 
 
 class Process:
-    """A process that loads a side, with the code in `tree`, and sleeps between its steps.
-
-    Raises:
-        UserError: the process has ended.
-    """
+    """A process that loads a side, with the code in `tree`, and sleeps between its steps."""
 
     def __init__(self, name: str, spec: dict[str, Any], tree: Path, stack: ExitStack) -> None:
         path = os.pathsep.join([str(tree / "benchmarks"), str(tree), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
         # OpenMP waits as it does by default: its workers spin for milliseconds, then leave the cores to the other side.
-        environment |= {"OMP_NUM_THREADS": str(spec["threads"])}
+        environment["OMP_NUM_THREADS"] = str(spec["threads"])
         environment |= {"CUDA_VISIBLE_DEVICES": ""} if spec["device"] == "cpu" else {}
         command = [sys.executable, "-P", "-m", "stepbench.child", json.dumps(spec)]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.name = name
-        self.process = stack.enter_context(subprocess.Popen(command, env=environment, **pipes))
+        self.process: Any = stack.enter_context(subprocess.Popen(command, env=environment, **pipes))
         self.found = {"settings": spec["settings"], "ready": self.ask(""), "warm_up": [], "steps": []}
         say(f"{name} is loaded")
 
     def ask(self, command: str) -> dict[str, Any]:
-        """Send `command` and wait for the answer."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        """Send `command` and wait for the answer; it is an error that the process has ended."""
         with suppress(BrokenPipeError):
             self.process.stdin.write(command)
             self.process.stdin.flush()
-        if not (line := self.process.stdout.readline()):
-            raise UserError(f"{self.name} ended with code {self.process.wait()}; its error is above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        if line := self.process.stdout.readline():
+            return json.loads(line)  # type: ignore[no-any-return]
+        raise UserError(f"{self.name} ended with code {self.process.wait()}; its error is above")
 
     def step(self, work: Work, number: int) -> None:
         before = _busy_seconds()
@@ -121,7 +115,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--model", default="embedded:smollm2-135m-instruct", help="checkpoint, embedded: or random:")
     add("--tokenizer", help="directory of the tokenizer, where it is not the model's")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--threads", type=int, default=cores(), help="CPU threads of each side")
+    add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of each side")
     add("--output", type=Path, default=TOP / "benchmarks" / "results", help="directory of the report and the plot")
     add("--name", default="", help="appended to the names of the files")
 

@@ -33,7 +33,6 @@ from rest_core.training.rl import Observer, RlTrainer
 
 from .work import Work, conversation, encode, model_of, tokenizer_of
 
-Wanted, Report = Callable[[], bool], Callable[[dict[str, Any]], None]
 _PEAK = "/proc/self/clear_refs"
 _REFERENCE = '<tool_call>\n{"name": "weather_now", "parameters": {"place": "Paris", "day": "now"}}\n</tool_call>'
 
@@ -134,7 +133,7 @@ class Ours(Side):
         self.meter.around(self.trainer.engine, "synchronise", "synchronise")
         self.meter.around(self.trainer.update, "run", "update")
 
-    def run(self, wanted: Wanted, report: Report) -> None:
+    def run(self, wanted: Callable[[], bool], report: Callable[[dict[str, Any]], None]) -> None:
         number = 0
         while wanted():
             number += 1
@@ -176,7 +175,7 @@ class Trl(Side):
         self.generated = sum(map(len, completion_ids))
         return [float(n % self.work.group) for n in range(len(completion_ids))]
 
-    def run(self, wanted: Wanted, report: Report) -> None:
+    def run(self, wanted: Callable[[], bool], report: Callable[[dict[str, Any]], None]) -> None:
         from transformers import TrainerCallback
 
         class Held(TrainerCallback):
@@ -197,17 +196,15 @@ class Trl(Side):
         self.trainer.train()
 
 
-def count_parameters(model: Any) -> dict[str, int]:
-    """Those of the layers and of the head; an input embedding that is not the head is a lookup and in neither."""
-    head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+def count(model: Any) -> dict[str, int]:
+    """Parameters of `body` and `head` (an embedding that is not the head is a lookup and in neither), and `kv_bytes`:
+    those of the keys and values that a cached token takes over all layers, in bf16.
+    """
+    config, head, table = model.config, model.get_output_embeddings().weight, model.get_input_embeddings().weight
     others = sum(parameter.numel() for parameter in model.parameters() if parameter is not head)
-    return {"body": others - (0 if head is table else table.numel()), "head": head.numel()}
-
-
-def kv_bytes(config: Any, element_bytes: int = 2) -> int:
-    """Bytes of keys and values that one cached token takes, over all layers."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * config.num_key_value_heads * width * element_bytes)
+    kv = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * width
+    return {"body": others - (0 if head is table else table.numel()), "head": head.numel(), "kv_bytes": kv}
 
 
 def main() -> None:
@@ -224,8 +221,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         side = (Ours if spec["side"] == "ours" else Trl)(spec, Path(directory))
         prompts = hashlib.sha256(json.dumps(side.prompts).encode()).hexdigest()
-        costs = {"parameters": count_parameters(side.model), "kv_bytes": kv_bytes(side.model.config)}
-        answer({"prompts": prompts, "rss_exact": side.meter.exact, **costs})
+        answer({"prompts": prompts, "rss_exact": side.meter.exact, "parameters": count(side.model)})
         side.run(lambda: sys.stdin.readline().strip() == "step", answer)
 
 

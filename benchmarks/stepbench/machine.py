@@ -32,11 +32,6 @@ _CARDS = {
 }
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def describe(device: str) -> dict[str, Any]:
     """Names and versions, and of a known card what it can do at most."""
     processor = Path("/proc/cpuinfo")
@@ -44,7 +39,7 @@ def describe(device: str) -> dict[str, Any]:
     versions = {found.name: found.version for found in importlib.metadata.distributions()}
     machine: dict[str, Any] = {
         "cpu": named[1] if named else platform.processor() or platform.machine(),
-        "cores": cores(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
         "packages": {name: versions[name] for name in _PACKAGES if name in versions},
         "commit": git_commit(),
@@ -58,11 +53,7 @@ def describe(device: str) -> dict[str, Any]:
 
 @contextmanager
 def checkout(revision: str) -> Iterator[tuple[Path, str]]:
-    """A directory with the files of another commit, removed afterwards, and the commit's hash.
-
-    Raises:
-        UserError: there is no such commit.
-    """
+    """A directory with the files of another commit, removed afterwards, and the commit's hash."""
 
     def git(*arguments: str) -> bytes:
         done = subprocess.run(["git", "-C", str(TOP), *arguments], capture_output=True, check=False)

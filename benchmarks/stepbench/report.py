@@ -32,14 +32,12 @@ def summarise(work: Work, found: dict[str, Any], peak: dict[str, float] | None) 
     ratios = {}
     for name in [name for name in arms if name != OURS and OURS in arms]:
         walls = ([step["wall"] for step in found[arm]["steps"]] for arm in (OURS, name))
-        ours, theirs = arms[OURS]["peak_bytes"], arms[name]["peak_bytes"]
-        share = {kind: ours[kind] / theirs[kind] for kind in ours if theirs[kind]}
-        ratios[name] = {"seconds": ratio(*walls), "memory_share": share}
+        ratios[name] = {"seconds": ratio(*walls)}
     return {"work": vars(work), "arms": arms, "ratios": ratios}
 
 
 def _arm(work: Work, side: dict[str, Any], peak: dict[str, float] | None) -> dict[str, Any]:
-    steps, ready = side["steps"], side["ready"]
+    steps, ready, parameters = side["steps"], side["ready"], side["ready"]["parameters"]
     phases = {name: spread([step["phases"][name] for step in steps]) for name in PHASES if name in steps[0]["phases"]}
     rollout, update = phases["rollout"]["median"], phases["update"]["median"]
     generated, computed = (median(step[kind] for step in steps) for kind in ("generated", "body_tokens"))
@@ -48,19 +46,18 @@ def _arm(work: Work, side: dict[str, Any], peak: dict[str, float] | None) -> dic
         "seconds": spread([step["wall"] for step in steps]),
         "others_cpu_share": sum(s["others_cpu"] for s in steps) / sum(s["wall"] for s in steps) / psutil.cpu_count(),
         "phases": phases,
-        "tokens_per_second": {"generated": generated / rollout, "trained": generated / update},
         "peak_bytes": {kind: max(step["memory"][kind] for step in steps) for kind in steps[0]["memory"]},
         "peak_is_exact": ready["rss_exact"],
         "samples": {"warm_up": side["warm_up"], "steps": steps},
     }
-    if peak and "kv_bytes" in ready:
+    if peak and "kv_bytes" in parameters:
         # Forward and backward are 6 FLOP for each parameter that a token passes through: an input embedding is a
         # lookup, and the head is applied where a token was sampled.
-        body, head = ready["parameters"]["body"], ready["parameters"]["head"]
+        body, head, cached = (parameters[name] for name in ("body", "head", "kv_bytes"))
         figures["update_share_of_peak"] = 6 * (body * computed + head * generated) / update / peak["flops"]
         # A decode step reads all weights once, two bytes each, and each row's keys and values.
         length = generated / work.responses
-        least = length * 2 * (body + head) + generated * (work.prompt_tokens + length / 2) * ready["kv_bytes"]
+        least = length * 2 * (body + head) + generated * (work.prompt_tokens + length / 2) * cached
         figures["rollout_over_floor"] = rollout / (least / peak["bandwidth"])
     return figures
 
@@ -74,10 +71,8 @@ def table(report: dict[str, Any]) -> str:
     lines = []
     for name, work in report["works"].items():
         shape = Work(**work["work"])
-        size = (
-            f"{shape.prompts} prompts of {shape.prompt_tokens} tokens, G = {shape.group}, {shape.new_tokens} new tokens"
-        )
-        lines.append(f"\n{name}: {size} each")
+        prompts = f"{shape.prompts} prompts of {shape.prompt_tokens} tokens"
+        lines.append(f"\n{name}: {prompts}, G = {shape.group}, {shape.new_tokens} new tokens each")
         lines.append(f"{'':12}   step s (min-max)        rollout   update optimizer  peak GiB  times ours (range)")
         for arm, figures in work["arms"].items():
             middle, low, high, _ = figures["seconds"].values()

@@ -74,18 +74,15 @@ def works_of(device: str) -> dict[str, Work]:
 
 
 def settings_of(arm: str, device: str, work: str) -> dict[str, Any]:
-    """Fields of `RlConfig` (ours) or `GRPOConfig` (TRL) with which a side runs unless others are given.
-
-    Our passes on a CPU are small and divide a group: more computing, less memory. TRL's best is the fastest of those
-    that were tried on each device.
-    """
+    """Fields of `RlConfig` (ours) or `GRPOConfig` (TRL) with which a side runs unless others are given."""
     if arm in (OURS, AGAINST):
-        if device == "cpu":
+        if device == "cpu":  # small passes that divide a group: more computing, less memory
             return {"micro_batch_tokens": 1024 if work == "a" else 1536}
         budgets = PROFILE.model_dump(include={"micro_batch_tokens", "rollout_batch_tokens"})
         return budgets if work == "training" else {}
     # Both sides compute in the same type: bfloat16, but on a CPU that cannot multiply it.
     same = {"bf16": False} if device == "cpu" and compute_dtype(ModelConfig()) is torch.float32 else {}
+    # The fastest of those that were tried.
     best = {"gradient_checkpointing": False, "per_device_train_batch_size": 4 if device == "cpu" else 16}
     return same | best if arm == TRL_BEST else same
 
@@ -112,11 +109,7 @@ def encode(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
 
 
 def conversation(tokenizer: Any, number: int, tokens: int) -> list[dict[str, str]]:
-    """Prompt `number` with exactly `tokens` tokens: the system message is cut where it fits.
-
-    Raises:
-        UserError: there is no such cut.
-    """
+    """Prompt `number` with exactly `tokens` tokens: the system message is cut where it fits."""
 
     def messages(end: int) -> list[dict[str, str]]:
         question = f"Request {number + 1}: how warm is it in Paris now, in celsius?"
