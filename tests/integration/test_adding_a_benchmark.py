@@ -33,7 +33,8 @@ def test_a_benchmark_is_an_entry_a_function_and_a_section(tmp_path: Path) -> Non
             continue
         text, before = file.read_text(encoding="utf-8"), change["before"].replace("\\n", "\n")
         place = text.index(before)
-        file.write_text(text[:place] + change["code"] + text[place:], encoding="utf-8")
+        gap = "\n\n" if change["code"].startswith(("class ", "def ")) else ""
+        file.write_text(text[:place] + change["code"] + gap + text[place:], encoding="utf-8")
 
     environment = os.environ | {"PYTHONPATH": str(copy), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
 
