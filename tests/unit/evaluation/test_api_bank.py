@@ -164,7 +164,7 @@ def test_a_prompt_over_the_limit_counts_as_wrong(scripted, tokenizer, folder, tm
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, named",
     [
         ("", "empty"),
         ("[", "line 1"),
@@ -178,19 +178,19 @@ def test_a_prompt_over_the_limit_counts_as_wrong(scripted, tokenizer, folder, tm
         (json.dumps([{**item("b"), "answer": {"name": "x", "parameters": []}}]), "field 'answer.parameters'"),
     ],
 )
-def test_a_wrong_file_is_told_by_file_item_and_field(scripted, tokenizer, folder, tmp_path, content, told):
+def test_a_wrong_file_is_named_by_file_item_and_field(scripted, tokenizer, folder, tmp_path, content, named):
     path = folder / "level-2-api_processed.json"
     path.write_text(content)
     engine = scripted(lambda prompt, position: pytest.fail("asked before the files were checked"))
     with pytest.raises(UserError) as error:
         evaluate(engine, tokenizer, ApiBankConfig(), folder, tmp_path / "out")
     assert str(path) in str(error.value)
-    assert told in str(error.value)
+    assert named in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_level_is_told(folder):
+def test_a_missing_level_is_named(folder):
     (folder / "level-3-api_processed.json").unlink()
     with pytest.raises(UserError, match=r"level-3-api_processed\.json: no such file"):
         api_bank.read_level(folder, 3)
