@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rest_core.data import files
-from rest_core.data.fields import Record, Rejected, Unreadable, mapping, text
+from rest_core.data.fields import Record, Unreadable, mapping, text
+from rest_core.data.files import sound_records
 from rest_core.errors import UserError
 from rest_core.records import Message, ToolCall
 
@@ -34,9 +34,7 @@ def read_level(directory: Path, level: int) -> list[Item]:
         UserError: the file is missing or an item in it is not as described; names file, item and field.
     """
     items = []
-    for record in files.records(directory / f"level-{level}-api_processed.json"):
-        if isinstance(record, Rejected):
-            raise UserError(f"{record}; {_REMEDY}")
+    for record in sound_records(directory / f"level-{level}-api_processed.json", _REMEDY):
         try:
             items.append(_item(record, level))
         except Unreadable as error:

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rest_core.data.fields import Rejected
-from rest_core.data.files import json_lines
+from rest_core.data.files import sound_records
 from rest_core.errors import UserError
 
 PREFIX = "BFCL_v4_"
@@ -33,8 +32,5 @@ def categories() -> list[str]:
 
 def questions(category: str, folder: str = ".") -> Iterator[dict[str, Any]]:
     """The entries of a category's file below `data/folder`, e.g. ("exec_simple", "unused_datasets/question")."""
-    path = data_folder() / folder / f"{PREFIX}{category}.json"
-    for record in json_lines(path):
-        if isinstance(record, Rejected):
-            raise UserError(f"{record}; install bfcl-eval again")
+    for record in sound_records(data_folder() / folder / f"{PREFIX}{category}.json", "install bfcl-eval again"):
         yield record.fields

@@ -35,10 +35,18 @@ def records(path: Path) -> Iterator[Record | Rejected]:
         return parquet_records(path)
     if _first_character(path) == "[":  # no line of JSON lines begins so
         return _json_array(path)
-    return json_lines(path)
+    return _json_lines(path)
 
 
-def json_lines(path: Path) -> Iterator[Record | Rejected]:
+def sound_records(path: Path, remedy: str) -> Iterator[Record]:
+    """The records of a file in which none may be rejected; else `UserError` with the remedy."""
+    for record in records(path):
+        if isinstance(record, Rejected):
+            raise UserError(f"{record}; {remedy}")
+        yield record
+
+
+def _json_lines(path: Path) -> Iterator[Record | Rejected]:
     """One object a line; blank lines are passed over."""
     seen = False
     place, stem = f"{path}: line ", path.stem

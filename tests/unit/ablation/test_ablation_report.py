@@ -109,7 +109,7 @@ def test_nothing_that_is_shown_was_measured(evaluation: Evaluation, tmp_path: Pa
     assert "No trial has the baseline uniform" in " ".join(report.notes)
 
 
-def test_what_was_not_trained_or_not_measured_is_told(evaluation: Evaluation) -> None:
+def test_notes_name_trials_without_updates_or_figures(evaluation: Evaluation) -> None:
     folders = [
         evaluation("uniform", 0, {"bfcl/overall": 0.5, "rl/updates": 0.0}),
         evaluation("paper", 0, {"bfcl/overall": 0.5, "rl/updates": 3.0}),
@@ -130,11 +130,11 @@ def test_what_schemes_replace_besides_is_shown(evaluation: Evaluation, tmp_path:
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "floor 1.0, curriculum True, rl.advantage_std none, rl.loss.aggregation constant_length" in page
     assert json.loads((tmp_path / "report.json").read_text())["trials"][0]["rl"] == changes
-    told = "The schemes are measured by other rewards: reward/after does not compare them."
-    assert told in report.notes
+    note = "The schemes are measured by other rewards: reward/after does not compare them."
+    assert note in report.notes
     for steps, reward, wanted in ((70, "rest", True), (70, "toolrl", False)):  # the ranges of rest move with the steps
         folders = [
             evaluation("uniform", 0, {}, rl={"reward": reward}),
             evaluation("paper", 0, {}, rl={"reward": reward}, scheme={"steps": steps}),
         ]
-        assert (told in AblationReport("t", AblationConfig(), collect(folders)).notes) == wanted
+        assert (note in AblationReport("t", AblationConfig(), collect(folders)).notes) == wanted

@@ -196,9 +196,9 @@ def test_trials_that_can_be_compared() -> None:
     ],
 )
 def test_what_would_compare_nothing_is_refused_in_one_line(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as error:
         refuse(**arguments)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 def test_the_deciding_figure_is_shown_first_and_once() -> None:
@@ -214,5 +214,5 @@ def test_the_baselines_of_the_docs_go_together() -> None:
     (profile,) = (value for name, value in given if name == "--profile")
     config = load(profile, [value for name, value in given if name == "--set"])
     every = trials(parse_schemes([value for name, value in given if name == "--scheme"]), [0])
-    told = check(every, AblationConfig(), config.rl, config.bfcl, config.api_bank)
-    assert told.startswith(f"{len(every)} schemes") and len(every) > 4
+    line = check(every, AblationConfig(), config.rl, config.bfcl, config.api_bank)
+    assert line.startswith(f"{len(every)} schemes") and len(every) > 4

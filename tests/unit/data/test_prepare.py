@@ -110,7 +110,7 @@ def test_every_drop_is_counted_by_source_and_reason(run: Run, tmp_path: Path):
     assert "own.jsonl: line 42" in report["examples"]["invalid JSON"][0]
 
 
-def test_drops_are_told_with_counts_and_an_example_each(run: Run, tmp_path: Path):
+def test_drops_are_listed_with_counts_and_an_example_each(run: Run, tmp_path: Path):
     assert describe_drops(run(write(tmp_path / "good.jsonl", *MANY))) == []
     path = write(tmp_path / "own.jsonl", *MANY, MANY[0], "{nonsense", *[record("No tools?", tools=[])] * 2)
     head, tools, json_, duplicate = describe_drops(run(path))
@@ -255,14 +255,6 @@ def test_toolrl_data_and_why_its_records_fall_out(run: Run, toolrl_folder: Path,
         },
     }
     assert sum(report["splits"].values()) == 453
-
-
-def test_loading_what_is_not_there(run: Run, tmp_path: Path):
-    with pytest.raises(UserError, match="no prepared dataset"):
-        store.load_split(tmp_path, "rl")
-    run(write(tmp_path / "own.jsonl", *MANY))
-    with pytest.raises(UserError, match=r"no split 'test' \(known: .*rl_validation"):
-        store.load_split(tmp_path / "out", "test")
 
 
 def test_a_reference_that_cannot_go_on_from_the_template_is_named(

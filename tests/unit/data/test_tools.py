@@ -91,3 +91,12 @@ def test_what_is_no_tool_is_refused(value: object, reason: str):
 
 def test_a_json_string_of_tools_is_read():
     assert read_tools(json.dumps([{"name": "f", "parameters": SCHEMA}]))[0].parameters == SCHEMA
+
+
+def test_lists_that_were_read_before_are_given_again_and_never_confused():
+    tools = [{"name": "f", "parameters": SCHEMA}]
+    assert read_tools(tools) is read_tools(json.loads(json.dumps(tools)))
+    with pytest.raises(Unreadable):
+        read_tools(repr(tools))  # Python's notation is no JSON
+    one, true = (read_tools([{"name": "f", "parameters": {"a": {"default": value}}}]) for value in (1, True))
+    assert one[0].parameters["properties"]["a"]["default"] is not true[0].parameters["properties"]["a"]["default"]

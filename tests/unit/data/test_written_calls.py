@@ -17,7 +17,7 @@ JSON = '{"name": "f", "arguments": {"a": 1}}'
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "parts"),
     [
         ("Hello.", Parts("Hello.")),
         ("", Parts("")),
@@ -52,8 +52,8 @@ JSON = '{"name": "f", "arguments": {"a": 1}}'
         ("[see the note (below)]", Parts("[see the note (below)]")),
     ],
 )  # fmt: skip
-def test_words_and_calls_are_told_apart(text: str, said: Parts):
-    assert split(text, TOOLS) == said
+def test_text_and_calls_are_taken_apart(text: str, parts: Parts):
+    assert split(text, TOOLS) == parts
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_field_that_holds_calls():
 @given(st.text(alphabet="[](){}<>=\"',:f a1/|_tol_call\n", max_size=80))
 def test_no_text_does_worse_than_not_calls(text: str):
     try:
-        said = split(text, TOOLS)
+        parts = split(text, TOOLS)
     except NotCalls:
         return
-    assert said.calls or said.no_call or said.text == text.strip()
+    assert parts.calls or parts.no_call or parts.text == text.strip()

@@ -1,4 +1,4 @@
-"""A small tokenizer, and an engine that answers what it is told to."""
+"""A small tokenizer, and an engine that answers by a script."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from public_data import missing, public
 
 from rest_core import response
-from rest_core.config import ApiBankConfig, GenerationConfig
+from rest_core.config import ApiBankConfig
 from rest_core.errors import UserError
 from rest_core.evaluation import api_bank
 from rest_core.evaluation.evaluate import evaluate as evaluate_on
@@ -139,32 +139,13 @@ def test_evaluation_scores_levels_and_their_mean_over_items(scripted, tokenizer,
     assert json.loads((tmp_path / "out" / "rows.jsonl").read_text().splitlines()[0]) == report.rows[0]
 
 
-def test_a_subset_is_seeded_and_named(scripted, tokenizer, folder, tmp_path):
-    def run(seed: int):
-        engine = scripted(lambda prompt, position: answer_for(prompt))
-        config = ApiBankConfig(limit_per_level=2, seed=seed)
-        return evaluate(engine, tokenizer, config, folder, tmp_path / "out")
-
-    first = run(0)
-    assert first.metrics["api_bank/subset"] == 1
-    assert first.metrics["api_bank/count/overall"] == 5
-    assert "SUBSET: 5 of 10 questions, at most 2 a category (seed 0)" in (tmp_path / "out" / "report.md").read_text()
-    assert run(0).rows == first.rows
-    assert len({tuple(row["id"] for row in run(seed).rows) for seed in range(4)}) > 1
-
-
-def test_a_prompt_over_the_limit_counts_as_wrong(scripted, tokenizer, folder, tmp_path):
-    write_level(folder, 3, [item("c" * 500)])
-    engine = scripted(lambda prompt, position: answer_for(prompt))
-    config = ApiBankConfig(generation=GenerationConfig(max_prompt_tokens=200))
-    report = evaluate(engine, tokenizer, config, folder, tmp_path / "out")
-    assert report.metrics["api_bank/count/skipped_prompts"] == 1
-    assert report.metrics["api_bank/level_3_soft"] == 0
-    assert "over the limit of 200" in report.rows[-1]["skipped"]
+def test_its_settings_are_the_benchmarks(folder):
+    benchmark = api_bank.ApiBank(ApiBankConfig(limit_per_level=2, seed=3), folder)
+    assert (benchmark.limit, benchmark.seed) == (2, 3)
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, named",
     [
         ("", "empty"),
         ("[", "line 1"),
@@ -178,19 +159,19 @@ def test_a_prompt_over_the_limit_counts_as_wrong(scripted, tokenizer, folder, tm
         (json.dumps([{**item("b"), "answer": {"name": "x", "parameters": []}}]), "field 'answer.parameters'"),
     ],
 )
-def test_a_wrong_file_is_told_by_file_item_and_field(scripted, tokenizer, folder, tmp_path, content, told):
+def test_a_wrong_file_is_named_by_file_item_and_field(scripted, tokenizer, folder, tmp_path, content, named):
     path = folder / "level-2-api_processed.json"
     path.write_text(content)
     engine = scripted(lambda prompt, position: pytest.fail("asked before the files were checked"))
     with pytest.raises(UserError) as error:
         evaluate(engine, tokenizer, ApiBankConfig(), folder, tmp_path / "out")
     assert str(path) in str(error.value)
-    assert told in str(error.value)
+    assert named in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_level_is_told(folder):
+def test_a_missing_level_is_named(folder):
     (folder / "level-3-api_processed.json").unlink()
     with pytest.raises(UserError, match=r"level-3-api_processed\.json: no such file"):
         api_bank.read_level(folder, 3)

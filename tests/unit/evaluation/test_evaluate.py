@@ -54,6 +54,14 @@ def test_a_part_of_the_questions_is_named(scripted, tokenizer, tmp_path):
     assert report.metrics["sums/subset"] == 1
 
 
+def test_a_prompt_over_the_limit_is_counted_and_explained(scripted, tokenizer, tmp_path):
+    engine = scripted(lambda prompt, position: pytest.fail("asked"))
+    sums = Sums(GenerationConfig(max_prompt_tokens=16), None, 0)
+    report = evaluate(sums, engine, tokenizer, model_name="m", out=tmp_path)
+    assert report.metrics["sums/count/skipped_prompts"] == 8 and report.metrics["sums/truncated"] == 0
+    assert "over the limit of 16" in report.rows[0]["skipped"] and not any(row["right"] for row in report.rows)
+
+
 def test_a_subset_keeps_the_order_and_depends_on_seed_and_name():
     chosen = seeded_subset(ITEMS, 20, seed=1, name="a")
     assert chosen == sorted(set(chosen))

@@ -18,7 +18,7 @@ def test_groups_and_categories_are_taken_once_in_bfcl_order():
     assert [c.name for c in select(["non_live", "live"])] == list(CATEGORIES)
 
 
-def test_an_unknown_category_is_told_with_the_nearest():
+def test_an_unknown_category_is_named_with_the_nearest():
     with pytest.raises(UserError, match=r"unknown category 'simple_pyton'; did you mean 'simple_python'\?"):
         select(["simple_pyton"])
     with pytest.raises(UserError, match="no category is named"):

@@ -162,7 +162,7 @@ def test_neither_this_process_nor_the_installation_is_touched():
     assert "bfcl_eval.constants.model_config" not in sys.modules
 
 
-def test_without_bfcl_eval_the_user_is_told_what_to_install(monkeypatch):
+def test_without_bfcl_eval_the_error_names_the_package(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps bfcl-eval"):
         checkers.questions(["simple_python"])
