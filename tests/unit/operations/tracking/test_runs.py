@@ -68,7 +68,7 @@ def test_a_pipeline_run_of_two_stages(tracking: TrackingConfig, client: MlflowCl
     }
     assert {"config.json", "tables/_rows.json", "figures/curve.png", "notes/note.txt"} <= folders
     table = json.loads(Path(client.download_artifacts(stage.info.run_id, "tables/_rows.json")).read_text())
-    assert table == {"columns": ["a", "b"], "data": [[1, "inf"], [None, '{"c": [1]}']]}
+    assert table == {"columns": ["a", "b"], "data": [[1, "Infinity"], [None, '{"c": [1]}']]}
     assert "pw" not in (tmp_path / "a" / "001" / journal.JOURNAL).read_text()
 
 
