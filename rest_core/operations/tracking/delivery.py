@@ -127,7 +127,7 @@ class Replay:
                         self.state.write(self.path)
                         sent += len(batch)
             except (Away, OSError) as error:
-                problem = store.reason(error)
+                problem = str(error) if isinstance(error, Away) else store.reason(error)
         return Delivery(sent, journal.left(self.path), self.state.refused, problem)
 
     @cached_property
@@ -161,16 +161,17 @@ class Replay:
             yield batch, position
 
     def _send(self, batch: Sequence[Record]) -> None:
-        for record in batch[:1]:
-            try:
-                self._apply(record, batch)
-            except Exception as error:  # every client library has failures of its own: `explain` sorts them
-                answer = explain(error)
-                if record["op"] == "begin":  # without its runs nothing else can be sent
-                    raise Away(f"the run cannot be created: {answer}") from error
-                if isinstance(answer, Away):
-                    raise answer from error
-                self._refuse(json.dumps(record)[:200], answer)
+        if not batch:
+            return
+        try:
+            self._apply(batch[0], batch)
+        except Exception as error:  # every client library has failures of its own: `explain` sorts them
+            answer = explain(error)
+            if batch[0]["op"] == "begin":  # without its runs nothing else can be sent
+                raise Away(f"the run cannot be created: {answer}") from error
+            if isinstance(answer, Away):
+                raise answer from error
+            self._refuse(json.dumps(batch[0])[:200], answer)
 
     def _apply(self, record: Record, batch: Sequence[Record]) -> None:
         from mlflow.entities import Metric, Param

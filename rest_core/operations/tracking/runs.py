@@ -93,12 +93,6 @@ class Recorder:
         ids = State.read(self._journal.path).ids
         return ids.run if ids else None
 
-    @property
-    def link(self) -> str:
-        """The page of the stage's run, or how to get there."""
-        ids = State.read(self._journal.path).ids
-        return store.where_to_look(self._uri, *((ids.experiment, ids.run) if ids else ()))
-
     def wait(self, timeout: float) -> bool:
         """Wait until all that was recorded so far has been sent; False when that takes more than `timeout` seconds."""
         deadline = time.monotonic() + timeout
@@ -262,24 +256,17 @@ def finish_pipeline(
     pipeline_run: str,
     spool: Path,
     description: str | None = None,
-    metrics: Mapping[str, float] | None = None,
-    tags: Mapping[str, str] | None = None,
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED",
-) -> str:
-    """Close the parent run, with a Markdown description, figures and tags; returns where to look.
+) -> None:
+    """Close the parent run, with a Markdown description.
 
-    Called once, by what runs last, or by who ends a run before that. A parent of which a stage has failed is FAILED
-    whatever `status` is; one that somebody else made (KFP) is described, not ended.
+    Called by the last stage, or by who ends a run before that. A parent of which a stage has failed is FAILED whatever
+    `status` is; one that somebody else made (KFP) is described, not ended.
     """
     run, sender = _open(tracking, pipeline_run, spool)
-    values = dict(tags or {})
     if description is not None:
-        values["mlflow.note.content"] = description
-    if values:
-        run.tags(values)
-    run.metrics(metrics or {})
+        run.tags({"mlflow.note.content": description})
     run._end(sender, status)
-    return run.link
 
 
 def _open(
