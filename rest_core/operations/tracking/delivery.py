@@ -94,6 +94,7 @@ def explain(error: BaseException) -> Away | Refused:
     """Which kind of failure an exception from MLflow, requests, boto3 or the file system is."""
     from mlflow.exceptions import MlflowException
 
+    status: int | None
     if isinstance(error, MlflowException):
         status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
     else:
@@ -206,8 +207,9 @@ class Replay:
 
     def _log(self, run_id: str, kind: str, values: Sequence[Any]) -> None:
         """Log metrics, params or tags; one that MLflow refuses keeps no other back."""
+        entities: dict[str, Any] = {kind: values}
         try:
-            self.client.log_batch(run_id, **{kind: values})
+            self.client.log_batch(run_id, **entities)
         except Exception as error:  # see _send
             answer = explain(error)
             if isinstance(answer, Away):

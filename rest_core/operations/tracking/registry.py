@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rest_core import storage
 from rest_core.config import RegistryConfig
@@ -247,7 +247,7 @@ def missing_links(client: MlflowClient, version: ModelVersion, metric: str) -> l
     """
     tags: dict[str, str] = version.tags
     run, image = version.run_id, tags.get("image", "")
-    links = {
+    links: dict[str, Any] = {
         "run: the version names none": run,
         f"run: {run} is not in the store": not run or _existing(client.get_run, run),
         "data: no hash of the training data": any(re.fullmatch("data/.*/sha256", tag) for tag in tags),
