@@ -38,7 +38,7 @@ JOINED_TAG = "rest.joined"  # on a parent that somebody else (KFP) made
 ERROR_TAG = "rest.error"  # on a stage's run; on the parent "rest.error/<stage>"
 INPUT_TAG = "rest.input/"  # on a stage's run, with the input's name: where it was read from
 STAGE_TAG = "rest.stage"
-_JOURNAL_TAG = "rest.spool_id"  # on a stage's run: its journal's
+JOURNAL_TAG = "rest.spool_id"  # on a stage's run: its journal's
 _PARENT_TAG = "mlflow.parentRunId"
 _TABLES_TAG = "mlflow.loggedArtifacts"
 
@@ -94,6 +94,7 @@ def explain(error: BaseException) -> Away | Refused:
     """Which kind of failure an exception from MLflow, requests, boto3 or the file system is."""
     from mlflow.exceptions import MlflowException
 
+    status: int | None
     if isinstance(error, MlflowException):
         status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
     else:
@@ -127,7 +128,7 @@ class Replay:
                         self.state.write(self.path)
                         sent += len(batch)
             except (Away, OSError) as error:
-                problem = store.reason(error)
+                problem = str(error) if isinstance(error, Away) else store.reason(error)
         return Delivery(sent, journal.left(self.path), self.state.refused, problem)
 
     @cached_property
@@ -161,19 +162,20 @@ class Replay:
             yield batch, position
 
     def _send(self, batch: Sequence[Record]) -> None:
-        for record in batch[:1]:
-            try:
-                self._apply(record, batch)
-            except Exception as error:  # every client library has failures of its own: `explain` sorts them
-                answer = explain(error)
-                if record["op"] == "begin":  # without its runs nothing else can be sent
-                    raise Away(f"the run cannot be created: {answer}") from error
-                if isinstance(answer, Away):
-                    raise answer from error
-                self._refuse(json.dumps(record)[:200], answer)
+        if not batch:
+            return
+        try:
+            self._apply(batch[0], batch)
+        except Exception as error:  # every client library has failures of its own: `explain` sorts them
+            answer = explain(error)
+            if batch[0]["op"] == "begin":  # without its runs nothing else can be sent
+                raise Away(f"the run cannot be created: {answer}") from error
+            if isinstance(answer, Away):
+                raise answer from error
+            self._refuse(json.dumps(batch[0])[:200], answer)
 
     def _apply(self, record: Record, batch: Sequence[Record]) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import Metric, Param
 
         if record["op"] == "begin":
             self.state.ids = self._open_runs(record)
@@ -193,7 +195,7 @@ class Replay:
             case "params":
                 self._log(run_id, "params", [Param(name, value) for name, value in record["values"].items()])
             case "tags":
-                self._log(run_id, "tags", [RunTag(name, str(value)) for name, value in record["values"].items()])
+                self._set_tags(run_id, record["values"])
             case "artifact":
                 self._artifact(record, run_id)
             case "dataset":
@@ -205,8 +207,9 @@ class Replay:
 
     def _log(self, run_id: str, kind: str, values: Sequence[Any]) -> None:
         """Log metrics, params or tags; one that MLflow refuses keeps no other back."""
+        entities: dict[str, Any] = {kind: values}
         try:
-            self.client.log_batch(run_id, **{kind: values})
+            self.client.log_batch(run_id, **entities)
         except Exception as error:  # see _send
             answer = explain(error)
             if isinstance(answer, Away):
@@ -267,50 +270,34 @@ class Replay:
     def _open_runs(self, begin: Record) -> RunIds:
         """Find or make the runs of a stage: the pipeline's, in an ablation the trial's, and the stage's own."""
         experiment = store.ensure_experiment(self.client, self.uri, begin["experiment"])
-        given = self.client.get_run(begin["join"]) if begin["join"] else None
-        owned = []
-        if given is None:
-            tags = {**begin["tags"], KIND_TAG: "pipeline"}
-            pipeline = self._ensure(experiment, begin["pipeline_run"], tags, PIPELINE_RUN_TAG, KIND_TAG)
-            if JOINED_TAG not in pipeline.data.tags:
-                owned.append(pipeline.info.run_id)
-        else:
-            experiment = given.info.experiment_id
-            above = given.data.tags.get(_PARENT_TAG)
-            pipeline = self.client.get_run(above) if above else given
-            self._set_tags(pipeline, {**begin["tags"], KIND_TAG: "pipeline", JOINED_TAG: "true"})
-            given = given if above else None  # a run given for the whole pipeline: the stages' own are nested in it
-        chain = [pipeline]
-        tags = begin["tags"]
-        if begin["trial"]:
-            tags |= {TRIAL_TAG: begin["trial"], **begin["trial_tags"]}
-            trial = self._ensure(
-                experiment,
-                begin["trial"],
-                {**tags, KIND_TAG: "trial", _PARENT_TAG: pipeline.info.run_id},
-                *(PIPELINE_RUN_TAG, KIND_TAG, TRIAL_TAG),
-            )
-            if trial.info.status != "RUNNING":
-                self.client.update_run(trial.info.run_id, status="RUNNING")
-            owned.append(trial.info.run_id)
-            chain.append(trial)
-        if begin["kind"] == "stage":
-            tags = {**tags, KIND_TAG: "stage", STAGE_TAG: begin["stage"]}
-            if given is not None:
-                self._set_tags(given, tags)
-                chain.append(given)
+        given: dict[int, Run] = {}  # by level: what somebody else (KFP) has made
+        if begin["join"]:
+            joined = self.client.get_run(begin["join"])
+            experiment = joined.info.experiment_id
+            # Without a parent it is given for the whole pipeline: each stage has a run of its own nested in it.
+            if (above := joined.data.tags.get(_PARENT_TAG)) is not None:
+                given = {len(begin["levels"]) - 1: joined, 0: self.client.get_run(above)}
             else:
-                tags |= {_PARENT_TAG: chain[-1].info.run_id, _JOURNAL_TAG: begin["id"]}
-                chain.append(self._ensure(experiment, _stage_run_name(begin), tags, _JOURNAL_TAG))
-                owned.append(chain[-1].info.run_id)
-        ids = [run.info.run_id for run in chain]
-        return RunIds(
-            experiment, ids[-1], ids[-2] if len(ids) > 1 else ids[-1], ids[0] if len(ids) > 2 else None, owned
-        )
+                given = {0: joined}
+        chain: list[str] = []
+        owned = []
+        for number, level in enumerate(begin["levels"]):
+            if (run := given.get(number)) is not None:
+                self._set_tags(run.info.run_id, {**level["tags"], **({} if chain else {JOINED_TAG: "true"})})
+            else:
+                tags = {**level["tags"], **({_PARENT_TAG: chain[-1]} if chain else {})}
+                run = self._ensure(experiment, level["name"], tags, level["unique"])
+                if JOINED_TAG not in run.data.tags:
+                    owned.append(run.info.run_id)
+            if run.data.tags.get(KIND_TAG) == "trial" and run.info.status != "RUNNING":
+                self.client.update_run(run.info.run_id, status="RUNNING")  # as long as one of its stages runs
+            chain.append(run.info.run_id)
+        root = chain[0] if len(chain) > 2 else None
+        return RunIds(experiment, run=chain[-1], pipeline=chain[-2:][0], root=root, owned=owned)
 
-    def _ensure(self, experiment: str, name: str, tags: Mapping[str, str], *identity: str) -> Run:
-        """The run that has the `identity` of these tags; made where there is none."""
-        wanted = {key: tags[key] for key in identity}
+    def _ensure(self, experiment: str, name: str, tags: Mapping[str, str], unique: Sequence[str]) -> Run:
+        """The run that has the same `unique` tags; made where there is none."""
+        wanted = {key: tags[key] for key in unique}
         if (found := find_run(self.client, experiment, wanted)) is not None:
             return found
         made = self.client.create_run(experiment, start_time=self.begin["time"], run_name=name, tags=dict(tags))
@@ -320,22 +307,24 @@ class Replay:
             return first
         return made
 
-    def _set_tags(self, run: Run, tags: Mapping[str, str]) -> None:
-        for name, value in tags.items():
-            self.client.set_tag(run.info.run_id, name, value)
+    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._log(run_id, "tags", [RunTag(name, str(value)) for name, value in tags.items()])
 
     def _end(self, record: Record, ids: RunIds) -> None:
-        status, error, stage = record["status"], record["error"], self.begin["stage"]
+        status = record["status"]
         if ids.run == ids.pipeline and _errors(self.client.get_run(ids.run)):
             status = "FAILED"
-        if error:
-            self.client.set_tag(ids.run, ERROR_TAG, error)
+        if record["error"]:
+            self.client.set_tag(ids.run, ERROR_TAG, record["error"])
         if ids.run in ids.owned:
             self.client.set_terminated(ids.run, status, end_time=record["time"])
         if ids.run != ids.pipeline:
-            self._report(record, ids.pipeline, stage, ids)
+            self._report(record, ids.pipeline, self.begin["stage"], ids)
         if ids.root is not None:
-            self._report(record, ids.root, f"{stage} {self.begin['trial']}".replace(" · ", " "), ids)
+            trial = self.begin["levels"][1]["name"].replace(" · ", " ")  # no key of a tag may have the dot
+            self._report(record, ids.root, f"{self.begin['stage']} {trial}", ids)
             self._end_trial(record, ids)
 
     def _report(self, record: Record, parent_id: str, stage: str, ids: RunIds) -> None:
@@ -357,12 +346,6 @@ class Replay:
         running = f"tags.`{_PARENT_TAG}` = '{ids.pipeline}' AND attributes.status = 'RUNNING'"
         if not _errors(self.client.get_run(ids.pipeline)) and not self.client.search_runs([ids.experiment], running):
             self.client.set_terminated(ids.pipeline, "FINISHED", end_time=record["time"])
-
-
-def _stage_run_name(begin: Record) -> str:
-    # Charts name their curves after runs: those of several trials must be told apart.
-    name = f"{begin['stage']} · {begin['trial']}" if begin["trial"] else str(begin["stage"])
-    return name if begin["attempt"] == 1 else f"{name} (attempt {begin['attempt']})"
 
 
 def _errors(run: Run) -> set[str]:

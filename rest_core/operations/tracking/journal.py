@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import shutil
 import threading
@@ -75,21 +74,20 @@ class State:
 class Journal:
     """The writing end: used by the stage's own process, from any thread."""
 
-    def __init__(self, spool: Path, begin: Record) -> None:
-        """Begin the journal of a new attempt in `spool`. Raises `UserError` when it cannot be written."""
+    def __init__(self, spool: Path) -> None:
+        """Make the journal of a new attempt in `spool`. Raises `UserError` when it cannot be written."""
         self.path = spool
         with self._writable():
-            attempt = 1 + max((int(path.parent.name) for path in spool.glob(f"*/{JOURNAL}")), default=0)
-            self.path = spool / f"{attempt:03}"
+            self.attempt = 1 + max((int(path.parent.name) for path in spool.glob(f"*/{JOURNAL}")), default=0)
+            self.path = spool / f"{self.attempt:03}"
             (self.path / "files").mkdir(parents=True, exist_ok=True)
             self._lock = hold(self.path).lock
         self._one_writer = threading.Lock()
-        self.append("begin", attempt=attempt, id=uuid.uuid4().hex, **begin)
 
     def append(self, op: str, **values: Any) -> None:
         """Append one record. Raises `UserError` when it cannot be written (disk full)."""
         with self._one_writer, self._writable():
-            _append(self.path, {"op": op, "time": now_ms(), **values})
+            _append(self.path, {"op": op, **values})
 
     def keep(self, source: Path | bytes, name: str) -> str:
         """Copy a file or its content, which MLflow will call `name`; returns where it is below `files/`."""
@@ -167,23 +165,12 @@ def close_killed(path: Path) -> None:
     """End a journal whose process is gone, so that its run does not look alive for ever."""
     ops = [record["op"] for record, _ in read_records(path)]
     if ops and "end" not in ops:
-        error = "the process of the stage was killed, perhaps for want of memory"
-        _append(path, {"op": "end", "time": now_ms(), "status": "KILLED", "error": error})
-
-
-def now_ms() -> int:
-    """Milliseconds since 1970, the unit of all of MLflow's times."""
-    return int(time.time() * 1000)
-
-
-def encode_number(value: float) -> float | str:
-    """A metric as strict JSON: NaN and infinities become the strings that `float` reads."""
-    value = float(value)
-    return value if math.isfinite(value) else str(value)
+        _append(path, {"op": "end", "status": "KILLED", "error": "the stage's process was killed (out of memory?)"})
 
 
 def _append(path: Path, record: Record) -> None:
-    line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    now = int(time.time() * 1000)  # milliseconds since 1970, MLflow's unit
+    line = json.dumps({"time": now, **record}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     with (path / JOURNAL).open("ab+") as stream:
         stream.seek(-1 if stream.tell() else 0, os.SEEK_END)
         if stream.read(1) not in (b"", b"\n"):  # the line before was cut off

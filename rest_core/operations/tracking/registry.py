@@ -18,10 +18,11 @@ import logging
 import math
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rest_core import storage
 from rest_core.config import RegistryConfig
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -141,21 +144,16 @@ def get_version(client: MlflowClient, name: str, version: str | int | None = Non
 
     Raises `UserError` for a model, version or alias that is not there, with the nearest that is.
     """
-    from mlflow.exceptions import MlflowException
-
     aliases: dict[str, str] = _registered_model(client, name).aliases
     wanted = str(version or CHALLENGER)
     if not wanted.isdecimal() and wanted not in aliases:
         hint = nearest(wanted, aliases) or "; register a model first, or give a version number"
         raise UserError(f"{name} has no alias {wanted!r}{hint}")
     wanted = str(aliases.get(wanted, wanted))
-    try:
-        return client.get_model_version(name, wanted)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+    if (found := _existing(client.get_model_version, name, wanted)) is None:
         known = sorted((str(one.version) for one in client.search_model_versions(f"name = '{name}'")), key=int)
-        raise UserError(f"{name} has no version {wanted} (there: {', '.join(known)})") from None
+        raise UserError(f"{name} has no version {wanted} (there: {', '.join(known)})")
+    return found
 
 
 def metric_tag(version: ModelVersion, name: str) -> float | None:
@@ -247,32 +245,19 @@ def missing_links(client: MlflowClient, version: ModelVersion, metric: str) -> l
         version: a registered version.
         metric: the figure that promotion compares; what it was measured on must be known.
     """
-    from mlflow.exceptions import MlflowException
-
     tags: dict[str, str] = version.tags
-    missing = []
-    try:
-        if version.run_id:
-            client.get_run(version.run_id)
-        else:
-            missing.append("run: the version names none")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        missing.append(f"run: {version.run_id} is not in the store")
-    if not any(tag.startswith("data/") and tag.endswith("/sha256") for tag in tags):
-        missing.append("data: no hash of the training data")
-    if "git_commit" not in tags:
-        missing.append("code: no git commit")
-    if "image" not in tags:
-        missing.append("image: none is named (not run from an image)")
-    elif "@sha256:" not in tags["image"]:
-        missing.append(f"image: {tags['image']} has no digest, so that it may be another one by now")
-    if f"metric/{metric}" not in tags:
-        missing.append(f"metric: {metric} was not measured")
-    if _benchmark_tag(metric) not in tags:
-        missing.append(f"evaluation: what {metric} was measured on is not recorded")
-    return missing
+    run, image = version.run_id, tags.get("image", "")
+    links: dict[str, Any] = {
+        "run: the version names none": run,
+        f"run: {run} is not in the store": not run or _existing(client.get_run, run),
+        "data: no hash of the training data": any(re.fullmatch("data/.*/sha256", tag) for tag in tags),
+        "code: no git commit": "git_commit" in tags,
+        "image: none is named (not run from an image)": image,
+        f"image: {image} has no digest, so that it may be another one by now": not image or "@sha256:" in image,
+        f"metric: {metric} was not measured": f"metric/{metric}" in tags,
+        f"evaluation: what {metric} was measured on is not recorded": _benchmark_tag(metric) in tags,
+    }
+    return [problem for problem, there in links.items() if not there]
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
@@ -326,16 +311,23 @@ def _verify(client: MlflowClient, version: ModelVersion, sizes: dict[str, int]) 
 
 
 def _registered_model(client: MlflowClient, name: str) -> RegisteredModel:
+    if (found := _existing(client.get_registered_model, name)) is None:
+        known = [one.name for one in client.search_registered_models(max_results=1000)]
+        there = f" (there: {', '.join(known)})" if known else " (none is registered)"
+        raise UserError(f"no registered model {name!r}{nearest(name, known)}{there}")
+    return found
+
+
+def _existing(get: Callable[..., T], *key: str) -> T | None:
+    """What `get` finds in MLflow; None where there is no such thing."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return client.get_registered_model(name)
+        return get(*key)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        known = [one.name for one in client.search_registered_models(max_results=1000)]
-        there = f" (there: {', '.join(known)})" if known else " (none is registered)"
-        raise UserError(f"no registered model {name!r}{nearest(name, known)}{there}") from None
+        return None
 
 
 def _objection(candidate: ModelVersion, incumbent: ModelVersion | None, metric: str) -> str | None:
@@ -359,27 +351,20 @@ def _objection(candidate: ModelVersion, incumbent: ModelVersion | None, metric: 
 
 def _write(client: MlflowClient, planned: Promotion) -> None:
     """The history first, the alias last: a record without its move can be seen, a move without its record cannot."""
-    number = 1 + max(
-        (
-            int(tag.removeprefix(_PROMOTION_TAG))
-            for tag in client.get_registered_model(planned.name).tags
-            if tag.startswith(_PROMOTION_TAG)
-        ),
-        default=0,
-    )
+    made = [tag for tag in client.get_registered_model(planned.name).tags if tag.startswith(_PROMOTION_TAG)]
+    number = 1 + max((int(tag.removeprefix(_PROMOTION_TAG)) for tag in made), default=0)
     record = {key: value for key, value in asdict(planned).items() if key not in ("name", "dry_run")}
     client.set_registered_model_tag(planned.name, f"{_PROMOTION_TAG}{number:05d}", json.dumps(record))
-    notes = {
+    promoted = {
         "promoted_at": planned.at,
         "promoted_from": planned.previous or "none",
         "promotion_reason": planned.reason or "none given",
         "promotion_forced": str(planned.forced).lower(),
     }
-    for key, text in notes.items():
-        client.set_model_version_tag(planned.name, planned.version, key, text)
-    if planned.previous:
-        client.set_model_version_tag(planned.name, planned.previous, "demoted_at", planned.at)
-        client.set_model_version_tag(planned.name, planned.previous, "demoted_by", planned.version)
+    demoted = {"demoted_at": planned.at, "demoted_by": planned.version} if planned.previous else {}
+    for version, notes in ((planned.version, promoted), (planned.previous, demoted)):
+        for key, text in notes.items():
+            client.set_model_version_tag(planned.name, str(version), key, text)
     client.set_registered_model_alias(planned.name, CHAMPION, planned.version)
 
 

@@ -4,7 +4,7 @@ In an ablation the stages of a trial (a weight scheme with a seed) are nested in
 the pipeline's: figures and parameters of trials stand side by side, where they would replace each other on one parent.
 
 `stage_run` opens the stage's run and records how the stage ends; `finish_pipeline` closes the parent. Neither waits
-for a server: everything goes to a journal (`rest_core.operations.tracking.journal`), which a thread sends.
+for a server: everything goes to a journal, which a thread sends.
 
 Stages of a pipeline run are separate processes, on a cluster separate pods; they share the parent because they look
 for the tag `rest.pipeline_run`. Where MLFLOW_RUN_ID is set (KFP's own MLflow plugin makes a run a task), that run is
@@ -25,20 +25,28 @@ import secrets
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel
+from pydantic_core import to_json
 
 from rest_core import manifest
 from rest_core.config import TrackingConfig
 from rest_core.errors import Preempted, UserError
 from rest_core.operations.tracking import journal, store
-from rest_core.operations.tracking.delivery import MAX_TAG_VALUE, PIPELINE_RUN_TAG
-from rest_core.operations.tracking.journal import Journal, RunIds, State, Target
+from rest_core.operations.tracking.delivery import (
+    JOURNAL_TAG,
+    KIND_TAG,
+    MAX_TAG_VALUE,
+    PIPELINE_RUN_TAG,
+    STAGE_TAG,
+    TRIAL_TAG,
+)
+from rest_core.operations.tracking.journal import Journal, State, Target
 from rest_core.operations.tracking.sender import Sender
 
 if TYPE_CHECKING:
@@ -80,19 +88,10 @@ class Recorder:
         self._non_finite: dict[str, str] = {}
 
     @property
-    def ids(self) -> RunIds | None:
-        """The runs in MLflow; None as long as the server has not answered."""
-        return State.read(self._journal.path).ids
-
-    @property
     def run_id(self) -> str | None:
         """MLflow's id of the stage's run; None as long as the server has not answered."""
-        return self.ids.run if self.ids else None
-
-    @property
-    def link(self) -> str:
-        """The page of the stage's run, or how to get there."""
-        return store.where_to_look(self._uri, *((self.ids.experiment, self.ids.run) if self.ids else ()))
+        ids = State.read(self._journal.path).ids
+        return ids.run if ids else None
 
     def wait(self, timeout: float) -> bool:
         """Wait until all that was recorded so far has been sent; False when that takes more than `timeout` seconds."""
@@ -123,7 +122,8 @@ class Recorder:
     def table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Record rows as the table artifact `tables/<name>.json`, which MLflow's UI shows as a table."""
         columns = list(dict.fromkeys(column for row in rows for column in row))
-        data = [[_cell(row.get(column)) for column in columns] for row in rows]
+        cells = [[row.get(column) for column in columns] for row in _plain(rows)]
+        data = [[json.dumps(cell) if isinstance(cell, (dict, list)) else cell for cell in row] for row in cells]
         content = json.dumps({"columns": columns, "data": data}, ensure_ascii=False).encode()
         self._artifact(content, f"{_file_name(name)}.json", "tables", table=True)
 
@@ -147,7 +147,7 @@ class Recorder:
             source: where it came from (path, hub id or URI).
             digest_sha256: hex SHA-256 of its content. MLflow takes 36 characters; the tag `data/<name>/sha256` has all.
             rows: number of records.
-            context: what it is used for: "training", "validation" or "evaluation".
+            context: its use: "training", "validation" or "evaluation".
         """
         source = store.redact(source)
         self._journal.append(
@@ -165,7 +165,10 @@ class Recorder:
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Record configuration as `cfg/…` params of the stage's run and of the parent, and whole as config.json."""
         plain = store.redacted(_plain(values))
-        params = {_key(f"cfg/{name}"): _cut(text) for name, text in _flatten(plain)}
+        params = {
+            _key(f"cfg/{name}"): text if len(text) <= MAX_PARAM_VALUE else f"{text[: MAX_PARAM_VALUE - 1]}…"
+            for name, text in _flatten(plain)
+        }
         for target in ("run", "pipeline"):
             self._journal.append("params", to=target, values=params)
         self._artifact(json.dumps(plain, indent=2, ensure_ascii=False).encode() + b"\n", "config.json")
@@ -179,21 +182,16 @@ class Recorder:
     def _metrics(self, values: Mapping[str, float], step: int | None, target: Target) -> None:
         if not values:
             return
-        numbers = {_key(name): float(value) for name, value in values.items()}
         # Strict JSON has no NaN and no infinities: they become the strings that `float` reads.
-        record = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
-        self._journal.append("metrics", to=target, step=step, values=record)
-        news = {
-            name: f"step {step}: {value}"
-            for name, value in numbers.items()
-            if not math.isfinite(value) and name not in self._non_finite
-        }
+        odd = {_key(name): str(float(value)) for name, value in values.items() if not math.isfinite(value)}
+        numbers = {_key(name): float(value) for name, value in values.items()} | odd
+        self._journal.append("metrics", to=target, step=step, values=numbers)
+        news = {name: f"step {step}: {value}" for name, value in odd.items() if name not in self._non_finite}
         if news:
             # Stores keep NaN, but clamp infinity, and the UI's charts leave both out: say it where it is seen.
-            self._non_finite.update(news)
+            self._non_finite |= news
             logger.warning("metrics that are no finite number: %s", ", ".join(f"{k} ({v})" for k, v in news.items()))
-            text = "; ".join(f"{name} at {where}" for name, where in self._non_finite.items())
-            self.tags({"rest.non_finite": text})
+            self.tags({"rest.non_finite": "; ".join(f"{name} at {where}" for name, where in self._non_finite.items())})
 
     def _end(self, sender: Sender, status: str, error: str | None = None) -> None:
         """Write the journal's last record, and wait a bounded time until everything is sent."""
@@ -237,7 +235,7 @@ def stage_run(
     Raises:
         UserError: the tracking URI or the name is not usable, or the spool cannot be written.
     """
-    run, sender = _open(tracking, "stage", stage, pipeline_run, spool, trial)
+    run, sender = _open(tracking, pipeline_run, spool, stage, trial)
     run.fail = lambda error: run._end(sender, "FAILED", store.redact(error)[:MAX_TAG_VALUE])
     try:
         run.parameters(parameters)
@@ -258,28 +256,21 @@ def finish_pipeline(
     pipeline_run: str,
     spool: Path,
     description: str | None = None,
-    metrics: Mapping[str, float] | None = None,
-    tags: Mapping[str, str] | None = None,
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED",
-) -> str:
-    """Close the parent run, with a Markdown description, figures and tags; returns where to look.
+) -> None:
+    """Close the parent run, with a Markdown description.
 
-    Called once, by what runs last, or by who ends a run before that. A parent of which a stage has failed is FAILED
-    whatever `status` is; one that somebody else made (KFP) is described, not ended.
+    Called by the last stage, or by who ends a run before that. A parent of which a stage has failed is FAILED whatever
+    `status` is; one that somebody else made (KFP) is described, not ended.
     """
-    run, sender = _open(tracking, "pipeline", "finish", pipeline_run, spool)
-    values = dict(tags or {})
+    run, sender = _open(tracking, pipeline_run, spool)
     if description is not None:
-        values["mlflow.note.content"] = description
-    if values:
-        run.tags(values)
-    run.metrics(metrics or {})
+        run.tags({"mlflow.note.content": description})
     run._end(sender, status)
-    return run.link
 
 
 def _open(
-    tracking: TrackingConfig, kind: str, stage: str, pipeline_run: str, spool: Path, trial: TrialRun | None = None
+    tracking: TrackingConfig, pipeline_run: str, spool: Path, stage: str | None = None, trial: TrialRun | None = None
 ) -> tuple[Recorder, Sender]:
     if not pipeline_run or len(pipeline_run) > _MAX_KEY or re.search(r"['\"`\\\x00-\x1f\x7f]", pipeline_run):
         raise UserError(
@@ -287,19 +278,34 @@ def _open(
             "backslashes and line breaks"
         )
     uri = store.resolve_uri(tracking)
-    begin = {
-        "kind": kind,
-        "uri": store.without_credentials(uri),
-        "experiment": tracking.experiment,
-        "pipeline_run": pipeline_run,
-        "stage": stage,
-        "join": os.environ.get("MLFLOW_RUN_ID"),
-        "tags": {**_common_tags(), PIPELINE_RUN_TAG: pipeline_run},
-        "trial": trial.name if trial else None,
-        "trial_tags": _tag_values(trial.tags) if trial else {},
-    }
-    records = Journal(spool, begin)
+    records = Journal(spool)
+    records.append(
+        "begin",
+        uri=store.without_credentials(uri),
+        experiment=tracking.experiment,
+        stage=stage,
+        join=os.environ.get("MLFLOW_RUN_ID"),
+        levels=_levels(pipeline_run, stage, trial, records.attempt),
+    )
     return Recorder(records, uri), Sender(records, uri, GRACE_SECONDS)
+
+
+def _levels(pipeline_run: str, stage: str | None, trial: TrialRun | None, attempt: int) -> list[dict[str, Any]]:
+    """The runs from the pipeline's to the stage's, each nested in the one before: name, tags, those that find it."""
+    tags = {**_common_tags(), PIPELINE_RUN_TAG: pipeline_run}
+    of_kind = (PIPELINE_RUN_TAG, KIND_TAG)
+    levels: list[dict[str, Any]] = [{"name": pipeline_run, "tags": {**tags, KIND_TAG: "pipeline"}, "unique": of_kind}]
+    if trial is not None:
+        tags |= {TRIAL_TAG: trial.name, **_tag_values(trial.tags)}
+        unique = (*of_kind, TRIAL_TAG)
+        levels.append({"name": trial.name, "tags": {**tags, KIND_TAG: "trial"}, "unique": unique})
+    if stage is not None:
+        # Charts name their curves after runs: those of several trials must be told apart.
+        name = f"{stage} · {trial.name}" if trial else stage
+        name += f" (attempt {attempt})" if attempt > 1 else ""
+        tags |= {KIND_TAG: "stage", STAGE_TAG: stage, JOURNAL_TAG: uuid.uuid4().hex}
+        levels.append({"name": name, "tags": tags, "unique": (JOURNAL_TAG,)})
+    return levels
 
 
 def _common_tags() -> dict[str, str]:
@@ -318,17 +324,9 @@ def _one_line(error: BaseException) -> str:
     return store.redact(line)[:MAX_TAG_VALUE]
 
 
-def _plain(value: Any) -> Any:
-    """JSON-like values of a configuration: models become dictionaries, paths and other objects text."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
+def _plain(values: Any) -> Any:
+    """JSON values of a configuration or a table: models become dictionaries; NaN, paths and other objects text."""
+    return json.loads(to_json(values, inf_nan_mode="strings", fallback=str))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -337,10 +335,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_PARAM_VALUE else f"{text[: MAX_PARAM_VALUE - 1]}…"
 
 
 def _key(name: str) -> str:
@@ -355,8 +349,3 @@ def _file_name(name: str) -> str:
 
 def _tag_values(values: Mapping[str, str]) -> dict[str, str]:
     return {_key(name): store.redact(str(value))[:MAX_TAG_VALUE] for name, value in values.items()}
-
-
-def _cell(value: Any) -> Any:
-    plain = _plain(value)
-    return json.dumps(plain) if isinstance(plain, (dict, list)) else plain

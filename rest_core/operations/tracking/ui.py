@@ -40,7 +40,11 @@ def server_command(uri: str, host: str, port: int) -> list[str]:
     """The command line of an MLflow server over `uri`, whose artifacts lie beside the database."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
-    command += ["--allowed-hosts", ",".join(_allowed_hosts(host, port))]
+    names = {"localhost", "127.0.0.1", host}
+    if host in ("0.0.0.0", "::"):
+        names |= {socket.gethostname(), socket.getfqdn()}
+    # MLflow compares the Host header with its port, which browsers leave out where it is 80.
+    command += ["--allowed-hosts", ",".join(sorted(name if port == 80 else f"{name}:{port}" for name in names))]
     if (database := store.sqlite_file(uri)) is not None:
         command += ["--artifacts-destination", (database.parent / "artifacts").as_uri()]
     return command
@@ -63,11 +67,3 @@ def check_port(host: str, port: int) -> None:
                 f"port {port} on {host} cannot be used ({getattr(error, 'strerror', None) or error}); "
                 f"stop what listens there (lsof -i :{port} names it), or give another with --port"
             ) from None
-
-
-def _allowed_hosts(host: str, port: int) -> list[str]:
-    """Host headers that the server answers to; MLflow compares them with the port."""
-    names = {"localhost", "127.0.0.1", host}
-    if host in ("0.0.0.0", "::"):
-        names |= {socket.gethostname(), socket.getfqdn()}
-    return sorted(name if port == 80 else f"{name}:{port}" for name in names)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -16,24 +15,16 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
 from rest_core.config import TrackingConfig
 from rest_core.errors import UserError
-from rest_core.operations.tracking import delivery, journal
-from rest_core.operations.tracking.delivery import PIPELINE_RUN_TAG, Away, Delivery, Refused, deliver
+from rest_core.operations.tracking import delivery, journal, runs
+from rest_core.operations.tracking.delivery import Away, Delivery, Refused, deliver
 from rest_core.operations.tracking.journal import Journal, RunIds, State
 
 
-def begin(tracking: TrackingConfig, stage: str = "train", kind: str = "stage", **more: Any) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "uri": tracking.uri,
-        "experiment": "test",
-        "pipeline_run": "p",
-        "stage": stage,
-        "join": None,
-        "tags": {PIPELINE_RUN_TAG: "p"},
-        "trial": None,
-        "trial_tags": {},
-        **more,
-    }
+def begun(spool: Path, tracking: TrackingConfig, stage: str | None = "train", join: str | None = None) -> Journal:
+    records = Journal(spool)
+    levels = runs._levels("p", stage, None, records.attempt)
+    records.append("begin", uri=tracking.uri, experiment="test", stage=stage, join=join, levels=levels)
+    return records
 
 
 def end(records: Journal, error: str | None = None) -> None:
@@ -56,19 +47,19 @@ def ids(records: Journal) -> RunIds:
 def test_original_times_and_steps_arrive_in_a_nested_run(
     tracking: TrackingConfig, client: MlflowClient, tmp_path: Path
 ) -> None:
-    records = Journal(tmp_path / "spool", begin(tracking))
+    records = begun(tmp_path / "spool", tracking)
     for step in (1, 2):
         records.append("metrics", to="run", step=step, values={"loss": step / 2, "odd": "nan"}, time=1000 + step)
     records.append("metrics", to="pipeline", step=0, values={"bfcl/overall": 0.5})
     end(records)
     assert deliver(tmp_path) == Delivery(sent=5, left=0, refused=0, problem=None)
-    runs = ids(records)
-    assert [(m.value, m.step, m.timestamp) for m in client.get_metric_history(runs.run, "loss")] == [
+    found = ids(records)
+    assert [(m.value, m.step, m.timestamp) for m in client.get_metric_history(found.run, "loss")] == [
         (0.5, 1, 1001),
         (1.0, 2, 1002),
     ]
-    assert len(client.get_metric_history(runs.run, "odd")) == 2  # MLflow keeps NaN
-    run, parent = client.get_run(runs.run), client.get_run(runs.pipeline)
+    assert len(client.get_metric_history(found.run, "odd")) == 2  # MLflow keeps NaN
+    run, parent = client.get_run(found.run), client.get_run(found.pipeline)
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (run.info.run_name, run.info.status) == ("train", "FINISHED")
     assert (parent.info.run_name, parent.info.status) == ("p", "RUNNING")
@@ -78,7 +69,7 @@ def test_original_times_and_steps_arrive_in_a_nested_run(
 def test_sending_everything_twice_changes_nothing(
     tracking: TrackingConfig, client: MlflowClient, tmp_path: Path
 ) -> None:
-    records = Journal(tmp_path, begin(tracking))
+    records = begun(tmp_path, tracking)
     records.append("params", to="run", values={"cfg/a": "1"})
     records.append("metrics", to="run", step=1, values={"loss": 1.0})
     records.append("dataset", name="d", source="s", source_type="local", digest="f" * 36, rows=3, context="training")
@@ -102,9 +93,9 @@ def test_sending_everything_twice_changes_nothing(
 def test_a_second_stage_finds_the_parent_and_a_second_attempt_is_a_new_run(
     tracking: TrackingConfig, client: MlflowClient, tmp_path: Path
 ) -> None:
-    first = Journal(tmp_path / "a", begin(tracking, "prepare"))
+    first = begun(tmp_path / "a", tracking, "prepare")
     end(first)
-    second = Journal(tmp_path / "b", begin(tracking))
+    second = begun(tmp_path / "b", tracking)
     end(second, "boom")
     deliver(tmp_path)
     assert ids(first).pipeline == ids(second).pipeline
@@ -112,7 +103,7 @@ def test_a_second_stage_finds_the_parent_and_a_second_attempt_is_a_new_run(
     assert (parent.info.status, parent.data.tags["rest.error/train"]) == ("FAILED", "boom")
     assert client.get_run(ids(second).run).data.tags["rest.error"] == "boom"
 
-    again = Journal(tmp_path / "b", begin(tracking))
+    again = begun(tmp_path / "b", tracking)
     end(again)
     deliver(tmp_path)
     parent = client.get_run(ids(first).pipeline)
@@ -124,8 +115,8 @@ def test_a_second_stage_finds_the_parent_and_a_second_attempt_is_a_new_run(
 def test_finishing_does_not_hide_a_failed_stage(
     tracking: TrackingConfig, client: MlflowClient, tmp_path: Path, error: str | None, status: str
 ) -> None:
-    end(Journal(tmp_path / "a", begin(tracking)), error)
-    last = Journal(tmp_path / "b", begin(tracking, "finish", kind="pipeline"))
+    end(begun(tmp_path / "a", tracking), error)
+    last = begun(tmp_path / "b", tracking, None)
     end(last)
     deliver(tmp_path)
     assert client.get_run(ids(last).pipeline).info.status == status
@@ -136,10 +127,10 @@ def test_a_given_run_is_joined_and_left_open(tracking: TrackingConfig, client: M
     experiment = client.create_experiment("kfp")
     outer = client.create_run(experiment).info.run_id
     inner = client.create_run(experiment, tags={"mlflow.parentRunId": outer}).info.run_id
-    records = Journal(tmp_path / "a", begin(tracking, join=inner))
+    records = begun(tmp_path / "a", tracking, join=inner)
     records.append("metrics", to="pipeline", step=0, values={"x": 1})
     end(records, "boom")
-    finish = Journal(tmp_path / "b", begin(tracking, "finish", kind="pipeline", join=inner))
+    finish = begun(tmp_path / "b", tracking, None, join=inner)
     end(finish)
     deliver(tmp_path)
     assert (ids(records).run, ids(records).pipeline) == (inner, outer)
@@ -154,7 +145,7 @@ def test_a_given_run_without_a_parent_becomes_the_parent(
 ) -> None:
     """Two stages under one given run: each has a run of its own, so that neither overwrites the other's artifacts."""
     given = client.create_run(client.create_experiment("own")).info.run_id
-    one, two = (Journal(tmp_path / name, begin(tracking, name, join=given)) for name in ("a", "b"))
+    one, two = (begun(tmp_path / name, tracking, name, join=given) for name in ("a", "b"))
     end(one)
     end(two)
     deliver(tmp_path)
@@ -168,7 +159,7 @@ def test_a_given_run_without_a_parent_becomes_the_parent(
 def test_a_stage_that_was_killed_is_ended_by_the_next_delivery(
     tracking: TrackingConfig, client: MlflowClient, tmp_path: Path
 ) -> None:
-    records = Journal(tmp_path, begin(tracking))
+    records = begun(tmp_path, tracking)
     records.close()
     deliver(tmp_path)
     assert client.get_run(ids(records).run).info.status == "KILLED"
@@ -177,7 +168,7 @@ def test_a_stage_that_was_killed_is_ended_by_the_next_delivery(
 def test_one_conflicting_param_keeps_no_other_back(
     tracking: TrackingConfig, client: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    records = Journal(tmp_path, begin(tracking))
+    records = begun(tmp_path, tracking)
     records.append("params", to="run", values={"cfg/a": "1"})
     records.append("params", to="run", values={"cfg/a": "2", "cfg/b": "3", "cfg/c": "4"})
     records.append("metrics", to="run", step=0, values={"after": 1.0})
@@ -194,7 +185,7 @@ def test_one_conflicting_param_keeps_no_other_back(
 def test_a_metric_that_is_refused_keeps_no_other_back(
     tracking: TrackingConfig, client: MlflowClient, tmp_path: Path
 ) -> None:
-    records = Journal(tmp_path, begin(tracking))
+    records = begun(tmp_path, tracking)
     for name in ("good", "b@d", "fine"):
         records.append("metrics", to="run", step=0, values={name: 1.0})
     end(records)
@@ -203,7 +194,7 @@ def test_a_metric_that_is_refused_keeps_no_other_back(
 
 
 def test_more_metrics_than_a_call_takes(tracking: TrackingConfig, client: MlflowClient, tmp_path: Path) -> None:
-    records = Journal(tmp_path, begin(tracking))
+    records = begun(tmp_path, tracking)
     for step in range(3):
         records.append("metrics", to="run", step=step, values={f"m{i}": float(step) for i in range(700)})
     end(records)
@@ -218,7 +209,7 @@ def test_a_table_is_one_to_mlflow_and_its_copy_is_gone(
 ) -> None:
     assert tracking.uri is not None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)  # load_table ignores its client's
-    records = Journal(tmp_path / "spool", begin(tracking))
+    records = begun(tmp_path / "spool", tracking)
     kept = records.keep(b'{"columns": ["a"], "data": [[1], [2]]}', "t.json")
     records.append("artifact", to="run", file=kept, folder="tables", table=True)
     end(records)
@@ -229,7 +220,7 @@ def test_a_table_is_one_to_mlflow_and_its_copy_is_gone(
 
 
 def test_a_server_that_is_away_keeps_everything(tmp_path: Path) -> None:
-    records = Journal(tmp_path, begin(TrackingConfig(uri="http://127.0.0.1:9")))
+    records = begun(tmp_path, TrackingConfig(uri="http://127.0.0.1:9"))
     records.append("metrics", to="run", step=0, values={"a": 1.0})
     end(records)
     assert deliver(tmp_path) == Delivery(sent=0, left=3, refused=0, problem="Connection refused")
@@ -240,7 +231,7 @@ def test_an_artifact_store_that_is_away_does_not_delay_values(
 ) -> None:
     client.create_experiment("test", artifact_location=(tmp_path / "wall" / "below").as_uri())
     (tmp_path / "wall").touch()  # a file where a folder should be: every upload fails
-    records = Journal(tmp_path / "spool", begin(tracking))
+    records = begun(tmp_path / "spool", tracking)
     records.append("artifact", to="run", file=records.keep(b"x", "a.txt"), folder="", table=False)
     records.append("metrics", to="run", step=0, values={"a": 1.0})
     end(records)
@@ -257,7 +248,7 @@ def test_an_artifact_store_that_is_away_does_not_delay_values(
 def test_an_unreadable_line_is_reported_not_skipped(
     tracking: TrackingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    records = Journal(tmp_path, begin(tracking))
+    records = begun(tmp_path, tracking)
     with (records.path / journal.JOURNAL).open("a") as stream:
         stream.write("{torn\n")
     end(records)

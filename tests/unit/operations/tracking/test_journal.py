@@ -13,7 +13,11 @@ from rest_core.errors import UserError
 from rest_core.operations.tracking import journal
 from rest_core.operations.tracking.journal import Journal
 
-BEGIN = {"stage": "s"}
+
+def begun(spool: Path) -> Journal:
+    records = Journal(spool)
+    records.append("begin", stage="s")
+    return records
 
 
 def ops(path: Path) -> list[str]:
@@ -21,7 +25,7 @@ def ops(path: Path) -> list[str]:
 
 
 def test_records_come_back_in_order_and_from_any_position(tmp_path: Path) -> None:
-    records = Journal(tmp_path, BEGIN)
+    records = begun(tmp_path)
     records.append("metrics", values={"a": 1.0}, step=1)
     records.append("end", status="FINISHED", error=None)
     everything = list(journal.read_records(records.path))
@@ -31,13 +35,13 @@ def test_records_come_back_in_order_and_from_any_position(tmp_path: Path) -> Non
 
 
 def test_each_attempt_has_a_journal_of_its_own(tmp_path: Path) -> None:
-    paths = [Journal(tmp_path, BEGIN).path for _ in range(11)]
-    assert journal.find(tmp_path) == paths
-    assert [next(journal.read_records(path))[0]["attempt"] for path in paths] == list(range(1, 12))
+    attempts = [begun(tmp_path) for _ in range(11)]
+    assert journal.find(tmp_path) == [one.path for one in attempts]
+    assert [one.attempt for one in attempts] == list(range(1, 12))
 
 
 def test_an_unfinished_line_waits_and_a_torn_one_stays_visible(tmp_path: Path) -> None:
-    records = Journal(tmp_path, BEGIN)
+    records = begun(tmp_path)
     with (records.path / journal.JOURNAL).open("a") as stream:
         stream.write('{"op": "metr')
     assert ops(records.path) == ["begin"]
@@ -57,7 +61,8 @@ def test_every_record_survives_a_process_that_is_killed(tmp_path: Path) -> None:
 import os, signal
 from pathlib import Path
 from rest_core.operations.tracking.journal import Journal
-records = Journal(Path({str(tmp_path)!r}), {{"stage": "s"}})
+records = Journal(Path({str(tmp_path)!r}))
+records.append("begin", stage="s")
 for step in range(1000):
     records.append("metrics", step=step, values={{"loss": 1.0}})
 os.kill(os.getpid(), signal.SIGKILL)
@@ -72,14 +77,14 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_journal_that_has_its_end_is_left_alone(tmp_path: Path) -> None:
-    records = Journal(tmp_path, BEGIN)
+    records = begun(tmp_path)
     records.append("end", status="FINISHED", error=None)
     journal.close_killed(records.path)
     assert ops(records.path) == ["begin", "end"]
 
 
 def test_kept_files_keep_their_names_and_do_not_collide(tmp_path: Path) -> None:
-    records = Journal(tmp_path, BEGIN)
+    records = begun(tmp_path)
     (tmp_path / "source").write_bytes(b"2")
     kept = [records.keep(source, "a.json") for source in (b"1", tmp_path / "source")]
     assert [(records.path / "files" / name).read_bytes() for name in kept] == [b"1", b"2"]
@@ -89,11 +94,11 @@ def test_kept_files_keep_their_names_and_do_not_collide(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="tracking records cannot be written"):
-        Journal(tmp_path / "file", BEGIN)
+        Journal(tmp_path / "file")
 
 
 def test_only_one_process_sends(tmp_path: Path) -> None:
-    records = Journal(tmp_path, BEGIN)
+    records = begun(tmp_path)
     with pytest.raises(UserError, match="running stage"):
         journal.hold(records.path)
     records.close()
