@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from rest_core.operations.status.runs import StageEnd
+from rest_core.operations.status.mlflow_runs import StageEnd
 from rest_core.operations.tracking import store
 
 _COMMANDS = {
