@@ -18,9 +18,10 @@ import jinja2
 from rest_core.ablation.collect import TrialResult
 from rest_core.ablation.compare import Comparison, Difference, Summary, compare
 from rest_core.ablation.plot import comparison_figure
-from rest_core.ablation.settings import AblationConfig, leaves
+from rest_core.ablation.settings import AblationConfig
 from rest_core.disk import disk_errors, written_aside
 from rest_core.evaluation.statistics import Interval
+from rest_core.manifest import leaves
 
 JSON_FILE, CSV_FILE, HTML_FILE, PLOT_FILE = "report.json", "trials.csv", "report.html", "comparison.png"
 
