@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from rest_core import manifest, storage
 from rest_core.config import LaunchConfig, Section, TrainJobConfig
+from rest_core.disk import disk_errors
 from rest_core.errors import UserError
 from rest_core.operations import handoff
 from rest_core.operations.launch import launcher, trainer
@@ -75,7 +76,7 @@ def run(
         client = trainer.connect(settings.namespace)
     if not _is_done(job):
         _train(job, settings, launch.sharding, client)
-    with storage.disk_errors(out):
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     storage.get_folder(job.result, out)
     result = launcher.finished(out)

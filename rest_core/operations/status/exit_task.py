@@ -135,7 +135,7 @@ def _failed(stage: StageEnd, end: PodEnd | None, client: MlflowClient | None, ur
         why.append("it ended without an error: killed (out of memory, lost node, time-out) or stopped")
     lines = list(end.log) if end else []
     if not lines and client is not None:
-        with noted(lines, "(the traceback cannot be read"):
+        with noted(lines, "The traceback cannot be read"):
             lines += mlflow_runs.traceback_of(client, stage.run_id, lines=LOG_LINES)
     reproduce = commands(stage, uri)
     return FailedStage(stage.name, store.redact("; ".join(why)), tuple(map(store.redact, lines)), tuple(reproduce))
