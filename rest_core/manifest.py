@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,15 @@ def sha256_contents(files: Mapping[str, str]) -> str:
 def sha256_folder(folder: Path) -> str:
     """Hex SHA-256 of what `folder` holds: of its `contents`."""
     return sha256_contents(contents(folder))
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in nested mappings that is no mapping with something in it, by its path; as of a configuration."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def git_commit() -> str | None:

@@ -18,8 +18,9 @@ import jinja2
 from rest_core.ablation.collect import TrialResult
 from rest_core.ablation.compare import Comparison, compare
 from rest_core.ablation.plot import comparison_figure
-from rest_core.ablation.settings import AblationConfig, leaves
+from rest_core.ablation.settings import AblationConfig
 from rest_core.evaluation.evaluation_report import write_figure, write_text
+from rest_core.manifest import leaves
 
 JSON_FILE, CSV_FILE, HTML_FILE, PLOT_FILE = "report.json", "trials.csv", "report.html", "comparison.png"
 

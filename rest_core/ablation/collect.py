@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rest_core import manifest
-from rest_core.ablation.settings import Trial, leaves, one_scheme_a_name, reward_of
+from rest_core.ablation.settings import Trial, one_scheme_a_name, reward_of
 from rest_core.config import RlConfig, Section, validate
 from rest_core.errors import UserError
 
@@ -136,7 +136,7 @@ def _require_comparable(evaluations: Sequence[_Evaluation]) -> None:
 def _comparable(one: _Evaluation) -> dict[str, Any]:
     config = {name: section for name, section in one.training["config"].items() if name != "trial"}
     config["rl"] = {name: value for name, value in config.get("rl", {}).items() if name not in _MAY_DIFFER}
-    return dict(leaves({**config, "inputs": one.training["inputs"]}))
+    return dict(manifest.leaves({**config, "inputs": one.training["inputs"]}))
 
 
 def _replaces(trial: Trial, name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -16,6 +16,7 @@ from rest_core.errors import UserError, nearest
 from rest_core.evaluation import api_bank as api_bank_benchmark
 from rest_core.evaluation.bfcl import categories
 from rest_core.evaluation.statistics import Accuracy
+from rest_core.manifest import leaves
 
 # Names go into MLflow's filters, keys of metrics and tags, and file names.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"
@@ -114,15 +115,6 @@ def reward_of(rl: Mapping[str, Any]) -> dict[str, Any]:
     if rl["overlong"] is not None:
         found["limit"] = rl["max_response_tokens"]
     return found
-
-
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything in nested mappings that is no mapping with something in it, by its path."""
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,12 +66,7 @@ def fetch(location: str, *, cache: Path | None = None) -> Path:
 
 
 def require(location: str, *, cache: Path | None = None) -> None:
-    """Whether `fetch` would find `published:NAME`, without a download.
-
-    Raises:
-        Unreachable: a file is not in the cache and cannot be downloaded.
-        UserError: the name is unknown.
-    """
+    """Raise what `fetch` would raise for a wrong name or a server that is away, without a download."""
     for name in _names(location):
         if not _is_whole(name, (cache or cache_folder()) / name):
             _request(name, "HEAD")

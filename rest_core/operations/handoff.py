@@ -9,6 +9,8 @@ Below `storage.location`:
 
     artifacts/<stage>-<hash>/    outputs, named by their content: written once, never changed
     runs/<pipeline run>/         scratch space of one run, deleted when it has succeeded: checkpoints, TrainJobs
+
+Every function raises `UserError` where a location refuses, the disk is full, or an output is not what was written.
 """
 
 from __future__ import annotations
@@ -52,11 +54,7 @@ def write(folder: Path, pointer: Pointer) -> None:
 
 
 def read(folder: Path) -> Pointer | None:
-    """The pointer in `folder`; None where it holds its content itself.
-
-    Raises:
-        UserError: the pointer cannot be read.
-    """
+    """The pointer in `folder`; None where it holds its content itself."""
     path = folder / FILE_NAME
     if not path.is_file():
         return None
@@ -83,9 +81,6 @@ def store(folder: Path, location: str, stage: str, files: Mapping[str, str] | No
         location: an s3:// prefix or a folder.
         stage: names the place, together with the hash of the content.
         files: what `manifest.contents` gives for `folder`, where that is known.
-
-    Raises:
-        UserError: the location refuses, or the disk is full.
     """
     files = manifest.contents(folder) if files is None else files
     digest = manifest.sha256_contents(files)
@@ -102,11 +97,7 @@ def store(folder: Path, location: str, stage: str, files: Mapping[str, str] | No
 
 
 def deliver(folder: Path, location: str, stage: str, files: Mapping[str, str]) -> None:
-    """`store` a stage's complete output folder, and leave only a pointer to it.
-
-    Raises:
-        UserError: as `store`; the folder is as it was.
-    """
+    """`store` a stage's complete output folder, and leave only a pointer to it."""
     write(folder, store(folder, location, stage, files))
     for path in folder.iterdir():
         if path.is_dir():
@@ -120,9 +111,6 @@ def fetch(folder: Path) -> Path:
 
     An s3:// prefix is downloaded below the cache folder, once; a folder is used where it lies. Processes of one machine
     wait for the first of them. Files are hashed once, and again when their size or time of change is another.
-
-    Raises:
-        UserError: an object is missing, is not what was written, was not written there, or cannot be read.
     """
     pointer = read(folder)
     if pointer is None or pointer.files is None or pointer.sha256 is None:
@@ -147,11 +135,7 @@ def scratch(location: str, pipeline_run: str) -> str:
 
 
 def remove_scratch(location: str, pipeline_run: str) -> None:
-    """Delete the scratch space of a run that has succeeded; nothing happens where there is none.
-
-    Raises:
-        UserError: the location refuses.
-    """
+    """Delete the scratch space of a run that has succeeded; nothing happens where there is none."""
     storage.delete_folder(scratch(location, pipeline_run))
 
 

@@ -1,6 +1,6 @@
-"""The run that this pod belongs to, and its pods, claims and cluster as the Kubernetes API knows them.
+"""The run that this pod belongs to, and its pods, claims, TrainJobs and cluster as the Kubernetes API knows them.
 
-The API is asked as the pod's own service account, for reading alone (`deploy/` grants it). Where this is no pod, where
+The API is asked as the pod's own service account (`deploy/` grants what is needed). Where this is no pod, where
 its account may not ask, and where the API does not answer, `NotAllowed` says so and the caller continues without.
 """
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rest_core.errors import UserError, one_line
 from rest_core.manifest import IMAGE_VARIABLE as IMAGE_VARIABLE
 from rest_core.operations.api_errors import Missing, api_errors
+from rest_core.operations.names import TRAINJOBS, run_label
 
 if TYPE_CHECKING:
     from kubernetes.client import CoreV1Api
@@ -169,6 +170,40 @@ def has_training_runtime(api: CoreV1Api, namespace: str, name: str) -> bool:
         return _found(shared, objects.get_cluster_custom_object, *version, shared, name) is not None
     except NotAllowed:  # the stage, which is the same service account, could not use it either
         return False
+
+
+def delete_train_jobs(pipeline_run: str, namespace: str | None) -> tuple[list[str], list[str]]:
+    """Delete the TrainJobs of a pipeline run; returns the names of those deleted, and why others could not be.
+
+    They are left where their stage was killed or stopped. The exit task has no SDK of Kubeflow Trainer.
+
+    Args:
+        pipeline_run: key of the pipeline run.
+        namespace: where its pods run; None = this pod's own.
+    """
+    from kubernetes.client import CustomObjectsApi
+
+    connected, own = connect()
+    api = CustomObjectsApi(connected.api_client)
+    group, version, plural = TRAINJOBS
+    place = (group, version, namespace or own, plural)
+    selector = ",".join(f"{key}={value}" for key, value in run_label(pipeline_run).items())
+    try:
+        with api_errors(f"TrainJobs with {selector}"):
+            found = api.list_namespaced_custom_object(*place, label_selector=selector, **_TIMEOUT)
+    except Missing:  # the cluster has no Kubeflow Trainer
+        return [], []
+    deleted, problems = [], []
+    for name in (str(item["metadata"]["name"]) for item in found["items"]):
+        try:
+            with api_errors(f"TrainJob {name}"):
+                api.delete_namespaced_custom_object(*place, name=name, **_TIMEOUT)
+            deleted.append(name)
+        except Missing:  # it has gone by itself
+            continue
+        except UserError as problem:
+            problems.append(str(problem))
+    return deleted, problems
 
 
 def _found(kind: str, get: Callable[..., Any], *arguments: str) -> Any | None:

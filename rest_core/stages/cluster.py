@@ -33,28 +33,28 @@ def preflight(
 
     `ablation` and `trials` are an ablation's, which a run may have replaced; `sections` is the whole configuration.
     """
-    from rest_core.operations.preflight import report, run
+    from rest_core.operations.preflight import checks, findings
 
     config = Config.model_validate(sections)
-    listed = run.checks(config, surroundings, ablation, trials)
+    listed = checks.list_checks(config, surroundings, ablation, trials)
     with store.short_waits(), short_waits():  # many checks, and one deadline for all
-        findings = run.run_checks(listed)
+        found = checks.run_checks(listed)
     out.mkdir(parents=True, exist_ok=True)
     page = out / PAGE_FILE
-    if any(one.check == run.MLFLOW for one in report.problems(findings)):
+    if any(one.check == checks.MLFLOW for one in findings.problems(found)):
         # Nothing can be recorded there; the log and the artifact have the report.
-        page.write_text(report.markdown(findings), encoding="utf-8")
+        page.write_text(findings.markdown(found), encoding="utf-8")
         try:
-            report.require_none(findings)
+            findings.require_none(found)
         except UserError as error:
             write_error("preflight", out, error)
             raise
     with open_stage("preflight", out, config.tracking, pipeline_run, surroundings=surroundings) as stage:
-        page.write_text(report.markdown(findings), encoding="utf-8")
+        page.write_text(findings.markdown(found), encoding="utf-8")
         stage.run.artifact(page)
-        figures = {f"preflight/{name}": float(count) for name, count in report.counts(findings).items()}
+        figures = {f"preflight/{name}": float(count) for name, count in findings.counts(found).items()}
         stage.run.summary(figures)
-        report.require_none(findings)
+        findings.require_none(found)
         return stage.finish(figures)
 
 
@@ -69,10 +69,10 @@ def report_status(
     out: Path,
 ) -> StageResult:
     """Say how a run on a cluster ended, where it failed and how to reproduce it; close and remove what it left."""
-    from rest_core.operations.status import run
+    from rest_core.operations.status import exit_task
 
     out.mkdir(parents=True, exist_ok=True)
-    outcome = run.conclude(
+    outcome = exit_task.conclude(
         tracking, links, final, storage=storage, launch=launch, pipeline_run=pipeline_run, page=out / PAGE_FILE
     )
     metrics = {"run/succeeded": float(outcome.succeeded)}

@@ -33,7 +33,7 @@ from torch import Tensor
 from rest_core.algorithm.regions import Region
 from rest_core.disk import disk_problem, flush
 from rest_core.errors import UserError
-from rest_core.manifest import sha256_file
+from rest_core.manifest import leaves, sha256_file
 from rest_core.training.history import FILE_NAME as HISTORY
 from rest_core.training.history import unreadable
 
@@ -229,7 +229,8 @@ class Checkpoints:
             return False  # torn
 
     def _difference(self, other: Mapping[str, Any]) -> str:
-        ours, theirs = dict(_flat(self.training)), dict(_flat(other))
+        ours = dict(leaves(json.loads(json.dumps(self.training))))  # tuples and lists are one
+        theirs = dict(leaves(other))
         differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
         told = [f"{name} is {theirs.get(name)!r:.60} there, {ours.get(name)!r:.60} here" for name in differing[:3]]
         more = [f"and {len(differing) - 3} more"] if len(differing) > 3 else []
@@ -297,14 +298,6 @@ def _moments_problem(file: Path, expected: Mapping[str, Tensor]) -> str | None:
             if tuple(part.get_shape()) != shape or part.get_dtype() != _DTYPE:
                 return f"moment {entry} is {part.get_dtype()} {tuple(part.get_shape())}, not {_DTYPE} {shape}"
     return None
-
-
-def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, Mapping) and values:
-        for name, value in values.items():
-            yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, json.loads(json.dumps(values))  # tuples and lists are one
 
 
 def _free_name(path: Path) -> Path:

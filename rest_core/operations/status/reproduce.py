@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from rest_core.operations.catalogue import CATALOGUE
-from rest_core.operations.status.runs import StageEnd
+from rest_core.operations.status.mlflow_runs import StageEnd
 from rest_core.operations.tracking import store
 
 # Where KFP shows a pod its artifacts (kfp.dsl.types.artifact_types); KFP's own MinIO speaks S3.

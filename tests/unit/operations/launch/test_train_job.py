@@ -36,7 +36,6 @@ from rest_core.operations import handoff, pods
 from rest_core.operations.launch import train_job, trainer
 from rest_core.operations.launch.job import Job
 from rest_core.operations.names import run_label
-from rest_core.operations.status.leftovers import delete_train_jobs
 
 PLATFORM = {
     "namespace": NAMESPACE,
@@ -423,14 +422,14 @@ def test_what_a_run_has_left_is_deleted_by_its_label(
         )
     api = CoreV1Api(ApiClient(Configuration(host=cluster.url)))
     monkeypatch.setattr(pods, "connect", lambda: (api, "without-kubeflow-trainer"))
-    assert delete_train_jobs("run 1", NAMESPACE) == (["a", "c"], [])
+    assert pods.delete_train_jobs("run 1", NAMESPACE) == (["a", "c"], [])
     assert list(cluster.jobs) == ["b"]
-    assert delete_train_jobs("run 3", NAMESPACE) == ([], [])
-    assert delete_train_jobs("run-2", NAMESPACE) == ([], [])  # would look the same without its hash
-    assert delete_train_jobs("run 2", None) == ([], [])
+    assert pods.delete_train_jobs("run 3", NAMESPACE) == ([], [])
+    assert pods.delete_train_jobs("run-2", NAMESPACE) == ([], [])  # would look the same without its hash
+    assert pods.delete_train_jobs("run 2", None) == ([], [])
     cluster.fail.append(("GET", 403))
     with pytest.raises(UserError, match="the cluster refuses it \\(403"):
-        delete_train_jobs("run 2", NAMESPACE)
+        pods.delete_train_jobs("run 2", NAMESPACE)
 
 
 def test_a_job_that_cannot_be_deleted_keeps_no_other(
@@ -442,7 +441,7 @@ def test_a_job_that_cannot_be_deleted_keeps_no_other(
     api = CoreV1Api(ApiClient(Configuration(host=cluster.url)))
     monkeypatch.setattr(pods, "connect", lambda: (api, NAMESPACE))
     cluster.fail += [(f"DELETE {TRAINER}/trainjobs/a", 404), (f"DELETE {TRAINER}/trainjobs/b", 403)]
-    deleted, (problem,) = delete_train_jobs("run", None)
+    deleted, (problem,) = pods.delete_train_jobs("run", None)
     assert deleted == ["c"] and problem.startswith("TrainJob b: the cluster refuses it (403")
 
 

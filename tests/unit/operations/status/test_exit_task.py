@@ -17,10 +17,10 @@ from rest_core import manifest, stages
 from rest_core.config import LaunchConfig, RlConfig, StorageConfig, TrackingConfig
 from rest_core.errors import Preempted, UserError
 from rest_core.operations import handoff, pods
+from rest_core.operations.status.exit_task import conclude
 from rest_core.operations.status.final import FinalStatus, Links
+from rest_core.operations.status.mlflow_runs import StageEnd
 from rest_core.operations.status.reproduce import commands, locate
-from rest_core.operations.status.run import conclude
-from rest_core.operations.status.runs import StageEnd
 from rest_core.operations.tracking import journal, runs, store
 from rest_core.operations.tracking.delivery import Replay, deliver, find_pipeline_run
 from rest_core.stages.cluster import PAGE_FILE
@@ -324,7 +324,7 @@ def test_the_report_is_written_before_anything_is_removed(
         raise KeyboardInterrupt
 
     stage("rest-rl", UserError("no"))
-    monkeypatch.setattr("rest_core.operations.status.leftovers.remove", killed)
+    monkeypatch.setattr("rest_core.operations.status.exit_task.remove_leftovers", killed)
     with pytest.raises(KeyboardInterrupt):
         end()
     assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("# ❌ failed in rest-rl")

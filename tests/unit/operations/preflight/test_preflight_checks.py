@@ -21,7 +21,8 @@ from rest_core.config import (
 from rest_core.data import published
 from rest_core.errors import UserError
 from rest_core.operations.pods import NotAllowed
-from rest_core.operations.preflight import mlflow_server, report, run
+from rest_core.operations.preflight import checks, mlflow_server
+from rest_core.operations.preflight.findings import markdown, require_none, verdict
 from rest_core.operations.preflight.surroundings import Gpus, Mount, Secret, Surroundings
 from rest_core.operations.tracking import runs
 from rest_core.operations.tracking.delivery import deliver
@@ -61,12 +62,12 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_there_is_a_check_for_everything_that_the_run_uses(config: Config, tracking: TrackingConfig) -> None:
     values = sections(config, tracking)
-    names = [name for name, _ in run.checks(Config(**values), Surroundings())]
+    names = [name for name, _ in checks.list_checks(Config(**values), Surroundings())]
     assert names == ["MLflow", "model", "data"]
     places = load("tiny", ("storage.location=/runs", "registry.destination=/models", "rl.mirror=/mirror"))
     values |= {name: getattr(places, name) for name in ("storage", "registry", "rl", "api_bank")}
     values["launch"] = LaunchConfig(train_job=TrainJobConfig(nodes=2, runtime="rest-torch"))
-    found = run.checks(Config(**values), SURROUNDINGS, AblationConfig())
+    found = checks.list_checks(Config(**values), SURROUNDINGS, AblationConfig())
     assert [name for name, _ in found] == [
         *("Secret keys", "volume work", "storage.location", "registry.destination", "rl.mirror"),
         *("MLflow", "model", "data", "API-Bank", "GPU of rest-rl", "TrainJob", "trials"),
@@ -75,8 +76,8 @@ def test_there_is_a_check_for_everything_that_the_run_uses(config: Config, track
 
 def outcomes(values: dict[str, Any], surroundings: Surroundings, **ablation: Any) -> dict[str, tuple[str, str]]:
     """What each check has found, MLflow aside."""
-    listed = run.checks(Config(**values), surroundings, **ablation)
-    findings = run.run_checks([(name, check) for name, check in listed if name != run.MLFLOW])
+    listed = checks.list_checks(Config(**values), surroundings, **ablation)
+    findings = checks.run_checks([(name, check) for name, check in listed if name != checks.MLFLOW])
     return {one.check: (one.outcome, one.detail) for one in findings}
 
 
@@ -139,7 +140,7 @@ def test_no_problem_hides_another() -> None:
 
         return check
 
-    findings = run.run_checks(
+    findings = checks.run_checks(
         [
             ("a", fails(UserError("first\nproblem"))),
             ("b", lambda: "is there"),
@@ -153,18 +154,18 @@ def test_no_problem_hides_another() -> None:
         ("not checked", "may not look"),
         ("problem", "the check failed: ZeroDivisionError: of ours"),
     ]
-    assert report.verdict(findings) == "2 problems in 4 checks"
+    assert verdict(findings) == "2 problems in 4 checks"
     with pytest.raises(UserError) as told:
-        report.require_none(findings)
+        require_none(findings)
     assert str(told.value).splitlines() == [
         "2 problems in 4 checks",
         "- a: first problem",
         "- d: the check failed: ZeroDivisionError: of ours",
     ]
-    page = report.markdown(findings)
+    page = markdown(findings)
     assert page.index("| a |") < page.index("| c |") < page.index("| b |")
-    assert report.verdict(findings[1:3]) == "all is there (2 checks, 1 could not be made)"
-    report.require_none(findings[1:3])
+    assert verdict(findings[1:3]) == "all is there (2 checks, 1 could not be made)"
+    require_none(findings[1:3])
 
 
 def test_all_problems_come_in_one_error_without_a_gpu(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rest_core.errors import UserError, described
 from rest_core.operations.status.final import Verdict
-from rest_core.operations.status.runs import StageEnd
+from rest_core.operations.status.mlflow_runs import StageEnd
 from rest_core.operations.tracking.store import redact
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from rest_core.errors import UserError, described
 from rest_core.operations.catalogue import CATALOGUE
 from rest_core.operations.pods import NotAllowed
 from rest_core.operations.preflight import cluster, gpu, locations, mlflow_server, sources
-from rest_core.operations.preflight.report import Finding
+from rest_core.operations.preflight.findings import Finding
 from rest_core.operations.preflight.surroundings import Surroundings
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ MLFLOW = "MLflow"  # the check that decides whether the others' results can be r
 Check = tuple[str, Callable[[], str]]  # its name, and a function as described in the package's docstring
 
 
-def checks(
+def list_checks(
     config: Config,
     surroundings: Surroundings,
     ablation: AblationConfig | None = None,

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rest_core.config import LaunchConfig, StorageConfig, TrackingConfig
-from rest_core.operations import pods
+from rest_core.operations import handoff, pods
 from rest_core.operations.pods import PodEnd
-from rest_core.operations.status import leftovers, runs
+from rest_core.operations.status import mlflow_runs
 from rest_core.operations.status.final import FinalStatus, Links, Verdict
-from rest_core.operations.status.report import FailedStage, Outcome, markdown, noted
+from rest_core.operations.status.mlflow_runs import PipelineEnd, StageEnd
+from rest_core.operations.status.outcome import FailedStage, Outcome, markdown, noted
 from rest_core.operations.status.reproduce import commands
-from rest_core.operations.status.runs import PipelineEnd, StageEnd
 from rest_core.operations.tracking import store
 from rest_core.storage import short_waits
 
@@ -61,17 +61,17 @@ def conclude(
             ends = pods.ends(*pods.connect(), run_id, lines=LOG_LINES)
     with noted(notes, "MLflow could not be asked"):
         connected = store.connect(tracking)
-        pipeline = runs.read(connected, tracking, pipeline_run)
+        pipeline = mlflow_runs.read(connected, tracking, pipeline_run)
         client = connected
         if pipeline is None:
             notes.append(f"MLflow has no run {pipeline_run!r}: no stage got as far as that")
     outcome = _outcome(links, final, pipeline_run, client, pipeline, ends)
     page.write_text(markdown(outcome, notes), encoding="utf-8")  # whatever happens after this, the report is there
-    leftovers.remove(storage, launch, pipeline_run, succeeded=outcome.succeeded, notes=notes)
+    remove_leftovers(storage, launch, pipeline_run, succeeded=outcome.succeeded, notes=notes)
     page.write_text(markdown(outcome, notes), encoding="utf-8")
     if client is not None and pipeline is not None:
         with noted(notes, "The run could not be closed in MLflow"):
-            runs.close(client, pipeline, outcome.verdict, outcome.line, page)
+            mlflow_runs.close(client, pipeline, outcome.verdict, outcome.line, page)
         page.write_text(markdown(outcome, notes), encoding="utf-8")
     log.info("%s\n%s", outcome.line, page.read_text(encoding="utf-8"))
     return outcome
@@ -135,8 +135,8 @@ def _failed(stage: StageEnd, end: PodEnd | None, client: MlflowClient | None, ur
         why.append("it ended without an error: killed (out of memory, lost node, time-out) or stopped")
     lines = list(end.log) if end else []
     if not lines and client is not None:
-        with noted(lines, "(the traceback cannot be read"):
-            lines += runs.traceback_of(client, stage.run_id, lines=LOG_LINES)
+        with noted(lines, "The traceback cannot be read"):
+            lines += mlflow_runs.traceback_of(client, stage.run_id, lines=LOG_LINES)
     reproduce = commands(stage, uri)
     return FailedStage(stage.name, store.redact("; ".join(why)), tuple(map(store.redact, lines)), tuple(reproduce))
 
@@ -145,3 +145,20 @@ def _pod_end(end: PodEnd) -> str:
     exit_code = None if end.exit_code is None else f"exit code {end.exit_code}"
     ended = ", ".join(part for part in (end.reason, exit_code) if part)
     return f"its pod {end.name} ended{f' ({ended})' if ended else ''}"
+
+
+def remove_leftovers(
+    storage: StorageConfig, launch: LaunchConfig, pipeline_run: str, *, succeeded: bool, notes: list[str]
+) -> None:
+    """Delete what a run that has ended has left, and note what was removed, or could not be.
+
+    The scratch space of a run that has not succeeded stays: a retry resumes from it.
+    """
+    if launch.train_job is not None:
+        with noted(notes, "Leftovers could not be removed"):
+            deleted, problems = pods.delete_train_jobs(pipeline_run, launch.train_job.namespace)
+            notes += [f"The TrainJob {name} was left and has been deleted" for name in deleted]
+            notes += [f"A leftover could not be removed: {problem}" for problem in problems]
+    if storage.location is not None and succeeded:
+        with noted(notes, "Leftovers could not be removed"):
+            handoff.remove_scratch(storage.location, pipeline_run)
