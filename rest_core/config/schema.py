@@ -184,3 +184,14 @@ class Config(Section):
     def enabled(self, switch: str | None) -> bool:
         """Whether a stage with this switch (`rest_core.operations.catalogue`) does its work, or passes on its input."""
         return switch is None or bool(getattr(self, switch).enabled)
+
+    def inputs(self) -> list[tuple[str, str]]:
+        """What a run reads from elsewhere: the field's name and the location."""
+        sources = [("data.sources", source.location) for source in self.data.sources]
+        given = {"model.source": self.model.source, "api_bank.location": self.api_bank.location}
+        return [*sources, *((name, location) for name, location in given.items() if location)]
+
+    def outputs(self) -> list[tuple[str, str]]:
+        """Where a run writes to besides its own folder and MLflow: the field's name and the location."""
+        given = {"rl.mirror": self.rl.mirror, "registry.destination": self.registry.destination}
+        return [(name, location) for name, location in given.items() if location]
