@@ -77,6 +77,7 @@ def test_what_runs_in_the_base_image_imports_only_what_that_holds() -> None:
         from pipelines import cli
         from rest_core.ablation import ablation_report, collect, settings
         from rest_core.operations.handoff import is_base_model
+        from rest_core.operations.pods import delete_train_jobs
         from rest_core.operations.status import exit_task
         from rest_core.operations.tracking import card, delivery, registry, store
         logs.configure(sys.stdout)
