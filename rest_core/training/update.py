@@ -17,11 +17,10 @@ from torch import Tensor
 from rest_core.algorithm.entropy import region_sums
 from rest_core.algorithm.loss import (
     Denominators,
-    LossSettings,
     TokenTerms,
+    loss_metrics,
+    policy_loss,
     sequence_log_ratios,
-    token_loss,
-    token_metrics,
     token_scales,
 )
 from rest_core.algorithm.regions import Region
@@ -140,15 +139,6 @@ class PolicyUpdate:
         self.pad_id = pad_id
         self.reference = reference  # frozen policy for the KL penalty, or None
         self.shared: bool = accelerator.unwrap_model(policy).shared
-        loss = config.loss
-        self.settings = LossSettings(
-            (loss.clip_low, loss.clip_high),
-            loss.dual_clip,
-            loss.importance_cap,
-            loss.kl_coefficient,
-            loss.entropy_coefficient,
-            loss.surrogate,
-        )
         self.version = 0  # optimizer updates so far
 
     def run(self, experience: Experience, last_good: str) -> UpdateStatistics:
@@ -211,10 +201,9 @@ class PolicyUpdate:
         if not passes:
             return
         statistics.divided_groups += _divided_groups(experience.rollouts, passes) if self.shared else 0
-        length = self.config.loss.length or self.config.max_response_tokens
-        aggregation = self.config.loss.aggregation
-        scales = token_scales(experience.mask, experience.weights, aggregation, denominators, length)
-        if self.settings.surrogate == "gspo" and experience.old_logps is not None:
+        loss, limit = self.config.loss, self.config.max_response_tokens
+        scales = token_scales(experience.mask, experience.weights, loss, denominators, limit)
+        if loss.surrogate == "gspo" and experience.old_logps is not None:
             # A token's loss needs the whole sequence's ratio, and the head is visited in chunks: one more pass.
             logps, _ = self.values(experience, signal)
             experience.sequence_log_ratios = sequence_log_ratios(logps, experience.old_logps, experience.mask)
@@ -291,8 +280,8 @@ class PolicyUpdate:
                         terms = terms._replace(ref_logp=self.reference(batch)[1])
                 loss, logp, entropy = self.policy(
                     batch,
-                    lambda tokens, logp, entropy: token_loss(logp, entropy, terms.part(tokens), self.settings),
-                    entropy_gradient=self.settings.entropy_coefficient > 0,
+                    lambda tokens, logp, entropy: policy_loss(logp, entropy, terms.part(tokens), self.config.loss),
+                    entropy_gradient=self.config.loss.entropy_coefficient > 0,
                 )
             value = float(loss.detach())
             if not math.isfinite(value) or abs(value) > self.config.max_loss:
@@ -301,7 +290,7 @@ class PolicyUpdate:
             self.accelerator.backward(loss * self.accelerator.num_processes)
         statistics.loss += value
         statistics.computed += int(batch.attention_mask.sum()) if groups else 0
-        statistics.add(token_metrics(logp, terms, self.settings), len(logp))
+        statistics.add(loss_metrics(logp, terms, self.config.loss), len(logp))
         # Of the rows that the policy gradient is made of, whether or not a penalty brings others into the forward.
         sums, counts = region_sums(entropy, of_tokens(experience.regions), terms.advantages != 0)
         statistics.entropy_sums += sums
