@@ -12,11 +12,11 @@ from torch import Tensor
 
 from rest_core.algorithm.regions import Region, read_response
 from rest_core.algorithm.rewards import SCHEMES, Reward, tool_reward
-from rest_core.algorithm.token_bytes import token_bytes
 from rest_core.algorithm.weights import relative_frequency, token_weights
+from rest_core.chat import continuation, opening
 from rest_core.config import WeightsConfig
-from rest_core.model.chat import continuation, opening
 from rest_core.response import Response, parse
+from rest_core.token_bytes import token_bytes
 
 # Mean policy entropy by region in nats, for a text that comes without the policy that sampled it: means over the steps
 # of the quickstart profile's training (RESPONSE does not occur there; it is taken as THINK).

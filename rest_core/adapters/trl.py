@@ -30,9 +30,9 @@ from rest_core.algorithm.weights import (
     token_weights,
     weight_settings,
 )
+from rest_core.chat import Opening, continuation, opened_by, opening
 from rest_core.config import PaperWeights, WeightMean, WeightsConfig
 from rest_core.errors import UserError
-from rest_core.model.chat import Opening, continuation, opened_by, opening
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rest_core.algorithm.token_bytes import token_bytes
-from rest_core.model.chat import Opening, opening
+from rest_core.chat import Opening, opening
 from rest_core.response import Kind, Response, parse
+from rest_core.token_bytes import token_bytes
 
 
 class Region(IntEnum):

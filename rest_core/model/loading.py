@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rest_core import storage
-from rest_core.algorithm.token_bytes import token_bytes
+from rest_core.chat import opening
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError
 from rest_core.model import embedded
-from rest_core.model.chat import opening
 from rest_core.operations import handoff
+from rest_core.token_bytes import token_bytes
 
 
 def write_reference(out: Path, source: str) -> None:
@@ -75,7 +75,7 @@ def load_tokenizer(source: str | Path, config: ModelConfig) -> Any:
 
     Raises:
         UserError: it is not there, lacks one of these, does not spell its ids one by one (`TokenBytes`), or its chat
-            template ends prompts in what no response can go on from (`rest_core.model.chat.opening`).
+            template ends prompts in what no response can go on from (`rest_core.chat.opening`).
     """
     where = resolve(source)
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}

@@ -42,8 +42,8 @@ def sft_warmup(
     Runs as one process a GPU, or as many as `launch` says. Where a storage location is configured, checkpoints
     (`sft.checkpoint_every`) are mirrored to it, for this pipeline run to take up when the stage is retried.
     """
+    from rest_core.chat import require_continuations
     from rest_core.data.store import load_split, to_sample
-    from rest_core.model.chat import require_continuations
     from rest_core.model.loading import load_model, load_tokenizer, write_reference
     from rest_core.operations.launch import launcher
     from rest_core.operations.preflight.gpu import require_memory
@@ -113,8 +113,8 @@ def rest_rl(
     several nodes. Where a storage location is configured and `rl.mirror` is not, checkpoints are mirrored to it, for
     this pipeline run to take up when the stage is retried.
     """
+    from rest_core.chat import encode_prompt, require_continuations
     from rest_core.data.store import load_split, to_sample
-    from rest_core.model.chat import encode_prompt, require_continuations
     from rest_core.model.loading import load_model, load_tokenizer, pass_on
     from rest_core.operations.launch import launcher
     from rest_core.operations.preflight.gpu import require_memory

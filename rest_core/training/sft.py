@@ -13,10 +13,10 @@ from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from rest_core import storage
+from rest_core.chat import encode_prompt, encode_response
 from rest_core.config import ModelConfig, SftConfig
 from rest_core.errors import UserError
 from rest_core.memory import keep_freed_memory
-from rest_core.model.chat import encode_prompt, encode_response
 from rest_core.model.loading import with_lora
 from rest_core.model.precision import compute_dtype
 from rest_core.records import Sample

@@ -16,17 +16,17 @@ from torch import Tensor
 from rest_core.algorithm.regions import Region, decode_response, token_regions
 from rest_core.algorithm.rest import Judgement, ResT
 from rest_core.algorithm.rewards import Reward
-from rest_core.algorithm.token_bytes import token_bytes
+from rest_core.chat import encode_prompt
 from rest_core.config import EMBEDDED_MODEL, LossConfig, ModelConfig, RlConfig
 from rest_core.model import attention, logprobs
 from rest_core.model.batch import pad_rows
-from rest_core.model.chat import encode_prompt
 from rest_core.model.loading import load_model, load_tokenizer
 from rest_core.model.logprobs import Policy
 from rest_core.model.precision import compute_dtype
 from rest_core.records import Message, Rollout
 from rest_core.response import parse
 from rest_core.rollout.packed import PackedLinear
+from rest_core.token_bytes import token_bytes
 from rest_core.training.judging import Task
 from rest_core.training.rl import Observer, RlTrainer
 from rest_core.training.update import Experience, PolicyUpdate

@@ -15,6 +15,7 @@ from rest_core.algorithm.rest import ResT
 from rest_core.algorithm.rewards import tool_reward
 from rest_core.algorithm.success import succeeds
 from rest_core.algorithm.weights import relative_frequency, token_weights
+from rest_core.chat import encode_response
 from rest_core.config import (
     FrequencyWeights,
     HighEntropyWeights,
@@ -23,7 +24,6 @@ from rest_core.config import (
     RlConfig,
     TokenEntropyWeights,
 )
-from rest_core.model.chat import encode_response
 from rest_core.response import parse
 
 GOLD = '<tool_call>\n{"name": "add", "parameters": {"a": 1}}\n</tool_call>'

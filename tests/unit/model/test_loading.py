@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rest_core import storage
-from rest_core.algorithm.token_bytes import stop_ids, token_bytes
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError
 from rest_core.model import loading
 from rest_core.operations import handoff
+from rest_core.token_bytes import stop_ids, token_bytes
 
 CONFIG = ModelConfig()
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rest_core.chat import encode_prompt
 from rest_core.config import LoraConfig, ModelConfig, SftConfig
 from rest_core.errors import UserError
-from rest_core.model.chat import encode_prompt
 from rest_core.model.loading import save_policy
 from rest_core.records import Message, Sample, ToolCall
 from rest_core.response import render

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from rest_core.errors import UserError
-from rest_core.model.chat import (
+from rest_core.chat import (
     Opening,
     encode_prompt,
     encode_prompts,
@@ -14,6 +13,7 @@ from rest_core.model.chat import (
     opening,
     require_continuations,
 )
+from rest_core.errors import UserError
 from rest_core.records import Message, Sample, ToolCall
 from rest_core.response import render
 

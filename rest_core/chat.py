@@ -16,10 +16,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from rest_core.algorithm.token_bytes import token_bytes
 from rest_core.errors import UserError
 from rest_core.records import Message, Sample
 from rest_core.response import Kind, parse
+from rest_core.token_bytes import token_bytes
 
 _NAMES = "|".join(kind.value for kind in Kind)
 _LAST_TAGS = re.compile(rf"(?:</?(?:{_NAMES})>\s*)+\Z")
