@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from rest_core.errors import NotFiniteLogits
+from rest_core.model.parameters import merged_parameters, without_adapters
 from rest_core.records import Rollout
 from rest_core.rollout import decoding, packed, plain
 from rest_core.rollout.engine import seed_of_each
 from rest_core.rollout.sampling import uniforms
 from rest_core.rollout.trial import reason_against
-from rest_core.rollout.weights import merged_weights, without_adapters
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class TransformersEngine:
         own = dict(self.model.named_parameters(remove_duplicate=False))
         modules = dict(self.model.named_modules(remove_duplicate=False))
         done: set[int] = set()
-        for name, value in merged_weights(master):
+        for name, value in merged_parameters(master):
             module = modules[name.rpartition(".")[0]]
             if isinstance(module, packed.PackedLinear) and name.endswith(".weight"):
                 module.pack(value)

@@ -20,9 +20,8 @@ import torch
 
 from rest_core.config import VllmServerConfig
 from rest_core.errors import UserError
-from rest_core.model.parameters import without_wrapper
+from rest_core.model.parameters import checkpoint_tensors, without_wrapper
 from rest_core.records import Rollout
-from rest_core.rollout.checkpoint_weights import checkpoint_weights
 from rest_core.rollout.engine import seed_of_each
 from rest_core.rollout.vllm_http import Server
 from rest_core.rollout.vllm_nccl import NcclTransfer
@@ -137,7 +136,7 @@ class VllmServerEngine:
         Every process of a training calls this: each may hold a part of the weights. The first one sends them, and
         tells the others how that went.
         """
-        weights = checkpoint_weights(master, self.dtype)  # a collective where the model is sharded
+        weights = checkpoint_tensors(master, self.dtype)  # a collective where the model is sharded
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         first = not distributed or torch.distributed.get_rank() == 0
         said: list[Any] = [None, None]  # label, error
