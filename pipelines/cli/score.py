@@ -76,6 +76,7 @@ def score(
 
     from rest_core import logs
     from rest_core.model.loading import load_tokenizer
+    from rest_core.operations import policies
     from rest_core.score import score_response
 
     logs.configure(sys.stderr, level=logging.WARNING, libraries=("transformers",))
@@ -84,7 +85,7 @@ def score(
     result = score_response(
         text,
         reference,
-        load_tokenizer(tokenizer, ModelConfig()),
+        load_tokenizer(policies.fetched(tokenizer), ModelConfig()),
         weights=weights,
         step=step,
         total_steps=total_steps,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,12 @@ from rest_core.chat import opening
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError
 from rest_core.model import embedded
-from rest_core.operations import handoff
+from rest_core.model.parameters import without_adapters
 from rest_core.token_bytes import token_bytes
 
 
-def write_reference(out: Path, source: str) -> None:
-    """Make `out` a policy folder that refers to `source`, for a stage that passes its model on untouched."""
-    handoff.write(out, handoff.Reference(source=source))
-
-
-def pass_on(policy: str | Path, out: Path) -> None:
-    """Make `out` the same policy as `policy`: a copy of a folder or of its reference, else a reference."""
-    folder = Path(policy)
-    if folder.is_dir():
-        (out / handoff.FILE_NAME).unlink(missing_ok=True)  # of an earlier run into the same folder
-        shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json", "metrics.json"))
-    else:
-        write_reference(out, str(policy))
-
-
 def resolve(source: str | Path) -> str:
-    """A folder or hub id that transformers loads, for any kind of source.
+    """A folder or hub id that transformers loads, for a folder, a hub id, an s3:// URI or an embedded model.
 
     Raises:
         UserError: the model is not there, or its weights are packed.
@@ -48,8 +32,6 @@ def resolve(source: str | Path) -> str:
         return resolve(storage.fetch(text, storage.cache_folder() / "models"))
     folder = Path(text)
     if folder.is_dir():
-        if (reference := handoff.read(folder)) is not None:
-            return resolve(handoff.fetch(folder) if reference.files is not None else reference.source)
         if (folder / "config.json").is_file():
             return text
         if any(folder.glob("*.gguf")):
@@ -149,8 +131,7 @@ def with_lora(model: Any, lora: LoraConfig) -> Any:
 
 def save_policy(model: Any, tokenizer: Any, out: Path, *, dtype: torch.dtype) -> None:
     """Write a flat checkpoint that transformers and vLLM read: adapters merged, weights in `dtype`, safetensors."""
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+    model = without_adapters(model)
     cast: dict[int, torch.Tensor] = {}  # by storage, so that tied weights stay one and are written once
     state = {
         name: cast.setdefault(tensor.data_ptr(), tensor.detach().to(dtype))
@@ -161,7 +142,6 @@ def save_policy(model: Any, tokenizer: Any, out: Path, *, dtype: torch.dtype) ->
     described.dtype = dtype
     described.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / handoff.FILE_NAME).unlink(missing_ok=True)  # of an earlier run into the same folder
 
 
 def _configured_stop_ids(where: str, options: dict[str, Any]) -> list[int]:

@@ -21,7 +21,7 @@ from rest_core.config import (
     TrackingConfig,
     VllmEngineConfig,
 )
-from rest_core.operations import handoff
+from rest_core.operations import handoff, policies
 from rest_core.processes import is_launched, is_main_process
 from rest_core.stages.stage import AS_IT_IS, BY_ITSELF, StageResult, errors_left, open_stage
 
@@ -44,7 +44,7 @@ def sft_warmup(
     """
     from rest_core.chat import require_continuations
     from rest_core.data.store import load_split, to_sample
-    from rest_core.model.loading import load_model, load_tokenizer, write_reference
+    from rest_core.model.loading import load_model, load_tokenizer
     from rest_core.operations.launch import launcher
     from rest_core.operations.preflight.gpu import require_memory
 
@@ -64,23 +64,24 @@ def sft_warmup(
         digest = stage.add_input("dataset", dataset)
         if not sft.enabled:
             if is_main_process():
-                write_reference(out, _absolute(model.source))
+                policies.write_reference(out, _absolute(model.source))
             return stage.skip("switched off (sft.enabled=false): cold start")
-        require_memory(model.source, model, sft)
+        source = policies.fetched(model.source)
+        require_memory(source, model, sft)
         from rest_core.training import sft as training
 
         dataset = handoff.fetch(dataset)
         samples = [to_sample(row) for row in load_split(dataset, "sft")]
         validation = [to_sample(row) for row in load_split(dataset, "sft_validation")]
         stage.run.dataset("sft", source=str(dataset), digest_sha256=digest, rows=len(samples), context="training")
-        tokenizer = load_tokenizer(model.source, model)
+        tokenizer = load_tokenizer(source, model)
         require_continuations(tokenizer, [*samples, *validation])
         # Leftovers of another attempt are taken up only where data, model and settings are the same.
         described = "/".join([digest, model.model_dump_json(), sft.model_dump_json()])
         key = hashlib.sha256(described.encode()).hexdigest()[:16]
         place = _mirror(storage, pipeline_run)
         trained, metrics = training.train(
-            load_model(model.source, model),
+            load_model(source, model),
             tokenizer,
             samples,
             validation,
@@ -115,7 +116,7 @@ def rest_rl(
     """
     from rest_core.chat import encode_prompt, require_continuations
     from rest_core.data.store import load_split, to_sample
-    from rest_core.model.loading import load_model, load_tokenizer, pass_on
+    from rest_core.model.loading import load_model, load_tokenizer
     from rest_core.operations.launch import launcher
     from rest_core.operations.preflight.gpu import require_memory
     from rest_core.response import parse
@@ -149,8 +150,9 @@ def rest_rl(
         origin = stage.add_input("policy", policy)
         if not rl.enabled:
             if is_main_process():
-                pass_on(policy, out)
+                policies.pass_on(policy, out)
             return stage.skip("switched off (rl.enabled=false)")
+        policy = policies.fetched(policy)
         require_memory(policy, model, rl)
         from rest_core.training.judging import Task
         from rest_core.training.plots import training_figure

@@ -22,7 +22,7 @@ from rest_core.config import ApiBankConfig, BfclConfig, ModelConfig, RlConfig, S
 from rest_core.data import store
 from rest_core.errors import Preempted, UserError
 from rest_core.model import loading
-from rest_core.operations import handoff
+from rest_core.operations import handoff, policies
 from rest_core.operations.tracking import runs
 from rest_core.operations.tracking.store import open_client
 from rest_core.records import Message, Sample, Tool, ToolCall
@@ -161,16 +161,16 @@ def test_what_is_switched_off_passes_the_model_on(
 ) -> None:
     off = warm_up(SftConfig(enabled=False))
     assert off.metrics == {} and "cold start" in str(off.skipped)
-    assert loading.resolve(tmp_path / "sft") == str(tiny_checkpoint)
+    assert policies.fetched(tmp_path / "sft") == str(tiny_checkpoint)
     assert manifest.read(tmp_path / "sft")["counts"]["skipped"] == off.skipped
 
     assert train(RlConfig(enabled=False), policy=tmp_path / "sft").skipped
     assert handoff.is_base_model(tmp_path / "rl")
-    assert loading.resolve(tmp_path / "rl") == str(tiny_checkpoint)
+    assert policies.fetched(tmp_path / "rl") == str(tiny_checkpoint)
 
     shutil.rmtree(tmp_path / "rl")
     train(RlConfig(enabled=False), policy=tiny_checkpoint)
-    assert loading.resolve(tmp_path / "rl") == str(tmp_path / "rl")
+    assert policies.fetched(tmp_path / "rl") == tmp_path / "rl"
     assert (tmp_path / "rl" / "model.safetensors").read_bytes() == (tiny_checkpoint / "model.safetensors").read_bytes()
     assert manifest.read(tmp_path / "rl")["stage"] == "rest-rl"
 
@@ -202,7 +202,7 @@ def test_references_that_do_not_go_on_from_the_prompt_are_refused_before_a_model
 def test_switching_a_stage_on_again_forgets_the_reference(warm_up: Run, tmp_path: Path) -> None:
     warm_up(SftConfig(enabled=False))
     warm_up()
-    assert loading.resolve(tmp_path / "sft") == str(tmp_path / "sft")
+    assert policies.fetched(tmp_path / "sft") == tmp_path / "sft"
 
 
 @pytest.mark.usefixtures("unsent")
