@@ -35,8 +35,8 @@ import tqdm
 import transformers
 
 from rest_core.manifest import git_commit
-from rest_core.training.judging import Task
 from rest_core.training.rl import Observer, RlTrainer
+from rest_core.training.tasks import Task
 
 MODES: dict[str, dict[str, Any]] = {
     "one update a rollout": {},
@@ -126,7 +126,8 @@ def train(out: Path, mode: str) -> None:
 def digests(out: Path) -> dict[str, str]:
     """SHA-256 of everything that a training has left, times and memory taken out of the history."""
     found = {"metrics": (out / RESULT).read_bytes(), "weights": (out / "model" / "model.safetensors").read_bytes()}
-    entries = [json.loads(line) for line in (out / "training" / "history.jsonl").read_text().splitlines()]
+    newest = max((out / "training").glob("step-*"))
+    entries = [json.loads(line) for line in (newest / "history.jsonl").read_text().splitlines()]
     untimed = [{k: v for k, v in entry.items() if not k.startswith(_UNTIMED)} for entry in entries]
     found["history"] = json.dumps(untimed).encode()
     for path in sorted((out / "training").glob("completions/*")):

@@ -15,8 +15,8 @@ from rest_core.algorithm.rewards import Reward
 from rest_core.config import ModelConfig, RlConfig
 from rest_core.response import Response, parse
 from rest_core.rollout.transformers_engine import TransformersEngine
-from rest_core.training.judging import Task
 from rest_core.training.rl import Observer, RlTrainer
+from rest_core.training.tasks import Task
 
 from .measure import Clock, PeakMemory, TokenCount, compilation
 from .models import model_of, tokenizer_of

@@ -1,6 +1,6 @@
-"""ResT as one object: what a trainer asks it is rewards and weights, what it tells it is entropies.
+"""ResT as one object: a trainer gets rewards and weights from it, and feeds it entropies.
 
-The trainer executes per-token weights and losses and knows no tag; everything about tool calls is decided here.
+The trainer applies token weights and losses and knows no tag; everything about tool calls is decided here.
 """
 
 from __future__ import annotations
@@ -84,10 +84,3 @@ class ResT:
     def observe(self, sums: Tensor, counts: Tensor) -> Tensor:
         """Take in one step's entropy sums and counts by region; returns the step's means (len(Region),)."""
         return self.entropy.update(sums, counts)
-
-    def state(self) -> dict[str, Any]:
-        """JSON values."""
-        return {"region_entropy": self.entropy.state()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.entropy.load_state(state["region_entropy"])

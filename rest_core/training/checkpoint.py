@@ -1,13 +1,13 @@
-"""Training checkpoints: written aside, flushed to disk, renamed; the newest whole one is taken up again.
+"""Training checkpoints: written aside, flushed to disk, renamed; a training resumes from the newest whole one.
 
     step-000010/ model.safetensors      trained parameters, float32
                  optimizer.safetensors  AdamW's moments
-                 history.jsonl          what was logged up to this step
+                 history.jsonl          what was reported up to this step
                  state.json             everything else (`TrainingState`), what training it is, and file hashes
 
-`state.json` is written last and names the hashes of the others, so a torn checkpoint is told from a whole one.
+`state.json` is written last and names the hashes of the others, so a torn checkpoint is told apart from a whole one.
 
-Why this is all that a training needs to go on bit by bit as if it had never stopped: a checkpoint lies between two
+Why this is all that a training needs to continue bit by bit as if it had never stopped: a checkpoint lies between two
 steps, where no rollout is alive (with several updates a rollout too: its buffer is made and used up within the step);
 all random numbers of a step are derived from the seed and the step's number (`rest_core.seeds`), and so is the place
 in the data; the learning rate is a function of the number of updates, and the curriculum one of the step.
@@ -36,19 +36,17 @@ from rest_core.errors import UserError
 from rest_core.manifest import sha256_file
 from rest_core.storage import disk_is_full, flush
 from rest_core.training.history import FILE_NAME as HISTORY
-from rest_core.training.history import unreadable
 
 log = logging.getLogger(__name__)
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 CONTENT = (MODEL, OPTIMIZER, HISTORY)
 _NAME = re.compile(r"step-[0-9]{6,12}")
-_MAX_STATE_BYTES = 16 << 20  # of a state.json; ours have a few KiB
-_DTYPE = "F32"  # of master weights and moments, in safetensors' words
+_DTYPE = "F32"  # of master weights, as safetensors names it
 
 _Step = Annotated[int, Field(ge=0, le=10**9)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_Table = Annotated[str, Field(pattern=r"^[\w-]+\.json$")]
+_Table = Annotated[str, Field(pattern=r"^step-[0-9]{6,12}\.json$")]
 
 
 class _Strict(BaseModel):
@@ -97,7 +95,7 @@ class Checkpoints:
     Args:
         folder: may hold other things too.
         training: what decides the training's result (data, model, settings): plain JSON values. Checkpoints of
-            anything else are foreign: never taken up, never deleted.
+            anything else are foreign: nothing is trained beside them.
         keep: how many of the newest stay; the best one stays besides.
     """
 
@@ -146,30 +144,28 @@ class Checkpoints:
         return final
 
     def take_in(self, aside: Path, final: Path) -> None:
-        """Give a complete folder its name; a foreign checkpoint of that name steps aside, another is replaced."""
+        """Give a complete folder its name, in place of an older one."""
         if final.exists():
-            if self._is_foreign(final):
-                final.rename(_free_name(final.with_name(f"foreign-{final.name}")))
-            else:
-                shutil.rmtree(final)
+            shutil.rmtree(final)
         aside.rename(final)
         flush(self.folder)
 
-    def latest(self, expected: Mapping[str, Tensor]) -> tuple[Path | None, list[str]]:
-        """The newest whole checkpoint of this training, and the foreign ones that were passed over, each with why.
+    def latest(self, expected: Mapping[str, Tensor]) -> Path | None:
+        """The newest whole checkpoint; those that are not are named in the log.
 
         Args:
             expected: the parameters that a checkpoint must hold, by name, with their (full) shapes.
+
+        Raises:
+            UserError: there is a checkpoint of another training.
         """
-        foreign: list[str] = []
+        self._refuse_foreign()
         for path in reversed(self.all()):
-            problem, is_foreign = self.problem(path, expected)
+            problem, _ = self.problem(path, expected)
             if problem is None:
-                return path, foreign
+                return path
             log.warning("%s is passed over: %s", path, problem)
-            if is_foreign:
-                foreign.append(f"{path}: {problem}")
-        return None, foreign
+        return None
 
     def all(self) -> list[Path]:
         """Everything with a checkpoint's name, by step."""
@@ -177,7 +173,7 @@ class Checkpoints:
         return sorted(found, key=lambda path: step_of(path.name))
 
     def problem(self, path: Path, expected: Mapping[str, Tensor]) -> tuple[str | None, bool]:
-        """Why a checkpoint cannot be taken up (None: it can), and whether that is because it is foreign."""
+        """Why a training cannot resume from a checkpoint (None: it can), and whether that is because it is foreign."""
         try:
             described = _read(path)
             if described.fingerprint != self.fingerprint:
@@ -187,11 +183,7 @@ class Checkpoints:
                 return "its files are not those that were written", False
             if described.state.step != step_of(path.name):
                 return f"it is the state after step {described.state.step}", False
-            problem = (
-                _parameters_problem(path / MODEL, expected)
-                or _moments_problem(path / OPTIMIZER, expected)
-                or unreadable((path / HISTORY).read_bytes(), described.state.step)
-            )
+            problem = _parameters_problem(path / MODEL, expected)
         except (OSError, SafetensorError) as error:
             return f"incomplete ({type(error).__name__})", False
         except ValidationError as error:
@@ -212,43 +204,43 @@ class Checkpoints:
 
     def kept(self, state: TrainingState) -> list[Path]:
         """The checkpoints that stay when that of `state` is the newest, by step."""
-        own = [path for path in self.all() if step_of(path.name) <= state.step and not self._is_foreign(path)]
+        own = [path for path in self.all() if step_of(path.name) <= state.step]
         best = [self.path(state.best.step)] if state.best is not None else []
         return [path for path in own if path in own[-self.keep :] or path in best]
 
     def _prune(self, state: TrainingState) -> None:
-        """What has a higher number than the newest is not whole: the training was taken up from before it."""
+        """What has a higher number than the newest is not whole: the training resumed from before it."""
         kept = self.kept(state)
         for path in self.all():
-            if path not in kept and path not in self.busy and not self._is_foreign(path):
+            if path not in kept and path not in self.busy:
                 shutil.rmtree(path)
 
-    def _is_foreign(self, path: Path) -> bool:
-        try:
-            return _read(path).fingerprint != self.fingerprint
-        except (OSError, ValueError):
-            return False  # torn
+    def _refuse_foreign(self) -> None:
+        for path in reversed(self.all()):
+            with suppress(OSError, ValueError):  # torn
+                described = _read(path)
+                if described.fingerprint != self.fingerprint:
+                    different = f"a checkpoint of another training ({self._difference(described.training)})"
+                    raise UserError(f"{path}: {different}; choose another output folder, or remove this checkpoint")
 
     def _difference(self, other: Mapping[str, Any]) -> str:
         ours, theirs = dict(_flat(self.training)), dict(_flat(other))
         differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-        told = [f"{name} is {theirs.get(name)!r:.60} there, {ours.get(name)!r:.60} here" for name in differing[:3]]
+        shown = [f"{name} is {theirs.get(name)!r:.60} there, {ours.get(name)!r:.60} here" for name in differing[:3]]
         more = [f"and {len(differing) - 3} more"] if len(differing) > 3 else []
-        return "; ".join([*told, *more]) or "what differs is not told"
+        return "; ".join([*shown, *more])
 
     @contextmanager
     def disk_errors(self) -> Iterator[None]:
-        """Turn a full disk and a refused write into a `UserError` that names the last good checkpoint."""
+        """Turn a full disk and a refused write into a `UserError`."""
         try:
             yield
         except (OSError, SafetensorError) as error:
             place = getattr(error, "filename", None) or self.folder
-            newest = next((path for path in reversed(self.all()) if (path / STATE).is_file()), None)
-            left = f"the last good checkpoint is {newest}" if newest else "no checkpoint has been written yet"
             if disk_is_full(error):
-                raise UserError(f"{place}: no space left on the disk; free some and start again; {left}") from error
+                raise UserError(f"{place}: no space left on the disk; free some and start again") from error
             if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-                raise UserError(f"{place}: no permission to write; choose another output folder; {left}") from error
+                raise UserError(f"{place}: no permission to write; choose another output folder") from error
             if isinstance(error, (FileExistsError, NotADirectoryError)):
                 raise UserError(f"{place}: a file is where a folder should be; choose another output folder") from error
             raise
@@ -266,39 +258,18 @@ def step_of(name: str) -> int:
 
 def _read(path: Path) -> _Described:
     """Raises OSError or ValueError (pydantic's ValidationError is one)."""
-    file = path / STATE
-    if (size := file.stat().st_size) > _MAX_STATE_BYTES:
-        raise ValueError(f"{size} bytes")
-    return _Described.model_validate_json(file.read_bytes())
+    return _Described.model_validate_json((path / STATE).read_bytes())
 
 
 def _parameters_problem(file: Path, expected: Mapping[str, Tensor]) -> str | None:
     """What keeps the stored parameters from being those of the model; only the file's header is read."""
     with safe_open(file, framework="pt") as stored:
-        names = set(stored.keys())
-        if names != expected.keys():
-            odd = sorted(names ^ expected.keys())
-            return f"its parameters are not those of this model ({odd[0]!r:.80})"
-        for name, parameter in expected.items():
-            part = stored.get_slice(name)
-            if tuple(part.get_shape()) != tuple(parameter.shape) or part.get_dtype() != _DTYPE:
-                return (
-                    f"parameter {name} is {part.get_dtype()} {tuple(part.get_shape())}, "
-                    f"not {_DTYPE} {tuple(parameter.shape)}"
-                )
-    return None
-
-
-def _moments_problem(file: Path, expected: Mapping[str, Tensor]) -> str | None:
-    with safe_open(file, framework="pt") as stored:
-        for entry in stored.keys():  # noqa: SIM118 (no mapping)
-            key, _, name = entry.partition("/")
-            if key not in ("step", "exp_avg", "exp_avg_sq") or name not in expected:
-                return f"{entry!r:.80} is no moment of this optimizer"
-            shape = () if key == "step" else tuple(expected[name].shape)
-            part = stored.get_slice(entry)
-            if tuple(part.get_shape()) != shape or part.get_dtype() != _DTYPE:
-                return f"moment {entry} is {part.get_dtype()} {tuple(part.get_shape())}, not {_DTYPE} {shape}"
+        parts = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+        found = {name: f"{part.get_dtype()} {tuple(part.get_shape())}" for name, part in parts.items()}
+    wanted = {name: f"{_DTYPE} {tuple(parameter.shape)}" for name, parameter in expected.items()}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            return f"parameter {name!r:.80} is {found.get(name, 'missing')}, not {wanted.get(name, 'unknown')}"
     return None
 
 
@@ -308,14 +279,6 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
     else:
         yield prefix, json.loads(json.dumps(values))  # tuples and lists are one
-
-
-def _free_name(path: Path) -> Path:
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
 
 
 def remove_leftovers(folder: Path) -> None:

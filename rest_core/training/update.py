@@ -141,8 +141,20 @@ class PolicyUpdate:
         self.shared: bool = accelerator.unwrap_model(policy).shared
         self.version = 0  # optimizer updates so far
 
-    def run(self, experience: Experience, last_good: str) -> UpdateStatistics:
-        """One pass over the experience; `last_good` names the checkpoint to go back to in an error."""
+    @property
+    def learning_rate(self) -> float:
+        """That of the last update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def resume(self, version: int, learning_rate: float | None) -> None:
+        """Continue after `version` updates, the last of them at `learning_rate`."""
+        self.version = version
+        if learning_rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+
+    def run(self, experience: Experience) -> UpdateStatistics:
+        """One pass over the experience."""
         for rollout in experience.rollouts:
             if rollout.policy_version != self.version:
                 raise RuntimeError(
@@ -153,7 +165,7 @@ class PolicyUpdate:
         if len(parts) > 1:
             experience.old_logps, _ = self.values(experience)
         for part in parts:
-            self._step(experience, part, statistics, last_good)
+            self._step(experience, part, statistics)
         return statistics
 
     @torch.no_grad()
@@ -191,7 +203,7 @@ class PolicyUpdate:
             parts[(self.accelerator.process_index + row // group * processes) // prompts].append(row)
         return parts
 
-    def _step(self, experience: Experience, rows: list[int], statistics: UpdateStatistics, last_good: str) -> None:
+    def _step(self, experience: Experience, rows: list[int], statistics: UpdateStatistics) -> None:
         denominators = self._denominators(experience, rows)
         # A group without signal has advantage 0 throughout: it adds nothing to the policy gradient and is skipped in
         # the forward, but stays in the denominators. A KL penalty or entropy bonus needs every row.
@@ -212,10 +224,10 @@ class PolicyUpdate:
             # would have to hold the gradients of the whole model otherwise.
             alone = n < len(passes) - 1 and not self.accelerator.is_fsdp2
             with self.accelerator.no_sync(self.policy) if alone else nullcontext():
-                self._backward(experience, groups, scales, statistics, last_good)
+                self._backward(experience, groups, scales, statistics)
         norm = float(whole(self.accelerator.clip_grad_norm_(self._trained(), self.config.max_grad_norm)))
         if not math.isfinite(norm):
-            raise UserError(f"the gradient norm is {norm}: lower rl.learning_rate; {last_good}")
+            raise UserError(f"the gradient norm is {norm}: lower rl.learning_rate")
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * min(1.0, (self.version + 1) / max(1, self.config.warmup_steps))
         self.optimizer.step()
@@ -248,7 +260,6 @@ class PolicyUpdate:
         groups: Sequence[Group],
         scales: tuple[Tensor, Tensor],
         statistics: UpdateStatistics,
-        last_good: str,
     ) -> None:
         device = self.accelerator.device
         batch = self._batch(experience.rollouts, groups)
@@ -285,7 +296,7 @@ class PolicyUpdate:
                 )
             value = float(loss.detach())
             if not math.isfinite(value) or abs(value) > self.config.max_loss:
-                raise UserError(f"the loss is {value}: lower rl.learning_rate or rl.max_grad_norm; {last_good}")
+                raise UserError(f"the loss is {value}: lower rl.learning_rate or rl.max_grad_norm")
             # DDP and FSDP average gradients over processes, the denominators are global: the product is the sum.
             self.accelerator.backward(loss * self.accelerator.num_processes)
         statistics.loss += value

@@ -27,8 +27,8 @@ from rest_core.records import Message, Rollout
 from rest_core.response import parse
 from rest_core.rollout.packed import PackedLinear
 from rest_core.token_bytes import token_bytes
-from rest_core.training.judging import Task
 from rest_core.training.rl import Observer, RlTrainer
+from rest_core.training.tasks import Task
 from rest_core.training.update import Experience, PolicyUpdate
 
 pytestmark = [
@@ -180,7 +180,7 @@ def test_gradients_are_those_of_one_row_at_a_time_with_full_logits(
     optimizer = Kept(model.parameters(), lr=1.0)
     update = PolicyUpdate(policy, optimizer, accelerator, config, pad_id=tokenizer.pad_token_id)
     assert update.shared
-    statistics = update.run(made, "there is no checkpoint")
+    statistics = update.run(made)
     assert statistics.divided_groups > 0
     assert statistics.loss == pytest.approx(float(total.detach()), rel=1e-5)
     for name, value in (("ratio_mean", 1.0), ("ratio/max", 1.0), ("kl", 0.0)):  # log-probs of both paths

@@ -100,7 +100,7 @@ def test_schemes_by_token_get_the_tokens_own_figures(tiny_tokenizer: Any) -> Non
 def test_the_state_survives_a_checkpoint(tiny_tokenizer: Any) -> None:
     one, other = ResT(RlConfig(), tiny_tokenizer), ResT(RlConfig(), tiny_tokenizer)
     one.observe(*observed(NAME=0.3))
-    other.load_state(json.loads(json.dumps(one.state())))
+    other.entropy.load_state(json.loads(json.dumps(one.entropy.state())))
     assert torch.equal(other.entropy.mean.nan_to_num(-1), one.entropy.mean.nan_to_num(-1))
     assert math.isnan(float(other.entropy.mean[Region.THINK]))  # not seen yet
 

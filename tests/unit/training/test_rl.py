@@ -25,9 +25,10 @@ from rest_core.config import LoraConfig, LossConfig, ModelConfig, RlConfig, load
 from rest_core.errors import Preempted, UserError
 from rest_core.model import precision
 from rest_core.response import parse
-from rest_core.training import rl
-from rest_core.training.judging import Task
-from rest_core.training.rl import Observer, RlTrainer
+from rest_core.training import checks, probe, rl
+from rest_core.training.progress import Observer
+from rest_core.training.rl import RlTrainer
+from rest_core.training.tasks import Task
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -204,7 +205,7 @@ def test_a_training_that_was_interrupted_ends_as_if_it_had_not_been(trainer: Tra
 
     assert begun.untimed()[3] == straight.untimed()[3]  # which was done again: the checkpoint is that of step 2
     assert resumed.untimed() == straight.untimed() and resumed.tables == straight.tables
-    assert one.folder.history.tables == two.folder.history.tables
+    assert one.progress.history.tables == two.progress.history.tables
     assert again["reward/before"] == first["reward/before"] and again["reward/after"] == first["reward/after"]
     assert two.update.version == one.update.version
     start = dict(trainer(config, Log(), folder="unused").model.named_parameters())
@@ -251,7 +252,7 @@ def judged_by(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> list[
         measured, place = divmod(len(seen) - 1, 5)
         return place < round(5 * accuracies[measured])
 
-    monkeypatch.setattr(rl, "succeeds", outcome)
+    monkeypatch.setattr(probe, "succeeds", outcome)
     return seen
 
 
@@ -274,7 +275,7 @@ def test_the_best_on_the_task_is_kept_and_handed_on_when_asked_for(
     for name, parameter in made.model.named_parameters():
         assert torch.equal(parameter, wanted[name])
         assert torch.equal(dict(made.engine.model.named_parameters())[name], wanted[name])
-    assert result["reward/after"] == made.probe()  # of what is handed on
+    assert result["reward/after"] == made.probe.mean_reward()  # of what is handed on
 
 
 def test_a_best_checkpoint_that_is_lost_is_told_and_the_best_is_looked_for_anew(
@@ -330,7 +331,7 @@ def send_at(trainer: RlTrainer, phase: str, step: int, number: int = signal.SIGT
         if (name, at) == (phase, step):
             os.kill(os.getpid(), number)
 
-    trainer.observer = dataclasses.replace(trainer.observer, phase=listen)
+    trainer.progress.observer = dataclasses.replace(trainer.progress.observer, phase=listen)
 
 
 @pytest.mark.parametrize(
@@ -424,7 +425,7 @@ def test_a_second_interrupt_does_not_wait(trainer: Trainer, monkeypatch: pytest.
 
 def test_a_signal_before_the_first_step_leaves_nothing(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(settings(), Log())
-    monkeypatch.setattr(made, "probe", lambda: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(made.probe, "mean_reward", lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Preempted, match="SIGINT: nothing had been trained yet") as caught:
         made.train()
     assert caught.value.exit_code == 130
@@ -525,7 +526,7 @@ def test_logits_that_are_no_numbers_name_the_last_good_checkpoint(trainer: Train
     message = r"step 2: update: the policy's logits are NaN .* lower rl\.learning_rate .* checkpoint is .*step-000001$"
     with pytest.raises(UserError, match=message):
         made.train()
-    good = made.folder.last
+    good = made.progress.last
     assert good is not None
     assert good == tmp_path / "checkpoints" / "step-000001"
     assert all(bool(tensor.isfinite().all()) for tensor in load_file(good / "model.safetensors").values())
@@ -584,9 +585,14 @@ def test_a_step_without_any_signal_goes_on(trainer: Trainer, monkeypatch: pytest
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.model.state_dict().items())
 
 
+def positions(made: RlTrainer, step: int, places: Sequence[int], number: int = 0) -> list[int]:
+    """Indices of the tasks at `places` of a step, in round `number`."""
+    return made.schedule.visited(made.schedule.visits(step, places, number))
+
+
 def with_rewards(made: RlTrainer, reward: Callable[[str, int], float], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Let the n-th response to a task have `reward(task's id, n)`; returns each judged round's tasks and tokens."""
-    judge, rounds = made._judge, list[Any]()
+    judge, rounds = made.sampler.judge, list[Any]()
 
     def given(tasks: Sequence[Task], groups: Any, *arguments: Any, **options: Any) -> Any:
         judged = judge(tasks, groups, *arguments, **options)
@@ -595,7 +601,7 @@ def with_rewards(made: RlTrainer, reward: Callable[[str, int], float], monkeypat
         rounds.append(([task.id for task in tasks], sum(len(r.response_ids) for group in groups for r in group)))
         return judged
 
-    monkeypatch.setattr(made, "_judge", given)
+    monkeypatch.setattr(made.sampler, "judge", given)
     return rounds
 
 
@@ -608,12 +614,12 @@ def test_groups_without_signal_are_replaced_by_further_prompts(
     made = trainer(config, log)
     rounds = with_rewards(made, lambda task, n: float(n) if int(task[-1]) % 2 else 1.0, monkeypatch)
     made.train()
-    planned = [TASKS[n].id for n in made._positions(1, range(4))]
+    planned = [TASKS[n].id for n in positions(made, 1, range(4))]
     assert rounds[0][0] == planned
     wanting = [place for place, task in enumerate(planned) if int(task[-1]) % 2 == 0]
     final = list(planned)
     for number, (asked, _) in enumerate(rounds[1:], 1):
-        assert asked == [TASKS[n].id for n in made._positions(1, wanting, number)]
+        assert asked == [TASKS[n].id for n in positions(made, 1, wanting, number)]
         for place, task in zip(wanting, asked, strict=True):
             final[place] = task if int(task[-1]) % 2 else final[place]
         wanting = [place for place in wanting if int(final[place][-1]) % 2 == 0]
@@ -631,11 +637,7 @@ def test_groups_without_signal_are_replaced_by_further_prompts(
 
 def test_extra_prompts_are_no_planned_ones_and_each_round_has_its_own(trainer: Trainer) -> None:
     made = trainer(settings(steps=3, resample_rounds=2), Log())
-    seen: list[int] = []
-    made._visited = lambda numbers: seen.extend(numbers) or [0]  # type: ignore[method-assign, func-returns-value]
-    for step in (1, 2, 3):
-        for number in (0, 1, 2):
-            made._positions(step, range(4), number)
+    seen = [n for step in (1, 2, 3) for number in (0, 1, 2) for n in made.schedule.visits(step, range(4), number)]
     assert sorted(seen) == list(range(3 * 4 * 3))
     assert seen[:4] == [0, 1, 2, 3] and seen[4:8] == [12, 13, 14, 15] and seen[12:16] == [4, 5, 6, 7]
 
@@ -738,7 +740,7 @@ def test_gradient_checkpointing_changes_no_weight(trainer: Trainer) -> None:
 
 def test_every_task_is_trained_on_once_an_epoch(trainer: Trainer) -> None:
     made = trainer(settings(), Log())
-    seen = [n for step in range(1, 7) for n in made._positions(step, range(4))]  # 24 places: four epochs of six
+    seen = [n for step in range(1, 7) for n in positions(made, step, range(4))]  # 24 places: four epochs of six
     epochs = [seen[start : start + 6] for start in range(0, 24, 6)]
     assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
@@ -762,15 +764,15 @@ def test_every_response_of_a_training_is_drawn_anew(trainer: Trainer, monkeypatc
 
 def test_the_probe_measures_the_same_thing_each_time(trainer: Trainer) -> None:
     made = trainer(settings(), Log())
-    assert made.probe() == made.probe()
-    assert trainer(settings(reward_probe_prompts=0), Log()).probe() is None
+    assert made.probe.mean_reward() == made.probe.mean_reward()
+    assert trainer(settings(reward_probe_prompts=0), Log()).probe.mean_reward() is None
     result = trainer(settings(reward_probe_prompts=0), Log(), folder="other").train()
     assert "reward/before" not in result
 
 
 def test_a_training_needs_prompts() -> None:
     with pytest.raises(UserError, match="the dataset's split 'rl' is empty"):
-        rl._check(settings(), [])
+        checks.check(settings(), [], held_out=0)
 
 
 @pytest.mark.parametrize(
@@ -781,13 +783,13 @@ def test_a_training_needs_prompts() -> None:
     ],
 )
 def test_a_budget_smaller_than_what_it_must_hold_is_refused(name: str, needed: int, what: str) -> None:
-    rl._check(settings(**{name: needed}), [3, 50, 2])
+    checks.check(settings(**{name: needed}), [3, 50, 2], held_out=0)
     problem = rf"rl\.{name} \({needed - 1}\) does not hold {what}: the longest prompt has 50 .*set rl\.{name}={needed}"
     with pytest.raises(UserError, match=problem):
-        rl._check(settings(**{name: needed - 1}), [3, 50, 2])
+        checks.check(settings(**{name: needed - 1}), [3, 50, 2], held_out=0)
 
 
 @pytest.mark.parametrize("profile", profiles())
 def test_the_budgets_of_every_profile_hold_its_longest_samples(profile: str) -> None:
     config = load(profile)
-    rl._check(config.rl, [config.data.max_prompt_tokens])
+    checks.check(config.rl, [config.data.max_prompt_tokens], held_out=1)
