@@ -11,6 +11,7 @@ one it is transformers' own scaled-dot-product attention.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -233,6 +234,17 @@ def _block_mask(trees: Trees, length: int, device: torch.device) -> Any:
         mask = create_block_mask(tree_mask(trees, length, device), None, None, length, length, device=str(device))
         _last_mask = (trees, length, mask)
     return _last_mask[2]
+
+
+@contextmanager
+def implementation(model: Any, name: str) -> Iterator[None]:
+    """The model attends by the registered function `name` within the block."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
