@@ -23,13 +23,12 @@ from rest_core.errors import UserError
 from rest_core.model.parameters import checkpoint_tensors, without_wrapper
 from rest_core.records import Rollout
 from rest_core.rollout.engine import seed_of_each
-from rest_core.rollout.vllm_http import Server
+from rest_core.rollout.vllm_http import CONNECTIONS, Server
 from rest_core.rollout.vllm_nccl import NcclTransfer
 from rest_core.rollout.vllm_sampling import VERSION, Vocabulary, accept, sampling
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 256  # requests, a prompt each, that are at the server together; it forms its own batches of them
 SHARD_BYTES = 4 << 30
 
 
