@@ -11,7 +11,6 @@ from rest_core.algorithm.regions import read_response
 from rest_core.algorithm.success import succeeds
 from rest_core.seeds import derive
 from rest_core.training.sampling import Sampler
-from rest_core.training.schedule import Schedule
 from rest_core.training.tasks import Task
 
 
@@ -19,22 +18,19 @@ class Probe:
     """Measures the policy that `sampler` samples from.
 
     Args:
-        tasks: the training prompts.
-        held_out: those that task accuracy is measured on.
+        held_out: the prompts that task accuracy is measured on.
         gather: joins the lists of all processes; every process calls the methods.
     """
 
     def __init__(
         self,
         sampler: Sampler,
-        schedule: Schedule,
-        tasks: Sequence[Task],
         held_out: Sequence[Task],
         tokenizer: Any,
         gather: Callable[[list[Any]], list[Any]],
     ) -> None:
-        self._config, self._sampler, self._schedule = schedule.config, sampler, schedule
-        self._tasks, self._held_out, self._tokenizer, self._gather = tasks, held_out, tokenizer, gather
+        self._config, self._sampler, self._schedule = sampler.config, sampler, sampler.schedule
+        self._held_out, self._tokenizer, self._gather = held_out, tokenizer, gather
 
     def mean_reward(self) -> float | None:
         """Mean reward of sampled responses to the prompts that are trained first, on the ranges of the last step.
@@ -42,11 +38,11 @@ class Probe:
         The same prompts, the same random numbers and the same reward before and after a training, so that the two
         can be compared. None where `rl.reward_probe_prompts` is 0.
         """
-        count = min(self._config.reward_probe_prompts, len(self._tasks))
+        count = min(self._config.reward_probe_prompts, len(self._sampler.tasks))
         if not count:
             return None
         mine = range(self._schedule.process, count, self._schedule.processes)
-        tasks = [self._tasks[n] for n in self._schedule.visited(mine)]
+        tasks = [self._sampler.tasks[n] for n in self._schedule.visited(mine)]
         seeds = [derive(self._config.seed, "probe", n) for n in mine]
         rollouts = self._sampler.responses(tasks, seeds, "reward probe")
         groups = self._sampler.judge(tasks, rollouts, self._config.steps, where="reward probe")

@@ -7,9 +7,7 @@ resumes from a checkpoint continues exactly as if it had not been stopped.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,11 +26,11 @@ from rest_core.training.checkpoint import Best, TrainingState
 from rest_core.training.checks import check, identity
 from rest_core.training.distributed import create_accelerator, gather_lists
 from rest_core.training.experience import make_experience
-from rest_core.training.groups import Groups, Judge
+from rest_core.training.groups import Judge
 from rest_core.training.metrics import completions, function_metrics, resampling_metrics, step_metrics
 from rest_core.training.probe import Probe
 from rest_core.training.progress import Observer, Progress
-from rest_core.training.sampling import Sampler, finite_logits, resample
+from rest_core.training.sampling import Sampler, finite_logits, resample, timed
 from rest_core.training.schedule import Schedule
 from rest_core.training.setup import set_up
 from rest_core.training.stop import GraceOver, Stopper, StopRequested
@@ -69,7 +67,7 @@ class RlTrainer:
         algorithm: ResT | None = None,
         mirror: str | None = None,
     ) -> None:
-        self.config, self.tasks = config, tasks
+        self.config = config
         check(config, [len(task.prompt_ids) for task in tasks], held_out=len(validation))
         keep_freed_memory()
         dtype = compute_dtype(model_config)
@@ -90,9 +88,10 @@ class RlTrainer:
         )
         self.optimizer = self.update.optimizer
         self.algorithm = algorithm or ResT(config, tokenizer)
-        self.sampler = Sampler(engine, Judge(self.algorithm, config, gather=gather, main=main), config, main=main)
         self.schedule = Schedule(config, len(tasks), process, processes)
-        self.probe = Probe(self.sampler, self.schedule, tasks, validation, tokenizer, gather)
+        judge = Judge(self.algorithm, config, gather=gather, main=main)
+        self.sampler = Sampler(engine, judge, tasks, self.schedule, main=main)
+        self.probe = Probe(self.sampler, validation, tokenizer, gather)
         training = identity(fingerprint, model_config, config)
         self.progress = Progress(
             folder, observer, training=training, keep=config.keep_checkpoints, mirror=mirror or config.mirror
@@ -171,19 +170,19 @@ class RlTrainer:
         seed_everything(derive(config.seed, "update", step))
         self.progress.observer.phase("rollout", step)
         places = self.schedule.places
-        groups = self._sample(step, 0, places, seconds)
+        groups = self.sampler.groups(step, 0, places, seconds)
         resampled = resample(
             groups,
             config.resample_rounds,
-            lambda number, wanting: self._sample(step, number, [places[n] for n in wanting], seconds),
+            lambda number, wanting: self.sampler.groups(step, number, [places[n] for n in wanting], seconds),
             gather,
         )
-        with _timed(seconds, "seconds/reward"), finite_logits(f"step {step}: entropies", self.update.version):
+        with timed(seconds, "seconds/reward"), finite_logits(f"step {step}: entropies", self.update.version):
             experience = make_experience(
                 groups, self.algorithm, step, entropies=self.update.entropies, gather=gather, process=process
             )
         self.progress.observer.phase("update", step)
-        with _timed(seconds, "seconds/update"), finite_logits(f"step {step}: update", self.update.version):
+        with timed(seconds, "seconds/update"), finite_logits(f"step {step}: update", self.update.version):
             statistics = self.update.run(experience)
             self.engine.synchronise(self.model, self.update.version)
         self._stop.hold()
@@ -200,21 +199,11 @@ class RlTrainer:
             metrics |= function_metrics(groups, gather)
         return metrics
 
-    def _sample(self, step: int, number: int, places: Sequence[int], seconds: dict[str, float]) -> Groups:
-        """Round `number` of a step, 0 or one of its extra rounds: judged groups for `places` of its list of prompts."""
-        where = f"step {step}, extra round {number}" if number else f"step {step}"
-        tasks = [self.tasks[n] for n in self.schedule.visited(self.schedule.visits(step, places, number))]
-        with _timed(seconds, "seconds/rollout"):
-            seeds = self.schedule.seeds(step, places, number)
-            rollouts = self.sampler.responses(tasks, seeds, f"{where}: rollout") if tasks else []
-        with _timed(seconds, "seconds/reward"):
-            return self.sampler.judge(tasks, rollouts, step, where=where, spare=number > 0)
-
     def _evaluate(self, state: TrainingState) -> TrainingState:
         """Measure task accuracy on held-out prompts; the state with the result."""
         self.progress.observer.phase("evaluate", state.step)
         seconds: dict[str, float] = {}
-        with self._stop.at_once(), _timed(seconds, "seconds/evaluate"):
+        with self._stop.at_once(), timed(seconds, "seconds/evaluate"):
             accuracy, tokens = self.probe.task_accuracy()
         self.progress.record({"task/accuracy": accuracy, "task/response_tokens": tokens, **seconds}, state.step)
         best = state.best
@@ -261,10 +250,3 @@ class RlTrainer:
         raise self._stop.preempted(
             f"left after step {self.state.step} of {self.config.steps}; start again to resume from {self.progress.last}"
         )
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,12 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rest_core.config import RlConfig
 from rest_core.errors import NotFiniteLogits, UserError
 from rest_core.memory import out_of_memory_names
 from rest_core.records import Rollout
 from rest_core.rollout.engine import Engine
 from rest_core.training.groups import Groups, Judge
+from rest_core.training.schedule import Schedule
 from rest_core.training.tasks import Task
 
 
@@ -23,11 +24,28 @@ class Sampler:
 
     Args:
         engine: holds the policy's weights.
+        tasks: the training prompts, in the order that `schedule` counts them.
         main: whether this process shows the progress.
     """
 
-    def __init__(self, engine: Engine, judge: Judge, config: RlConfig, *, main: bool) -> None:
-        self.engine, self.judge, self.config, self.main = engine, judge, config, main
+    def __init__(self, engine: Engine, judge: Judge, tasks: Sequence[Task], schedule: Schedule, *, main: bool) -> None:
+        self.engine, self.judge, self.tasks, self.schedule, self.main = engine, judge, tasks, schedule, main
+        self.config = schedule.config
+
+    def groups(self, step: int, number: int, places: Sequence[int], seconds: dict[str, float]) -> Groups:
+        """Judged groups for `places` of a step's list of prompts.
+
+        Args:
+            number: the round: 0, or one of the extra ones, which the step can do without.
+            seconds: what it takes is added here.
+        """
+        where = f"step {step}, extra round {number}" if number else f"step {step}"
+        tasks = [self.tasks[n] for n in self.schedule.visited(self.schedule.visits(step, places, number))]
+        with timed(seconds, "seconds/rollout"):
+            seeds = self.schedule.seeds(step, places, number)
+            rollouts = self.responses(tasks, seeds, f"{where}: rollout") if tasks else []
+        with timed(seconds, "seconds/reward"):
+            return self.judge(tasks, rollouts, step, where=where, spare=number > 0)
 
     def responses(self, tasks: Sequence[Task], seeds: Sequence[int] | None, where: str) -> list[list[Rollout]]:
         """A group of sampled responses to each task; without seeds the most likely response alone.
@@ -92,6 +110,14 @@ def resample(
                 done.replaced += 1
                 groups.replace(here, others, n)
     return done
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds that the block takes to `seconds[name]`."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 @contextmanager
