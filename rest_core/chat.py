@@ -150,7 +150,7 @@ def continuation(tokenizer: Any, reference: str, opened: Opening | None = None) 
         opened: by the prompt; None = as the tokenizer's chat template does.
 
     Raises:
-        UserError: the reference does not go on from what the prompt opens.
+        UserError: the reference does not continue what the prompt opens.
     """
     opened = opening(tokenizer) if opened is None else opened
     thinks = reference.lstrip().startswith(_THINK)

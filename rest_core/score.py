@@ -41,7 +41,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoredResponse:
     response: Response
     reference: Response
     rewards: dict[str, Reward]  # by reward scheme
@@ -68,8 +68,8 @@ def score_response(
     step: int,
     total_steps: int,
     region_entropy: Mapping[Region, float] = ASSUMED_ENTROPY,
-) -> Score:
-    """Take a response apart, as training does with a sampled one; `text` is encoded once, for want of sampled ids.
+) -> ScoredResponse:
+    """Take a response apart, as training does with a sampled one; `text` is encoded, as there are no sampled ids.
 
     Args:
         text: the response, with or without the tag that the tokenizer's chat template opens in the prompt.
@@ -95,7 +95,7 @@ def score_response(
         token_frequency=relative_frequency(row, mask),
     )[0]  # (T,)
     wanted = parse(reference)
-    return Score(
+    return ScoredResponse(
         response=response,
         reference=wanted,
         rewards={scheme: tool_reward(response, wanted, scheme=scheme, step=step) for scheme in SCHEMES},

@@ -91,7 +91,7 @@ def read_response(
 
 
 def _spelled(ids: Sequence[int], tokenizer: Any, opened: Opening | None) -> tuple[str, np.ndarray]:
-    """The whole response, begun in the prompt and gone on with in the sampled ids, and where each token's bytes end.
+    """The whole response, begun in the prompt and continued in the sampled ids, and where each token's bytes end.
 
     Returns:
         The text as `TokenBytes.text` has it, and the (T + 1,) ends in bytes of what the prompt has opened and of every

@@ -132,8 +132,8 @@ class _TreeAttention(torch.autograd.Function):
         (gradient,) = gradients
         heads = query.shape[0]
         d_query = torch.zeros_like(query, memory_format=torch.contiguous_format)
-        d_key = torch.zeros(key.shape, dtype=_sum_dtype(key), device=key.device)
-        d_value = torch.zeros(value.shape, dtype=_sum_dtype(value), device=value.device)
+        d_key = torch.zeros(key.shape, dtype=sum_dtype(key), device=key.device)
+        d_value = torch.zeros(value.shape, dtype=sum_dtype(value), device=value.device)
         # Σ_j p_ij · dp_ij, as in the backward of a softmax.
         delta = (gradient.to(d_key.dtype) * output).sum(dim=-1, keepdim=True).to(query.dtype)  # (H, L, 1)
         groups = key.shape[0]
@@ -191,7 +191,8 @@ def _by_head(values: Tensor, heads: int) -> Tensor:
     return values.view(heads, -1, values.shape[-1])
 
 
-def _sum_dtype(values: Tensor) -> torch.dtype:
+def sum_dtype(values: Tensor) -> torch.dtype:
+    """The type that sums over `values` are kept in: at least float32."""
     return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 

@@ -57,7 +57,7 @@ def load_tokenizer(source: str | Path, config: ModelConfig) -> Any:
 
     Raises:
         UserError: it is not there, lacks one of these, does not spell its ids one by one (`TokenBytes`), or its chat
-            template ends prompts in what no response can go on from (`rest_core.chat.opening`).
+            template ends prompts in tags that no response can continue (`rest_core.chat.opening`).
     """
     where = resolve(source)
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
@@ -100,7 +100,7 @@ def load_model(source: str | Path, config: ModelConfig, *, dtype: torch.dtype = 
 
 
 def _require_whole(loading: dict[str, Any], source: str | Path) -> None:
-    """transformers fills what a checkpoint lacks with random numbers and goes on; here that is an error."""
+    """transformers fills gaps of a checkpoint with random numbers; here they are an error."""
     for what, names in (
         ("not in the checkpoint", loading["missing_keys"]),
         ("of another shape than config.json says", [name for name, *_ in loading["mismatched_keys"]]),

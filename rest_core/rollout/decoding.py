@@ -19,10 +19,10 @@ PREFILL_TOKENS = 8192  # prompts are prefilled in runs of so many padded tokens
 
 @dataclass(frozen=True)
 class Pace:
-    """How often the host looks at the device, and in which sizes memory and rows change.
+    """How often the host waits for the device, and in which sizes memory and rows change.
 
     Attributes:
-        look_every: steps between two looks at which rows have ended; each look waits for the device.
+        look_every: steps between two checks for rows that have ended; each check waits for the device.
         block: response tokens by which the buffers grow.
         sizes: a batch shrinks to the smallest multiple of 1/`sizes` of its first size that holds the rows that are
             left; None for exactly those.
@@ -36,7 +36,7 @@ class Pace:
 
     @classmethod
     def on(cls, device: torch.device) -> Pace:
-        """On a GPU looks and new shapes are dear; on a CPU each row that is computed in vain is."""
+        """On a GPU looks and new shapes are expensive; on a CPU each row that is computed for nothing is."""
         if device.type == "cuda":
             return cls(look_every=16, block=256, sizes=4, capture=True)
         return cls(look_every=1, block=64, sizes=None, capture=False)
@@ -103,9 +103,9 @@ class Batch:
         self.cache.reserve(len(self.token), columns)
 
     def shrink(self, rows: int) -> Tensor:
-        """Go on with `rows` rows, among them all that have not ended; returns (rows,) their old indices."""
+        """Continue with `rows` rows, among them all that have not ended; returns (rows,) their old indices."""
         ended = self.ended.tolist()
-        # Rows behind the cut that go on take the places of ended rows before it; all others stay where they are.
+        # Rows behind the cut that continue take the places of ended rows before it; all others stay where they are.
         movers = [row for row in range(rows, len(ended)) if not ended[row]]
         vacated = [row for row in range(rows) if ended[row]][: len(movers)]
         indices = list(range(rows))

@@ -61,6 +61,6 @@ class Engine(Protocol):
             on_progress: called with the number of responses that have just been completed.
 
         Raises:
-            NotFiniteLogits: the weights give no distribution to sample from (another engine says so in its words).
+            NotFiniteLogits: the weights give no distribution to sample from (other engines have errors of their own).
         """
         ...

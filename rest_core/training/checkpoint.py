@@ -5,7 +5,7 @@
                  history.jsonl          what was reported up to this step
                  state.json             everything else (`TrainingState`), what training it is, and file hashes
 
-`state.json` is written last and names the hashes of the others, so a torn checkpoint is told apart from a whole one.
+`state.json` is written last and names the hashes of the others, so a torn checkpoint differs from a whole one.
 
 Why this is all that a training needs to continue bit by bit as if it had never stopped: a checkpoint lies between two
 steps, where no rollout is alive (with several updates a rollout too: its buffer is made and used up within the step);

@@ -30,7 +30,7 @@ def create_accelerator(*, half: bool) -> Accelerator:
         UserError: the launcher's configuration asks for something that this training does not do.
     """
     precision = "bf16" if half else "no"
-    # Said outright: without it, accelerate takes several processes without a GPU for as many trainings of their own.
+    # Explicit: without it, accelerate takes several processes without a GPU for as many trainings of their own.
     cpu = not torch.accelerator.is_available()
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":  # what `accelerate launch` sets
         accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
