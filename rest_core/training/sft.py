@@ -70,33 +70,9 @@ def train(
     keep_freed_memory()
     if config.lora is not None:
         model = with_lora(model, config.lora)
-    micro_batch_size = min(config.micro_batch_size, config.batch_size)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=micro_batch_size,
-        per_device_eval_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=config.batch_size // micro_batch_size,
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
-        weight_decay=config.weight_decay,
-        lr_scheduler_type="cosine",
-        bf16=compute_dtype(model_config) is torch.bfloat16,
-        use_cpu=not torch.cuda.is_available(),
-        seed=config.seed,
-        train_sampling_strategy="group_by_length",
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # a loss that is not finite must be seen
-        save_strategy="no" if config.checkpoint_every is None else "steps",
-        save_steps=config.checkpoint_every or 500,
-        save_total_limit=1,
-        report_to=[],
-        remove_unused_columns=False,
-    )
     trainer = Trainer(
         model=model,
-        args=arguments,
+        args=_arguments(config, model_config, folder),
         train_dataset=rows,
         eval_dataset=held_out or None,
         data_collator=Collator(tokenizer.pad_token_id),
@@ -125,6 +101,33 @@ def train(
     if held_out:
         figures["sft/validation_loss_after"] = trainer.evaluate()["eval_loss"]
     return trainer.accelerator.unwrap_model(trainer.model), figures
+
+
+def _arguments(config: SftConfig, model_config: ModelConfig, folder: Path) -> TrainingArguments:
+    micro_batch_size = min(config.micro_batch_size, config.batch_size)
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=micro_batch_size,
+        per_device_eval_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=config.batch_size // micro_batch_size,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
+        weight_decay=config.weight_decay,
+        lr_scheduler_type="cosine",
+        bf16=compute_dtype(model_config) is torch.bfloat16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=config.seed,
+        train_sampling_strategy="group_by_length",
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is not finite must be seen
+        save_strategy="no" if config.checkpoint_every is None else "steps",
+        save_steps=config.checkpoint_every or 500,
+        save_total_limit=1,
+        report_to=[],
+        remove_unused_columns=False,
+    )
 
 
 class Collator:

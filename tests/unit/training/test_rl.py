@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ from safetensors.torch import load_file
 from rest_core import storage
 from rest_core.algorithm.rest import Judgement, ResT
 from rest_core.algorithm.rewards import Reward
-from rest_core.config import LoraConfig, LossConfig, ModelConfig, RlConfig, load, profiles
+from rest_core.config import LoraConfig, LossConfig, ModelConfig, RlConfig
 from rest_core.errors import Preempted, UserError
 from rest_core.model import precision
 from rest_core.response import parse
-from rest_core.training import checks, probe, rl
+from rest_core.training import probe
 from rest_core.training.progress import Observer
 from rest_core.training.rl import RlTrainer
 from rest_core.training.tasks import Task
@@ -315,13 +314,6 @@ def test_evaluation_is_greedy_on_held_out_prompts_and_changes_nothing(
     for step in (1, 2):
         left = {name: value for name, value in evaluated.untimed()[step].items() if not name.startswith("task/")}
         assert left == plain.untimed()[step]
-
-
-def test_evaluation_needs_held_out_prompts(trainer: Trainer) -> None:
-    with pytest.raises(UserError, match=r"rl\.evaluate_every is set.*rl_validation.*data\.validation_fraction"):
-        trainer(settings(evaluate_every=1), Log())
-    with pytest.raises(ValueError, match="final=best needs evaluate_every"):
-        settings(final="best")
 
 
 def send_at(trainer: RlTrainer, phase: str, step: int, number: int = signal.SIGTERM) -> None:
@@ -635,13 +627,6 @@ def test_groups_without_signal_are_replaced_by_further_prompts(
     assert metrics["tokens_per_second/update"] == pytest.approx(kept / metrics["seconds/update"])
 
 
-def test_extra_prompts_are_no_planned_ones_and_each_round_has_its_own(trainer: Trainer) -> None:
-    made = trainer(settings(steps=3, resample_rounds=2), Log())
-    seen = [n for step in (1, 2, 3) for number in (0, 1, 2) for n in made.schedule.visits(step, range(4), number)]
-    assert sorted(seen) == list(range(3 * 4 * 3))
-    assert seen[:4] == [0, 1, 2, 3] and seen[4:8] == [12, 13, 14, 15] and seen[12:16] == [4, 5, 6, 7]
-
-
 def test_rounds_end_where_nothing_is_to_be_had(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log()
     made = trainer(settings(steps=1, resample_rounds=2, reward_probe_prompts=0), log)
@@ -738,58 +723,9 @@ def test_gradient_checkpointing_changes_no_weight(trainer: Trainer) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_every_task_is_trained_on_once_an_epoch(trainer: Trainer) -> None:
-    made = trainer(settings(), Log())
-    seen = [n for step in range(1, 7) for n in positions(made, step, range(4))]  # 24 places: four epochs of six
-    epochs = [seen[start : start + 6] for start in range(0, 24, 6)]
-    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert Counter(seen) == dict.fromkeys(range(6), 4)
-
-
-def test_every_response_of_a_training_is_drawn_anew(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = trainer(settings(reward_probe_prompts=0), Log())
-    generate, seeds = made.engine.generate, []
-
-    def listen(*arguments: Any, **options: Any) -> Any:
-        seeds.extend(options["seeds"])
-        return generate(*arguments, **options)
-
-    monkeypatch.setattr(made.engine, "generate", listen)
-    made.train()
-    assert len(set(seeds)) == len(seeds) == 2 * 4
-    other = trainer(settings(seed=1), Log(), folder="other")
-    assert not set(seeds) & {rl.derive(other.config.seed, "rollout", 1, place) for place in range(4)}
-
-
 def test_the_probe_measures_the_same_thing_each_time(trainer: Trainer) -> None:
     made = trainer(settings(), Log())
     assert made.probe.mean_reward() == made.probe.mean_reward()
     assert trainer(settings(reward_probe_prompts=0), Log()).probe.mean_reward() is None
     result = trainer(settings(reward_probe_prompts=0), Log(), folder="other").train()
     assert "reward/before" not in result
-
-
-def test_a_training_needs_prompts() -> None:
-    with pytest.raises(UserError, match="the dataset's split 'rl' is empty"):
-        checks.check(settings(), [], held_out=0)
-
-
-@pytest.mark.parametrize(
-    ("name", "needed", "what"),
-    [
-        ("micro_batch_tokens", 50 + 24, "one response"),
-        ("rollout_batch_tokens", 50 + 4 * 24, "one group of 4"),
-    ],
-)
-def test_a_budget_smaller_than_what_it_must_hold_is_refused(name: str, needed: int, what: str) -> None:
-    checks.check(settings(**{name: needed}), [3, 50, 2], held_out=0)
-    problem = rf"rl\.{name} \({needed - 1}\) does not hold {what}: the longest prompt has 50 .*set rl\.{name}={needed}"
-    with pytest.raises(UserError, match=problem):
-        checks.check(settings(**{name: needed - 1}), [3, 50, 2], held_out=0)
-
-
-@pytest.mark.parametrize("profile", profiles())
-def test_the_budgets_of_every_profile_hold_its_longest_samples(profile: str) -> None:
-    config = load(profile)
-    checks.check(config.rl, [config.data.max_prompt_tokens], held_out=1)
