@@ -91,7 +91,7 @@ def update(spec: dict[str, Any], device: torch.device) -> dict[str, Any]:
     optimizer.register_step_pre_hook(keep)
     policy, prepared = prepare(accelerator, Policy(model), optimizer)
     begin = clock.now()
-    statistics = PolicyUpdate(policy, prepared, accelerator, config, pad_id=0).run(_experience(rollouts, work), "")
+    statistics = PolicyUpdate(policy, prepared, accelerator, config, pad_id=0).run(_experience(rollouts, work))
     seconds = clock.now() - begin
     result = {"loss": statistics.loss, "grad_norm": statistics.grad_norms[0], "gradients": gradients}
     torch.save(result, folder / f"{spec['name']}.pt")

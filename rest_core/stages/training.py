@@ -63,7 +63,7 @@ def sft_warmup(
         digest = stage.add_input("dataset", dataset)
         if not sft.enabled:
             if is_main_process():
-                policies.write_reference(out, _absolute(model.source))
+                policies.point_to(out, _absolute(model.source))
             return stage.skip("switched off (sft.enabled=false): cold start")
         source = policies.fetched(model.source)
         require_memory(source, model, sft)

@@ -117,8 +117,8 @@ class Checkpoints:
         Raises:
             UserError: the disk is full or the folder cannot be written; what was there is still there.
         """
-        final = self.path(state.step)
-        aside = self.folder / f".{final.name}.tmp"
+        target = self.path(state.step)
+        aside = self.folder / f".{target.name}.tmp"
         with self.disk_errors():
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
@@ -136,18 +136,18 @@ class Checkpoints:
                 for path in aside.iterdir():
                     flush(path)
                 flush(aside)
-                self.take_in(aside, final)
+                self.take_in(aside, target)
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
             self._prune(state)
-        return final
+        return target
 
-    def take_in(self, aside: Path, final: Path) -> None:
+    def take_in(self, aside: Path, target: Path) -> None:
         """Give a complete folder its name, in place of an older one."""
-        if final.exists():
-            shutil.rmtree(final)
-        aside.rename(final)
+        if target.exists():
+            shutil.rmtree(target)
+        aside.rename(target)
         flush(self.folder)
 
     def latest(self, expected: Mapping[str, Tensor]) -> Path | None:

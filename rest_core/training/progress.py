@@ -115,7 +115,7 @@ class Progress:
                 self.observer.table(self.history.read_table(name), _table_name(step_of(Path(name).stem)))
         return state
 
-    def load_weights(self, step: int, model: Any) -> None:
+    def load_best(self, step: int, model: Any) -> None:
         """Put the weights of a checkpoint that was kept into the model; moments stay as they are."""
         path = self.checkpoints.path(step)
 

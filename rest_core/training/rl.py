@@ -219,7 +219,7 @@ class RlTrainer:
             result |= {"rl/best_step": float(state.best.step), "task/best": state.best.accuracy}
             if self.config.final == "best" and state.best.step != state.step:
                 log.info("handing on the weights after step %d, the best on the task", state.best.step)
-                self.progress.load_weights(state.best.step, self.model)
+                self.progress.load_best(state.best.step, self.model)
                 self.engine.synchronise(self.model, self.update.version)
         with self._stop.at_once():
             after = self.probe.mean_reward()

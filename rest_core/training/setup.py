@@ -51,5 +51,7 @@ def set_up(
     policy, prepared = prepare(accelerator, Policy(model), optimizer)
     if reference is not None:
         reference = prepare_frozen(accelerator, reference)
-    update = PolicyUpdate(policy, prepared, accelerator, config, pad_id=tokenizer.pad_token_id, reference=reference)
+    update = PolicyUpdate(
+        policy, prepared, accelerator, config, pad_id=tokenizer.pad_token_id, reference_policy=reference
+    )
     return model, engine, update

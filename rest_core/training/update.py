@@ -130,14 +130,14 @@ class PolicyUpdate:
         config: RlConfig,
         *,
         pad_id: int,
-        reference: Any = None,
+        reference_policy: Any = None,
     ) -> None:
         self.policy = policy
         self.optimizer = optimizer
         self.accelerator = accelerator
         self.config = config
         self.pad_id = pad_id
-        self.reference = reference  # frozen policy for the KL penalty, or None
+        self.reference_policy = reference_policy  # frozen, for the KL penalty; None without one
         self.shared: bool = accelerator.unwrap_model(policy).shared
         self.version = 0  # optimizer updates so far
 
@@ -286,9 +286,9 @@ class PolicyUpdate:
             otherwise="set rl.gradient_checkpointing=true",
         ):
             with self.accelerator.autocast():
-                if self.reference is not None:
+                if self.reference_policy is not None:
                     with torch.no_grad():
-                        terms = terms._replace(ref_logp=self.reference(batch)[1])
+                        terms = terms._replace(ref_logp=self.reference_policy(batch)[1])
                 loss, logp, entropy = self.policy(
                     batch,
                     lambda tokens, logp, entropy: policy_loss(logp, entropy, terms.part(tokens), self.config.loss),

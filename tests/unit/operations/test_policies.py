@@ -10,8 +10,8 @@ from rest_core.operations import handoff, policies
 
 
 def test_references_are_followed(tmp_path: Path) -> None:
-    policies.write_reference(tmp_path / "one", "owner/name")
-    policies.write_reference(tmp_path / "two", str(tmp_path / "one"))
+    policies.point_to(tmp_path / "one", "owner/name")
+    policies.point_to(tmp_path / "two", str(tmp_path / "one"))
     assert handoff.is_base_model(tmp_path / "two")
     assert policies.fetched(tmp_path / "two") == "owner/name" == policies.fetched("owner/name")
 

@@ -226,7 +226,7 @@ def updater(model: Any, case: Case, *, precision: str = "no", reference: Any = N
     assert policy.shared
     if reference is not None:
         reference = Policy(reference)
-    return PolicyUpdate(policy, Recorder(model), accelerator, config, pad_id=264, reference=reference)
+    return PolicyUpdate(policy, Recorder(model), accelerator, config, pad_id=264, reference_policy=reference)
 
 
 def fast(model: Any, made: Experience, case: Case, **options: Any) -> tuple[UpdateStatistics, dict[str, Tensor]]:

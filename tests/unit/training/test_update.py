@@ -139,7 +139,7 @@ def test_weights_penalty_and_bonus_work_together(
     made = make_experience(tiny_model)
     reference = random_model(seed=5)
     loss = LossConfig(aggregation=aggregation, kl_coefficient=0.3, entropy_coefficient=0.2)
-    optimizer, statistics = run(tiny_model, made, settings(loss=loss), reference=Policy(reference))
+    optimizer, statistics = run(tiny_model, made, settings(loss=loss), reference_policy=Policy(reference))
     assert_same(optimizer.seen[0], by_hand(tiny_model, made, loss, reference=reference))
     assert statistics.metrics()["kl/reference"] > 0
     plain = LossConfig(aggregation=aggregation)
@@ -157,8 +157,8 @@ def test_any_split_gives_the_same_update(
     loss = LossConfig(aggregation=aggregation, **extra)
     options: dict[str, Any] = {"shared": shared}
     if extra:
-        options["reference"] = Policy(random_model(seed=5), shared=shared)
-    wanted = by_hand(tiny_model, made, loss, reference=options["reference"].model if extra else None)
+        options["reference_policy"] = Policy(random_model(seed=5), shared=shared)
+    wanted = by_hand(tiny_model, made, loss, reference=options["reference_policy"].model if extra else None)
     losses = []
     for budget in (64, 90, 10**6):
         optimizer, statistics = run(tiny_model, made, settings(loss=loss, micro_batch_tokens=budget), **options)
