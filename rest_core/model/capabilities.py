@@ -134,11 +134,7 @@ def _examples(vocabulary: int) -> list[Rollout]:
 
 
 def _hidden(model: Any, batch: Batch) -> Tensor:
-    extra: dict[str, Any] = {"attention_mask": batch.attention_mask}
-    if batch.trees is not None:
-        extra = {"attention_mask": batch.attention_mask[:, None, None], "trees": batch.trees}
-    output = decoder(model)(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
-    hidden: Tensor = output.last_hidden_state
+    hidden: Tensor = decoder(model)(**batch.inputs()).last_hidden_state
     return hidden.flatten(0, 1)[batch.predict_at]  # (N, D): both layouts have the same order
 
 

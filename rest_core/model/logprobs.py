@@ -79,15 +79,7 @@ class Policy(nn.Module):
 
     def _inputs_of_head(self, batch: Batch) -> tuple[Tensor, nn.Module | None]:
         """Hidden states (N, D) of the predicting places and the head, or their logits (N, V) and None."""
-        inputs: dict[str, Any] = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "position_ids": batch.position_ids,
-            "use_cache": False,
-        }
-        if batch.trees is not None:
-            # A mask of four dimensions is taken as it is: none of [tokens, tokens] is made, and none is read.
-            inputs |= {"attention_mask": batch.attention_mask[:, None, None], "trees": batch.trees}
+        inputs = batch.inputs()
         if not self.plain_head:
             hidden = decoder(self.model)(**inputs).last_hidden_state  # (R, L, D)
             return hidden.flatten(0, 1)[batch.predict_at], self.model.get_output_embeddings()

@@ -66,5 +66,5 @@ def make_experience(
         regions=regions[mine],
         mask=mask[mine],
         weights=weights[mine],
-        dropped=untrained,
+        untrained=untrained,
     )

@@ -56,15 +56,15 @@ class Experience:
     old_logps: Tensor | None = None  # (B, T); None: one update a rollout, the policy itself is the old one
     sequence_log_ratios: Tensor | None = None  # (B,) of GSPO, before the update that is being made; None: 0
     # (B,) bool: rows without a usable reward or cut off at the length limit, in no forward and in no denominator
-    dropped: Tensor | None = None
+    untrained: Tensor | None = None
 
     def kept(self, rows: Sequence[int]) -> list[int]:
-        """Those of `rows` that are not dropped."""
-        return [n for n in rows if self.dropped is None or not bool(self.dropped[n])]
+        """Those of `rows` that are trained on."""
+        return [n for n in rows if self.untrained is None or not bool(self.untrained[n])]
 
     def trained_mask(self) -> Tensor:
-        """(B, T) bool: the mask without the rows that are dropped."""
-        return self.mask if self.dropped is None else self.mask & ~self.dropped[:, None]
+        """(B, T) bool: the mask without the rows that are not trained on."""
+        return self.mask if self.untrained is None else self.mask & ~self.untrained[:, None]
 
     @cached_property
     def sampled_logps(self) -> Tensor:
@@ -308,7 +308,7 @@ class PolicyUpdate:
         statistics.entropy_counts += counts
 
     def _denominators(self, experience: Experience, rows: list[int]) -> Denominators:
-        """Of the whole update: over all its micro-batches and all processes; dropped rows are not in them."""
+        """Of the whole update: over all its micro-batches and all processes; untrained rows are not in them."""
         kept = experience.kept(rows)
         own = Denominators.of(experience.mask[kept], experience.weights[kept])
         total = self._reduce(torch.tensor(own, dtype=torch.float64), "sum")

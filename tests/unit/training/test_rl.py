@@ -665,7 +665,7 @@ def test_truncated_responses_are_not_trained_on_and_count_in_their_groups_mean(
     metrics, rows = log.metrics[1], log.tables["completions_step_000001"]
     finished = [row["finished"] for row in rows]
     assert 0 < sum(finished) < 16 and metrics["response/truncated_share"] == 1 - sum(finished) / 16
-    assert (~seen[0].dropped).tolist() == finished
+    assert (~seen[0].untrained).tolist() == finished
     assert metrics["tokens/trained"] == sum(row["tokens"] for row in rows if row["finished"])
     assert metrics["tokens/generated"] == sum(row["tokens"] for row in rows)
     assert metrics["reward/total"] == 1.5

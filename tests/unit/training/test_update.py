@@ -421,7 +421,7 @@ def test_dropped_rows_are_as_if_they_had_not_been_sampled(
     whole = make_experience(tiny_model)
     dropped = torch.tensor([n // GROUP in (1, 3) for n in range(len(whole.rollouts))])
     kept = [n for n, gone in enumerate(dropped.tolist()) if not gone]
-    some = make_experience(tiny_model, dropped=dropped, advantages=whole.advantages.masked_fill(dropped, 0.0))
+    some = make_experience(tiny_model, untrained=dropped, advantages=whole.advantages.masked_fill(dropped, 0.0))
     alone = Experience(
         rollouts=[whole.rollouts[n] for n in kept],
         advantages=whole.advantages[kept],
@@ -449,6 +449,6 @@ def test_a_process_without_rollouts_has_no_entropies(tiny_model: Any) -> None:
 def test_a_mini_batch_whose_groups_are_all_dropped_makes_no_update(tiny_model: Any) -> None:
     whole = make_experience(tiny_model)
     dropped = torch.tensor([n < 2 * GROUP for n in range(len(whole.rollouts))])
-    some = make_experience(tiny_model, dropped=dropped, advantages=whole.advantages.masked_fill(dropped, 0.0))
+    some = make_experience(tiny_model, untrained=dropped, advantages=whole.advantages.masked_fill(dropped, 0.0))
     optimizer, seen = run(tiny_model, some, settings(mini_batch_prompts=2, loss=LossConfig(entropy_coefficient=0.1)))
     assert len(optimizer.seen) == len(seen.grad_norms) == 1
