@@ -23,10 +23,18 @@ _BUSY = {502, 503, 504}  # answers of a proxy before the server, or of a server 
 class _Retry(urllib3.Retry):
     """Tries again what gave no answer; an answer that takes too long is not asked for twice."""
 
-    def increment(self, *args: Any, error: Exception | None = None, **kwargs: Any) -> urllib3.Retry:
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: Any = None,
+        error: Exception | None = None,
+        _pool: Any = None,
+        _stacktrace: Any = None,
+    ) -> _Retry:
         if isinstance(error, ReadTimeoutError):
             raise error
-        return super().increment(*args, error=error, **kwargs)
+        return super().increment(method, url, response, error, _pool, _stacktrace)
 
 
 AGAIN = _Retry(3, backoff_factor=1.0, status_forcelist=_BUSY, allowed_methods=None, raise_on_status=False)
