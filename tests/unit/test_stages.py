@@ -380,7 +380,7 @@ def test_outputs_go_by_uri_and_a_lost_stage_goes_on(
         name: manifest.read(tmp_path / part)["sha256"] for name, part in (("dataset", "prepared"), ("policy", "sft"))
     }
     assert manifest.read(tmp_path / "rl")["config"]["rl"]["mirror"] is None  # the run's own is no setting
-    weights = loading.load_model(tmp_path / "rl", model).state_dict()
+    weights = loading.load_model(policies.fetched(tmp_path / "rl"), model).state_dict()
 
     # The pod is lost after the training; the stage is tried again, elsewhere, with nothing on its disk.
     again = stages.rest_rl(rl=RL, policy=tmp_path / "sft", out=tmp_path / "elsewhere" / "rl", **common)
@@ -389,7 +389,7 @@ def test_outputs_go_by_uri_and_a_lost_stage_goes_on(
     for what in ("sft-warmup-", ""):
         assert any(record.message.startswith(f"downloading {place}/{what}") for record in caplog.records)
     assert again.metrics["rl/steps"] == first.metrics["rl/steps"]
-    for name, weight in loading.load_model(tmp_path / "elsewhere" / "rl", model).state_dict().items():
+    for name, weight in loading.load_model(policies.fetched(tmp_path / "elsewhere" / "rl"), model).state_dict().items():
         assert torch.equal(weight, weights[name])
     handoff.remove_scratch(location, RUN)
     assert storage.list_files(place) == []
