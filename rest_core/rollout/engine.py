@@ -28,6 +28,8 @@ def seed_of_each(
 
 
 class Engine(Protocol):
+    version: int  # optimizer updates behind the weights that it holds
+
     def synchronise(self, master: Any, version: int) -> None:
         """Take over the weights of the policy `master`, which are those after `version` updates.
 
