@@ -38,8 +38,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from rest_core.config import ModelConfig, RlConfig
 from rest_core.response import parse
-from rest_core.training.judging import Task
 from rest_core.training.rl import Observer, RlTrainer
+from rest_core.training.tasks import Task
 
 MODES: dict[str, dict[str, Any]] = {"one update a rollout": {}, "two updates a rollout": {"mini_batch_prompts": 2}}
 SETTINGS: dict[str, Any] = yaml.safe_load("""
@@ -93,7 +93,8 @@ def train(out: Path, mode: str) -> None:
 def digests(out: Path) -> dict[str, str]:
     """SHA-256 of everything that a training has left, times and memory taken out of the history."""
     training = out / "training"
-    entries = [json.loads(line) for line in (training / "history.jsonl").read_text().splitlines()]
+    newest = max(training.glob("step-*"))
+    entries = [json.loads(line) for line in (newest / "history.jsonl").read_text().splitlines()]
     untimed = [{k: v for k, v in entry.items() if not k.startswith(_UNTIMED)} for entry in entries]
     files = [*sorted(training.glob("completions/*")), *sorted(training.glob("step-*/*.safetensors"))]
     found = {path.relative_to(training).as_posix(): path.read_bytes() for path in files}

@@ -56,7 +56,7 @@ def out_of_memory_names(setting: str, value: int, tokens: int, *, otherwise: str
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         text = " ".join(str(error).split())
         known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not known and not any(words in text for words in _OUT_OF_MEMORY):
+        if not known and not any(message in text for message in _OUT_OF_MEMORY):
             raise
         lower = max(1, min(value, tokens) // 2)
         raise UserError(

@@ -80,4 +80,3 @@ class Rollout:
     finished: bool
     policy_version: int
     entropies: list[float] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)

@@ -7,7 +7,7 @@ A response is
     {"name": "get_weather", "parameters": {"city": "Oslo"}}
     {"name": …}
     </tool_call>
-    <response> words for the user </response>
+    <response> text for the user </response>
 
 with at most one block of each kind, in this order, and at least a `<tool_call>` or a `<response>`. "arguments" is
 accepted for "parameters". Rewards, token regions, evaluation and data validation all read the result of `parse`;
@@ -16,9 +16,9 @@ nothing else in the project looks for tags.
 A tag inside a string of a call is a part of that string and ends no block.
 
 The text may be anything: model output is hostile. `parse` never raises, and its time is linear in the length: the tag
-scan and the JSON scan each pass over it once (a JSON scan that fails resumes where it failed, and no more than
-`MAX_LOOKAHEADS` of them look beyond a closing tag in vain). Nesting deeper than `MAX_DEPTH` is refused, so that what
-reads `.calls` may recurse.
+scan and the JSON scan each pass over it once (a JSON scan that fails resumes where it failed, and at most
+`MAX_LOOKAHEADS` of them look beyond a closing tag for nothing). Nesting deeper than `MAX_DEPTH` is refused, so that
+readers of `.calls` may recurse.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def _problems(text: str, found: _Scanned) -> list[str]:
         problems.append("a tag that is not closed, or not opened")
     if found.inner:
         problems.append("a tag inside a block")
-    # Tags that open or close nothing lie outside the blocks, too; they have been told.
+    # Tags that open or close nothing lie outside the blocks, too; they are counted above.
     if any(_TAG.sub("", text[gap.start : gap.end]).strip() for gap in _outside(text, found.blocks)):
         problems.append("text outside the blocks")
     if len(set(kinds)) != len(kinds):
@@ -292,7 +292,7 @@ class _CallReader:
     """Reads the tool_call blocks of one text.
 
     Calls are JSON objects one after the other, white space between (one a line is the format; printed over several
-    lines is read as well). A piece that cannot be read costs that piece alone: reading goes on at the line behind the
+    lines is read as well). A piece that cannot be read costs that piece alone: reading continues at the line behind the
     place where that showed (`_next_line`). A call that is cut off where the next call can be read as its value takes
     that along.
 
@@ -440,7 +440,7 @@ def _is_float64(number: str) -> bool:
 
 
 def _next_line(text: str, start: int, place: int, limit: int) -> int:
-    """Where reading goes on after a piece begun at `start` has failed at `place`, at most `limit`.
+    """Where reading continues after a piece begun at `start` has failed at `place`, at most `limit`.
 
     That is `place` itself where it is the first thing on a line (the piece before was cut off), else the next line.
     """

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from rest_core.algorithm.regions import Region, read_response
 from rest_core.algorithm.rewards import SCHEMES, Reward, tool_reward
-from rest_core.algorithm.token_bytes import token_bytes
 from rest_core.algorithm.weights import relative_frequency, token_weights
+from rest_core.chat import continuation, opening
 from rest_core.config import WeightsConfig
-from rest_core.model.chat import continuation, opening
 from rest_core.response import Response, parse
+from rest_core.token_bytes import token_bytes
 
 # Mean policy entropy by region in nats, for a text that comes without the policy that sampled it: means over the steps
 # of the quickstart profile's training (RESPONSE does not occur there; it is taken as THINK).
@@ -41,7 +41,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoredResponse:
     response: Response
     reference: Response
     rewards: dict[str, Reward]  # by reward scheme
@@ -68,8 +68,8 @@ def score_response(
     step: int,
     total_steps: int,
     region_entropy: Mapping[Region, float] = ASSUMED_ENTROPY,
-) -> Score:
-    """Take a response apart, as training does with a sampled one; `text` is encoded once, for want of sampled ids.
+) -> ScoredResponse:
+    """Take a response apart, as training does with a sampled one; `text` is encoded, as there are no sampled ids.
 
     Args:
         text: the response, with or without the tag that the tokenizer's chat template opens in the prompt.
@@ -95,7 +95,7 @@ def score_response(
         token_frequency=relative_frequency(row, mask),
     )[0]  # (T,)
     wanted = parse(reference)
-    return Score(
+    return ScoredResponse(
         response=response,
         reference=wanted,
         rewards={scheme: tool_reward(response, wanted, scheme=scheme, step=step) for scheme in SCHEMES},

@@ -51,6 +51,7 @@ def serve_rollouts(
     from rest_core import storage
     from rest_core.config import VllmServerConfig
     from rest_core.model.loading import resolve
+    from rest_core.operations import policies
     from rest_core.rollout.vllm_command import server_command
 
     interpreter = shutil.which(python)
@@ -58,7 +59,7 @@ def serve_rollouts(
         raise UserError(f"--python {python}: no such program; give the interpreter of an environment with vLLM")
     engine: Any = config.rl.engine
     arguments, environment = server_command(
-        resolve(policy),
+        resolve(policies.fetched(policy)),
         config.model,
         python=interpreter,
         host=host,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rest_core.algorithm.regions import Region
     from rest_core.response import Response
-    from rest_core.score import Score
+    from rest_core.score import ScoredResponse
 
 _SCHEMES = ("paper", "official", "uniform", "mask_only", "name_boost", "frequency")
 _COLOURS = {
@@ -76,6 +76,7 @@ def score(
 
     from rest_core import logs
     from rest_core.model.loading import load_tokenizer
+    from rest_core.operations import policies
     from rest_core.score import score_response
 
     logs.configure(sys.stderr, level=logging.WARNING, libraries=("transformers",))
@@ -84,7 +85,7 @@ def score(
     result = score_response(
         text,
         reference,
-        load_tokenizer(tokenizer, ModelConfig()),
+        load_tokenizer(policies.fetched(tokenizer), ModelConfig()),
         weights=weights,
         step=step,
         total_steps=total_steps,
@@ -149,7 +150,7 @@ def _show_parse(console: Console, response: Response) -> None:
     console.print(Text(f"  response     {_short(response.response)}"))
 
 
-def _show_rewards(console: Console, result: Score, step: int) -> None:
+def _show_rewards(console: Console, result: ScoredResponse, step: int) -> None:
     from rich import box
     from rich.table import Table
 
@@ -163,7 +164,7 @@ def _show_rewards(console: Console, result: Score, step: int) -> None:
     console.print(table)
 
 
-def _show_regions(console: Console, result: Score, place: str) -> None:
+def _show_regions(console: Console, result: ScoredResponse, place: str) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -185,7 +186,7 @@ def _show_regions(console: Console, result: Score, place: str) -> None:
         console.print(label + Text(_visible(piece.text), style=_COLOURS[piece.region.name]), soft_wrap=True)
 
 
-def _show_tokens(console: Console, result: Score) -> None:
+def _show_tokens(console: Console, result: ScoredResponse) -> None:
     from rich.text import Text
 
     console.print("\n[bold]Tokens[/]")

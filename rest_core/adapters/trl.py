@@ -20,19 +20,14 @@ from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
-from rest_core.algorithm.entropy import RunningRegionEntropy, region_sums
+from rest_core.algorithm.entropy import region_sums
 from rest_core.algorithm.regions import Region, batch_regions, read_response
+from rest_core.algorithm.rest import ResT
 from rest_core.algorithm.rewards import RewardScheme, reward_ranges, tool_reward
-from rest_core.algorithm.weights import (
-    in_reweighted_region,
-    reads_token_entropies,
-    relative_frequency,
-    token_weights,
-    weight_settings,
-)
-from rest_core.config import PaperWeights, WeightMean, WeightsConfig
+from rest_core.algorithm.weights import weight_settings
+from rest_core.chat import Opening, continuation, opened_by, opening
+from rest_core.config import RlConfig, WeightMean, WeightsConfig
 from rest_core.errors import UserError
-from rest_core.model.chat import Opening, continuation, opened_by, opening
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +111,10 @@ class RestGRPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.weight_mean = weight_mean
-        self.rest_weights = weight_settings(token_weights)
-        self.region_entropy = RunningRegionEntropy(entropy_momentum)
+        weights = weight_settings(token_weights)
+        config = RlConfig(weights=weights, weight_mean=weight_mean, entropy_momentum=entropy_momentum)
+        self.algorithm = ResT(config, self._tokenizer)
+        self.region_entropy = self.algorithm.entropy
         self._entropy_sums = torch.zeros(2, len(Region), dtype=torch.float64)  # sums and counts, since the last update
         self._entropies: Tensor | None = None  # (b, T) of the last forward that computed them
         self._check_settings()
@@ -181,26 +177,14 @@ class RestGRPOTrainer(GRPOTrainer):
         ids = self._everyone(output["completion_ids"])
         mask = self._everyone(output["completion_mask"]).bool()
         regions = self._everyone(output["regions"], fill=Region.OTHER)
-        entropies, running = None, self.region_entropy.mean
-        unseen = isinstance(self.rest_weights, PaperWeights) and self.region_entropy.lacks(
-            regions, mask & in_reweighted_region(regions)
-        )
-        if unseen or reads_token_entropies(self.rest_weights):
+        entropies = None
+        if self.algorithm.wants_entropies(regions, mask):
             entropies = self._everyone(self._sampling_entropies(output))
-            running = self.region_entropy.filled(entropies, regions, mask)
-        weights = token_weights(
-            regions,
-            mask,
-            scheme=self.rest_weights,
-            step=self.state.global_step + 1,
-            total_steps=self.state.max_steps,
-            region_entropy=running,
-            token_entropy=entropies,
-            token_frequency=relative_frequency(ids, mask),
-            mean=self.weight_mean,
-        )
+        step, total = self.state.global_step + 1, self.state.max_steps
+        weights = self.algorithm.weights(ids, regions, mask, entropies, step, total_steps=total)
         rows, width = output["completion_ids"].shape
-        self._log_weights(weights, regions, mask)
+        sums, counts = region_sums(weights, regions, mask)
+        self._log_regions("weight", sums / counts, counts)
         return weights[self.accelerator.process_index * rows :][:rows, :width]
 
     def _sampling_entropies(self, output: dict[str, Any]) -> Tensor:
@@ -237,12 +221,7 @@ class RestGRPOTrainer(GRPOTrainer):
         sums, counts = self.accelerator.reduce(self._entropy_sums.to(self.accelerator.device), "sum").cpu()
         self._entropy_sums.zero_()
         if counts.sum():
-            step_mean = self.region_entropy.update(sums, counts)
-            self._log_regions("entropy", step_mean, counts)
-
-    def _log_weights(self, weights: Tensor, regions: Tensor, mask: Tensor) -> None:
-        sums, counts = region_sums(weights, regions, mask)
-        self._log_regions("weight", sums / counts, counts)
+            self._log_regions("entropy", self.algorithm.observe(sums, counts), counts)
 
     def _log_regions(self, what: str, means: Tensor, counts: Tensor) -> None:
         for region in Region:
@@ -270,4 +249,4 @@ class RestGRPOTrainer(GRPOTrainer):
         if path.is_file():
             self.region_entropy.load_state(json.loads(path.read_text(encoding="utf-8")))
         else:
-            log.warning("%s has no %s: the running region entropies start anew", checkpoint, STATE_FILE)
+            log.warning("%s has no %s: the running region entropies start from nothing", checkpoint, STATE_FILE)

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rest_core.algorithm.token_bytes import token_bytes
-from rest_core.model.chat import Opening, opening
+from rest_core.chat import Opening, opening
 from rest_core.response import Kind, Response, parse
+from rest_core.token_bytes import token_bytes
 
 
 class Region(IntEnum):
@@ -91,7 +91,7 @@ def read_response(
 
 
 def _spelled(ids: Sequence[int], tokenizer: Any, opened: Opening | None) -> tuple[str, np.ndarray]:
-    """The whole response, begun in the prompt and gone on with in the sampled ids, and where each token's bytes end.
+    """The whole response, begun in the prompt and continued in the sampled ids, and where each token's bytes end.
 
     Returns:
         The text as `TokenBytes.text` has it, and the (T + 1,) ends in bytes of what the prompt has opened and of every

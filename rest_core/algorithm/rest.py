@@ -1,6 +1,6 @@
-"""ResT as one object: what a trainer asks it is rewards and weights, what it tells it is entropies.
+"""ResT as one object: a trainer gets rewards and weights from it, and feeds it entropies.
 
-The trainer executes per-token weights and losses and knows no tag; everything about tool calls is decided here.
+The trainer applies token weights and losses and knows no tag; everything about tool calls is decided here.
 """
 
 from __future__ import annotations
@@ -61,8 +61,17 @@ class ResT:
             return self.entropy.lacks(regions, mask & in_reweighted_region(regions))
         return reads_token_entropies(scheme)
 
-    def weights(self, ids: Tensor, regions: Tensor, mask: Tensor, entropies: Tensor | None, step: int) -> Tensor:
-        """Weights (B, T) of a whole rollout, all arguments (B, T).
+    def weights(
+        self,
+        ids: Tensor,
+        regions: Tensor,
+        mask: Tensor,
+        entropies: Tensor | None,
+        step: int,
+        *,
+        total_steps: int | None = None,
+    ) -> Tensor:
+        """Weights (B, T) of a whole rollout, all tensors (B, T); `total_steps` are `config.steps` where not given.
 
         `entropies` are those of the policy that sampled, needed where `wants_entropies`: a region that no training
         forward has seen yet takes the mean over its tokens in this rollout; the schemes that go by token take each
@@ -74,7 +83,7 @@ class ResT:
             mask,
             scheme=self.config.weights,
             step=step,
-            total_steps=self.config.steps,
+            total_steps=total_steps or self.config.steps,
             region_entropy=running,
             token_entropy=entropies,
             token_frequency=relative_frequency(ids, mask),
@@ -84,10 +93,3 @@ class ResT:
     def observe(self, sums: Tensor, counts: Tensor) -> Tensor:
         """Take in one step's entropy sums and counts by region; returns the step's means (len(Region),)."""
         return self.entropy.update(sums, counts)
-
-    def state(self) -> dict[str, Any]:
-        """JSON values."""
-        return {"region_entropy": self.entropy.state()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.entropy.load_state(state["region_entropy"])

@@ -159,7 +159,7 @@ def _strict_share(given: Response, wanted: Response) -> float:
 
     With gold calls: the mean over them of (1 + r_keys + r_values) / (2 + |params|), 0 for one without a prediction,
     for the best assignment of predictions to gold calls of their name. More attempts than gold calls score 0, so
-    neither candidates nor duplicates pay. Without gold calls: 1 for a response in words and no attempt.
+    neither candidates nor duplicates pay. Without gold calls: 1 for a response block with text and no attempt.
     """
     if not wanted.calls:
         return float(bool(given.response) and _attempts(given) == 0)

@@ -9,8 +9,8 @@ from rest_core.response import Response
 def succeeds(given: Response, wanted: Response) -> bool:
     """Whether `given` is well formed and makes exactly the calls of `wanted`, in any order.
 
-    Names and arguments are compared as JSON values, types included. Where no call is wanted, a response in words and
-    no call succeeds.
+    Names and arguments are compared as JSON values, types included. Where no call is wanted, a response
+    block with text and no call succeeds.
     """
     if not given.well_formed:
         return False

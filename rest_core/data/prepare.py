@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rest_core import manifest
+from rest_core.chat import encode_prompts, encode_response
 from rest_core.config import DataConfig, DataSource
 from rest_core.data import sources, store
 from rest_core.data.dedupe import EvaluationOverlap, Traits, duplicates, traits
@@ -27,7 +28,6 @@ from rest_core.data.split import validation_groups
 from rest_core.data.validate import problem
 from rest_core.disk import disk_errors
 from rest_core.errors import UserError
-from rest_core.model.chat import encode_prompts, encode_response
 from rest_core.records import Sample
 from rest_core.response import parse
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rest_core.algorithm.regions import decode_response
+from rest_core.chat import encode_prompts
 from rest_core.config import GenerationConfig
 from rest_core.evaluation.benchmark import Answer
-from rest_core.model.chat import encode_prompts
 from rest_core.records import Message
 from rest_core.rollout.engine import Engine
 

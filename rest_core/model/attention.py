@@ -11,6 +11,7 @@ one it is transformers' own scaled-dot-product attention.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -131,8 +132,8 @@ class _TreeAttention(torch.autograd.Function):
         (gradient,) = gradients
         heads = query.shape[0]
         d_query = torch.zeros_like(query, memory_format=torch.contiguous_format)
-        d_key = torch.zeros(key.shape, dtype=_sum_dtype(key), device=key.device)
-        d_value = torch.zeros(value.shape, dtype=_sum_dtype(value), device=value.device)
+        d_key = torch.zeros(key.shape, dtype=sum_dtype(key), device=key.device)
+        d_value = torch.zeros(value.shape, dtype=sum_dtype(value), device=value.device)
         # Σ_j p_ij · dp_ij, as in the backward of a softmax.
         delta = (gradient.to(d_key.dtype) * output).sum(dim=-1, keepdim=True).to(query.dtype)  # (H, L, 1)
         groups = key.shape[0]
@@ -190,7 +191,8 @@ def _by_head(values: Tensor, heads: int) -> Tensor:
     return values.view(heads, -1, values.shape[-1])
 
 
-def _sum_dtype(values: Tensor) -> torch.dtype:
+def sum_dtype(values: Tensor) -> torch.dtype:
+    """The type that sums over `values` are kept in: at least float32."""
     return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
@@ -233,6 +235,17 @@ def _block_mask(trees: Trees, length: int, device: torch.device) -> Any:
         mask = create_block_mask(tree_mask(trees, length, device), None, None, length, length, device=str(device))
         _last_mask = (trees, length, mask)
     return _last_mask[2]
+
+
+@contextmanager
+def implementation(model: Any, name: str) -> Iterator[None]:
+    """The model attends by the registered function `name` within the block."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attention)

@@ -31,6 +31,19 @@ class Batch:
     columns: Tensor  # (N,) which token of its response
     trees: Trees | None = None  # of the shared layout
 
+    def inputs(self) -> dict[str, Any]:
+        """Arguments of a model's forward."""
+        arguments: dict[str, Any] = {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "position_ids": self.position_ids,
+            "use_cache": False,
+        }
+        if self.trees is not None:
+            # A mask of four dimensions is taken as it is: none of [tokens, tokens] is made, and none is read.
+            arguments |= {"attention_mask": self.attention_mask[:, None, None], "trees": self.trees}
+        return arguments
+
     def to(self, device: torch.device | str) -> Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in values.items()}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rest_core.errors import described
 from rest_core.model import attention
 from rest_core.model.batch import Batch, Group, padded_batch, shared_batch
 from rest_core.model.parameters import without_wrapper
@@ -51,6 +50,29 @@ def head_is_linear(model: Any) -> bool:
 
 
 @torch.no_grad()
+def obstacle(model: Any, attempt: Callable[[], str | None]) -> str | None:
+    """What keeps attention of our own from giving a model's values; None where nothing does.
+
+    Args:
+        attempt: runs the model, in evaluation mode, with the other attention; returns what is wrong, or raises it.
+    """
+    plain = without_wrapper(model)
+    name = type(plain).__name__
+    rope = getattr(plain.config.get_text_config(), "rope_parameters", None) or {}
+    if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
+        return f"{name} has rotary positions ({rope['rope_type']}) that depend on the longest row of a batch"
+    if not plain._can_set_attn_implementation():
+        return f"{name} does not take its attention from transformers' attention interface"
+    with _evaluating(model):
+        try:
+            problem = attempt()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # any other failure of a foreign model means the same: not for this model
+            problem = f"does not run on shared rows ({type(error).__name__}: {' '.join(str(error).split())[:400]})"
+    return None if problem is None else f"{name} {problem}"
+
+
 def why_not_shared(model: Any) -> str | None:
     """None where rows with a shared prefix give what rows of their own give; else why not.
 
@@ -58,52 +80,47 @@ def why_not_shared(model: Any) -> str | None:
     not seen on a few tokens. And both layouts must agree on a small input: a layer that mixes tokens by other means
     (recurrence, convolution), or positions that are not taken from `position_ids`, show at once.
     """
-    config = without_wrapper(model).config
-    name = type(without_wrapper(model)).__name__
-    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
-        return f"{name} has rotary positions ({rope['rope_type']}) that depend on the longest response of a row"
-    if not without_wrapper(model)._can_set_attn_implementation():
-        return f"{name} does not take its attention from transformers' attention interface"
     asked: list[dict[str, Any]] = []
 
     def record(module: Any, *tensors: Any, **arguments: Any) -> Any:
         asked.append(arguments)
         return attention.attention(module, *tensors, **arguments)
 
-    rollouts = _examples(min(32, int(config.get_text_config().vocab_size)))
-    group = Group(tuple(range(len(rollouts))))
-    device = _device(model)
-    before = config._attn_implementation
     attention.ALL_ATTENTION_FUNCTIONS.register(_TRIAL, record)
     attention.ALL_MASK_ATTENTION_FUNCTIONS.register(_TRIAL, attention.sdpa_mask)
-    tried = shared_batch(rollouts, [group], pad_id=0, multiple=_multiple(device)).to(device)
-    with _evaluating(model):
+
+    def attempt() -> str | None:
+        rollouts = _examples(min(32, int(without_wrapper(model).config.get_text_config().vocab_size)))
+        group, device = Group(tuple(range(len(rollouts)))), _device(model)
         own = _hidden(model, padded_batch(rollouts, [group], pad_id=0).to(device))
-        model.set_attn_implementation(_TRIAL)
-        try:
+        multiple = attention.FLEX_BLOCK if device.type == "cuda" else 1
+        tried = shared_batch(rollouts, [group], pad_id=0, multiple=multiple).to(device)
+        with attention.implementation(model, _TRIAL):
             shared = _hidden(model, tried)
             with torch.random.fork_rng():
                 _hidden(model.train(), tried)  # for its arguments alone: dropout is asked for in training only
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # any other failure of a model on this layout means the same: not for this model
-            return f"{name} does not run on shared rows ({described(error)})"
-        finally:
-            model.set_attn_implementation(before)
+        precise = next(model.parameters()).dtype in (torch.float32, torch.float64)
+        tolerance = (1e-3 if precise else 5e-2) * float(own.float().abs().max())
+        gap = float((own - shared).float().abs().max())
+        return _unsupported(asked) or (
+            None if gap <= tolerance else f"gives other values on shared rows (by {gap:.1e})"
+        )
+
+    return obstacle(model, attempt)
+
+
+def _unsupported(asked: Sequence[dict[str, Any]]) -> str | None:
+    """What the arguments of attention calls ask for that trees lack."""
     if not asked:
-        return f"{name} has no attention that takes trees"
+        return "has no attention that takes trees"
     for arguments in asked:
         if arguments.get("trees") is None:
-            return f"{name} does not pass arguments on to its attention layers"
+            return "does not pass arguments on to its attention layers"
         for key, value in arguments.items():
             absent = value is None or (isinstance(value, int | float) and not value)
             if not absent and key not in _HARMLESS:
-                return f"{name} asks for {key} in its attention layers"
-    precise = next(model.parameters()).dtype in (torch.float32, torch.float64)
-    tolerance = (1e-3 if precise else 5e-2) * float(own.float().abs().max())
-    gap = float((own - shared).float().abs().max())
-    return None if gap <= tolerance else f"{name} gives other values on shared rows (by {gap:.1e})"
+                return f"asks for {key} in its attention layers"
+    return None
 
 
 _TRIAL = f"{attention.NAME}_trial"
@@ -117,16 +134,8 @@ def _examples(vocabulary: int) -> list[Rollout]:
 
 
 def _hidden(model: Any, batch: Batch) -> Tensor:
-    extra: dict[str, Any] = {"attention_mask": batch.attention_mask}
-    if batch.trees is not None:
-        extra = {"attention_mask": batch.attention_mask[:, None, None], "trees": batch.trees}
-    output = decoder(model)(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
-    hidden: Tensor = output.last_hidden_state
+    hidden: Tensor = decoder(model)(**batch.inputs()).last_hidden_state
     return hidden.flatten(0, 1)[batch.predict_at]  # (N, D): both layouts have the same order
-
-
-def _multiple(device: torch.device) -> int:
-    return attention.FLEX_BLOCK if device.type == "cuda" else 1
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,16 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rest_core import storage
-from rest_core.algorithm.token_bytes import token_bytes
+from rest_core.chat import opening
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError, needs_extra
 from rest_core.model import embedded
-from rest_core.model.chat import opening
-from rest_core.operations import handoff
-
-
-def write_reference(out: Path, source: str) -> None:
-    """Make `out` a policy folder that refers to `source`, for a stage that passes its model on untouched."""
-    handoff.write(out, handoff.Pointer(source=source))
-
-
-def pass_on(policy: str | Path, out: Path) -> None:
-    """Make `out` the same policy as `policy`: a copy of a folder or of its reference, else a reference."""
-    folder = Path(policy)
-    if folder.is_dir():
-        (out / handoff.FILE_NAME).unlink(missing_ok=True)  # of an earlier run into the same folder
-        shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json", "metrics.json"))
-    else:
-        write_reference(out, str(policy))
+from rest_core.model.parameters import without_adapters
+from rest_core.token_bytes import token_bytes
 
 
 def resolve(source: str | Path) -> str:
-    """A folder or hub id that transformers loads, for any kind of source.
+    """A folder or hub id that transformers loads, for a folder, a hub id, an s3:// URI or an embedded model.
 
     Raises:
         UserError: the model is not there, or its weights are packed.
@@ -48,8 +32,6 @@ def resolve(source: str | Path) -> str:
         return resolve(storage.fetch(text, storage.cache_folder() / "models"))
     folder = Path(text)
     if folder.is_dir():
-        if (reference := handoff.read(folder)) is not None:
-            return resolve(handoff.fetch(folder) if reference.files is not None else reference.source)
         if (folder / "config.json").is_file():
             return text
         if any(folder.glob("*.gguf")):
@@ -75,7 +57,7 @@ def load_tokenizer(source: str | Path, config: ModelConfig) -> Any:
 
     Raises:
         UserError: it is not there, lacks one of these, does not spell its ids one by one (`TokenBytes`), or its chat
-            template ends prompts in what no response can go on from (`rest_core.model.chat.opening`).
+            template ends prompts in tags that no response can continue (`rest_core.chat.opening`).
     """
     where = resolve(source)
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
@@ -118,7 +100,7 @@ def load_model(source: str | Path, config: ModelConfig, *, dtype: torch.dtype = 
 
 
 def _require_whole(loading: dict[str, Any], source: str | Path) -> None:
-    """transformers fills what a checkpoint lacks with random numbers and goes on; here that is an error."""
+    """transformers fills gaps of a checkpoint with random numbers; here they are an error."""
     for what, names in (
         ("not in the checkpoint", loading["missing_keys"]),
         ("of another shape than config.json says", [name for name, *_ in loading["mismatched_keys"]]),
@@ -150,8 +132,7 @@ def with_lora(model: Any, lora: LoraConfig) -> Any:
 
 def save_policy(model: Any, tokenizer: Any, out: Path, *, dtype: torch.dtype) -> None:
     """Write a flat checkpoint that transformers and vLLM read: adapters merged, weights in `dtype`, safetensors."""
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+    model = without_adapters(model)
     cast: dict[int, torch.Tensor] = {}  # by storage, so that tied weights stay one and are written once
     state = {
         name: cast.setdefault(tensor.data_ptr(), tensor.detach().to(dtype))
@@ -162,7 +143,6 @@ def save_policy(model: Any, tokenizer: Any, out: Path, *, dtype: torch.dtype) ->
     described.dtype = dtype
     described.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / handoff.FILE_NAME).unlink(missing_ok=True)  # of an earlier run into the same folder
 
 
 def _configured_stop_ids(where: str, options: dict[str, Any]) -> list[int]:

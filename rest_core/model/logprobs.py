@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rest_core.errors import NotFiniteLogits
 from rest_core.model import attention
+from rest_core.model.attention import sum_dtype
 from rest_core.model.batch import Batch
 from rest_core.model.capabilities import decoder, head_is_linear, why_not_shared
 
@@ -78,15 +79,7 @@ class Policy(nn.Module):
 
     def _inputs_of_head(self, batch: Batch) -> tuple[Tensor, nn.Module | None]:
         """Hidden states (N, D) of the predicting places and the head, or their logits (N, V) and None."""
-        inputs: dict[str, Any] = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "position_ids": batch.position_ids,
-            "use_cache": False,
-        }
-        if batch.trees is not None:
-            # A mask of four dimensions is taken as it is: none of [tokens, tokens] is made, and none is read.
-            inputs |= {"attention_mask": batch.attention_mask[:, None, None], "trees": batch.trees}
+        inputs = batch.inputs()
         if not self.plain_head:
             hidden = decoder(self.model)(**inputs).last_hidden_state  # (R, L, D)
             return hidden.flatten(0, 1)[batch.predict_at], self.model.get_output_embeddings()
@@ -109,11 +102,11 @@ class _HeadLoss(torch.autograd.Function):
         entropy_gradient: bool,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        loss = torch.zeros((), device=hidden.device, dtype=_value_dtype(hidden))
+        loss = torch.zeros((), device=hidden.device, dtype=sum_dtype(hidden))
         d_hidden = torch.empty_like(hidden)
         # Summed over chunks in float32, also where FSDP holds the head in the compute type.
-        d_parameters = [torch.zeros_like(p, dtype=_value_dtype(p)) for p in parameters]
-        logps, entropies = torch.empty(2, len(targets), device=hidden.device, dtype=_value_dtype(hidden)).unbind()
+        d_parameters = [torch.zeros_like(p, dtype=sum_dtype(p)) for p in parameters]
+        logps, entropies = torch.empty(2, len(targets), device=hidden.device, dtype=sum_dtype(hidden)).unbind()
         for part in _chunks(hidden, head):
             with torch.enable_grad():
                 inputs = hidden[part].detach().requires_grad_()
@@ -146,7 +139,7 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _values(hidden: Tensor, head: nn.Module | None, targets: Tensor) -> tuple[Tensor, Tensor]:
-    logps, entropies = torch.empty(2, len(targets), device=hidden.device, dtype=_value_dtype(hidden)).unbind()
+    logps, entropies = torch.empty(2, len(targets), device=hidden.device, dtype=sum_dtype(hidden)).unbind()
     with torch.no_grad():
         for part in _chunks(hidden, head):
             logits = hidden[part] if head is None else head(hidden[part])
@@ -156,7 +149,7 @@ def _values(hidden: Tensor, head: nn.Module | None, targets: Tensor) -> tuple[Te
 
 def _statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities (n, V), and the targets' log-probs and the entropies (n,), at least in float32."""
-    every = logits.log_softmax(dim=-1, dtype=_value_dtype(logits))
+    every = logits.log_softmax(dim=-1, dtype=sum_dtype(logits))
     logp = every.gather(1, targets[:, None])[:, 0]
     probabilities = every.exp()
     # A capped or masked logit of -inf has probability 0 and adds nothing.
@@ -183,7 +176,3 @@ def _chunks(hidden: Tensor, head: nn.Module | None) -> list[slice]:
     vocabulary = hidden.shape[1] if head is None else int(head.weight.shape[0])  # type: ignore[index, arg-type]
     size = max(1, (CHUNK_LOGITS_CUDA if hidden.is_cuda else CHUNK_LOGITS) // vocabulary)
     return [slice(start, min(start + size, len(hidden))) for start in range(0, len(hidden), size)]
-
-
-def _value_dtype(values: Tensor) -> torch.dtype:
-    return torch.float64 if values.dtype == torch.float64 else torch.float32

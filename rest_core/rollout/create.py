@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from rest_core.algorithm.token_bytes import stop_ids
 from rest_core.config import EngineConfig, TransformersEngineConfig, VllmServerConfig
 from rest_core.rollout.engine import Engine
+from rest_core.token_bytes import stop_ids
 
 
 def create_engine(config: EngineConfig, master: Any, tokenizer: Any, *, dtype: torch.dtype, max_tokens: int) -> Engine:

@@ -16,7 +16,7 @@ class Captured:
     The first call runs `step` itself, on the side stream that capturing asks for, so that libraries set up what may
     not be set up during a capture; the second call captures. Nothing is computed twice: a capture only records.
     Memory of the recorded kernels comes from a pool of this graph, which is freed with it. A model that cannot be
-    captured, because it waits for the device in its forward pass, goes on uncaptured, and the log says so.
+    captured, because it waits for the device in its forward pass, runs uncaptured, and the log says so.
     """
 
     def __init__(self, step: Callable[[], None]) -> None:

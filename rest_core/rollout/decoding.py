@@ -9,18 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rest_core.model.attention import implementation
+from rest_core.model.capabilities import obstacle
 from rest_core.rollout.sampling import sample
-from rest_core.rollout.shared_prefix import SharedPrefixCache, attention_of, prefill
+from rest_core.rollout.shared_prefix import IMPLEMENTATION, SharedPrefixCache, prefill
 
 PREFILL_TOKENS = 8192  # prompts are prefilled in runs of so many padded tokens
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How often the host looks at the device, and in which sizes memory and rows change.
+    """How often the host waits for the device, and in which sizes memory and rows change.
 
     Attributes:
-        look_every: steps between two looks at which rows have ended; each look waits for the device.
+        look_every: steps between two checks for rows that have ended; each check waits for the device.
         block: response tokens by which the buffers grow.
         sizes: a batch shrinks to the smallest multiple of 1/`sizes` of its first size that holds the rows that are
             left; None for exactly those.
@@ -34,7 +36,7 @@ class Pace:
 
     @classmethod
     def on(cls, device: torch.device) -> Pace:
-        """On a GPU looks and new shapes are dear; on a CPU each row that is computed in vain is."""
+        """On a GPU looks and new shapes are expensive; on a CPU each row that is computed for nothing is."""
         if device.type == "cuda":
             return cls(look_every=16, block=256, sizes=4, capture=True)
         return cls(look_every=1, block=64, sizes=None, capture=False)
@@ -83,18 +85,9 @@ class Batch:
 
     def step(self) -> None:
         """One forward pass over the last tokens, and the tokens that follow from it."""
-        self.cache.begin_step()
-        output = self.model(
-            input_ids=self.token,
-            attention_mask=self.cache.bias,  # of four dimensions: transformers makes no mask of its own
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            shared_prefix=self.cache,
-        )
+        logits = _forward(self.model, self.cache, self.token, self.positions)
         self.positions.add_(1)
-        self.cache.end_step()
-        self._draw(output.logits[:, -1])
+        self._draw(logits)
 
     def _draw(self, logits: Tensor) -> None:
         draws = None if self.draws is None else self.draws.index_select(1, self.drawn)[:, 0]
@@ -110,9 +103,9 @@ class Batch:
         self.cache.reserve(len(self.token), columns)
 
     def shrink(self, rows: int) -> Tensor:
-        """Go on with `rows` rows, among them all that have not ended; returns (rows,) their old indices."""
+        """Continue with `rows` rows, among them all that have not ended; returns (rows,) their old indices."""
         ended = self.ended.tolist()
-        # Rows behind the cut that go on take the places of ended rows before it; all others stay where they are.
+        # Rows behind the cut that continue take the places of ended rows before it; all others stay where they are.
         movers = [row for row in range(rows, len(ended)) if not ended[row]]
         vacated = [row for row in range(rows) if ended[row]][: len(movers)]
         indices = list(range(rows))
@@ -148,7 +141,7 @@ def decode(
     Raises:
         Unsupported: the model cannot be decoded over a shared prefix.
     """
-    with attention_of(model):
+    with implementation(model, IMPLEMENTATION):
         cache, logits = prefill(model, prompts, pad_id=pad_id, tokens_at_once=PREFILL_TOKENS)
         lengths = [len(prompt) for prompt in prompts]
         cache.start(lengths, samples, min(pace.block, max_new_tokens))
@@ -205,3 +198,63 @@ def _size(left: int, total: int, sizes: int | None) -> int:
         return left
     unit = max(1, total // sizes)
     return min(total, -(-left // unit) * unit)
+
+
+@torch.no_grad()
+def why_not_shared_prefix(model: Any) -> str | None:
+    """Why `model`, in evaluation mode, cannot be decoded over a shared prefix; None if it can.
+
+    Two prompts of different lengths are decoded for three steps, and the logits compared with those of full forward
+    passes without cache and padding, in standard deviations of the logits.
+    """
+
+    def attempt() -> str | None:
+        allowed = {torch.float64: 1e-4, torch.float32: 1e-3}.get(next(model.parameters()).dtype, 0.15)
+        difference = _difference(model, prompt_lengths=(7, 4), samples=2, steps=3)
+        if difference <= allowed:
+            return None
+        return f"gives other logits than a full forward pass (by {difference:.2g} standard deviations)"
+
+    return obstacle(model, attempt)
+
+
+def _difference(model: Any, *, prompt_lengths: Sequence[int], samples: int, steps: int) -> float:
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.get_input_embeddings().num_embeddings
+
+    def tokens(*shape: int) -> Tensor:
+        return torch.randint(vocabulary, shape, generator=generator)
+
+    prompts = [tokens(length) for length in prompt_lengths]
+    responses = tokens(len(prompts) * samples, steps)
+    found, wanted = [], []
+    with implementation(model, IMPLEMENTATION):
+        cache, logits = prefill(model, [prompt.tolist() for prompt in prompts], pad_id=0, tokens_at_once=1 << 20)
+        cache.start(prompt_lengths, samples, steps + 2)
+        found.append(logits.repeat_interleave(samples, dim=0))
+        positions = torch.tensor(prompt_lengths, device=device).repeat_interleave(samples)[:, None]
+        for step in range(steps):
+            found.append(_forward(model, cache, responses[:, step : step + 1].to(device), positions + step))
+    for row, response in enumerate(responses):
+        ids = torch.cat([prompts[row // samples], response])[None].to(device)
+        wanted.append(model(input_ids=ids, use_cache=False).logits[0, -steps - 1 :])
+    expected = torch.stack(wanted).double()  # (B, steps + 1, V)
+    difference = (torch.stack(found, dim=1).double() - expected).abs().amax()
+    return float(difference / expected.std(dim=-1).mean())
+
+
+def _forward(model: Any, cache: SharedPrefixCache, token: Tensor, positions: Tensor) -> Tensor:
+    """Logits (B, V) after one more token (B, 1) a row, at `positions` (B, 1)."""
+    cache.begin_step()
+    output = model(
+        input_ids=token,
+        attention_mask=cache.bias,  # of four dimensions: transformers makes no mask of its own
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        shared_prefix=cache,
+    )
+    cache.end_step()
+    logits: Tensor = output.logits[:, -1]
+    return logits

@@ -28,6 +28,8 @@ def seed_of_each(
 
 
 class Engine(Protocol):
+    version: int  # optimizer updates behind the weights that it holds
+
     def synchronise(self, master: Any, version: int) -> None:
         """Take over the weights of the policy `master`, which are those after `version` updates.
 
@@ -61,6 +63,6 @@ class Engine(Protocol):
             on_progress: called with the number of responses that have just been completed.
 
         Raises:
-            NotFiniteLogits: the weights give no distribution to sample from (another engine says so in its words).
+            NotFiniteLogits: the weights give no distribution to sample from (other engines have errors of their own).
         """
         ...

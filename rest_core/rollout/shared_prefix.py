@@ -11,8 +11,7 @@ dropped or the buffer grows, so that a step can be captured as a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -240,17 +239,6 @@ def _is_set(given: Any) -> bool:
 
 AttentionInterface.register(IMPLEMENTATION, attend)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
-
-
-@contextmanager
-def attention_of(model: Any) -> Iterator[None]:
-    """The model attends by `attend` while this is open."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(IMPLEMENTATION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def prefill(

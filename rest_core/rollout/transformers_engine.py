@@ -17,12 +17,11 @@ from typing import Any
 import torch
 
 from rest_core.errors import NotFiniteLogits
+from rest_core.model.parameters import merged_parameters, without_adapters
 from rest_core.records import Rollout
-from rest_core.rollout import decoding, packed, plain
+from rest_core.rollout import decoding, packed, unshared
 from rest_core.rollout.engine import seed_of_each
 from rest_core.rollout.sampling import uniforms
-from rest_core.rollout.trial import reason_against
-from rest_core.rollout.weights import merged_weights, without_adapters
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +42,10 @@ class TransformersEngine:
         self.pace = decoding.Pace.on(self.device)
         self._stop = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=self.device)
         self._pad = pad_id
-        reason = reason_against(self.model)
+        reason = decoding.why_not_shared_prefix(self.model)
         self.shares_prefix = reason is None
         if reason is not None:
-            kind = type(self.model).__name__
-            log.warning("%s is decoded with transformers' own cache, which is slower and larger: %s", kind, reason)
+            log.warning("responses are decoded with transformers' own cache, which is slower and larger: %s", reason)
 
     @classmethod
     def copy_of(cls, master: Any, *, dtype: torch.dtype, stop_ids: frozenset[int], pad_id: int) -> TransformersEngine:
@@ -72,7 +70,7 @@ class TransformersEngine:
         own = dict(self.model.named_parameters(remove_duplicate=False))
         modules = dict(self.model.named_modules(remove_duplicate=False))
         done: set[int] = set()
-        for name, value in merged_weights(master):
+        for name, value in merged_parameters(master):
             module = modules[name.rpartition(".")[0]]
             if isinstance(module, packed.PackedLinear) and name.endswith(".weight"):
                 module.pack(value)
@@ -111,7 +109,7 @@ class TransformersEngine:
             if self.shares_prefix:
                 decoded = decoding.decode(self.model, chosen, pace=self.pace, **arguments)
             else:
-                decoded = plain.decode(self.model, chosen, **arguments)
+                decoded = unshared.decode(self.model, chosen, **arguments)
             rollouts = self._rollouts(chosen, samples, decoded)
             for place, n in enumerate(part):
                 results[n] = rollouts[place * samples : (place + 1) * samples]

@@ -20,9 +20,8 @@ from tqdm import tqdm
 
 from rest_core.config import VllmEngineConfig
 from rest_core.errors import UserError, one_line
-from rest_core.model.parameters import without_wrapper
+from rest_core.model.parameters import checkpoint_tensors, without_wrapper
 from rest_core.records import Rollout
-from rest_core.rollout.checkpoint_weights import checkpoint_weights
 from rest_core.rollout.engine import seed_of_each
 from rest_core.rollout.vllm_sampling import VERSION, Vocabulary, accept, sampling
 
@@ -146,7 +145,7 @@ class VllmEngine:
         if self._sleeps:
             self.llm.wake_up(tags=["weights"])
         self.version = -1  # until all weights are there
-        weights = list(checkpoint_weights(master, self.dtype).items())
+        weights = list(checkpoint_tensors(master, self.dtype).items())
         self.llm.collective_rpc("load_policy", args=(weights, without_wrapper(master).config.to_dict()))
         # Cached keys and values are those of the old weights.
         if not self.llm.reset_prefix_cache():

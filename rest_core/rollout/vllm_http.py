@@ -5,19 +5,40 @@ from __future__ import annotations
 import json
 import logging
 import time
-import urllib.error
-import urllib.request
 from contextlib import suppress
-from http.client import HTTPException
 from typing import Any
+
+import urllib3
+from urllib3.exceptions import MaxRetryError, ProtocolError, ReadTimeoutError
 
 from rest_core.errors import UserError
 from rest_core.rollout.vllm_sampling import VERSION
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER = (0.5, 2.0, 8.0)  # seconds between attempts at a server that cannot be reached
+CONNECTIONS = 256  # requests that are at the server together
 _BUSY = {502, 503, 504}  # answers of a proxy before the server, or of a server that starts
+
+
+class _Retry(urllib3.Retry):
+    """Tries again what gave no answer; an answer that takes too long is not asked for twice."""
+
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: Any = None,
+        error: Exception | None = None,
+        _pool: Any = None,
+        _stacktrace: Any = None,
+    ) -> _Retry:
+        if isinstance(error, ReadTimeoutError):
+            raise error
+        return super().increment(method, url, response, error, _pool, _stacktrace)
+
+
+AGAIN = _Retry(3, backoff_factor=1.0, status_forcelist=_BUSY, allowed_methods=None, raise_on_status=False)
+ONCE = AGAIN.new(total=0)
 
 
 class Server:
@@ -30,22 +51,17 @@ class Server:
     def __init__(self, url: str, timeout: float) -> None:
         self.url = url.rstrip("/")
         self.timeout = timeout
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, timeout=timeout)
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """POST `body` to `path`, GET without one; returns the JSON object that came back, {} for an empty answer."""
-        for pause in (*RETRY_AFTER, None):
-            try:
-                return self._once(path, body)
-            except _Unreachable as error:
-                if pause is None:
-                    raise UserError(
-                        f"rollout server {self.url}: {error} ({path}); look at its log and start it again "
-                        "(`rest serve-rollouts`), then start the training again: it goes on from its last checkpoint"
-                    ) from None
-                log.warning("rollout server %s: %s (%s); trying again in %g s", self.url, error, path, pause)
-                time.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
+        try:
+            return self._request(path, body, AGAIN)
+        except _Unreachable as error:
+            raise UserError(
+                f"rollout server {self.url}: {error} ({path}); look at its log and start it again "
+                "(`rest serve-rollouts`), then start the training again: it resumes from its last checkpoint"
+            ) from None
 
     def wait(self) -> None:
         """Return once the server answers; it may still be loading when a training starts.
@@ -53,65 +69,51 @@ class Server:
         Raises:
             UserError: not within the time limit, or it is not a server as `rest serve-rollouts` starts it.
         """
-        end, told = time.monotonic() + self.timeout, False
-        while True:
+        end, version = time.monotonic() + self.timeout, None
+        log.info("waiting for the rollout server %s", self.url)
+        while version is None:
             try:
-                version = self._once("/version", None).get("version")
-                break
+                version = str(self._request("/version", None, ONCE).get("version"))
             except _Unreachable as error:
                 if time.monotonic() > end:
                     raise UserError(
                         f"rollout server {self.url}: {error}, for {self.timeout:g} s; start it with "
                         "`rest serve-rollouts`, and set rl.engine.url to where it listens"
                     ) from None
-                if not told:
-                    log.warning("waiting for the rollout server %s (%s)", self.url, error)
-                    told = True
                 time.sleep(min(2.0, self.timeout))
         log.info("rollout server %s runs vLLM %s", self.url, version)
         try:
-            self._once("/weight_info", None)
+            self._request("/weight_info", None, ONCE)
         except (UserError, _Unreachable) as error:
             raise UserError(
                 f"rollout server {self.url}: vLLM {version} does not take weights ({error}); start vLLM {VERSION} or "
                 "later with `rest serve-rollouts`"
             ) from None
 
-    def _once(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}{path}", data, {"Content-Type": "application/json"})
+    def _request(self, path: str, body: dict[str, Any] | None, retries: urllib3.Retry) -> dict[str, Any]:
+        method, where = "GET" if body is None else "POST", f"rollout server {self.url}"
         try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                text = response.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                said = _message(error.read())
-            if error.code in _BUSY:
-                raise _Unreachable(f"answers {error.code}") from None
-            raise UserError(f"rollout server {self.url}: {path} answers {error.code}: {said}") from None
-        except TimeoutError:
-            raise self._late(path) from None
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, TimeoutError):
-                raise self._late(path) from None
-            raise _Unreachable(f"cannot be reached: {error.reason}") from None
-        except (HTTPException, ConnectionError) as error:
-            raise _Unreachable(f"broke off its answer: {type(error).__name__} {error}".rstrip()) from None
-        if not text:
+            response = self._pool.request(method, f"{self.url}{path}", json=body, retries=retries)
+        except ReadTimeoutError:
+            raise UserError(
+                f"{where}: no answer to {path} within {self.timeout:g} s; raise rl.engine.timeout, or lower "
+                "rl.max_response_tokens"
+            ) from None
+        except MaxRetryError as error:
+            kind = "broke off its answer" if isinstance(error.reason, ProtocolError) else "cannot be reached"
+            raise _Unreachable(f"{kind}: {error.reason and error.reason.args[0]}") from None
+        if response.status in _BUSY:
+            raise _Unreachable(f"answers {response.status}")
+        if response.status >= 300:
+            raise UserError(f"{where}: {path} answers {response.status}: {_message(response.data)}")
+        if not response.data:
             return {}
-        try:
-            answer = json.loads(text)
-        except ValueError:
-            answer = None
+        answer = None
+        with suppress(ValueError):
+            answer = response.json()
         if not isinstance(answer, dict):
-            raise UserError(f"rollout server {self.url}: {path} answers what is no JSON object: {text[:80]!r}")
+            raise UserError(f"{where}: {path} answers what is no JSON object: {response.data[:80]!r}")
         return answer
-
-    def _late(self, path: str) -> UserError:
-        return UserError(
-            f"rollout server {self.url}: no answer to {path} within {self.timeout:g} s; raise rl.engine.timeout, or "
-            "lower rl.max_response_tokens"
-        )
 
 
 class _Unreachable(Exception):
@@ -122,7 +124,7 @@ def _message(body: bytes) -> str:
     """The first line of what an error answer says."""
     text = body.decode("utf-8", "replace")
     with suppress(ValueError, KeyError, TypeError, AttributeError):
-        told = json.loads(text)
-        inner = told.get("error", told.get("detail", text))
+        answer = json.loads(text)
+        inner = answer.get("error", answer.get("detail", text))
         text = str(inner["message"] if isinstance(inner, dict) else inner)
     return (next((line.strip() for line in text.splitlines() if line.strip()), "") or "nothing")[:300]

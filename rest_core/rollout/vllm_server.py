@@ -20,17 +20,15 @@ import torch
 
 from rest_core.config import VllmServerConfig
 from rest_core.errors import UserError
-from rest_core.model.parameters import without_wrapper
+from rest_core.model.parameters import checkpoint_tensors, without_wrapper
 from rest_core.records import Rollout
-from rest_core.rollout.checkpoint_weights import checkpoint_weights
 from rest_core.rollout.engine import seed_of_each
-from rest_core.rollout.vllm_http import Server
+from rest_core.rollout.vllm_http import CONNECTIONS, Server
 from rest_core.rollout.vllm_nccl import NcclTransfer
 from rest_core.rollout.vllm_sampling import VERSION, Vocabulary, accept, sampling
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 256  # requests, a prompt each, that are at the server together; it forms its own batches of them
 SHARD_BYTES = 4 << 30
 
 
@@ -48,7 +46,7 @@ class VllmServerEngine:
         self.version = -1  # no weights are known to be there yet
         self.server = Server(config.url, config.timeout)
         self._label = ""
-        self._owner = uuid4().hex[:12]  # tells this training's weights from those of another one
+        self._owner = uuid4().hex[:12]  # distinguishes this training's weights from another one's
         self._nccl: Any = None
         self.server.wait()
 
@@ -135,22 +133,22 @@ class VllmServerEngine:
         """Hand the weights of `master`, those after `version` updates, to the server.
 
         Every process of a training calls this: each may hold a part of the weights. The first one sends them, and
-        tells the others how that went.
+        broadcasts the outcome to the others.
         """
-        weights = checkpoint_weights(master, self.dtype)  # a collective where the model is sharded
+        weights = checkpoint_tensors(master, self.dtype)  # a collective where the model is sharded
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         first = not distributed or torch.distributed.get_rank() == 0
-        said: list[Any] = [None, None]  # label, error
+        outcome: list[Any] = [None, None]  # label, error
         if first:
             try:
-                said[0] = self._send(weights, without_wrapper(master).config, f"{self._owner}/{version}")
+                outcome[0] = self._send(weights, without_wrapper(master).config, f"{self._owner}/{version}")
             except UserError as error:
-                said[1] = str(error)
+                outcome[1] = str(error)
         if distributed:
-            torch.distributed.broadcast_object_list(said, src=0)
-        if said[1] is not None:
-            raise UserError(said[1])
-        self._label, self.version = said[0], version
+            torch.distributed.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        self._label, self.version = outcome[0], version
 
     def _send(self, weights: dict[str, torch.Tensor], architecture: Any, label: str) -> str:
         """Send the weights; the server counts as holding none until all have arrived."""

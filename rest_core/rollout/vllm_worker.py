@@ -82,7 +82,7 @@ def _differences(served: dict[str, Any], trained: dict[str, Any]) -> list[str]:
 def _repack_heads(model: Any) -> None:
     """On CPU vLLM computes with packed copies of weights, and makes no new one for a head tied to the embedding.
 
-    Its reload packs the layers that it was sent; the tied head is not sent, and would go on with the old weights.
+    Its reload packs the layers that it was sent; the tied head is not sent, and would keep the old weights.
     """
     for layer in model.modules():
         weight = getattr(layer, "weight", None)

@@ -29,11 +29,12 @@ def prepare_data(
     from rest_core.data.prepare import describe_drops, prepare
     from rest_core.data.prompts import template_text
     from rest_core.model.loading import load_tokenizer
+    from rest_core.operations import policies
 
     with open_stage(
         "prepare-data", out, tracking, pipeline_run, storage, model=model, data=data, api_bank=api_bank
     ) as stage:
-        tokenizer = load_tokenizer(model.source, model)
+        tokenizer = load_tokenizer(policies.fetched(model.source), model)
         folder, reason = api_bank_folder(api_bank)
         if folder is None:
             log.warning("the overlap with API-Bank is not checked: %s", reason)

@@ -79,15 +79,17 @@ def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Path | str, mod
 
 
 def _engine(policy: Path | str, model: ModelConfig) -> tuple[TransformersEngine, Any]:
-    from rest_core.algorithm.token_bytes import stop_ids
     from rest_core.memory import keep_freed_memory
     from rest_core.model.loading import load_model, load_tokenizer
     from rest_core.model.precision import compute_dtype
+    from rest_core.operations import policies
     from rest_core.operations.preflight.gpu import require_visible
     from rest_core.rollout.transformers_engine import TransformersEngine
+    from rest_core.token_bytes import stop_ids
 
     on_gpu = require_visible() > 0
     keep_freed_memory()
+    policy = policies.fetched(policy)
     tokenizer = load_tokenizer(policy, model)
     dtype = compute_dtype(model)
     loaded = load_model(policy, model, dtype=dtype)

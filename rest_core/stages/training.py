@@ -21,7 +21,7 @@ from rest_core.config import (
     TrackingConfig,
     VllmEngineConfig,
 )
-from rest_core.operations import handoff
+from rest_core.operations import handoff, policies
 from rest_core.operations.launch.job import Job
 from rest_core.operations.result import StageResult, writing_errors
 from rest_core.processes import is_launched, is_main_process
@@ -47,8 +47,7 @@ def sft_warmup(
     (`sft.checkpoint_every`) are mirrored to it, which this pipeline run resumes from when the stage is retried.
     """
     from rest_core.data.store import load_split, to_sample
-    from rest_core.model.chat import require_continuations
-    from rest_core.model.loading import load_model, load_tokenizer, write_reference
+    from rest_core.model.loading import load_model, load_tokenizer
     from rest_core.operations.preflight.gpu import require_memory
 
     if sft.enabled:
@@ -60,26 +59,28 @@ def sft_warmup(
         digest = stage.add_input("dataset", dataset)
         if not sft.enabled:
             if is_main_process():
-                write_reference(out, _absolute(model.source))
+                policies.point_to(out, _absolute(model.source))
             return stage.skip("switched off (sft.enabled=false): cold start")
-        require_memory(model.source, model, sft)
+        source = policies.fetched(model.source)
+        require_memory(source, model, sft)
         from rest_core.training import sft as training
 
         dataset = handoff.fetch(dataset)
-        samples = [to_sample(row) for row in load_split(dataset, "sft")]
-        validation = [to_sample(row) for row in load_split(dataset, "sft_validation")]
-        stage.run.dataset("sft", source=str(dataset), digest_sha256=digest, rows=len(samples), context="training")
-        tokenizer = load_tokenizer(model.source, model)
-        require_continuations(tokenizer, [*samples, *validation])
-        # Leftovers of another attempt are taken up only where data, model and settings are the same.
+        tokenizer = load_tokenizer(source, model)
+        rows, held_out = (
+            training.encode(tokenizer, map(to_sample, load_split(dataset, split)))
+            for split in ("sft", "sft_validation")
+        )
+        stage.run.dataset("sft", source=str(dataset), digest_sha256=digest, rows=len(rows), context="training")
+        # A training resumes from another attempt only where data, model and settings are the same.
         described = "/".join([digest, model.model_dump_json(), sft.model_dump_json()])
         key = hashlib.sha256(described.encode()).hexdigest()[:16]
         place = _mirror(storage, pipeline_run)
         trained, metrics = training.train(
-            load_model(model.source, model),
+            load_model(source, model),
             tokenizer,
-            samples,
-            validation,
+            rows,
+            held_out,
             sft,
             model,
             folder=out / "checkpoints" / key,
@@ -110,10 +111,8 @@ def rest_rl(
     this pipeline run to take up when the stage is retried.
     """
     from rest_core.data.store import load_split, to_sample
-    from rest_core.model.chat import encode_prompt, require_continuations
-    from rest_core.model.loading import load_model, load_tokenizer, pass_on
+    from rest_core.model.loading import load_model, load_tokenizer
     from rest_core.operations.preflight.gpu import require_memory
-    from rest_core.response import parse
 
     if trial is not None:
         rl = trial.applied_to(rl)
@@ -128,22 +127,20 @@ def rest_rl(
         origin = stage.add_input("policy", policy)
         if not rl.enabled:
             if is_main_process():
-                pass_on(policy, out)
+                policies.pass_on(policy, out)
             return stage.skip("switched off (rl.enabled=false)")
+        policy = policies.fetched(policy)
         require_memory(policy, model, rl)
-        from rest_core.training.judging import Task
         from rest_core.training.plots import training_figure
-        from rest_core.training.rl import Observer, RlTrainer
+        from rest_core.training.progress import Observer
+        from rest_core.training.rl import RlTrainer
+        from rest_core.training.tasks import make_tasks
 
         dataset = handoff.fetch(dataset)
         tokenizer = load_tokenizer(policy, model)
-        samples = [to_sample(row) for row in load_split(dataset, "rl")]
-        held_out = [to_sample(row) for row in load_split(dataset, "rl_validation")] if rl.evaluate_every else []
-        require_continuations(tokenizer, [*samples, *held_out])
-        tasks, validation = (
-            [Task(s.id, encode_prompt(tokenizer, s.prompt), parse(s.reference), s) for s in part]
-            for part in (samples, held_out)
-        )
+        tasks = make_tasks(tokenizer, map(to_sample, load_split(dataset, "rl")))
+        held_out = load_split(dataset, "rl_validation") if rl.evaluate_every else []
+        validation = make_tasks(tokenizer, map(to_sample, held_out))
         stage.run.dataset("rl", source=str(dataset), digest_sha256=digest, rows=len(tasks), context="training")
         master = load_model(policy, model)
         trainer = RlTrainer(
@@ -160,7 +157,7 @@ def rest_rl(
             mirror=rl.mirror or _mirror(storage, pipeline_run),
         )
         metrics = trainer.train()
-        history = trainer.folder.history.entries
+        history = trainer.progress.history.entries
         if history:
             stage.run.figure(training_figure(history), "training")
             last = next(entry for entry in reversed(history) if "reward/total" in entry)
@@ -168,7 +165,7 @@ def rest_rl(
         _save(trainer.model, tokenizer, model, out)
         result = stage.finish(metrics)
         if is_main_process():
-            shutil.rmtree(trainer.folder.folder, ignore_errors=True)
+            shutil.rmtree(trainer.progress.folder, ignore_errors=True)
         return result
 
 

@@ -1,13 +1,13 @@
-"""Training checkpoints: written aside, flushed to disk, renamed; the newest whole one is taken up again.
+"""Training checkpoints: written aside, flushed to disk, renamed; a training resumes from the newest whole one.
 
     step-000010/ model.safetensors      trained parameters, float32
                  optimizer.safetensors  AdamW's moments
-                 history.jsonl          what was logged up to this step
+                 history.jsonl          what was reported up to this step
                  state.json             everything else (`TrainingState`), what training it is, and file hashes
 
-`state.json` is written last and names the hashes of the others, so a torn checkpoint is told from a whole one.
+`state.json` is written last and names the hashes of the others, so a torn checkpoint differs from a whole one.
 
-Why this is all that a training needs to go on bit by bit as if it had never stopped: a checkpoint lies between two
+Why this is all that a training needs to continue bit by bit as if it had never stopped: a checkpoint lies between two
 steps, where no rollout is alive (with several updates a rollout too: its buffer is made and used up within the step);
 all random numbers of a step are derived from the seed and the step's number (`rest_core.seeds`), and so is the place
 in the data; the learning rate is a function of the number of updates, and the curriculum one of the step.
@@ -35,19 +35,17 @@ from rest_core.disk import disk_problem, flush
 from rest_core.errors import UserError
 from rest_core.manifest import leaves, sha256_file
 from rest_core.training.history import FILE_NAME as HISTORY
-from rest_core.training.history import unreadable
 
 log = logging.getLogger(__name__)
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 CONTENT = (MODEL, OPTIMIZER, HISTORY)
 _NAME = re.compile(r"step-[0-9]{6,12}")
-_MAX_STATE_BYTES = 16 << 20  # of a state.json; ours have a few KiB
-_DTYPE = "F32"  # of master weights and moments, in safetensors' words
+_DTYPE = "F32"  # of master weights, as safetensors names it
 
 _Step = Annotated[int, Field(ge=0, le=10**9)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_Table = Annotated[str, Field(pattern=r"^[\w-]+\.json$")]
+_Table = Annotated[str, Field(pattern=r"^step-[0-9]{6,12}\.json$")]
 
 
 class _Strict(BaseModel):
@@ -96,7 +94,7 @@ class Checkpoints:
     Args:
         folder: may hold other things too.
         training: what decides the training's result (data, model, settings): plain JSON values. Checkpoints of
-            anything else are foreign: never taken up, never deleted.
+            anything else are foreign: nothing is trained beside them.
         keep: how many of the newest stay; the best one stays besides.
     """
 
@@ -118,8 +116,8 @@ class Checkpoints:
         Raises:
             UserError: the disk is full or the folder cannot be written; what was there is still there.
         """
-        final = self.path(state.step)
-        aside = self.folder / f".{final.name}.tmp"
+        target = self.path(state.step)
+        aside = self.folder / f".{target.name}.tmp"
         with self.disk_errors():
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
@@ -137,38 +135,36 @@ class Checkpoints:
                 for path in aside.iterdir():
                     flush(path)
                 flush(aside)
-                self.take_in(aside, final)
+                self.take_in(aside, target)
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
             self._prune(state)
-        return final
+        return target
 
-    def take_in(self, aside: Path, final: Path) -> None:
-        """Give a complete folder its name; a foreign checkpoint of that name steps aside, another is replaced."""
-        if final.exists():
-            if self._is_foreign(final):
-                final.rename(_free_name(final.with_name(f"foreign-{final.name}")))
-            else:
-                shutil.rmtree(final)
-        aside.rename(final)
+    def take_in(self, aside: Path, target: Path) -> None:
+        """Give a complete folder its name, in place of an older one."""
+        if target.exists():
+            shutil.rmtree(target)
+        aside.rename(target)
         flush(self.folder)
 
-    def latest(self, expected: Mapping[str, Tensor]) -> tuple[Path | None, list[str]]:
-        """The newest whole checkpoint of this training, and the foreign ones that were passed over, each with why.
+    def latest(self, expected: Mapping[str, Tensor]) -> Path | None:
+        """The newest whole checkpoint; those that are not are named in the log.
 
         Args:
             expected: the parameters that a checkpoint must hold, by name, with their (full) shapes.
+
+        Raises:
+            UserError: there is a checkpoint of another training.
         """
-        foreign: list[str] = []
+        self._refuse_foreign()
         for path in reversed(self.all()):
-            problem, is_foreign = self.problem(path, expected)
+            problem, _ = self.problem(path, expected)
             if problem is None:
-                return path, foreign
+                return path
             log.warning("%s is passed over: %s", path, problem)
-            if is_foreign:
-                foreign.append(f"{path}: {problem}")
-        return None, foreign
+        return None
 
     def all(self) -> list[Path]:
         """Everything with a checkpoint's name, by step."""
@@ -176,7 +172,7 @@ class Checkpoints:
         return sorted(found, key=lambda path: step_of(path.name))
 
     def problem(self, path: Path, expected: Mapping[str, Tensor]) -> tuple[str | None, bool]:
-        """Why a checkpoint cannot be taken up (None: it can), and whether that is because it is foreign."""
+        """Why a training cannot resume from a checkpoint (None: it can), and whether that is because it is foreign."""
         try:
             described = _read(path)
             if described.fingerprint != self.fingerprint:
@@ -186,11 +182,7 @@ class Checkpoints:
                 return "its files are not those that were written", False
             if described.state.step != step_of(path.name):
                 return f"it is the state after step {described.state.step}", False
-            problem = (
-                _parameters_problem(path / MODEL, expected)
-                or _moments_problem(path / OPTIMIZER, expected)
-                or unreadable((path / HISTORY).read_bytes(), described.state.step)
-            )
+            problem = _parameters_problem(path / MODEL, expected)
         except (OSError, SafetensorError) as error:
             return f"incomplete ({type(error).__name__})", False
         except ValidationError as error:
@@ -211,34 +203,36 @@ class Checkpoints:
 
     def kept(self, state: TrainingState) -> list[Path]:
         """The checkpoints that stay when that of `state` is the newest, by step."""
-        own = [path for path in self.all() if step_of(path.name) <= state.step and not self._is_foreign(path)]
+        own = [path for path in self.all() if step_of(path.name) <= state.step]
         best = [self.path(state.best.step)] if state.best is not None else []
         return [path for path in own if path in own[-self.keep :] or path in best]
 
     def _prune(self, state: TrainingState) -> None:
-        """What has a higher number than the newest is not whole: the training was taken up from before it."""
+        """What has a higher number than the newest is not whole: the training resumed from before it."""
         kept = self.kept(state)
         for path in self.all():
-            if path not in kept and path not in self.busy and not self._is_foreign(path):
+            if path not in kept and path not in self.busy:
                 shutil.rmtree(path)
 
-    def _is_foreign(self, path: Path) -> bool:
-        try:
-            return _read(path).fingerprint != self.fingerprint
-        except (OSError, ValueError):
-            return False  # torn
+    def _refuse_foreign(self) -> None:
+        for path in reversed(self.all()):
+            with suppress(OSError, ValueError):  # torn
+                described = _read(path)
+                if described.fingerprint != self.fingerprint:
+                    different = f"a checkpoint of another training ({self._difference(described.training)})"
+                    raise UserError(f"{path}: {different}; choose another output folder, or remove this checkpoint")
 
     def _difference(self, other: Mapping[str, Any]) -> str:
         ours = dict(leaves(json.loads(json.dumps(self.training))))  # tuples and lists are one
         theirs = dict(leaves(other))
         differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-        told = [f"{name} is {theirs.get(name)!r:.60} there, {ours.get(name)!r:.60} here" for name in differing[:3]]
+        shown = [f"{name} is {theirs.get(name)!r:.60} there, {ours.get(name)!r:.60} here" for name in differing[:3]]
         more = [f"and {len(differing) - 3} more"] if len(differing) > 3 else []
-        return "; ".join([*told, *more]) or "what differs is not told"
+        return "; ".join([*shown, *more])
 
     @contextmanager
     def disk_errors(self) -> Iterator[None]:
-        """Turn a full disk and a refused write into a `UserError` that names the last good checkpoint."""
+        """Turn a full disk and a refused write into a `UserError`."""
         try:
             yield
         except (OSError, SafetensorError) as error:
@@ -264,48 +258,19 @@ def step_of(name: str) -> int:
 
 def _read(path: Path) -> _Described:
     """Raises OSError or ValueError (pydantic's ValidationError is one)."""
-    file = path / STATE
-    if (size := file.stat().st_size) > _MAX_STATE_BYTES:
-        raise ValueError(f"{size} bytes")
-    return _Described.model_validate_json(file.read_bytes())
+    return _Described.model_validate_json((path / STATE).read_bytes())
 
 
 def _parameters_problem(file: Path, expected: Mapping[str, Tensor]) -> str | None:
     """What keeps the stored parameters from being those of the model; only the file's header is read."""
     with safe_open(file, framework="pt") as stored:
-        names = set(stored.keys())
-        if names != expected.keys():
-            odd = sorted(names ^ expected.keys())
-            return f"its parameters are not those of this model ({odd[0]!r:.80})"
-        for name, parameter in expected.items():
-            part = stored.get_slice(name)
-            if tuple(part.get_shape()) != tuple(parameter.shape) or part.get_dtype() != _DTYPE:
-                return (
-                    f"parameter {name} is {part.get_dtype()} {tuple(part.get_shape())}, "
-                    f"not {_DTYPE} {tuple(parameter.shape)}"
-                )
+        parts = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+        found = {name: f"{part.get_dtype()} {tuple(part.get_shape())}" for name, part in parts.items()}
+    wanted = {name: f"{_DTYPE} {tuple(parameter.shape)}" for name, parameter in expected.items()}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            return f"parameter {name!r:.80} is {found.get(name, 'missing')}, not {wanted.get(name, 'unknown')}"
     return None
-
-
-def _moments_problem(file: Path, expected: Mapping[str, Tensor]) -> str | None:
-    with safe_open(file, framework="pt") as stored:
-        for entry in stored.keys():  # noqa: SIM118 (no mapping)
-            key, _, name = entry.partition("/")
-            if key not in ("step", "exp_avg", "exp_avg_sq") or name not in expected:
-                return f"{entry!r:.80} is no moment of this optimizer"
-            shape = () if key == "step" else tuple(expected[name].shape)
-            part = stored.get_slice(entry)
-            if tuple(part.get_shape()) != shape or part.get_dtype() != _DTYPE:
-                return f"moment {entry} is {part.get_dtype()} {tuple(part.get_shape())}, not {_DTYPE} {shape}"
-    return None
-
-
-def _free_name(path: Path) -> Path:
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast_object_list, gather_object
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -18,6 +19,7 @@ from rest_core.errors import UserError
 from rest_core.model.parameters import whole
 from rest_core.processes import is_main_process
 
+T = TypeVar("T")
 _PLAIN = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
@@ -28,7 +30,7 @@ def create_accelerator(*, half: bool) -> Accelerator:
         UserError: the launcher's configuration asks for something that this training does not do.
     """
     precision = "bf16" if half else "no"
-    # Said outright: without it, accelerate takes several processes without a GPU for as many trainings of their own.
+    # Explicit: without it, accelerate takes several processes without a GPU for as many trainings of their own.
     cpu = not torch.accelerator.is_available()
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":  # what `accelerate launch` sets
         accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
@@ -89,6 +91,21 @@ def gather_lists(accelerator: Accelerator, values: list[Any]) -> list[Any]:
     """The lists of all processes joined, in their order; every process calls it."""
     joined: list[Any] = gather_object(values) if accelerator.num_processes > 1 else values
     return joined
+
+
+def on_first(function: Callable[[], T]) -> T:
+    """Call `function` in the first process; every process gets its result, or raises its `UserError`."""
+    outcome: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            outcome[0] = function()
+        except UserError as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
 
 
 def gather_weights(model: Any) -> None:

@@ -1,9 +1,10 @@
-"""What a training has logged, in its own folder, so that one which is taken up again shows all of its steps.
+"""What a training has reported up to its newest checkpoint, so that a training that resumes reports all of its steps.
 
-    history.jsonl      one line an entry: {"step": n, metric: value, …}; a step may have several entries
     completions/       one file a table of completions, for example step-000010.json
 
-A checkpoint holds the history up to its step and the hashes of the tables; what was logged later is taken back.
+Metrics are in memory: a checkpoint holds them (`history.jsonl`, one line an entry: {"step": n, metric: value, …}; a
+step may have several entries) and the hashes of the tables. What was reported later is dropped on a resume, as those
+steps are done again. MLflow's own journal cannot stand in for it: each attempt is an MLflow run of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ from rest_core.manifest import sha256_file
 
 log = logging.getLogger(__name__)
 
-FILE_NAME = "history.jsonl"
+FILE_NAME = "history.jsonl"  # in a checkpoint
 TABLES = "completions"
-_MAX_BYTES = 1 << 30
 
 
 class History:
@@ -35,15 +35,13 @@ class History:
 
     @property
     def content(self) -> bytes:
-        """The entries as the file holds them."""
-        return "".join(map(_line, self.entries)).encode()
+        """The entries as a checkpoint's file holds them."""
+        return "".join(json.dumps(entry) + "\n" for entry in self.entries).encode()
 
     def restore(self, content: bytes, tables: Mapping[str, str]) -> None:
-        """Take the folder back to what a checkpoint names: later entries and tables go."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Go back to what a checkpoint holds: later entries and tables go."""
         self.entries = [json.loads(line) for line in content.decode().splitlines()]
-        with written_aside(self.folder / FILE_NAME) as aside:
-            aside.write_bytes(content)
+        (self.folder / TABLES).mkdir(parents=True, exist_ok=True)
         self.tables = {}
         for name, digest in tables.items():
             path = self.table_path(name)
@@ -57,10 +55,12 @@ class History:
 
     def add(self, metrics: Mapping[str, float], step: int) -> None:
         """Append one entry."""
-        entry = {"step": step, **metrics}
-        with (self.folder / FILE_NAME).open("a", encoding="utf-8") as stream:
-            stream.write(_line(entry))
-        self.entries.append(entry)
+        self.entries.append({"step": step, **{name: float(value) for name, value in metrics.items()}})
+
+    def metrics(self) -> Iterator[tuple[dict[str, float], int]]:
+        """The metrics of each entry, and its step."""
+        for entry in self.entries:
+            yield {name: value for name, value in entry.items() if name != "step"}, int(entry["step"])
 
     def add_table(self, rows: list[dict[str, Any]], step: int) -> None:
         """Write one table of completions; it is on the disk when this returns, as checkpoints name it."""
@@ -76,24 +76,3 @@ class History:
     def read_table(self, name: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = json.loads(self.table_path(name).read_text(encoding="utf-8"))
         return rows
-
-
-def unreadable(content: bytes, last_step: int) -> str | None:
-    """What keeps `content` from being a history up to `last_step`; None when it is one."""
-    if len(content) > _MAX_BYTES:
-        return f"{FILE_NAME} has {len(content)} bytes"
-    try:
-        for number, line in enumerate(content.decode().splitlines(), start=1):
-            entry = json.loads(line)
-            step = entry.pop("step", None) if isinstance(entry, dict) else None
-            if step is None or not all(type(value) is float for value in entry.values()):
-                return f"{FILE_NAME}, line {number}: no metrics of a step"
-            if type(step) is not int or not 0 <= step <= last_step:
-                return f"{FILE_NAME}, line {number}: no step up to {last_step}"
-    except (ValueError, RecursionError) as error:
-        return f"{FILE_NAME}: {' '.join(str(error).split()):.100}"
-    return None
-
-
-def _line(entry: Mapping[str, float]) -> str:
-    return json.dumps({name: value if name == "step" else float(value) for name, value in entry.items()}) + "\n"

@@ -25,8 +25,8 @@ _ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_
 
 
 @dataclass
-class GroupScore:
-    """What the functions say of one group of G responses."""
+class FunctionRewards:
+    """What the reward functions give one group of G responses."""
 
     totals: list[float]  # G: weighted sums over the functions
     parts: dict[str, list[float]] = field(default_factory=dict)  # function's name → G unweighted rewards
@@ -53,24 +53,24 @@ class RewardFunctions:
 
     def score(
         self, sample: Sample | None, completions: Sequence[str], completion_ids: Sequence[Sequence[int]], step: int
-    ) -> GroupScore:
+    ) -> FunctionRewards:
         """Rewards of the G responses to one sample, `step` counted from 1.
 
         Raises:
             UserError: a function returns another number of rewards than G, or what is no finite number.
         """
         size = len(completions)
-        score = GroupScore([0.0] * size)
+        score = FunctionRewards([0.0] * size)
         for settings, name, function in zip(self._settings, self.names, self._functions, strict=True):
             if sample is None:
                 raise ValueError("reward functions need the tasks' samples")
             try:
                 given = function(**self._arguments(settings, sample, completions, completion_ids, step, score))
             except Exception as error:  # whatever a user's code raises costs its group and is reported
-                return GroupScore([0.0] * size, failure=f"{name}: {described(error)}")
+                return FunctionRewards([0.0] * size, failure=f"{name}: {described(error)}")
             values = [None] if given is None else list(given)
             if any(value is None for value in values):
-                return GroupScore([0.0] * size, failure=f"{name}: it returned None")
+                return FunctionRewards([0.0] * size, failure=f"{name}: it returned None")
             score.parts[name] = rewards = _numbers(name, values, size, sample)
             score.totals = [total + settings.weight * x for total, x in zip(score.totals, rewards, strict=True)]
         return score
@@ -82,7 +82,7 @@ class RewardFunctions:
         completions: Sequence[str],
         completion_ids: Sequence[Sequence[int]],
         step: int,
-        score: GroupScore,
+        score: FunctionRewards,
     ) -> dict[str, Any]:
         """What TRL gives a function for a dataset of conversations, made anew for each call: it may be changed."""
         from transformers import TrainerState

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from rest_core import storage
+from rest_core.chat import encode_sample
 from rest_core.config import ModelConfig, SftConfig
 from rest_core.errors import UserError
 from rest_core.memory import keep_freed_memory
-from rest_core.model.chat import encode_prompt, encode_response
 from rest_core.model.loading import with_lora
 from rest_core.model.precision import compute_dtype
 from rest_core.records import Sample
@@ -25,12 +25,15 @@ from rest_core.training.sft_mirror import SftMirror, newest
 IGNORED = -100  # label of positions without loss
 
 
-def encode(tokenizer: Any, samples: Sequence[Sample]) -> Dataset:
-    """Rows {input_ids, labels}: prompt and reference response; the prompt's labels are `IGNORED`."""
+def encode(tokenizer: Any, samples: Iterable[Sample]) -> Dataset:
+    """Rows {input_ids, labels}: prompt and reference response; the prompt's labels are `IGNORED`.
+
+    Raises:
+        UserError: a sample cannot be encoded, see `encode_sample`.
+    """
     rows = []
     for sample in samples:
-        prompt = encode_prompt(tokenizer, sample.prompt)
-        response = encode_response(tokenizer, sample.reference)
+        prompt, response = encode_sample(tokenizer, sample)
         rows.append({"input_ids": prompt + response, "labels": [IGNORED] * len(prompt) + response})
     return Dataset.from_list(rows)
 
@@ -38,8 +41,8 @@ def encode(tokenizer: Any, samples: Sequence[Sample]) -> Dataset:
 def train(
     model: Any,
     tokenizer: Any,
-    samples: Sequence[Sample],
-    validation: Sequence[Sample],
+    rows: Dataset,
+    held_out: Dataset,
     config: SftConfig,
     model_config: ModelConfig,
     *,
@@ -47,9 +50,10 @@ def train(
     on_metrics: Callable[[dict[str, float], int], None],
     mirror: str | None = None,
 ) -> tuple[Any, dict[str, float]]:
-    """Train `model` (float32) on the samples' reference responses; goes on from the newest checkpoint of an attempt.
+    """Train `model` (float32) on reference responses; resumes from the newest checkpoint of an earlier attempt.
 
     Args:
+        rows, held_out: see `encode`; nothing is measured before and after where `held_out` is empty.
         folder: where checkpoints go.
         mirror: where else they go, see `SftMirror`; None = nowhere.
 
@@ -57,7 +61,7 @@ def train(
         The trained model (with adapters where LoRA is configured), and its figures: samples, steps, final and mean
         training loss, validation loss before and after where there is a validation split.
     """
-    if not samples:
+    if not rows:
         raise UserError("there are no samples for the warm-up: the dataset's split 'sft' is empty")
     if config.batch_size % min(config.micro_batch_size, config.batch_size):
         raise UserError(
@@ -66,10 +70,42 @@ def train(
     keep_freed_memory()
     if config.lora is not None:
         model = with_lora(model, config.lora)
-    rows = encode(tokenizer, samples)
-    held_out = encode(tokenizer, validation) if validation else None
+    trainer = Trainer(
+        model=model,
+        args=_arguments(config, model_config, folder),
+        train_dataset=rows,
+        eval_dataset=held_out or None,
+        data_collator=Collator(tokenizer.pad_token_id),
+        callbacks=[_Report(on_metrics)],
+    )
+    # Its own reports are printed whether there is a terminal or not; `_Report` takes their place.
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    figures = {"sft/samples": float(len(rows))}
+    if held_out:
+        figures["sft/validation_loss_before"] = trainer.evaluate()["eval_loss"]
+    if mirror is not None and config.checkpoint_every is not None:
+        copies = SftMirror(mirror, folder)
+        copies.fetch()
+        trainer.add_callback(copies)
+    leftover = newest(storage.list_files(str(folder)))
+    trainer.train(resume_from_checkpoint=None if leftover is None else str(folder / leftover))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if not losses or not math.isfinite(losses[-1]):
+        raise UserError("the warm-up's loss is not a finite number: lower sft.learning_rate")
+    figures |= {
+        "sft/steps": float(trainer.state.global_step),
+        "sft/loss": float(losses[-1]),
+        "sft/mean_loss": sum(losses) / len(losses),  # earlier attempts' steps too; the Trainer leaves them out
+    }
+    if held_out:
+        figures["sft/validation_loss_after"] = trainer.evaluate()["eval_loss"]
+    return trainer.accelerator.unwrap_model(trainer.model), figures
+
+
+def _arguments(config: SftConfig, model_config: ModelConfig, folder: Path) -> TrainingArguments:
     micro_batch_size = min(config.micro_batch_size, config.batch_size)
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=micro_batch_size,
         per_device_eval_batch_size=config.micro_batch_size,
@@ -92,37 +128,6 @@ def train(
         report_to=[],
         remove_unused_columns=False,
     )
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        eval_dataset=held_out,
-        data_collator=Collator(tokenizer.pad_token_id),
-        callbacks=[_Report(on_metrics)],
-    )
-    # Its own reports are printed whether there is a terminal or not; `_Report` takes their place.
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    figures = {"sft/samples": float(len(rows))}
-    if held_out is not None:
-        figures["sft/validation_loss_before"] = trainer.evaluate()["eval_loss"]
-    if mirror is not None and config.checkpoint_every is not None:
-        copies = SftMirror(mirror, folder)
-        copies.fetch()
-        trainer.add_callback(copies)
-    leftover = newest(storage.list_files(str(folder)))
-    trainer.train(resume_from_checkpoint=None if leftover is None else str(folder / leftover))
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if not losses or not math.isfinite(losses[-1]):
-        raise UserError("the warm-up's loss is not a finite number: lower sft.learning_rate")
-    figures |= {
-        "sft/steps": float(trainer.state.global_step),
-        "sft/loss": float(losses[-1]),
-        "sft/mean_loss": sum(losses) / len(losses),  # earlier attempts' steps too; the Trainer leaves them out
-    }
-    if held_out is not None:
-        figures["sft/validation_loss_after"] = trainer.evaluate()["eval_loss"]
-    return trainer.accelerator.unwrap_model(trainer.model), figures
 
 
 class Collator:

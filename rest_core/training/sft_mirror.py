@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from rest_core import storage
 from rest_core.disk import disk_errors, written_aside
 from rest_core.errors import UserError
-from rest_core.training.folder import on_first
+from rest_core.training.distributed import on_first
 
 log = logging.getLogger(__name__)
 

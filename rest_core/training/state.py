@@ -36,7 +36,7 @@ def trained(model: Any) -> Tensors:
 def full_state(model: Any, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors]:
     """Parameters by name and moments by "key/name", on the CPU; empty on all processes but the first.
 
-    A tensor that lies whole in this process's main memory is not copied: write it out before training goes on.
+    A tensor that lies whole in this process's main memory is not copied: write it out before training continues.
     """
     parameters: Tensors = {}
     moments: Tensors = {}
@@ -55,7 +55,7 @@ def load_full_state(
     own = trained(model)
     load_parameters(model, parameters)
     optimizer.state.clear()
-    # AdamW counts steps in a float32 number a parameter: small enough to be told all at once.
+    # AdamW counts steps in one float32 number a parameter: few enough to be broadcast all at once.
     counts = {entry: float(value) for entry, value in moments.items() if entry.startswith("step/")}
     entries: list[Any] = [(sorted(moments), counts)]
     broadcast_object_list(entries)

@@ -1,8 +1,8 @@
-"""Being told to stop: SIGTERM (pre-emption), or SIGINT once, lets a training leave with a checkpoint.
+"""Stopping on a signal: SIGTERM (pre-emption), or SIGINT once, lets a training leave with a checkpoint.
 
 The weights, moments and running means in memory are those of the last step's end until an optimizer update begins.
-Up to there a single process stops at once and throws the begun work away; later it goes on to the end of the step.
-Several processes always go on to the end of the step, where they agree, because each would wait for the others.
+Up to there a single process stops at once and throws the begun work away; later it finishes the step first. Several
+processes always finish the step and agree at its end, because each would wait for the others.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
+
+from rest_core.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted
 
 
 class StopRequested(BaseException):
@@ -39,6 +41,7 @@ class Stopper:
 
     def __init__(self, grace_seconds: float, *, alone: bool) -> None:
         self.signal: signal.Signals | None = None  # what asked for the stop
+        self._agreed: signal.Signals | None = None  # what all processes have agreed to stop for
         self._grace, self._alone = grace_seconds, alone
         self._at_once = False  # whether leaving now loses nothing but begun work
         self._shielded = False
@@ -63,6 +66,20 @@ class Stopper:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def agree(self, gather: Callable[[list[Any]], list[Any]]) -> None:
+        """Stop, all processes together, when any has been asked to; `gather` joins the lists of all processes."""
+        signals = [found for found in gather([self.signal]) if found is not None]
+        if signals:
+            self._agreed = signals[0]
+            raise StopRequested
+
+    def preempted(self, message: str) -> Preempted:
+        """What the training ends with; the signal begins the message, and decides the exit code."""
+        number = self._agreed or self.signal
+        assert number is not None
+        exit_code = EXIT_INTERRUPTED if number is signal.SIGINT else EXIT_PREEMPTED
+        return Preempted(f"{number.name}: {message}", exit_code=exit_code)
 
     @property
     def seconds_left(self) -> float:

@@ -17,11 +17,10 @@ from torch import Tensor
 from rest_core.algorithm.entropy import region_sums
 from rest_core.algorithm.loss import (
     Denominators,
-    LossSettings,
     TokenTerms,
+    loss_metrics,
+    policy_loss,
     sequence_log_ratios,
-    token_loss,
-    token_metrics,
     token_scales,
 )
 from rest_core.algorithm.regions import Region
@@ -57,15 +56,15 @@ class Experience:
     old_logps: Tensor | None = None  # (B, T); None: one update a rollout, the policy itself is the old one
     sequence_log_ratios: Tensor | None = None  # (B,) of GSPO, before the update that is being made; None: 0
     # (B,) bool: rows without a usable reward or cut off at the length limit, in no forward and in no denominator
-    dropped: Tensor | None = None
+    untrained: Tensor | None = None
 
     def kept(self, rows: Sequence[int]) -> list[int]:
-        """Those of `rows` that are not dropped."""
-        return [n for n in rows if self.dropped is None or not bool(self.dropped[n])]
+        """Those of `rows` that are trained on."""
+        return [n for n in rows if self.untrained is None or not bool(self.untrained[n])]
 
     def trained_mask(self) -> Tensor:
-        """(B, T) bool: the mask without the rows that are dropped."""
-        return self.mask if self.dropped is None else self.mask & ~self.dropped[:, None]
+        """(B, T) bool: the mask without the rows that are not trained on."""
+        return self.mask if self.untrained is None else self.mask & ~self.untrained[:, None]
 
     @cached_property
     def sampled_logps(self) -> Tensor:
@@ -131,28 +130,31 @@ class PolicyUpdate:
         config: RlConfig,
         *,
         pad_id: int,
-        reference: Any = None,
+        reference_policy: Any = None,
     ) -> None:
         self.policy = policy
         self.optimizer = optimizer
         self.accelerator = accelerator
         self.config = config
         self.pad_id = pad_id
-        self.reference = reference  # frozen policy for the KL penalty, or None
+        self.reference_policy = reference_policy  # frozen, for the KL penalty; None without one
         self.shared: bool = accelerator.unwrap_model(policy).shared
-        loss = config.loss
-        self.settings = LossSettings(
-            (loss.clip_low, loss.clip_high),
-            loss.dual_clip,
-            loss.importance_cap,
-            loss.kl_coefficient,
-            loss.entropy_coefficient,
-            loss.surrogate,
-        )
         self.version = 0  # optimizer updates so far
 
-    def run(self, experience: Experience, last_good: str) -> UpdateStatistics:
-        """One pass over the experience; `last_good` names the checkpoint to go back to in an error."""
+    @property
+    def learning_rate(self) -> float:
+        """That of the last update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def resume(self, version: int, learning_rate: float | None) -> None:
+        """Continue after `version` updates, the last of them at `learning_rate`."""
+        self.version = version
+        if learning_rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+
+    def run(self, experience: Experience) -> UpdateStatistics:
+        """One pass over the experience."""
         for rollout in experience.rollouts:
             if rollout.policy_version != self.version:
                 raise RuntimeError(
@@ -163,7 +165,7 @@ class PolicyUpdate:
         if len(parts) > 1:
             experience.old_logps, _ = self.values(experience)
         for part in parts:
-            self._step(experience, part, statistics, last_good)
+            self._step(experience, part, statistics)
         return statistics
 
     @torch.no_grad()
@@ -201,7 +203,7 @@ class PolicyUpdate:
             parts[(self.accelerator.process_index + row // group * processes) // prompts].append(row)
         return parts
 
-    def _step(self, experience: Experience, rows: list[int], statistics: UpdateStatistics, last_good: str) -> None:
+    def _step(self, experience: Experience, rows: list[int], statistics: UpdateStatistics) -> None:
         denominators = self._denominators(experience, rows)
         # A group without signal has advantage 0 throughout: it adds nothing to the policy gradient and is skipped in
         # the forward, but stays in the denominators. A KL penalty or entropy bonus needs every row.
@@ -211,10 +213,9 @@ class PolicyUpdate:
         if not passes:
             return
         statistics.divided_groups += _divided_groups(experience.rollouts, passes) if self.shared else 0
-        length = self.config.loss.length or self.config.max_response_tokens
-        aggregation = self.config.loss.aggregation
-        scales = token_scales(experience.mask, experience.weights, aggregation, denominators, length)
-        if self.settings.surrogate == "gspo" and experience.old_logps is not None:
+        loss, limit = self.config.loss, self.config.max_response_tokens
+        scales = token_scales(experience.mask, experience.weights, loss, denominators, limit)
+        if loss.surrogate == "gspo" and experience.old_logps is not None:
             # A token's loss needs the whole sequence's ratio, and the head is visited in chunks: one more pass.
             logps, _ = self.values(experience, signal)
             experience.sequence_log_ratios = sequence_log_ratios(logps, experience.old_logps, experience.mask)
@@ -223,10 +224,10 @@ class PolicyUpdate:
             # would have to hold the gradients of the whole model otherwise.
             alone = n < len(passes) - 1 and not self.accelerator.is_fsdp2
             with self.accelerator.no_sync(self.policy) if alone else nullcontext():
-                self._backward(experience, groups, scales, statistics, last_good)
+                self._backward(experience, groups, scales, statistics)
         norm = float(whole(self.accelerator.clip_grad_norm_(self._trained(), self.config.max_grad_norm)))
         if not math.isfinite(norm):
-            raise UserError(f"the gradient norm is {norm}: lower rl.learning_rate; {last_good}")
+            raise UserError(f"the gradient norm is {norm}: lower rl.learning_rate")
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * min(1.0, (self.version + 1) / max(1, self.config.warmup_steps))
         self.optimizer.step()
@@ -259,7 +260,6 @@ class PolicyUpdate:
         groups: Sequence[Group],
         scales: tuple[Tensor, Tensor],
         statistics: UpdateStatistics,
-        last_good: str,
     ) -> None:
         device = self.accelerator.device
         batch = self._batch(experience.rollouts, groups)
@@ -286,29 +286,29 @@ class PolicyUpdate:
             otherwise="set rl.gradient_checkpointing=true",
         ):
             with self.accelerator.autocast():
-                if self.reference is not None:
+                if self.reference_policy is not None:
                     with torch.no_grad():
-                        terms = terms._replace(ref_logp=self.reference(batch)[1])
+                        terms = terms._replace(ref_logp=self.reference_policy(batch)[1])
                 loss, logp, entropy = self.policy(
                     batch,
-                    lambda tokens, logp, entropy: token_loss(logp, entropy, terms.part(tokens), self.settings),
-                    entropy_gradient=self.settings.entropy_coefficient > 0,
+                    lambda tokens, logp, entropy: policy_loss(logp, entropy, terms.part(tokens), self.config.loss),
+                    entropy_gradient=self.config.loss.entropy_coefficient > 0,
                 )
             value = float(loss.detach())
             if not math.isfinite(value) or abs(value) > self.config.max_loss:
-                raise UserError(f"the loss is {value}: lower rl.learning_rate or rl.max_grad_norm; {last_good}")
+                raise UserError(f"the loss is {value}: lower rl.learning_rate or rl.max_grad_norm")
             # DDP and FSDP average gradients over processes, the denominators are global: the product is the sum.
             self.accelerator.backward(loss * self.accelerator.num_processes)
         statistics.loss += value
         statistics.computed += int(batch.attention_mask.sum()) if groups else 0
-        statistics.add(token_metrics(logp, terms, self.settings), len(logp))
+        statistics.add(loss_metrics(logp, terms, self.config.loss), len(logp))
         # Of the rows that the policy gradient is made of, whether or not a penalty brings others into the forward.
         sums, counts = region_sums(entropy, of_tokens(experience.regions), terms.advantages != 0)
         statistics.entropy_sums += sums
         statistics.entropy_counts += counts
 
     def _denominators(self, experience: Experience, rows: list[int]) -> Denominators:
-        """Of the whole update: over all its micro-batches and all processes; dropped rows are not in them."""
+        """Of the whole update: over all its micro-batches and all processes; untrained rows are not in them."""
         kept = experience.kept(rows)
         own = Denominators.of(experience.mask[kept], experience.weights[kept])
         total = self._reduce(torch.tensor(own, dtype=torch.float64), "sum")

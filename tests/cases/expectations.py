@@ -20,12 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from rest_core import response
 from rest_core.algorithm.regions import Region, read_response
 from rest_core.algorithm.rewards import RewardScheme, tool_reward
+from rest_core.chat import encode_response
 from rest_core.config import DataSource, ModelConfig
 from rest_core.data.prompts import Style
 from rest_core.data.sources import resolve
 from rest_core.data.validate import problem
 from rest_core.errors import UserError
-from rest_core.model.chat import encode_response
 from rest_core.model.loading import load_tokenizer
 from rest_core.records import Sample, ToolCall
 

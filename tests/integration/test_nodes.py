@@ -35,6 +35,7 @@ from rest_core.config import (
 from rest_core.data import store
 from rest_core.errors import Preempted, UserError
 from rest_core.model import loading
+from rest_core.operations import policies
 from rest_core.operations.launch import launcher, train_job, trainer
 from rest_core.records import Message, Sample
 
@@ -130,7 +131,7 @@ def test_a_stage_trains_in_two_processes(
     assert Trial.model_validate(made["config"]["trial"]) == trial
     assert RlConfig.model_validate(made["config"]["rl"]).weights == trial.weights and made["config"]["rl"]["seed"] == 3
     assert {path.name for path in out.iterdir()} == {"manifest.json", "metrics.json", "reference.json"}
-    loading.load_model(out, model)
+    loading.load_model(policies.fetched(out), model)
     (run,) = recorded(tracking)
     assert run.info.status == "FINISHED" and run.data.tags["rest.scheme"] == "plain"
     # The checkpoints that a retry would go on from are in the run's own place, and the next run does not find them.
@@ -287,7 +288,7 @@ def test_the_sdks_local_backend_trains_in_two_processes(
     )
     assert result.metrics["rl/steps"] == 2
     assert client.list_jobs() == []
-    loading.load_model(out, model)
+    loading.load_model(policies.fetched(out), model)
     assert manifest.read(out)["inputs"]["dataset"] == manifest.read(dataset)["sha256"]
     assert manifest.read(out)["config"]["trial"]["name"] == "plain"
     (run,) = recorded(tracking)
@@ -342,7 +343,7 @@ def test_the_sdks_container_backend_trains_on_two_nodes(
         os.umask(before)
     assert result.metrics["rl/steps"] == 2
     assert client.list_jobs() == []
-    loading.load_model(out, model)
+    loading.load_model(policies.fetched(out), model)
     assert manifest.read(out)["inputs"]["dataset"] == manifest.read(dataset)["sha256"]
     (run,) = recorded(TrackingConfig(uri=f"sqlite:///{workspace}/mlflow.db", experiment="test"))
     assert run.info.status == "FINISHED"

@@ -34,7 +34,7 @@ from rest_core.config import FrequencyWeights, LossConfig, ModelConfig, RewardFu
 from rest_core.records import Sample
 from rest_core.response import parse
 from rest_core.model.parameters import whole
-from rest_core.training.judging import Task
+from rest_core.training.tasks import Task
 from rest_core.training.rl import Observer, RlTrainer
 
 # Four prompts on two processes, and three, of which an update takes one: then one process has none.

@@ -16,19 +16,19 @@ from torch import Tensor
 from rest_core.algorithm.regions import Region, decode_response, token_regions
 from rest_core.algorithm.rest import Judgement, ResT
 from rest_core.algorithm.rewards import Reward
-from rest_core.algorithm.token_bytes import token_bytes
+from rest_core.chat import encode_prompt
 from rest_core.config import EMBEDDED_MODEL, LossConfig, ModelConfig, RlConfig
 from rest_core.model import attention, logprobs
 from rest_core.model.batch import pad_rows
-from rest_core.model.chat import encode_prompt
 from rest_core.model.loading import load_model, load_tokenizer
 from rest_core.model.logprobs import Policy
 from rest_core.model.precision import compute_dtype
 from rest_core.records import Message, Rollout
 from rest_core.response import parse
 from rest_core.rollout.packed import PackedLinear
-from rest_core.training.judging import Task
+from rest_core.token_bytes import token_bytes
 from rest_core.training.rl import Observer, RlTrainer
+from rest_core.training.tasks import Task
 from rest_core.training.update import Experience, PolicyUpdate
 
 pytestmark = [
@@ -180,7 +180,7 @@ def test_gradients_are_those_of_one_row_at_a_time_with_full_logits(
     optimizer = Kept(model.parameters(), lr=1.0)
     update = PolicyUpdate(policy, optimizer, accelerator, config, pad_id=tokenizer.pad_token_id)
     assert update.shared
-    statistics = update.run(made, "there is no checkpoint")
+    statistics = update.run(made)
     assert statistics.divided_groups > 0
     assert statistics.loss == pytest.approx(float(total.detach()), rel=1e-5)
     for name, value in (("ratio_mean", 1.0), ("ratio/max", 1.0), ("kl", 0.0)):  # log-probs of both paths

@@ -104,7 +104,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rest_core.config import ModelConfig, RlConfig
 from rest_core.errors import Preempted
 from rest_core.response import parse
-from rest_core.training.judging import Task
+from rest_core.training.tasks import Task
 from rest_core.training.rl import Observer, RlTrainer
 
 source, out = sys.argv[1], Path(sys.argv[2])
@@ -168,7 +168,8 @@ def test_shards_become_whole_tensors_and_shards_again(tmp_path: Path) -> None:
 
 def outcome(folder: Path) -> dict[str, Any]:
     timed = ("seconds/", "tokens_per_second/", "memory/")
-    entries = [json.loads(line) for line in (folder / "training" / "history.jsonl").read_text().splitlines()]
+    newest = max((folder / "training").glob("step-*"))
+    entries = [json.loads(line) for line in (newest / "history.jsonl").read_text().splitlines()]
     untimed = [{name: value for name, value in entry.items() if not name.startswith(timed)} for entry in entries]
     newest = folder / "training" / "step-000004"
     tensors = {name: (newest / f"{name}.safetensors").read_bytes() for name in ("model", "optimizer")}

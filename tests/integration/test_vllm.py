@@ -29,8 +29,8 @@ from rest_core.rollout.create import create_engine
 from rest_core.rollout.transformers_engine import TransformersEngine
 from rest_core.rollout.vllm_sampling import Vocabulary
 from rest_core.rollout.vllm_server import VllmServerEngine
-from rest_core.training.judging import Task
 from rest_core.training.rl import Observer, RlTrainer
+from rest_core.training.tasks import Task
 
 ROOT = Path(__file__).parents[2]
 OWN = ROOT / ".venv-vllm" / "bin" / "python"

@@ -22,7 +22,7 @@ from rest_core.config import ApiBankConfig, BfclConfig, ModelConfig, RlConfig, S
 from rest_core.data import store
 from rest_core.errors import Preempted, UserError
 from rest_core.model import loading
-from rest_core.operations import handoff
+from rest_core.operations import handoff, policies
 from rest_core.operations.result import StageResult
 from rest_core.operations.tracking import runs
 from rest_core.operations.tracking.store import open_client
@@ -162,16 +162,16 @@ def test_what_is_switched_off_passes_the_model_on(
 ) -> None:
     off = warm_up(SftConfig(enabled=False))
     assert off.metrics == {} and "cold start" in str(off.skipped)
-    assert loading.resolve(tmp_path / "sft") == str(tiny_checkpoint)
+    assert policies.fetched(tmp_path / "sft") == str(tiny_checkpoint)
     assert manifest.read(tmp_path / "sft")["counts"]["skipped"] == off.skipped
 
     assert train(RlConfig(enabled=False), policy=tmp_path / "sft").skipped
     assert handoff.is_base_model(tmp_path / "rl")
-    assert loading.resolve(tmp_path / "rl") == str(tiny_checkpoint)
+    assert policies.fetched(tmp_path / "rl") == str(tiny_checkpoint)
 
     shutil.rmtree(tmp_path / "rl")
     train(RlConfig(enabled=False), policy=tiny_checkpoint)
-    assert loading.resolve(tmp_path / "rl") == str(tmp_path / "rl")
+    assert policies.fetched(tmp_path / "rl") == tmp_path / "rl"
     assert (tmp_path / "rl" / "model.safetensors").read_bytes() == (tiny_checkpoint / "model.safetensors").read_bytes()
     assert manifest.read(tmp_path / "rl")["stage"] == "rest-rl"
 
@@ -203,7 +203,7 @@ def test_references_that_do_not_go_on_from_the_prompt_are_refused_before_a_model
 def test_switching_a_stage_on_again_forgets_the_reference(warm_up: Run, tmp_path: Path) -> None:
     warm_up(SftConfig(enabled=False))
     warm_up()
-    assert loading.resolve(tmp_path / "sft") == str(tmp_path / "sft")
+    assert policies.fetched(tmp_path / "sft") == tmp_path / "sft"
 
 
 @pytest.mark.usefixtures("unsent")
@@ -381,7 +381,7 @@ def test_outputs_go_by_uri_and_a_lost_stage_goes_on(
         name: manifest.read(tmp_path / part)["sha256"] for name, part in (("dataset", "prepared"), ("policy", "sft"))
     }
     assert manifest.read(tmp_path / "rl")["config"]["rl"]["mirror"] is None  # the run's own is no setting
-    weights = loading.load_model(tmp_path / "rl", model).state_dict()
+    weights = loading.load_model(policies.fetched(tmp_path / "rl"), model).state_dict()
 
     # The pod is lost after the training; the stage is tried again, elsewhere, with nothing on its disk.
     again = stages.rest_rl(rl=RL, policy=tmp_path / "sft", out=tmp_path / "elsewhere" / "rl", **common)
@@ -390,7 +390,7 @@ def test_outputs_go_by_uri_and_a_lost_stage_goes_on(
     for what in ("sft-warmup-", ""):
         assert any(record.message.startswith(f"downloading {place}/{what}") for record in caplog.records)
     assert again.metrics["rl/steps"] == first.metrics["rl/steps"]
-    for name, weight in loading.load_model(tmp_path / "elsewhere" / "rl", model).state_dict().items():
+    for name, weight in loading.load_model(policies.fetched(tmp_path / "elsewhere" / "rl"), model).state_dict().items():
         assert torch.equal(weight, weights[name])
     handoff.remove_scratch(location, RUN)
     assert storage.list_files(place) == []

@@ -14,10 +14,11 @@ from transformers import TrainerCallback
 
 pytest.importorskip("trl", reason="the optional extra trl is not installed")
 
+from padded_loss import padded_loss
 from trl import GRPOConfig, GRPOTrainer
 
 from rest_core.adapters.trl import LOSS_TYPES, STATE_FILE, RestGRPOTrainer, rest_reward
-from rest_core.algorithm.loss import Denominators, policy_loss
+from rest_core.algorithm.loss import Denominators
 from rest_core.algorithm.regions import Region, token_regions
 from rest_core.algorithm.weights import SCHEMES, token_weights
 from rest_core.errors import UserError
@@ -169,9 +170,7 @@ def test_the_gradient_is_that_of_our_own_loss(make: Make, scheme: str, loss_type
     theirs = gradients(trainer.model, trainer.compute_loss(trainer.model, batch))
     logp, _ = token_log_probs(trainer.model, batch)
     total = Denominators(len(mask), float(mask.sum()), float(mask.sum()))  # TRL divides by tokens, not by weights
-    loss = policy_loss(
-        logp, logp.detach(), advantages, mask, weights, dual_clip=None, denominators=total, **ours_is
-    ).loss
+    loss, _ = padded_loss(logp, logp.detach(), advantages, mask, weights, dual_clip=None, denominators=total, **ours_is)
     ours = gradients(trainer.model, loss)
     assert any(bool(gradient.any()) for gradient in ours.values())
     for name, gradient in ours.items():

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from rest_core.algorithm.regions import Region, batch_regions, decode_response, read_response, token_regions
-from rest_core.algorithm.token_bytes import TokenBytes, token_bytes
+from rest_core.chat import Opening
 from rest_core.errors import UserError
-from rest_core.model.chat import Opening
+from rest_core.token_bytes import TokenBytes, token_bytes
 
 Piece = tuple[str, Region]
 PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), min_size=1, max_size=12)

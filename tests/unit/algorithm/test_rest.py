@@ -15,6 +15,7 @@ from rest_core.algorithm.rest import ResT
 from rest_core.algorithm.rewards import tool_reward
 from rest_core.algorithm.success import succeeds
 from rest_core.algorithm.weights import relative_frequency, token_weights
+from rest_core.chat import encode_response
 from rest_core.config import (
     FrequencyWeights,
     HighEntropyWeights,
@@ -23,7 +24,6 @@ from rest_core.config import (
     RlConfig,
     TokenEntropyWeights,
 )
-from rest_core.model.chat import encode_response
 from rest_core.response import parse
 
 GOLD = '<tool_call>\n{"name": "add", "parameters": {"a": 1}}\n</tool_call>'
@@ -100,7 +100,7 @@ def test_schemes_by_token_get_the_tokens_own_figures(tiny_tokenizer: Any) -> Non
 def test_the_state_survives_a_checkpoint(tiny_tokenizer: Any) -> None:
     one, other = ResT(RlConfig(), tiny_tokenizer), ResT(RlConfig(), tiny_tokenizer)
     one.observe(*observed(NAME=0.3))
-    other.load_state(json.loads(json.dumps(one.state())))
+    other.entropy.load_state(json.loads(json.dumps(one.entropy.state())))
     assert torch.equal(other.entropy.mean.nan_to_num(-1), one.entropy.mean.nan_to_num(-1))
     assert math.isnan(float(other.entropy.mean[Region.THINK]))  # not seen yet
 

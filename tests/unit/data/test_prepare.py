@@ -10,12 +10,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rest_core import response
+from rest_core.chat import encode_prompt
 from rest_core.config import DataConfig, DataSource
 from rest_core.data import store
 from rest_core.data.evaluation_sets import evaluation_questions
 from rest_core.data.prepare import describe_drops, prepare
 from rest_core.errors import UserError
-from rest_core.model.chat import encode_prompt
 
 TOOL = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {}, "day": {}}}}
 Run = Callable[..., dict[str, Any]]

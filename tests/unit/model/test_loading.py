@@ -13,11 +13,10 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rest_core import storage
-from rest_core.algorithm.token_bytes import stop_ids, token_bytes
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError
 from rest_core.model import loading
-from rest_core.operations import handoff
+from rest_core.token_bytes import stop_ids, token_bytes
 
 CONFIG = ModelConfig()
 
@@ -39,20 +38,6 @@ def told(function: Any, *arguments: Any) -> str:
 def test_a_folder_and_a_hub_id_stand_for_themselves(tiny_checkpoint: Path) -> None:
     assert loading.resolve(tiny_checkpoint) == str(tiny_checkpoint)
     assert loading.resolve("owner/name") == "owner/name"
-
-
-def test_references_are_followed(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    loading.write_reference(tmp_path / "one", str(tiny_checkpoint))
-    loading.write_reference(tmp_path / "two", str(tmp_path / "one"))
-    assert handoff.is_base_model(tmp_path / "two")
-    assert loading.resolve(tmp_path / "two") == str(tiny_checkpoint)
-    assert loading.load_tokenizer(tmp_path / "two", CONFIG).eos_token == "<|end|>"
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '"x"'])
-def test_a_damaged_reference_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / "reference.json").write_text(content)
-    assert told(loading.resolve, tmp_path).startswith(f"{tmp_path / 'reference.json'}: not a reference")
 
 
 def test_packed_weights_are_refused(tmp_path: Path) -> None:
@@ -194,30 +179,6 @@ def test_adapters_are_merged_into_a_saved_policy(tiny_model: Any, tiny_tokenizer
     assert not list(tmp_path.glob("adapter*"))
     merged = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(merged(ids).logits, logits, rtol=1e-4, atol=1e-4)
-
-
-def test_a_policy_replaces_the_reference_of_an_earlier_run(
-    tiny_model: Any, tiny_tokenizer: Any, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    for name in ("saved", "passed"):
-        loading.write_reference(tmp_path / name, "owner/base")
-    loading.save_policy(tiny_model, tiny_tokenizer, tmp_path / "saved", dtype=torch.float32)
-    loading.pass_on(tiny_checkpoint, tmp_path / "passed")
-    for name in ("saved", "passed"):
-        assert loading.resolve(tmp_path / name) == str(tmp_path / name)
-
-
-def test_a_policy_is_passed_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "source"))
-    for name in ("manifest.json", "metrics.json"):
-        (source / name).write_text("{}")
-    loading.pass_on(source, tmp_path / "copied")
-    assert loading.resolve(tmp_path / "copied") == str(tmp_path / "copied")
-    assert not (tmp_path / "copied" / "manifest.json").exists()
-    assert not (tmp_path / "copied" / "metrics.json").exists()
-    loading.pass_on("owner/name", tmp_path / "referred")
-    loading.pass_on(tmp_path / "referred", tmp_path / "again")
-    assert loading.resolve(tmp_path / "again") == "owner/name"
 
 
 def test_what_ends_a_response(tiny_checkpoint: Path, tmp_path: Path) -> None:

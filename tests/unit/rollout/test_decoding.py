@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rest_core.model.attention import implementation
 from rest_core.rollout.decoding import Batch
-from rest_core.rollout.shared_prefix import SharedPrefixCache, attention_of, prefill
+from rest_core.rollout.shared_prefix import IMPLEMENTATION, SharedPrefixCache, prefill
 
 PROMPTS = [[11, 12, 13, 14, 15], [5, 6, 7], [21]]
 
@@ -18,7 +19,7 @@ PROMPTS = [[11, 12, 13, 14, 15], [5, 6, 7], [21]]
 @pytest.fixture
 def batch(random_model: Callable[..., Any]) -> Any:
     model = random_model("qwen3", head_dim=8)
-    with torch.no_grad(), attention_of(model):
+    with torch.no_grad(), implementation(model, IMPLEMENTATION):
         cache, logits = prefill(model, PROMPTS, pad_id=0, tokens_at_once=100)
         cache.start([5, 3, 1], 2, 4)
         yield Batch(

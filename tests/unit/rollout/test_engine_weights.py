@@ -11,9 +11,9 @@ import torch
 
 from rest_core.config import LoraConfig
 from rest_core.model.loading import with_lora
+from rest_core.model.parameters import merged_parameters, without_adapters
 from rest_core.rollout.packed import PackedLinear, can_pack, pack
 from rest_core.rollout.transformers_engine import TransformersEngine
-from rest_core.rollout.weights import merged_weights, without_adapters
 
 
 class Sharded(torch.nn.Parameter):
@@ -32,7 +32,7 @@ def randomise(model: Any) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_plain_master_is_taken_as_it_is(random_model: Callable[..., Any], tied: bool) -> None:
     master = random_model("llama", tie_word_embeddings=tied)
-    taken = dict(merged_weights(master))
+    taken = dict(merged_parameters(master))
     assert set(taken) == {name for name, _ in master.named_parameters(remove_duplicate=False)}
     assert "lm_head.weight" in taken
     assert all(torch.equal(taken[name], parameter) for name, parameter in master.named_parameters())
@@ -42,7 +42,7 @@ def test_adapters_come_merged_and_the_master_stays(tiny_model: Any) -> None:
     master = with_lora(tiny_model, LoraConfig(r=2, alpha=8, target_modules="all-linear"))
     randomise(master)
     before = copy.deepcopy(master.state_dict())
-    taken = dict(merged_weights(master))
+    taken = dict(merged_parameters(master))
     wanted = dict(without_adapters(copy.deepcopy(master)).named_parameters(remove_duplicate=False))
     assert set(taken) == set(wanted)
     for name, value in wanted.items():

@@ -15,8 +15,8 @@ from rest_core.errors import UserError
 from rest_core.response import parse
 from rest_core.rollout.create import create_engine
 from rest_core.rollout.transformers_engine import TransformersEngine
-from rest_core.training.judging import Task
 from rest_core.training.rl import Observer, RlTrainer
+from rest_core.training.tasks import Task
 
 # Regions of several kinds, so that the weights of a step depend on the entropies.
 TASKS = [Task(f"task/{n}", [10 + n, 256, 258], parse("words")) for n in range(4)]
@@ -94,12 +94,12 @@ def test_weights_are_the_same_without_the_engines_entropies(
         if blind:
             monkeypatch.setattr(trainer.engine, "generate", without)
         trainer.train()
-        return seen, trainer.algorithm.state(), len(asked)
+        return seen, trainer.algorithm.entropy.state(), len(asked)
 
     sighted, means, none = train(blind=False)
     blind, same_means, once = train(blind=True)
     assert (none, once) == (0, forwards)
-    sums, same_sums = ({name: pair[0] for name, pair in m["region_entropy"].items()} for m in (means, same_means))
+    sums, same_sums = ({name: pair[0] for name, pair in m.items()} for m in (means, same_means))
     assert len([total for total in sums.values() if total > 1]) == 4
     assert same_sums == pytest.approx(sums, rel=1e-4)
     for step in (1, 2):

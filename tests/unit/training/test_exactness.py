@@ -226,12 +226,12 @@ def updater(model: Any, case: Case, *, precision: str = "no", reference: Any = N
     assert policy.shared
     if reference is not None:
         reference = Policy(reference)
-    return PolicyUpdate(policy, Recorder(model), accelerator, config, pad_id=264, reference=reference)
+    return PolicyUpdate(policy, Recorder(model), accelerator, config, pad_id=264, reference_policy=reference)
 
 
 def fast(model: Any, made: Experience, case: Case, **options: Any) -> tuple[UpdateStatistics, dict[str, Tensor]]:
     update = updater(model, case, **options)
-    statistics = update.run(made, "there is no checkpoint")
+    statistics = update.run(made)
     assert isinstance(update.optimizer, Recorder)
     return statistics, update.optimizer.seen[0] if update.optimizer.seen else {}
 
@@ -358,7 +358,7 @@ def test_gradient_checkpointing(double_model: Callable[..., Any], architecture: 
     update = updater(model, EVERYTHING, reference=double_model(architecture, seed=5))
     entered.clear()  # what the trials of the model have called
     with update.policy.register_forward_pre_hook(lambda module, inputs: passes.append(1)):
-        update.run(made, "there is no checkpoint")
+        update.run(made)
     assert len(entered) == 2 * len(passes)  # layers are run again in the backward
     assert isinstance(update.optimizer, Recorder)
     assert_same_gradients(update.optimizer.seen[0], wanted, 1e-9)

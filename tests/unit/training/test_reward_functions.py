@@ -16,9 +16,10 @@ from rest_core.config import FrequencyWeights, ModelConfig, RewardFunction, RlCo
 from rest_core.errors import UserError
 from rest_core.records import Message, Sample, Tool
 from rest_core.response import parse
-from rest_core.training.judging import Task
+from rest_core.training.experience import make_experience
 from rest_core.training.reward_functions import RewardFunctions
 from rest_core.training.rl import Observer, RlTrainer
+from rest_core.training.tasks import Task
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -272,8 +273,9 @@ def test_a_dropped_group_touches_no_weight_of_the_others(make: Make) -> None:
 
     def experience(tasks: list[Task]) -> Any:
         trainer, _ = make("picky", weights=FrequencyWeights())
-        groups = trainer._rollouts(tasks, [task.prompt_ids[0] for task in tasks], "rollout")
-        return trainer._experience(groups, trainer._judge(tasks, groups, 1, "step 1"), 1)
+        rollouts = trainer.sampler.responses(tasks, [task.prompt_ids[0] for task in tasks], "rollout")
+        groups = trainer.sampler.judge(tasks, rollouts, 1, where="step 1")
+        return make_experience(groups, trainer.algorithm, 1, entropies=trainer.update.entropies, gather=list, process=0)
 
     some, alone = experience(TASKS), experience([TASKS[0], TASKS[3]])
     kept = some.kept(range(16))

@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,14 @@ from safetensors.torch import load_file
 from rest_core import storage
 from rest_core.algorithm.rest import Judgement, ResT
 from rest_core.algorithm.rewards import Reward
-from rest_core.config import LoraConfig, LossConfig, ModelConfig, RlConfig, load, profiles
+from rest_core.config import LoraConfig, LossConfig, ModelConfig, RlConfig
 from rest_core.errors import Preempted, UserError
 from rest_core.model import precision
 from rest_core.response import parse
-from rest_core.training import rl
-from rest_core.training.judging import Task
-from rest_core.training.rl import Observer, RlTrainer
+from rest_core.training import probe
+from rest_core.training.progress import Observer
+from rest_core.training.rl import RlTrainer
+from rest_core.training.tasks import Task
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -204,7 +204,7 @@ def test_a_training_that_was_interrupted_ends_as_if_it_had_not_been(trainer: Tra
 
     assert begun.untimed()[3] == straight.untimed()[3]  # which was done again: the checkpoint is that of step 2
     assert resumed.untimed() == straight.untimed() and resumed.tables == straight.tables
-    assert one.folder.history.tables == two.folder.history.tables
+    assert one.progress.history.tables == two.progress.history.tables
     assert again["reward/before"] == first["reward/before"] and again["reward/after"] == first["reward/after"]
     assert two.update.version == one.update.version
     start = dict(trainer(config, Log(), folder="unused").model.named_parameters())
@@ -251,7 +251,7 @@ def judged_by(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> list[
         measured, place = divmod(len(seen) - 1, 5)
         return place < round(5 * accuracies[measured])
 
-    monkeypatch.setattr(rl, "succeeds", outcome)
+    monkeypatch.setattr(probe, "succeeds", outcome)
     return seen
 
 
@@ -274,7 +274,7 @@ def test_the_best_on_the_task_is_kept_and_handed_on_when_asked_for(
     for name, parameter in made.model.named_parameters():
         assert torch.equal(parameter, wanted[name])
         assert torch.equal(dict(made.engine.model.named_parameters())[name], wanted[name])
-    assert result["reward/after"] == made.probe()  # of what is handed on
+    assert result["reward/after"] == made.probe.mean_reward()  # of what is handed on
 
 
 def test_a_best_checkpoint_that_is_lost_is_told_and_the_best_is_looked_for_anew(
@@ -316,13 +316,6 @@ def test_evaluation_is_greedy_on_held_out_prompts_and_changes_nothing(
         assert left == plain.untimed()[step]
 
 
-def test_evaluation_needs_held_out_prompts(trainer: Trainer) -> None:
-    with pytest.raises(UserError, match=r"rl\.evaluate_every is set.*rl_validation.*data\.validation_fraction"):
-        trainer(settings(evaluate_every=1), Log())
-    with pytest.raises(ValueError, match="final=best needs evaluate_every"):
-        settings(final="best")
-
-
 def send_at(trainer: RlTrainer, phase: str, step: int, number: int = signal.SIGTERM) -> None:
     """Let a real signal come at a phase's beginning."""
 
@@ -330,7 +323,7 @@ def send_at(trainer: RlTrainer, phase: str, step: int, number: int = signal.SIGT
         if (name, at) == (phase, step):
             os.kill(os.getpid(), number)
 
-    trainer.observer = dataclasses.replace(trainer.observer, phase=listen)
+    trainer.progress.observer = dataclasses.replace(trainer.progress.observer, phase=listen)
 
 
 @pytest.mark.parametrize(
@@ -424,7 +417,7 @@ def test_a_second_interrupt_does_not_wait(trainer: Trainer, monkeypatch: pytest.
 
 def test_a_signal_before_the_first_step_leaves_nothing(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(settings(), Log())
-    monkeypatch.setattr(made, "probe", lambda: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(made.probe, "mean_reward", lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Preempted, match="SIGINT: nothing had been trained yet") as caught:
         made.train()
     assert caught.value.exit_code == 130
@@ -525,7 +518,7 @@ def test_logits_that_are_no_numbers_name_the_last_good_checkpoint(trainer: Train
     message = r"step 2: update: the policy's logits are NaN .* lower rl\.learning_rate .* checkpoint is .*step-000001$"
     with pytest.raises(UserError, match=message):
         made.train()
-    good = made.folder.last
+    good = made.progress.last
     assert good is not None
     assert good == tmp_path / "checkpoints" / "step-000001"
     assert all(bool(tensor.isfinite().all()) for tensor in load_file(good / "model.safetensors").values())
@@ -584,9 +577,14 @@ def test_a_step_without_any_signal_goes_on(trainer: Trainer, monkeypatch: pytest
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.model.state_dict().items())
 
 
+def positions(made: RlTrainer, step: int, places: Sequence[int], number: int = 0) -> list[int]:
+    """Indices of the tasks at `places` of a step, in round `number`."""
+    return made.schedule.visited(made.schedule.visits(step, places, number))
+
+
 def with_rewards(made: RlTrainer, reward: Callable[[str, int], float], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Let the n-th response to a task have `reward(task's id, n)`; returns each judged round's tasks and tokens."""
-    judge, rounds = made._judge, list[Any]()
+    judge, rounds = made.sampler.judge, list[Any]()
 
     def given(tasks: Sequence[Task], groups: Any, *arguments: Any, **options: Any) -> Any:
         judged = judge(tasks, groups, *arguments, **options)
@@ -595,7 +593,7 @@ def with_rewards(made: RlTrainer, reward: Callable[[str, int], float], monkeypat
         rounds.append(([task.id for task in tasks], sum(len(r.response_ids) for group in groups for r in group)))
         return judged
 
-    monkeypatch.setattr(made, "_judge", given)
+    monkeypatch.setattr(made.sampler, "judge", given)
     return rounds
 
 
@@ -608,12 +606,12 @@ def test_groups_without_signal_are_replaced_by_further_prompts(
     made = trainer(config, log)
     rounds = with_rewards(made, lambda task, n: float(n) if int(task[-1]) % 2 else 1.0, monkeypatch)
     made.train()
-    planned = [TASKS[n].id for n in made._positions(1, range(4))]
+    planned = [TASKS[n].id for n in positions(made, 1, range(4))]
     assert rounds[0][0] == planned
     wanting = [place for place, task in enumerate(planned) if int(task[-1]) % 2 == 0]
     final = list(planned)
     for number, (asked, _) in enumerate(rounds[1:], 1):
-        assert asked == [TASKS[n].id for n in made._positions(1, wanting, number)]
+        assert asked == [TASKS[n].id for n in positions(made, 1, wanting, number)]
         for place, task in zip(wanting, asked, strict=True):
             final[place] = task if int(task[-1]) % 2 else final[place]
         wanting = [place for place in wanting if int(final[place][-1]) % 2 == 0]
@@ -627,17 +625,6 @@ def test_groups_without_signal_are_replaced_by_further_prompts(
     assert metrics["tokens/generated"] == sampled and metrics["tokens/discarded"] == sampled - kept > 0
     assert metrics["tokens_per_second/rollout"] == pytest.approx(sampled / metrics["seconds/rollout"])
     assert metrics["tokens_per_second/update"] == pytest.approx(kept / metrics["seconds/update"])
-
-
-def test_extra_prompts_are_no_planned_ones_and_each_round_has_its_own(trainer: Trainer) -> None:
-    made = trainer(settings(steps=3, resample_rounds=2), Log())
-    seen: list[int] = []
-    made._visited = lambda numbers: seen.extend(numbers) or [0]  # type: ignore[method-assign, func-returns-value]
-    for step in (1, 2, 3):
-        for number in (0, 1, 2):
-            made._positions(step, range(4), number)
-    assert sorted(seen) == list(range(3 * 4 * 3))
-    assert seen[:4] == [0, 1, 2, 3] and seen[4:8] == [12, 13, 14, 15] and seen[12:16] == [4, 5, 6, 7]
 
 
 def test_rounds_end_where_nothing_is_to_be_had(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -678,7 +665,7 @@ def test_truncated_responses_are_not_trained_on_and_count_in_their_groups_mean(
     metrics, rows = log.metrics[1], log.tables["completions_step_000001"]
     finished = [row["finished"] for row in rows]
     assert 0 < sum(finished) < 16 and metrics["response/truncated_share"] == 1 - sum(finished) / 16
-    assert (~seen[0].dropped).tolist() == finished
+    assert (~seen[0].untrained).tolist() == finished
     assert metrics["tokens/trained"] == sum(row["tokens"] for row in rows if row["finished"])
     assert metrics["tokens/generated"] == sum(row["tokens"] for row in rows)
     assert metrics["reward/total"] == 1.5
@@ -736,58 +723,9 @@ def test_gradient_checkpointing_changes_no_weight(trainer: Trainer) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_every_task_is_trained_on_once_an_epoch(trainer: Trainer) -> None:
-    made = trainer(settings(), Log())
-    seen = [n for step in range(1, 7) for n in made._positions(step, range(4))]  # 24 places: four epochs of six
-    epochs = [seen[start : start + 6] for start in range(0, 24, 6)]
-    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert Counter(seen) == dict.fromkeys(range(6), 4)
-
-
-def test_every_response_of_a_training_is_drawn_anew(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = trainer(settings(reward_probe_prompts=0), Log())
-    generate, seeds = made.engine.generate, []
-
-    def listen(*arguments: Any, **options: Any) -> Any:
-        seeds.extend(options["seeds"])
-        return generate(*arguments, **options)
-
-    monkeypatch.setattr(made.engine, "generate", listen)
-    made.train()
-    assert len(set(seeds)) == len(seeds) == 2 * 4
-    other = trainer(settings(seed=1), Log(), folder="other")
-    assert not set(seeds) & {rl.derive(other.config.seed, "rollout", 1, place) for place in range(4)}
-
-
 def test_the_probe_measures_the_same_thing_each_time(trainer: Trainer) -> None:
     made = trainer(settings(), Log())
-    assert made.probe() == made.probe()
-    assert trainer(settings(reward_probe_prompts=0), Log()).probe() is None
+    assert made.probe.mean_reward() == made.probe.mean_reward()
+    assert trainer(settings(reward_probe_prompts=0), Log()).probe.mean_reward() is None
     result = trainer(settings(reward_probe_prompts=0), Log(), folder="other").train()
     assert "reward/before" not in result
-
-
-def test_a_training_needs_prompts() -> None:
-    with pytest.raises(UserError, match="the dataset's split 'rl' is empty"):
-        rl._check(settings(), [])
-
-
-@pytest.mark.parametrize(
-    ("name", "needed", "what"),
-    [
-        ("micro_batch_tokens", 50 + 24, "one response"),
-        ("rollout_batch_tokens", 50 + 4 * 24, "one group of 4"),
-    ],
-)
-def test_a_budget_smaller_than_what_it_must_hold_is_refused(name: str, needed: int, what: str) -> None:
-    rl._check(settings(**{name: needed}), [3, 50, 2])
-    problem = rf"rl\.{name} \({needed - 1}\) does not hold {what}: the longest prompt has 50 .*set rl\.{name}={needed}"
-    with pytest.raises(UserError, match=problem):
-        rl._check(settings(**{name: needed - 1}), [3, 50, 2])
-
-
-@pytest.mark.parametrize("profile", profiles())
-def test_the_budgets_of_every_profile_hold_its_longest_samples(profile: str) -> None:
-    config = load(profile)
-    rl._check(config.rl, [config.data.max_prompt_tokens])

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rest_core.chat import encode_prompt
 from rest_core.config import LoraConfig, ModelConfig, SftConfig
 from rest_core.errors import UserError
-from rest_core.model.chat import encode_prompt
 from rest_core.model.loading import save_policy
 from rest_core.records import Message, Sample, ToolCall
 from rest_core.response import render
@@ -54,7 +54,8 @@ def train(
 ) -> tuple[Any, dict[str, float]]:
     config = SftConfig(**{"epochs": 1.0, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 0.01, **changes})
     observed = {"folder": folder, "on_metrics": log or Log(), "mirror": mirror}
-    return sft.train(model, tokenizer, SAMPLES, validation or [], config, FLOAT32, **observed)
+    rows, held_out = (sft.encode(tokenizer, samples) for samples in (SAMPLES, validation or []))
+    return sft.train(model, tokenizer, rows, held_out, config, FLOAT32, **observed)
 
 
 def test_only_the_response_has_labels(tiny_tokenizer: Any) -> None:

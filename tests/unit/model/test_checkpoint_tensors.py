@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from rest_core.config import LoraConfig
 from rest_core.model.loading import save_policy, with_lora
-from rest_core.rollout.checkpoint_weights import checkpoint_weights
+from rest_core.model.parameters import checkpoint_tensors
 
 
 def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
@@ -40,7 +40,7 @@ def test_names_and_values_are_those_of_a_checkpoint(
 ) -> None:
     model = random_model(architecture, **settings)
     save_policy(copy.deepcopy(model), tiny_tokenizer, tmp_path, dtype=dtype)
-    ours = checkpoint_weights(model, dtype)
+    ours = checkpoint_tensors(model, dtype)
     assert equal(ours, load_file(tmp_path / "model.safetensors"))
     assert ("lm_head.weight" in ours) != model.config.tie_word_embeddings
 
@@ -51,7 +51,7 @@ def test_adapters_are_merged_and_the_master_is_left_as_it_is(tiny_model: Any) ->
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     before = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
-    ours = checkpoint_weights(adapted, torch.float32)
+    ours = checkpoint_tensors(adapted, torch.float32)
     assert equal(before, adapted.state_dict())
     merged = copy.deepcopy(adapted).merge_and_unload()
     theirs = merged.state_dict()

@@ -15,14 +15,15 @@ from rest_core.config import RlConfig
 from rest_core.errors import UserError
 from rest_core.records import Rollout, Sample
 from rest_core.response import parse
-from rest_core.training.judging import Judge, Judged, Task
+from rest_core.training.groups import Groups, Judge
+from rest_core.training.tasks import Task
 
 SAMPLE = Sample("t/0", "t", (), (), "words")
 
 
 def judge(
     tokenizer: Any, texts: Sequence[Sequence[str]], *, step: int = 1, spare: bool = False, **settings: Any
-) -> Judged:
+) -> Groups:
     """Groups of responses, all to a prompt that wants words and no call."""
     config = RlConfig(**{"reward": "toolrl", "group_size": 2, **settings})
     groups = [
@@ -31,7 +32,7 @@ def judge(
     ]
     tasks = [Task(f"t/{n}", [1], parse("words"), SAMPLE) for n in range(len(texts))]
     made = Judge(ResT(config, tokenizer), config, gather=list, main=True)
-    return made(tasks, groups, step, where="step 1", last_good="none", spare=spare)
+    return made(tasks, groups, step, where="step 1", spare=spare)
 
 
 def never(**kwargs: Any) -> None:
@@ -45,16 +46,16 @@ def test_groups_that_the_step_can_do_without_may_all_fail(tiny_tokenizer: Any, m
         judge(tiny_tokenizer, [["words", "x"]], **functions)
     judged = judge(tiny_tokenizer, [["words", "x"]], spare=True, **functions)
     assert judged.dropped.tolist() == [True] and judged.rewards.tolist() == [[0.0, 0.0]]
-    groups = [[Rollout([1], [2], [], True, 0)] * 2]
-    assert judged.with_signal(groups, mask_truncated=False) == [False]
+    assert judged.with_signal() == [False]
 
 
 def test_a_group_may_take_anothers_place(tiny_tokenizer: Any) -> None:
     texts = [["words", "<think>\nmore\n</think>"], ["words", "words"]]
     settings = {"overlong": {"buffer": 2048, "penalty": 4.0}}
     one, other = (judge(tiny_tokenizer, part, **settings) for part in (texts[1:], texts))
-    one.exchange(0, other, 0)
-    assert one.judgements == other.judgements[:1] and one.scores == other.scores[:1]
+    one.replace(0, other, 0)
+    assert one.judgements == other.judgements[:1] and one.functions == other.functions[:1]
+    assert one.tasks == other.tasks[:1] and one.rollouts == other.rollouts[:1]
     assert torch.equal(one.rewards, other.rewards[:1]) and one.overlong is not None and other.overlong is not None
     assert torch.equal(one.overlong, other.overlong[:1]) and len(one.overlong.unique()) == 2
 

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from rest_core.errors import UserError
-from rest_core.model.chat import (
+from rest_core.chat import (
     Opening,
     encode_prompt,
     encode_prompts,
     encode_response,
+    encode_sample,
     opening,
-    require_continuations,
 )
+from rest_core.errors import UserError
 from rest_core.records import Message, Sample, ToolCall
 from rest_core.response import render
 
@@ -144,7 +144,7 @@ def test_references_that_cannot_go_on_are_refused(tiny_tokenizer: Any, end: str,
     made = with_end(tiny_tokenizer, end)
     with pytest.raises(UserError, match=message):
         encode_response(made, reference)
-    samples = [Sample(f"own/{n}", "own", PROMPT, (), text) for n, text in enumerate((reference,))]
+    sample = Sample("own/0", "own", PROMPT, (), reference)
     with pytest.raises(UserError, match=f"sample own/0: .*{message}"):
-        require_continuations(made, samples)
-    require_continuations(tiny_tokenizer, samples)
+        encode_sample(made, sample)
+    encode_sample(tiny_tokenizer, sample)

@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from rest_core.algorithm.regions import read_response
-from rest_core.algorithm.token_bytes import TokenBytes
 from rest_core.errors import UserError
+from rest_core.token_bytes import TokenBytes
 
 WORDS = ["▁", "▁city", "city", "é", "▁é", "☃", "{", "}", ":", '"', ".", "▁.", "ab", "a", "b", "�", "▁�"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -1,6 +1,6 @@
-"""From messages to ids: the one place where text is encoded, and where it is known what a prompt has begun.
+"""From messages to ids: the one place that encodes text, and that knows what a prompt has begun of the response.
 
-Some chat templates end the prompt with an opened `<think>`. A model goes on from there, so that the tag counts as the
+Some chat templates end the prompt with an opened `<think>`. A model continues from there, so the tag counts as the
 beginning of its response: `opening` says which, for a tokenizer. Readers of sampled ids put it before what was sampled
 (`rest_core.algorithm.regions`), and `continuation` leaves it out of what is to be learnt.
 """
@@ -16,10 +16,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from rest_core.algorithm.token_bytes import token_bytes
 from rest_core.errors import UserError, one_line
 from rest_core.records import Message, Sample
 from rest_core.response import Kind, parse
+from rest_core.token_bytes import token_bytes
 
 _NAMES = "|".join(kind.value for kind in Kind)
 _LAST_TAGS = re.compile(rf"(?:</?(?:{_NAMES})>\s*)+\Z")
@@ -150,7 +150,7 @@ def continuation(tokenizer: Any, reference: str, opened: Opening | None = None) 
         opened: by the prompt; None = as the tokenizer's chat template does.
 
     Raises:
-        UserError: the reference does not go on from what the prompt opens.
+        UserError: the reference does not continue what the prompt opens.
     """
     opened = opening(tokenizer) if opened is None else opened
     thinks = reference.lstrip().startswith(_THINK)
@@ -170,17 +170,16 @@ def continuation(tokenizer: Any, reference: str, opened: Opening | None = None) 
     return rest if opened.text == _THINK else rest.lstrip()
 
 
-def require_continuations(tokenizer: Any, samples: Iterable[Sample]) -> None:
-    """Refuse references that do not go on from what the template opens, before anything slow is begun.
+def encode_sample(tokenizer: Any, sample: Sample) -> tuple[list[int], list[int]]:
+    """Ids of a sample's prompt and of its reference response, see `encode_prompt` and `encode_response`.
 
     Raises:
-        UserError: it names the first such sample.
+        UserError: one of them cannot be encoded; it names the sample.
     """
-    for sample in samples:
-        try:
-            continuation(tokenizer, sample.reference)
-        except UserError as error:
-            raise UserError(f"sample {sample.id}: {error}") from None
+    try:
+        return encode_prompt(tokenizer, sample.prompt), encode_response(tokenizer, sample.reference)
+    except UserError as error:
+        raise UserError(f"sample {sample.id}: {error}") from None
 
 
 def _apply_template(tokenizer: Any, prompt: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
