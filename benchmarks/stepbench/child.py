@@ -28,8 +28,8 @@ from rest_core.algorithm.rest import ResT
 from rest_core.config import ModelConfig, RlConfig
 from rest_core.response import parse
 from rest_core.rollout.transformers_engine import TransformersEngine
-from rest_core.training.tasks import Task
 from rest_core.training.rl import Observer, RlTrainer
+from rest_core.training.tasks import Task
 
 from .work import Work, conversation, encode, model_of, tokenizer_of
 
