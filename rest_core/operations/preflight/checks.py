@@ -60,7 +60,7 @@ def list_checks(
     )
     listed += [(f"GPU of {asked.stage}", partial(look_for_nodes, asked)) for asked in surroundings.gpus]
     for stage in surroundings.without_gpu:
-        switch = CATALOGUE[stage].switch
+        switch = str(CATALOGUE[stage].switch)  # every stage that may have a GPU has one
         if config.enabled(switch):
             listed.append((f"GPU of {stage}", partial(gpu.refuse_without, stage, switch)))
     if config.launch.train_job is not None and config.rl.enabled:
