@@ -251,7 +251,7 @@ def update(
     places = torch.arange(work.group, dtype=torch.float32).repeat(work.prompts)
     weights = 0.5 + torch.arange(mask.numel()).reshape(mask.shape) % 7 / 4
     experience = Experience(rollouts, (places - places.mean()) / places.std(), mask.long() * 0, mask, weights)
-    statistics = PolicyUpdate(policy, prepared, accelerator, config, pad_id=0).run(experience, "")
+    statistics = PolicyUpdate(policy, prepared, accelerator, config, pad_id=0).run(experience)
     say(f"update on {accelerator.device}: loss {statistics.loss:.6f}, gradient norm {statistics.grad_norms[0]:.6f}")
     result = {"loss": statistics.loss, "grad_norm": statistics.grad_norms[0], "gradients": gradients}
     return result, rollouts

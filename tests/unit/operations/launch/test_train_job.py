@@ -189,8 +189,10 @@ def test_inputs_go_by_reference_and_the_result_comes_back(
     assert {path.name for path in stage.out.iterdir()} == {"reference.json", "manifest.json", "metrics.json"}
     assert (handoff.fetch(stage.out) / "model.safetensors").read_bytes() == b"weights"
     job = Job.read(described(cluster.created[0]))
-    assert job.dataset.source.startswith(f"{stage.location}/artifacts/prepare-data-")
-    assert (Path(job.policy.source) / "config.json").is_file()
+    dataset, policy = job.inputs["dataset"], job.inputs["policy"]
+    assert isinstance(dataset, handoff.Pointer) and isinstance(policy, handoff.Pointer)
+    assert dataset.source.startswith(f"{stage.location}/artifacts/dataset-")
+    assert (Path(policy.source) / "config.json").is_file()
     assert cluster.deleted == [job.name] and cluster.jobs == {}
     lines = [record.message for record in caplog.records if " | " in record.message]
     assert lines == [f"{job.name} | step 1", f"{job.name} | step 2"]  # each once
