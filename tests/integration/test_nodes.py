@@ -37,6 +37,7 @@ from rest_core.errors import Preempted, UserError
 from rest_core.model import loading
 from rest_core.operations import policies
 from rest_core.operations.launch import launcher, train_job, trainer
+from rest_core.operations.launch.job import Job
 from rest_core.records import Message, Sample
 
 pytestmark = pytest.mark.slow
@@ -142,7 +143,7 @@ def test_a_stage_trains_in_two_processes(
     ("function", "told"),
     [
         ("broken_on_one", "process 1: reward function broken_on_one: a reward of nan"),
-        ("killed_on_one", "rest train: its 2 processes ended with exit code"),
+        ("killed_on_one", "rest-rl: its 2 processes ended with exit code"),
     ],
 )
 def test_a_failure_comes_back_as_one_line(
@@ -216,8 +217,12 @@ def test_the_environment_is_that_of_accelerate_launch(sharding: str, fsdp: str |
     assert given.get("ACCELERATE_USE_FSDP") == fsdp
 
 
-def job_sections(model: ModelConfig, tracking: TrackingConfig, location: str) -> dict[str, Any]:
-    return {"model": model, "rl": RL, "tracking": tracking, "storage": StorageConfig(location=location)}
+def training_job(
+    model: ModelConfig, tracking: TrackingConfig, location: str, dataset: Path, policy: Path, trial: Trial | None = None
+) -> Job:
+    """The call of rest-rl that a TrainJob runs."""
+    sections = {"model": model, "rl": RL, "tracking": tracking, "storage": StorageConfig(location=location)}
+    return Job.of("rest-rl", sections, {"dataset": dataset, "policy": policy}, "run", trial)
 
 
 @pytest.fixture
@@ -277,13 +282,11 @@ def test_the_sdks_local_backend_trains_in_two_processes(
     location = str(tmp_path / "volume")
     out = tmp_path / "rl"
     result = train_job.run(
-        job_sections(model, tracking, location),
-        dataset,
-        tiny_checkpoint,
-        pipeline_run="run",
+        training_job(
+            model, tracking, location, dataset, tiny_checkpoint, Trial(name="plain", seed=0, weights=RL.weights)
+        ),
         out=out,
         launch=LaunchConfig(sharding=sharding, train_job=settings),
-        trial="plain",
         client=client,
     )
     assert result.metrics["rl/steps"] == 2
@@ -331,10 +334,7 @@ def test_the_sdks_container_backend_trains_on_two_nodes(
     out = tmp_path / "rl"
     try:
         result = train_job.run(
-            job_sections(model, tracking, "storage"),
-            dataset,
-            tiny_checkpoint,
-            pipeline_run="run",
+            training_job(model, tracking, "storage", dataset, tiny_checkpoint),
             out=out,
             launch=LaunchConfig(sharding="fsdp2", train_job=settings),
             client=client,
