@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import Command, with_options
-from pipelines.cli.work import Work, working
+from pipelines.cli.pipeline_options import PipelineOptions, pipeline_options
 from rest_core.errors import EXIT_INTERRUPTED, Preempted, UserError
 
 if TYPE_CHECKING:
@@ -83,14 +83,16 @@ def _requesting(command: Command) -> Command:
     )
 
     @functools.wraps(command)
-    def wrapped(*arguments: Any, work: Work, experiment: str | None, name: str | None, **others: Any) -> Any:
+    def wrapped(
+        *arguments: Any, chosen: PipelineOptions, experiment: str | None, name: str | None, **others: Any
+    ) -> Any:
         from pipelines.cluster.request import run_request
 
-        request = run_request(work.config, work.platform, work.pipeline, name=name, **work.settings)
-        experiment = experiment or work.config.tracking.experiment
-        return command(*arguments, platform=work.given_platform, request=request, experiment=experiment, **others)
+        request = run_request(chosen.config, chosen.platform, chosen.pipeline, name=name, **chosen.settings)
+        experiment = experiment or chosen.config.tracking.experiment
+        return command(*arguments, platform=chosen.given_platform, request=request, experiment=experiment, **others)
 
-    return working(with_options(wrapped, options))
+    return pipeline_options(with_options(wrapped, options))
 
 
 @click.command()

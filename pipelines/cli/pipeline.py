@@ -10,7 +10,7 @@ from typing import Literal
 import click
 
 from pipelines.cli.options import FILE, api_bank_option, configuration, configured, data_option
-from pipelines.cli.work import Work, working
+from pipelines.cli.pipeline_options import PipelineOptions, pipeline_options
 from rest_core.config import load, profiles
 
 
@@ -67,9 +67,9 @@ def run(
 
 
 @click.command("compile")
-@working
+@pipeline_options
 @click.option("--output", "-o", type=FILE, required=True, metavar="FILE", help="YAML file to write.")
-def compile_(work: Work, output: Path) -> None:
+def compile_(chosen: PipelineOptions, output: Path) -> None:
     """Write a pipeline as YAML for a cluster.
 
     The profile becomes the default of the pipeline's parameters, one parameter a section; a run may replace each.
@@ -83,7 +83,7 @@ def compile_(work: Work, output: Path) -> None:
     from pipelines.build import build
     from pipelines.graph import compile_to
 
-    compile_to(output, build(work.config, work.platform, work.pipeline, **work.settings))
+    compile_to(output, build(chosen.config, chosen.platform, chosen.pipeline, **chosen.settings))
     click.echo(f"wrote {output}")
 
 

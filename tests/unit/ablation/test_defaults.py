@@ -10,15 +10,15 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import cli
-from pipelines.cli.work import Work, working
+from pipelines.cli.pipeline_options import PipelineOptions, pipeline_options
 from rest_core.ablation import settings
 from rest_core.config import Config
 
 
 @click.command()
-@working
-def described(work: Work) -> None:
-    click.echo(work.config.rl.advantage_std)
+@pipeline_options
+def described(chosen: PipelineOptions) -> None:
+    click.echo(chosen.config.rl.advantage_std)
 
 
 @pytest.fixture(autouse=True)

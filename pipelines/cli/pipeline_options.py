@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Work:
+class PipelineOptions:
     """A pipeline under a configuration, for a platform."""
 
     config: Config
@@ -56,8 +56,8 @@ class Work:
         return {} if self.pipeline == "rest" else ablation.settings(self.config, **self.trials)
 
 
-def working(command: Command) -> Command:
-    """Give a command the options that say what to run; it gets `work`."""
+def pipeline_options(command: Command) -> Command:
+    """Give a command the options that say what to run; it gets them as `chosen`."""
     options = (
         data_option,
         api_bank_option,
@@ -109,7 +109,7 @@ def working(command: Command) -> Command:
         before = ablation.defaults() if pipeline == "ablation" else ()
         config = configuration(profile, (*before, *overrides), data=data, api_bank=api_bank)
         _require_portable(config)
-        return command(*arguments, work=Work(config, platform_file, pipeline, trials), **others)
+        return command(*arguments, chosen=PipelineOptions(config, platform_file, pipeline, trials), **others)
 
     return configured(with_options(wrapped, options))
 
