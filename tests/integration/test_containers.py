@@ -112,7 +112,7 @@ for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME", "TRITON_CACHE_DIR", "TORCHINDU
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "written").write_text("")
 pathlib.Path("beside").write_text("")
-from components.runtime import run_stage
+from components.runtime import run_component
 
 print(subprocess.run(["rest", "--version"], capture_output=True, text=True, check=True).stdout)
 """
