@@ -49,7 +49,7 @@ setup: $(STAMP)
 $(STAMP): $(LOCK) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) uv && sed '/^torch==/d' $(LOCK) | $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r - -e . \
+	$(PIP) uv==0.13.9 && sed '/^torch==/d' $(LOCK) | $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r - -e . \
 		|| { echo "uv cannot install the packages: pip does, which takes longer" >&2; \
 			$(PIP) -r requirements/lock.txt && $(PIP) --no-deps -r requirements/no-deps.txt -e .; }
 	$(PIP) --no-compile -c requirements/lock.txt torch
