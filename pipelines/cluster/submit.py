@@ -20,6 +20,13 @@ from rest_core.errors import EXIT_INTERRUPTED, Preempted
 
 T = TypeVar("T")
 
+_IDS = {
+    "V2beta1Experiment": "experiment_id",
+    "V2beta1Pipeline": "pipeline_id",
+    "V2beta1PipelineVersion": "pipeline_version_id",
+    "V2beta1RecurringRun": "recurring_run_id",
+    "V2beta1Run": "run_id",
+}
 LOOKUP_PAUSES = (0.0, 2.0, 5.0)  # seconds before each lookup of an object whose creation was not answered
 
 
@@ -74,7 +81,10 @@ def create_once(send: Callable[[], T], find: Callable[[], T | None]) -> T:
     """
     try:
         try:
-            return send()
+            made = send()
+            if getattr(made, _IDS[type(made).__name__]) is None:
+                raise ApiError("the server's answer has no id", "", in_doubt=True)
+            return made
         except ApiError as error:
             if not error.in_doubt and error.status != 409:  # 409: somebody else has just created it
                 raise

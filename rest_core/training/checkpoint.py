@@ -237,10 +237,8 @@ class Checkpoints:
             yield
         except (OSError, SafetensorError) as error:
             place = getattr(error, "filename", None) or self.folder
-            newest = next((path for path in reversed(self.all()) if (path / STATE).is_file()), None)
-            left = f"the last good checkpoint is {newest}" if newest else "no checkpoint has been written yet"
             if (problem := disk_problem(error, place)) is not None:
-                raise UserError(f"{problem}; {left}") from error
+                raise UserError(problem) from error
             if isinstance(error, (FileExistsError, NotADirectoryError)):
                 raise UserError(f"{place}: a file is where a folder should be; choose another output folder") from error
             raise

@@ -168,7 +168,9 @@ def test_the_version_is_what_the_run_would_carry(at_server: Rest, kfp_server: Fa
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["lost request", "lost answer"])
-@pytest.mark.parametrize("how", ["drop", "half", "hang", "page", "garbage", 500, 502, 503, 504, b"", b"null", b"[]"])
+@pytest.mark.parametrize(
+    "how", ["drop", "half", "hang", "page", "garbage", 500, 502, 503, 504, b"", b"null", b"[]", b"{}"]
+)
 def test_a_run_is_never_sent_twice(at_server: Rest, kfp_server: FakeKfp, how: int | str | bytes, after: bool) -> None:
     kfp_server.fail("POST", "/runs", how, after=after)
     outcome = at_server("submit", "--profile", "tiny", "--timeout", "0.5")
