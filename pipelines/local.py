@@ -75,7 +75,7 @@ def run_local(
 
     Raises:
         UserError: the folder is in use, a stage refused its input (in its own words), or no engine runs containers.
-        Preempted: a stage was told to stop; its folder has what it takes to go on (`rest train --out`).
+        Preempted: a stage was asked to stop; it can resume from its folder (`rest train --out`).
         StageFailed: a stage failed otherwise.
     """
     pipeline = build(config)
@@ -210,7 +210,7 @@ def explain(folder: Path, monitor: Monitor, failure: RuntimeError) -> NoReturn:
 def _part_of(log: str, folder: Path) -> str:
     """What kfp.local's log says of the task of a folder; the whole log where it says nothing.
 
-    In a loop each round has a task of that name: the paths of its outputs, where they are told, tell them apart.
+    In a loop each round has a task of that name; the paths of the outputs distinguish them, where the log has them.
     """
     parts = re.split(r"^(?=.*Executing task )", log, flags=re.MULTILINE)
     named = [part for part in parts if f"'{folder.name}'" in part.partition("\n")[0]]

@@ -75,7 +75,7 @@ def run_ablation(
 
     Raises:
         UserError: the folder is in use, the schemes do not go together, or a stage refused its input.
-        Preempted: a stage was told to stop.
+        Preempted: a stage was asked to stop.
         StageFailed: a stage failed otherwise.
     """
     pipeline = build(config, schemes=schemes, seeds=seeds, ablation=ablation, parallelism=parallelism)

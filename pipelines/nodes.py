@@ -1,4 +1,4 @@
-"""What the stages are told of the platform: where large outputs go, and how trainings are launched.
+"""What the platform decides for the stages: where large outputs go, and how trainings are launched.
 
 These two sections of the configuration are parameters of the pipelines, as the others are.
 """

@@ -96,8 +96,8 @@ def score(
     _show_rewards(console, result, step)
     if scheme == "paper":
         given = {entry.partition("=")[0].upper() for entry in entropies}
-        told = ", ".join(f"{r.name} {h:g}{'' if r.name in given else ' (assumed)'}" for r, h in region_entropy.items())
-        console.print(f"\n[bold]Region entropies[/] in nats: {told}")
+        shown = ", ".join(f"{r.name} {h:g}{'' if r.name in given else ' (assumed)'}" for r, h in region_entropy.items())
+        console.print(f"\n[bold]Region entropies[/] in nats: {shown}")
     _show_regions(console, result, f"{scheme}, step {step} of {total_steps}")
     if tokens:
         _show_tokens(console, result)

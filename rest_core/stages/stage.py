@@ -1,4 +1,4 @@
-"""What all stages have in common: the output folder, the MLflow run, the manifest, and errors told in one line."""
+"""What all stages have in common: the output folder, the MLflow run, the manifest, and its errors in one line."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class StageContext:
     def add_input(self, name: str, folder: Path | str) -> str:
         """Note an input folder's hash in the manifest; returns the hash, or the source of a model by reference.
 
-        Where it was read from is told MLflow: who reproduces a stage needs its inputs.
+        MLflow records where it was read from: to reproduce a stage, one needs its inputs.
         """
         path = Path(folder)
         reference = handoff.read(path)
@@ -105,7 +105,7 @@ def open_stage(
     trial: Trial | None = None,
     **sections: BaseModel,
 ) -> Iterator[StageContext]:
-    """Everything around a stage: its folder, its MLflow run (in its trial's), and its errors told in one line."""
+    """Everything around a stage: its folder, its MLflow run (in its trial's), and its errors in one line."""
     recorded = sections  # in MLflow they are a profile, for whoever reproduces the stage; tags have the trial
     trial_run = None
     if trial is not None:

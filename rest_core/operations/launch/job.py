@@ -1,4 +1,4 @@
-"""The call of a stage as a file: what each process of a training is told, on this machine or on a node."""
+"""The call of a stage as a file: what each process of a training gets, on this machine or on a node."""
 
 from __future__ import annotations
 
