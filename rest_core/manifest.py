@@ -46,13 +46,13 @@ def sha256_folder(folder: Path) -> str:
     return sha256_contents(contents(folder))
 
 
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything in nested mappings that is no mapping with something in it, by its path; as of a configuration."""
+def leaves(values: Mapping[str, Any], separator: str = ".") -> Iterator[tuple[str, Any]]:
+    """The values in nested mappings, such as a configuration, by their paths; an empty mapping is a value."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{name}.")
+            yield from ((f"{name}{separator}{path}", leaf) for path, leaf in leaves(value, separator))
         else:
-            yield f"{prefix}{name}", value
+            yield name, value
 
 
 def git_commit() -> str | None:

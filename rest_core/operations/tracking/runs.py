@@ -165,10 +165,7 @@ class Recorder:
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Record configuration as `cfg/…` params of the stage's run and of the parent, and whole as config.json."""
         plain = store.redacted(_plain(values))
-        params = {
-            _key(f"cfg/{name}"): text if len(text) <= MAX_PARAM_VALUE else f"{text[: MAX_PARAM_VALUE - 1]}…"
-            for name, text in _flatten(plain)
-        }
+        params = {_key(f"cfg/{name}"): _parameter(value) for name, value in manifest.leaves(plain, "/")}
         for target in ("run", "pipeline"):
             self._journal.append("params", to=target, values=params)
         self._artifact(json.dumps(plain, indent=2, ensure_ascii=False).encode() + b"\n", "config.json")
@@ -329,12 +326,10 @@ def _plain(values: Any) -> Any:
     return json.loads(to_json(values, inf_nan_mode="strings", fallback=str))
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _parameter(value: Any) -> str:
+    """A value as MLflow takes it for a parameter: text that is not too long."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MAX_PARAM_VALUE else f"{text[: MAX_PARAM_VALUE - 1]}…"
 
 
 def _key(name: str) -> str:
