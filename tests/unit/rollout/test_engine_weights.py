@@ -12,7 +12,7 @@ import torch
 from rest_core.config import LoraConfig
 from rest_core.model.loading import with_lora
 from rest_core.model.parameters import merged_parameters, without_adapters
-from rest_core.rollout.packed import PackedLinear, can_pack, pack
+from rest_core.rollout import packed
 from rest_core.rollout.transformers_engine import TransformersEngine
 
 
@@ -58,27 +58,36 @@ def test_shards_are_gathered(tiny_model: Any) -> None:
     assert torch.equal(made.model.model.layers[0].mlp.up_proj.weight, 2 * weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("tied", [False, True])
-def test_packed_layers_compute_the_same_and_follow_the_master(random_model: Callable[..., Any], tied: bool) -> None:
+def test_packed_layers_compute_the_same_and_follow_the_master(
+    random_model: Callable[..., Any], tied: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "SMALLEST_FLOAT32", 1)  # the layers of this model are small
     master = random_model("qwen2", tie_word_embeddings=tied)
-    plain = copy.deepcopy(master).bfloat16()
-    if not can_pack(plain):
-        pytest.skip("this machine or torch build has no packed bfloat16 products")
-    assert not can_pack(master)  # float32
-    made = TransformersEngine.copy_of(master, dtype=torch.bfloat16, stop_ids=frozenset({1}), pad_id=0)
-    assert isinstance(made.model.lm_head, PackedLinear)
+    plain = copy.deepcopy(master).to(dtype)
+    if not packed.can_pack(plain):
+        pytest.skip(f"this machine or torch build has no packed products of {dtype}")
+    made = TransformersEngine.copy_of(master, dtype=dtype, stop_ids=frozenset({1}), pad_id=0)
+    assert isinstance(made.model.lm_head, packed.PackedLinear)
     assert made.model.model.layers[0].self_attn.q_proj.bias is not None
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         torch.testing.assert_close(made.model(ids).logits, plain(ids).logits)
         randomise(master)
         made.synchronise(master, version=1)
-        torch.testing.assert_close(made.model(ids).logits, copy.deepcopy(master).bfloat16()(ids).logits)
+        torch.testing.assert_close(made.model(ids).logits, copy.deepcopy(master).to(dtype)(ids).logits)
+
+
+def test_small_float32_layers_stay_as_they_are(random_model: Callable[..., Any]) -> None:
+    model = random_model("llama")
+    packed.pack(model)
+    assert not any(isinstance(module, packed.PackedLinear) for module in model.modules())
 
 
 def test_packing_frees_the_weights(random_model: Callable[..., Any]) -> None:
     model = random_model("llama").bfloat16()
-    if not can_pack(model):
+    if not packed.can_pack(model):
         pytest.skip("this machine or torch build has no packed bfloat16 products")
-    pack(model)
+    packed.pack(model)
     assert not any("proj" in name for name, _ in model.named_parameters())
