@@ -23,9 +23,11 @@ from typing import Any
 from rest_core import response
 from rest_core.config import ApiBankConfig
 from rest_core.data.api_bank import LEVELS, Item, read_level
-from rest_core.evaluation.benchmark import Answer, Benchmark, Figures, Question, Row
+from rest_core.data.prompts import listed_tools, lists_tools
+from rest_core.evaluation.benchmark import Benchmark, Figures, Question, Row
+from rest_core.evaluation.policy import Answer, Chat
 from rest_core.evaluation.statistics import Accuracy
-from rest_core.records import Message, ToolCall
+from rest_core.records import ToolCall
 
 RULES = ("soft", "strict")
 PARTS = (*(f"level_{level}" for level in LEVELS), "overall")
@@ -52,9 +54,10 @@ class ApiBank(Benchmark):
             for level in LEVELS
         }
 
-    def prompt(self, question: Question) -> tuple[Message, ...]:
-        prompt: tuple[Message, ...] = question.entry.prompt
-        return prompt
+    def chat(self, question: Question) -> Chat:
+        system, user = question.entry.prompt
+        tools = listed_tools(system.content) if lists_tools(system.content) else ()
+        return Chat(tools, history=(user,), prompt=question.entry.prompt)
 
     def judge(self, questions: Sequence[Question], answers: Sequence[Answer]) -> list[Row]:
         return [_verdict(q.entry, answer.parsed) for q, answer in zip(questions, answers, strict=True)]

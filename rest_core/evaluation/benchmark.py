@@ -8,14 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from rest_core.config import GenerationConfig
+from rest_core.evaluation.policy import Answer, Chat
 from rest_core.evaluation.statistics import Accuracy
-from rest_core.records import Message
-from rest_core.response import Response, parse
 
 Row = dict[str, Any]  # of rows.jsonl: one a question
 
@@ -27,21 +25,6 @@ class Question:
     id: str
     category: str
     entry: Any
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The model's response to one prompt. A prompt that was not put to it has no text; `skipped` says why."""
-
-    text: str
-    prompt_tokens: int
-    response_tokens: int  # end-of-sequence token included
-    finished: bool  # False where the length limit cut the response off
-    skipped: str | None = None
-
-    @cached_property
-    def parsed(self) -> Response:
-        return parse(self.text)
 
 
 @dataclass(frozen=True)
@@ -65,7 +48,6 @@ class Benchmark(ABC):
 
     name: ClassVar[str]  # "bfcl": stands before the names of its metrics
     title: ClassVar[str]
-    template: str | None = None  # of the prompts, where it is ours: figures depend on it
 
     def __init__(self, generation: GenerationConfig, limit: int | None, seed: int) -> None:
         self.generation, self.limit, self.seed = generation, limit, seed
@@ -75,8 +57,8 @@ class Benchmark(ABC):
         """All questions by category, each category at least one."""
 
     @abstractmethod
-    def prompt(self, question: Question) -> tuple[Message, ...]:
-        """The chat that puts a question."""
+    def chat(self, question: Question) -> Chat:
+        """What puts a question to a policy."""
 
     @abstractmethod
     def judge(self, questions: Sequence[Question], answers: Sequence[Answer]) -> list[Row]:

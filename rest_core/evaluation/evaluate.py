@@ -1,4 +1,4 @@
-"""An evaluation on any benchmark: questions → prompts → answers → verdicts → figures and files."""
+"""An evaluation of any policy on any benchmark: questions → chats → answers → verdicts → figures and files."""
 
 from __future__ import annotations
 
@@ -7,27 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rest_core.evaluation.benchmark import Answer, Benchmark, Figures, Question, Row
+from rest_core.evaluation.benchmark import Benchmark, Figures, Question, Row
 from rest_core.evaluation.evaluation_report import EvaluationReport
-from rest_core.evaluation.generation import Progress, respond
-from rest_core.rollout.engine import Engine
+from rest_core.evaluation.policy import Answer, Policy, Progress
 
 T = TypeVar("T")
 
 
 def evaluate(
-    benchmark: Benchmark,
-    engine: Engine,
-    tokenizer: Any,
-    *,
-    model_name: str,
-    out: Path,
-    on_progress: Progress | None = None,
+    benchmark: Benchmark, policy: Policy, *, out: Path, on_progress: Progress | None = None
 ) -> EvaluationReport:
-    """Evaluate a model on a benchmark.
+    """Evaluate a policy on a benchmark.
 
     Args:
-        model_name: the model's name in the report.
         out: directory for rows.jsonl, report.json, report.md, accuracy.png and the benchmark's own files.
 
     Returns:
@@ -44,11 +36,13 @@ def evaluate(
         for category, entries in available.items()
         for question in seeded_subset(entries, benchmark.limit, seed=benchmark.seed, name=category)
     ]
-    answers = respond(engine, tokenizer, [benchmark.prompt(q) for q in questions], benchmark.generation, on_progress)
+    chats = [benchmark.chat(question) for question in questions]
+    answers = policy.respond(chats, benchmark.generation, on_progress)
     verdicts = benchmark.judge(questions, answers)
     rows = [_row(*parts) for parts in zip(questions, answers, verdicts, strict=True)]
-    report = _report(benchmark, model_name, answers, rows, sum(map(len, available.values())))
-    benchmark.write_files(out, model_name, answers, rows)
+    prompted = any(chat.prompt is None for chat in chats)
+    report = _report(benchmark, policy, prompted, answers, rows, sum(map(len, available.values())))
+    benchmark.write_files(out, policy.name, answers, rows)
     report.write(out)
     return report
 
@@ -79,11 +73,16 @@ def _row(question: Question, answer: Answer, verdict: Row) -> Row:
 
 
 def _report(
-    benchmark: Benchmark, model_name: str, answers: Sequence[Answer], rows: list[Row], available: int
+    benchmark: Benchmark, policy: Policy, prompted: bool, answers: Sequence[Answer], rows: list[Row], available: int
 ) -> EvaluationReport:
+    """Args:
+    prompted: whether the policy made the prompts, and not the benchmark.
+    """
     figures = benchmark.figures(rows)
     skipped = sum(answer.skipped is not None for answer in answers)
     notes = [*figures.notes, f"greedy decoding, responses up to {benchmark.generation.max_response_tokens} tokens"]
+    if prompted:
+        notes.insert(0, policy.condition)
     if skipped:
         notes.append(f"{skipped} prompts over {benchmark.generation.max_prompt_tokens} tokens count as wrong")
     subset = None
@@ -98,14 +97,14 @@ def _report(
     }
     return EvaluationReport(
         title=benchmark.title,
-        model=model_name,
+        model=policy.name,
         scores=figures.scores,
         averages=figures.averages,
         metrics={f"{benchmark.name}/{name}": value for name, value in metrics.items()},
         rows=rows,
         subset=subset,
         notes=tuple(notes),
-        template=benchmark.template,
+        template=policy.template if prompted else None,
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -17,7 +17,7 @@ from rest_core.stages.stage import StageContext, open_stage, trial_of
 
 if TYPE_CHECKING:
     from rest_core.evaluation.benchmark import Benchmark
-    from rest_core.rollout.transformers_engine import TransformersEngine
+    from rest_core.evaluation.local_policy import LocalPolicy
 
 
 def evaluate_bfcl(
@@ -31,7 +31,7 @@ def evaluate_bfcl(
             return stage.skip("switched off (bfcl.enabled=false)")
         from rest_core.evaluation.bfcl.benchmark import Bfcl
 
-        return _evaluate(stage, Bfcl(bfcl, model.prompt_style), policy, model)
+        return _evaluate(stage, Bfcl(bfcl), policy, model)
 
 
 def evaluate_api_bank(
@@ -63,10 +63,9 @@ def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Path | str, mod
     """Answer the benchmark's questions; the report, its table and its figures go to the stage's run."""
     from rest_core.evaluation.evaluate import evaluate
 
-    engine, tokenizer = _engine(policy, model)
-    out, name = stage.out, _model_name(policy, model)
+    out = stage.out
     with _progress(stage.name) as on_progress:
-        report = evaluate(benchmark, engine, tokenizer, model_name=name, out=out, on_progress=on_progress)
+        report = evaluate(benchmark, _load(policy, model), out=out, on_progress=on_progress)
     for file in ("report.md", "report.json", "accuracy.png"):
         stage.run.artifact(out / file)
     stage.run.table(report.rows, "answers")
@@ -78,7 +77,8 @@ def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Path | str, mod
     return stage.finish(report.metrics, measured_on=measured_on)
 
 
-def _engine(policy: Path | str, model: ModelConfig) -> tuple[TransformersEngine, Any]:
+def _load(source: Path | str, model: ModelConfig) -> LocalPolicy:
+    from rest_core.evaluation.local_policy import LocalPolicy
     from rest_core.memory import keep_freed_memory
     from rest_core.model.loading import load_model, load_tokenizer
     from rest_core.model.precision import compute_dtype
@@ -89,7 +89,7 @@ def _engine(policy: Path | str, model: ModelConfig) -> tuple[TransformersEngine,
 
     on_gpu = require_visible() > 0
     keep_freed_memory()
-    policy = policies.fetched(policy)
+    policy = policies.fetched(source)
     tokenizer = load_tokenizer(policy, model)
     dtype = compute_dtype(model)
     loaded = load_model(policy, model, dtype=dtype)
@@ -98,7 +98,7 @@ def _engine(policy: Path | str, model: ModelConfig) -> tuple[TransformersEngine,
     engine = TransformersEngine.taking_over(
         loaded, dtype=dtype, stop_ids=stop_ids(tokenizer), pad_id=tokenizer.pad_token_id
     )
-    return engine, tokenizer
+    return LocalPolicy(_model_name(source, model), engine, tokenizer, model.prompt_style)
 
 
 def _settings(model: ModelConfig, generation: GenerationConfig) -> str:

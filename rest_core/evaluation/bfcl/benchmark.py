@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rest_core.config import BfclConfig
-from rest_core.data import prompts
 from rest_core.data.tools import read_tool
-from rest_core.evaluation.benchmark import Answer, Benchmark, Figures, Question, Row
+from rest_core.evaluation.benchmark import Benchmark, Figures, Question, Row
 from rest_core.evaluation.bfcl import categories, checkers, result_files
+from rest_core.evaluation.policy import Answer, Chat
 from rest_core.evaluation.statistics import Accuracy
 from rest_core.records import Message, ToolCall
 
@@ -20,25 +20,25 @@ log = logging.getLogger(__name__)
 
 
 class Bfcl(Benchmark):
-    """BFCL in a prompt style (`rest_core.data.prompts`); figures under different styles do not compare."""
+    """The categories that its section names."""
 
     name = "bfcl"
     title = "BFCL"
 
-    def __init__(self, config: BfclConfig, style: prompts.Style) -> None:
+    def __init__(self, config: BfclConfig) -> None:
         super().__init__(config.generation, config.limit_per_category, config.seed)
-        self._categories, self._style = categories.select(config.categories), style
-        self.template = prompts.template_text(style)
+        self._categories = categories.select(config.categories)
 
     def questions(self) -> dict[str, list[Question]]:
         loaded = checkers.questions([category.name for category in self._categories])
         return {name: [Question(entry["id"], name, entry) for entry in entries] for name, entries in loaded.items()}
 
-    def prompt(self, question: Question) -> tuple[Message, ...]:
+    def chat(self, question: Question) -> Chat:
         """The functions are described as BFCL describes them to a model."""
-        history = [Message(turn["role"], turn["content"]) for turn in question.entry["question"][0]]
-        tools = [read_tool(function, foreign_types=True) for function in question.entry["function"]]
-        return prompts.render(self._style, tools, history)
+        return Chat(
+            tools=tuple(read_tool(function, foreign_types=True) for function in question.entry["function"]),
+            history=tuple(Message(turn["role"], turn["content"]) for turn in question.entry["question"][0]),
+        )
 
     def judge(self, questions: Sequence[Question], answers: Sequence[Answer]) -> list[Row]:
         """The official verdict on every answer. A question that was not put counts as wrong, whatever its category."""
@@ -61,7 +61,7 @@ class Bfcl(Benchmark):
             valid = [row["valid"] for row in rows if row["category"] == category.name]
             scores[category.name] = Accuracy(sum(valid), len(valid))
         notes = [
-            f"bfcl-eval {checkers.version()}, prompt style {self._style}",
+            f"bfcl-eval {checkers.version()}",
             f"score again: bfcl evaluate --model {result_files.HANDLER} --partial-eval, with BFCL_PROJECT_ROOT set to "
             "this folder",
         ]

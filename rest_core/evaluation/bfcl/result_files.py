@@ -27,10 +27,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rest_core.evaluation.benchmark import Answer, Row
+from rest_core.evaluation.benchmark import Row
 from rest_core.evaluation.bfcl import checkers
 from rest_core.evaluation.bfcl.categories import CATEGORIES
 from rest_core.evaluation.evaluation_report import write_jsonl
+from rest_core.evaluation.policy import Answer
 from rest_core.records import ToolCall
 
 HANDLER = "Qwen/Qwen3-1.7B-FC"

@@ -12,6 +12,7 @@ from rest_core.config import ApiBankConfig
 from rest_core.errors import UserError
 from rest_core.evaluation import api_bank
 from rest_core.evaluation.evaluate import evaluate as evaluate_on
+from rest_core.evaluation.local_policy import LocalPolicy
 from rest_core.records import ToolCall
 
 REAL = public("api-bank")
@@ -81,7 +82,7 @@ def test_hostile_blocks_take_linear_time():
 
 def evaluate(engine, tokenizer, config: ApiBankConfig, folder: Path, out: Path):
     benchmark = api_bank.ApiBank(config, folder)
-    return evaluate_on(benchmark, engine, tokenizer, model_name="m", out=out)
+    return evaluate_on(benchmark, LocalPolicy("m", engine, tokenizer, "compact"), out=out)
 
 
 def write_level(folder: Path, level: int, items: object) -> None:

@@ -7,6 +7,8 @@ import pytest
 from rest_core.config import GenerationConfig
 from rest_core.evaluation.benchmark import Benchmark, Figures, Question
 from rest_core.evaluation.evaluate import evaluate, seeded_subset
+from rest_core.evaluation.local_policy import LocalPolicy
+from rest_core.evaluation.policy import Chat
 from rest_core.evaluation.statistics import Accuracy
 from rest_core.records import Message
 
@@ -20,8 +22,9 @@ class Sums(Benchmark):
     def questions(self):
         return {part: [Question(f"{part}-{n}", part, n) for n in range(4)] for part in ("small", "large")}
 
-    def prompt(self, question):
-        return (Message("user", f"{question.entry} + 1?"),)
+    def chat(self, question):
+        messages = (Message("user", f"{question.entry} + 1?"),)
+        return Chat((), messages, prompt=messages)
 
     def judge(self, questions, answers):
         return [{"right": str(q.entry + 1) in a.text} for q, a in zip(questions, answers, strict=True)]
@@ -33,7 +36,7 @@ class Sums(Benchmark):
 def test_a_benchmark_is_questions_prompts_verdicts_and_figures(scripted, tokenizer, tmp_path):
     engine = scripted(lambda prompt, position: "<response> 2 </response>")
     sums = Sums(GenerationConfig(max_prompt_tokens=100), limit=None, seed=0)
-    report = evaluate(sums, engine, tokenizer, model_name="m", out=tmp_path)
+    report = evaluate(sums, LocalPolicy("m", engine, tokenizer, "compact"), out=tmp_path)
     assert report.metrics == pytest.approx(
         {
             "sums/all": 2 / 8,
@@ -49,7 +52,7 @@ def test_a_benchmark_is_questions_prompts_verdicts_and_figures(scripted, tokeniz
 
 def test_a_part_of_the_questions_is_named(scripted, tokenizer, tmp_path):
     engine = scripted(lambda prompt, position: "")
-    report = evaluate(Sums(GenerationConfig(), 1, 3), engine, tokenizer, model_name="m", out=tmp_path)
+    report = evaluate(Sums(GenerationConfig(), 1, 3), LocalPolicy("m", engine, tokenizer, "compact"), out=tmp_path)
     assert report.subset == "2 of 8 questions, at most 1 a category (seed 3); not comparable with published figures"
     assert report.metrics["sums/subset"] == 1
 
@@ -57,7 +60,7 @@ def test_a_part_of_the_questions_is_named(scripted, tokenizer, tmp_path):
 def test_a_prompt_over_the_limit_is_counted_and_explained(scripted, tokenizer, tmp_path):
     engine = scripted(lambda prompt, position: pytest.fail("asked"))
     sums = Sums(GenerationConfig(max_prompt_tokens=16), None, 0)
-    report = evaluate(sums, engine, tokenizer, model_name="m", out=tmp_path)
+    report = evaluate(sums, LocalPolicy("m", engine, tokenizer, "compact"), out=tmp_path)
     assert report.metrics["sums/count/skipped_prompts"] == 8 and report.metrics["sums/truncated"] == 0
     assert "over the limit of 16" in report.rows[0]["skipped"] and not any(row["right"] for row in report.rows)
 

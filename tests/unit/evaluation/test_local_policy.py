@@ -1,13 +1,19 @@
 import pytest
 
 from rest_core.config import GenerationConfig
-from rest_core.evaluation.generation import respond
+from rest_core.evaluation.local_policy import LocalPolicy
+from rest_core.evaluation.policy import Chat
 from rest_core.records import Message
 from rest_core.response import parse
 
 
-def chat(text: str) -> tuple[Message, ...]:
-    return (Message("system", "s"), Message("user", text))
+def chat(text: str) -> Chat:
+    messages = (Message("system", "s"), Message("user", text))
+    return Chat((), messages, prompt=messages)
+
+
+def respond(engine, tokenizer, *arguments):
+    return LocalPolicy("m", engine, tokenizer, "compact").respond(*arguments)
 
 
 def test_answers_come_in_order_with_their_exact_text(scripted, tokenizer):

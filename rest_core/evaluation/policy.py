@@ -1,0 +1,69 @@
+"""Policies: what an evaluation puts its questions to. A question is data; each policy makes its own prompt of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from rest_core.config import GenerationConfig
+from rest_core.records import Message, Tool
+from rest_core.response import Response, parse
+
+Progress = Callable[[int, int], None]
+"""Called with the number of questions that are done so far, and the number of all questions."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A dialogue whose next turn is the policy's, and the tools that it may call."""
+
+    tools: tuple[Tool, ...]
+    history: tuple[Message, ...]
+    prompt: tuple[Message, ...] | None = None
+    """The same as the benchmark's own prompt, format instructions included, where it brings one."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The policy's response to one chat. A chat that was not put to it has no text; `skipped` says why."""
+
+    text: str
+    prompt_tokens: int
+    response_tokens: int  # end-of-sequence token included
+    finished: bool  # False where the length limit cut the response off
+    skipped: str | None = None
+
+    @cached_property
+    def parsed(self) -> Response:
+        return parse(self.text)
+
+
+class Policy(Protocol):
+    """A model under a way of prompting it."""
+
+    @property
+    def name(self) -> str:
+        """The model's name in reports."""
+        ...
+
+    @property
+    def condition(self) -> str:
+        """How the model is prompted, in a few words: figures under different conditions do not compare."""
+        ...
+
+    @property
+    def template(self) -> str:
+        """The text of that, published beside the figures."""
+        ...
+
+    def respond(
+        self, chats: Sequence[Chat], config: GenerationConfig, on_progress: Progress | None = None
+    ) -> list[Answer]:
+        """The most likely response (temperature 0) to every chat, in their order.
+
+        A prompt longer than the limit is not cut: its answer is empty and says so in `skipped`, and the caller counts
+        it as failed.
+        """
+        ...
