@@ -65,7 +65,7 @@ def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Path | str, mod
 
     out = stage.out
     with _progress(stage.name) as on_progress:
-        report = evaluate(benchmark, _load(policy, model), out=out, on_progress=on_progress)
+        report = evaluate(benchmark, _load(policy, model, benchmark.generation), out=out, on_progress=on_progress)
     for file in ("report.md", "report.json", "accuracy.png"):
         stage.run.artifact(out / file)
     stage.run.table(report.rows, "answers")
@@ -77,7 +77,7 @@ def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Path | str, mod
     return stage.finish(report.metrics, measured_on=measured_on)
 
 
-def _load(source: Path | str, model: ModelConfig) -> LocalPolicy:
+def _load(source: Path | str, model: ModelConfig, generation: GenerationConfig) -> LocalPolicy:
     from rest_core.evaluation.local_policy import LocalPolicy
     from rest_core.memory import keep_freed_memory
     from rest_core.model.loading import load_model, load_tokenizer
@@ -96,7 +96,11 @@ def _load(source: Path | str, model: ModelConfig) -> LocalPolicy:
     if on_gpu:
         loaded.to("cuda")
     engine = TransformersEngine.taking_over(
-        loaded, dtype=dtype, stop_ids=stop_ids(tokenizer), pad_id=tokenizer.pad_token_id
+        loaded,
+        dtype=dtype,
+        stop_ids=stop_ids(tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        prefix_bytes=int(generation.prefix_cache_gib * 2**30),
     )
     return LocalPolicy(_model_name(source, model), engine, tokenizer, model.prompt_style)
 
