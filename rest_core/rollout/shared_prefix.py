@@ -119,6 +119,7 @@ class SharedPrefixCache(Cache):
         column: (B,), the response column that each row's step writes; the last one for rows beyond the buffer.
         prompt, place: (B,), the row's place in the grid.
         row: (P', G'), the row in each place; where a group has fewer rows than G', any row.
+        runs: (first prompt, end, width) of neighbours of like length, which are multiplied at once.
         lengths: tokens of each prompt.
         prompt_of_row: the prompt of each row.
     """
@@ -138,6 +139,7 @@ class SharedPrefixCache(Cache):
         self.prompt: Tensor
         self.place: Tensor
         self.row: Tensor
+        self.runs: list[tuple[int, int, int]] = []
 
     def allocate(self, size: Size) -> None:
         """Buffers of another size, not smaller than what is in use; transient memory is that of one layer."""
@@ -238,9 +240,25 @@ class SharedPrefixCache(Cache):
         widest = max(map(len, groups), default=0)
         self.row = self._tensor([group + group[:1] * (widest - len(group)) for group in groups])
         self.place = self._tensor(places)
+        self.runs = [(0, len(self.lengths), self.width)] if self.device.type == "cuda" else _runs(self.lengths)
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+
+def _runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(first, end, longest) of neighbours, at most a quarter of whose padded tokens are padding."""
+    runs: list[tuple[int, int, int]] = []
+    total = 0
+    for n, length in enumerate(lengths):
+        first, _, longest = runs[-1] if runs else (0, 0, 0)
+        if runs and 3 * max(longest, length) * (n + 1 - first) <= 4 * (total + length):
+            total += length
+            runs[-1] = (first, n + 1, max(longest, length))
+        else:
+            total = length
+            runs.append((n, n + 1, length))
+    return runs
 
 
 def _moved(values: Tensor, into: list[int], out_of: list[int]) -> Tensor:
@@ -290,16 +308,31 @@ def attend(
     query = (query * scale).view(rows, kv_heads, repeats, size)
 
     grid = query[cache.row].transpose(1, 2).reshape(prompts, kv_heads, widest * repeats, size)
-    on_prompt = (grid @ layer.prompt_keys.transpose(2, 3)).view(prompts, kv_heads, widest, repeats, width)
+    on_prompt = torch.cat(
+        [
+            _wider(grid[first:end] @ layer.prompt_keys[first:end, :, width - longest :].transpose(2, 3), width)
+            for first, end, longest in cache.runs
+        ]
+    ).view(prompts, kv_heads, widest, repeats, width)
     on_prompt = on_prompt[cache.prompt, :, cache.place]  # (B, KVH, R, W)
     on_response = query @ key.transpose(2, 3)  # (B, KVH, R, S)
     scores = torch.cat([on_prompt, on_response], dim=3) + cache.bias  # float32
     shares = scores.softmax(dim=3).to(value.dtype)
 
     grid = shares[..., :width][cache.row].transpose(1, 2).reshape(prompts, kv_heads, widest * repeats, width)
-    of_prompt = (grid @ layer.prompt_values).view(prompts, kv_heads, widest, repeats, -1)
+    of_prompt = torch.cat(
+        [
+            grid[first:end, ..., width - longest :] @ layer.prompt_values[first:end, :, width - longest :]
+            for first, end, longest in cache.runs
+        ]
+    ).view(prompts, kv_heads, widest, repeats, -1)
     output = of_prompt[cache.prompt, :, cache.place] + shares[..., width:] @ value  # (B, KVH, R, D)
     return output.reshape(rows, 1, heads, -1), None
+
+
+def _wider(scores: Tensor, width: int) -> Tensor:
+    """Zeros before the scores of shorter prompts; the bias hides them."""
+    return nn.functional.pad(scores, (width - scores.shape[-1], 0)) if scores.shape[-1] < width else scores
 
 
 def _is_set(given: Any) -> bool:
