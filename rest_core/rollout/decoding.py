@@ -56,6 +56,7 @@ class Task:
         stop: ids that end a response, on the model's device.
         budget: padded tokens of prompts and responses that are in flight at once.
         on_ended: called with the number of responses that have just ended.
+        continued: later prompts may begin with these and their responses.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -67,6 +68,7 @@ class Task:
     pad_id: int
     budget: int
     on_ended: Callable[[int], None] = lambda count: None
+    continued: bool = False
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,7 @@ class Decoding:
         places = [batch.responses[row] for row in leaving]
         for name in ("tokens", "logps", "entropies"):
             getattr(result, name)[places] = getattr(batch, name)[leaving, :-1]
-        if self.tree is not None:
+        if self.tree is not None and self.task.continued:
             for row in leaving:
                 self._remember(row, self.tree)
         batch.keep(rows, vacated, movers)

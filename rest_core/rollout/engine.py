@@ -48,6 +48,7 @@ class Engine(Protocol):
         batch_tokens: int = 65536,
         seeds: Sequence[int] | None = None,
         on_progress: Callable[[int], None] | None = None,
+        continued: bool = False,
     ) -> list[list[Rollout]]:
         """Sample `samples` responses to every prompt; the outer list has the order of `prompts`.
 
@@ -61,6 +62,8 @@ class Engine(Protocol):
             seeds: one a prompt, the source of all randomness in its responses; required when temperature > 0. So
                 what is sampled depends neither on batches nor on which process does it.
             on_progress: called with the number of responses that have just been completed.
+            continued: later prompts may begin with these and their responses, as in a dialogue: an engine may keep what
+                it computed for them.
 
         Raises:
             NotFiniteLogits: the weights give no distribution to sample from (other engines have errors of their own).

@@ -97,6 +97,7 @@ class TransformersEngine:
         batch_tokens: int = 65536,
         seeds: Sequence[int] | None = None,
         on_progress: Callable[[int], None] | None = None,
+        continued: bool = False,
     ) -> list[list[Rollout]]:
         """See `rest_core.rollout.engine.Engine`."""
         drawn = seed_of_each(prompts, seeds, temperature)
@@ -120,6 +121,7 @@ class TransformersEngine:
                 pad_id=self._pad,
                 budget=batch_tokens,
                 on_ended=on_progress or (lambda count: None),
+                continued=continued,
             )
             if self.shares_prefix:
                 decoded = decoding.decode(self.model, task, self.pace, self.prefixes)

@@ -60,6 +60,7 @@ class VllmServerEngine:
         batch_tokens: int = 65536,
         seeds: Sequence[int] | None = None,
         on_progress: Callable[[int], None] | None = None,
+        continued: bool = False,  # vLLM keeps what it computed in any case
     ) -> list[list[Rollout]]:
         """See `rest_core.rollout.engine.Engine`; the server packs its own batches, `batch_tokens` is not used."""
         drawn = seed_of_each(prompts, seeds, temperature)

@@ -47,6 +47,7 @@ class ScriptedEngine:
         batch_tokens: int = 65536,
         seeds: Sequence[int] | None = None,
         on_progress: Callable[[int], None] | None = None,
+        continued: bool = False,
     ) -> list[list[Rollout]]:
         self.calls.append(
             {

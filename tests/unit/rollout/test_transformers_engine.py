@@ -407,7 +407,7 @@ def test_known_beginnings_change_nothing(
     plain, made = engine(model, stop), remembering(model, stop, prefix_bytes)
     for _ in range(3):
         arguments: dict[str, Any] = {"max_new_tokens": 8, "seeds": MANY_SEEDS, "batch_tokens": batch_tokens}
-        wanted, found = plain.generate(prompts, **arguments), made.generate(prompts, **arguments)
+        wanted, found = plain.generate(prompts, **arguments), made.generate(prompts, **arguments, continued=True)
         assert ids(found) == ids(wanted)
         for (our,), (their,) in zip(found, wanted, strict=True):
             torch.testing.assert_close(our.logps, their.logps, rtol=1e-4, atol=1e-4)
@@ -419,7 +419,7 @@ def test_a_beginning_is_computed_once(tiny_model: Any) -> None:
     made = remembering(tiny_model, {1})
     tools = list(range(50, 150))
     prompts = [[*tools, n, n + 1, n + 2] for n in range(10, 20)]
-    first = made.generate(prompts, max_new_tokens=4, temperature=0.0)
+    first = made.generate(prompts, max_new_tokens=4, temperature=0.0, continued=True)
     tree = made.prefixes
     assert tree is not None
     assert tree.computed == len(tools) + 3 * len(prompts) and tree.reused == len(tools) * len(prompts)
