@@ -26,8 +26,12 @@ class ModelConfig(Section):
     """compute type; master weights are always float32. A CPU that cannot multiply bfloat16 computes in float32"""
     trust_remote_code: bool = False
     """run Python code that comes with the checkpoint"""
-    prompt_style: Literal["toolrl", "compact"] = "toolrl"
-    """format instructions for data that brings none of its own, and for BFCL"""
+    prompt_style: str = Field("toolrl", pattern=r"^([a-z0-9-]+|file:.+)$")
+    """how questions are put and answers are read (docs/evaluation.md): toolrl, compact, native, or file:PATH"""
+    tool_parser: Literal["auto", "hermes", "llama3_json", "pythonic", "mistral", "qwen3_coder"] = "auto"
+    """prompt_style=native: how the model's family writes calls, by vLLM's names; auto = by its chat template"""
+    enable_thinking: bool | None = None
+    """variable of the chat template; null = as the template has it"""
     init: Literal["pretrained", "random"] = "pretrained"
     """'random' keeps the architecture and draws new weights (tests)"""
 

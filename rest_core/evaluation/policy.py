@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 from rest_core.config import GenerationConfig
 from rest_core.records import Message, Tool
@@ -23,6 +23,8 @@ class Chat:
     history: tuple[Message, ...]
     prompt: tuple[Message, ...] | None = None
     """The same as the benchmark's own prompt, format instructions included, where it brings one."""
+    documents: tuple[dict[str, Any], ...] | None = None
+    """The tools as the benchmark describes them, where `tools` says that in other words."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,12 @@ class Answer:
     response_tokens: int  # end-of-sequence token included
     finished: bool  # False where the length limit cut the response off
     skipped: str | None = None
+    read: Callable[[str], Response] = field(default=parse, repr=False, compare=False)
+    """The parser of the style in which the policy was asked."""
 
     @cached_property
     def parsed(self) -> Response:
-        return parse(self.text)
+        return self.read(self.text)
 
 
 class Policy(Protocol):

@@ -85,6 +85,7 @@ def _load(source: Path | str, model: ModelConfig) -> LocalPolicy:
     from rest_core.operations import policies
     from rest_core.operations.preflight.gpu import require_visible
     from rest_core.rollout.transformers_engine import TransformersEngine
+    from rest_core.styles.create import create_style
     from rest_core.token_bytes import stop_ids
 
     on_gpu = require_visible() > 0
@@ -98,7 +99,7 @@ def _load(source: Path | str, model: ModelConfig) -> LocalPolicy:
     engine = TransformersEngine.taking_over(
         loaded, dtype=dtype, stop_ids=stop_ids(tokenizer), pad_id=tokenizer.pad_token_id
     )
-    return LocalPolicy(_model_name(source, model), engine, tokenizer, model.prompt_style)
+    return LocalPolicy(_model_name(source, model), engine, tokenizer, create_style(model, tokenizer))
 
 
 def _settings(model: ModelConfig, generation: GenerationConfig) -> str:

@@ -91,7 +91,7 @@ class RlTrainer:
         self.schedule = Schedule(config, len(tasks), process, processes)
         judge = Judge(self.algorithm, config, gather=gather, main=main)
         self.sampler = Sampler(engine, judge, tasks, self.schedule, main=main)
-        self.probe = Probe(self.sampler, validation, tokenizer, gather)
+        self.probe = Probe(self.sampler, validation, self.algorithm, gather)
         training = identity(fingerprint, model_config, config)
         self.progress = Progress(
             folder, observer, training=training, keep=config.keep_checkpoints, mirror=mirror or config.mirror

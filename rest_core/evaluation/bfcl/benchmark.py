@@ -38,6 +38,7 @@ class Bfcl(Benchmark):
         return Chat(
             tools=tuple(read_tool(function, foreign_types=True) for function in question.entry["function"]),
             history=tuple(Message(turn["role"], turn["content"]) for turn in question.entry["question"][0]),
+            documents=tuple(question.entry["function"]),
         )
 
     def judge(self, questions: Sequence[Question], answers: Sequence[Answer]) -> list[Row]:

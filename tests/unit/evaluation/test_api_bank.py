@@ -14,6 +14,7 @@ from rest_core.evaluation import api_bank
 from rest_core.evaluation.evaluate import evaluate as evaluate_on
 from rest_core.evaluation.local_policy import LocalPolicy
 from rest_core.records import ToolCall
+from rest_core.styles.create import built_in_style
 
 REAL = public("api-bank")
 WANTED = ToolCall("Weather", {"city": "Oslo", "days": 1})
@@ -82,7 +83,7 @@ def test_hostile_blocks_take_linear_time():
 
 def evaluate(engine, tokenizer, config: ApiBankConfig, folder: Path, out: Path):
     benchmark = api_bank.ApiBank(config, folder)
-    return evaluate_on(benchmark, LocalPolicy("m", engine, tokenizer, "compact"), out=out)
+    return evaluate_on(benchmark, LocalPolicy("m", engine, tokenizer, built_in_style("compact")), out=out)
 
 
 def write_level(folder: Path, level: int, items: object) -> None:
@@ -122,6 +123,10 @@ def test_evaluation_scores_levels_and_their_mean_over_items(scripted, tokenizer,
         "api_bank/level_2_strict": 2 / 3,
         "api_bank/level_3_soft": 0.0,
         "api_bank/level_3_strict": 0.0,
+        "api_bank/level_1_published": 4 / 6,
+        "api_bank/level_2_published": 3 / 3,
+        "api_bank/level_3_published": 0.0,
+        "api_bank/overall_published": 7 / 10,
         "api_bank/overall_soft": 7 / 10,
         "api_bank/overall_strict": 5 / 10,
         "api_bank/count/level_1": 6,

@@ -5,6 +5,7 @@ from rest_core.evaluation.local_policy import LocalPolicy
 from rest_core.evaluation.policy import Chat
 from rest_core.records import Message
 from rest_core.response import parse
+from rest_core.styles.create import built_in_style
 
 
 def chat(text: str) -> Chat:
@@ -13,7 +14,7 @@ def chat(text: str) -> Chat:
 
 
 def respond(engine, tokenizer, *arguments):
-    return LocalPolicy("m", engine, tokenizer, "compact").respond(*arguments)
+    return LocalPolicy("m", engine, tokenizer, built_in_style("compact")).respond(*arguments)
 
 
 def test_answers_come_in_order_with_their_exact_text(scripted, tokenizer):

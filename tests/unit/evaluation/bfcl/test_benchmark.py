@@ -16,6 +16,7 @@ from rest_core.evaluation.bfcl.result_files import HANDLER
 from rest_core.evaluation.evaluate import evaluate as evaluate_on
 from rest_core.evaluation.local_policy import LocalPolicy
 from rest_core.records import ToolCall
+from rest_core.styles.create import built_in_style
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("bfcl_eval") is None, reason="bfcl-eval is not installed")
 
@@ -25,7 +26,7 @@ BROKEN = '<think> t </think>\n<tool_call>\n{"name": "f", "parameters": {\n</tool
 
 def evaluate(engine, tokenizer, out: Path, *categories: str, limit: int | None = 6, generation=LONG, **settings):
     config = BfclConfig(categories=categories, limit_per_category=limit, generation=generation, **settings)
-    return evaluate_on(Bfcl(config), LocalPolicy("tiny", engine, tokenizer, "compact"), out=out)
+    return evaluate_on(Bfcl(config), LocalPolicy("tiny", engine, tokenizer, built_in_style("compact")), out=out)
 
 
 def gold_texts(*categories: str) -> dict[str, str]:
