@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rest_core.evaluation.benchmark import Benchmark, Figures, Question, Row
 from rest_core.evaluation.evaluation_report import EvaluationReport

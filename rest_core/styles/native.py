@@ -13,6 +13,7 @@ from rest_core.errors import UserError, nearest
 from rest_core.records import Message, Tool, ToolCall
 from rest_core.response import Kind, Response
 from rest_core.styles.formats import FAMILIES
+from rest_core.styles.formats.parts import thought
 from rest_core.styles.style import Document, Style
 
 AUTO = "auto"
@@ -21,7 +22,12 @@ _SIGNS = (
     ("qwen3_coder", re.compile(r"<function=")),
     ("hermes", re.compile(r"<tool_call>")),
     ("mistral", re.compile(r"\[TOOL_CALLS\]")),
-    ("pythonic", re.compile(r"<\|tool_call_start\|>|<\|python_start\|>|python list of the calls|\[func_name1\(")),
+    (
+        "pythonic",
+        re.compile(
+            r"<\|tool_call_start\|>|<\|python_start\|>|<\|tool_list_start\|>|python list of the calls|\[func_name1\("
+        ),
+    ),
     ("llama3_json", re.compile(r'Environment: ipython|\{"name": function name, "parameters"')),
 )
 _DATE = "26 Jul 2024"  # Llama's templates take it where there is no clock; with a clock, prompts differ from day to day
@@ -77,7 +83,7 @@ class NativeStyle(Style):
                 read = self.format.parse(message.content, tools)
                 waiting = [_call(call, made + n) for n, call in enumerate(read.calls)]
                 made += len(waiting)
-                messages.append(self._turn(read, waiting))
+                messages.append(self._turn(*self._thoughts_and_words(read), waiting))
                 continue
             entry = {"role": message.role, "content": message.content}
             if message.role == "tool":
@@ -94,14 +100,19 @@ class NativeStyle(Style):
         """
         if opening(self._tokenizer).no_thoughts:
             think = None
-        plain = self.format.write(think=think, calls=calls, response=response)
-        written = self._by_template(self.format.parse(plain))
-        return plain if written is None else written
+        written = self._by_template(think, calls, response)
+        if written is None:
+            written = self.format.write(think=think, calls=calls, response=response)
+        return written
 
-    def _by_template(self, wanted: Response) -> str | None:
+    def _by_template(self, think: str | None, calls: Sequence[ToolCall], response: str | None) -> str | None:
         """The turn as the chat template writes it behind a prompt; None where that cannot be read back."""
         question = [{"role": "user", "content": "?"}]
-        turn = self._turn(wanted, [_call(call, n) for n, call in enumerate(wanted.calls)])
+        wanted = ((think or "").strip(), (response or "").strip(), [call.name for call in calls])
+        words = response or ""
+        if think is not None and not self._takes_thoughts:
+            think, words = None, f"{thought(think)}{words}".strip()
+        turn = self._turn(think, words, [_call(call, n) for n, call in enumerate(calls)])
         options: dict[str, Any] = {**self._variables, "tools": [_schema(_PROBE_TOOL)], "tokenize": False}
         try:
             whole = with_template(self._tokenizer, [*question, turn], add_generation_prompt=False, **options)
@@ -114,23 +125,23 @@ class NativeStyle(Style):
         end = max(rest.rfind(text) for text in stop_texts(self._tokenizer))
         written = opening(self._tokenizer).text + rest[: max(end, 0)]
         read = self.format.parse(written)
-        same = [call.name for call in read.calls] == [call.name for call in wanted.calls]
-        kept = read.response == wanted.response and (read.think or None) == (wanted.think or None)
-        return written if same and kept and read.well_formed else None
+        found = (read.think or "", read.response or "", [call.name for call in read.calls])
+        return written if found == wanted and read.well_formed else None
 
-    def _turn(self, read: Response, calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """An assistant message for the chat template; thoughts stay in the words where it has no place for them."""
-        thoughts = read.blocks[0] if read.blocks and read.blocks[0].kind is Kind.THINK else None
-        end = thoughts.close_tag.end if thoughts is not None and self._takes_thoughts else 0
-        if calls:
-            words = read.response or ""
-            if thoughts is not None and not self._takes_thoughts:
-                words = f"{read.text[: thoughts.close_tag.end].strip()}\n\n{words}"
-        else:
-            words = read.text[end:].strip()
+    def _thoughts_and_words(self, read: Response) -> tuple[str | None, str]:
+        """Of an assistant's turn; thoughts stay in the words where the template has no place for them."""
+        first = read.blocks[0] if read.blocks and read.blocks[0].kind is Kind.THINK else None
+        end = first.close_tag.end if first is not None else 0
+        words = (read.response or "") if read.calls else read.text[end:].strip()
+        if self._takes_thoughts:
+            return (read.think if end else None), words
+        return None, f"{read.text[:end]}\n\n{words}".strip()
+
+    def _turn(self, think: str | None, words: str, calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """An assistant message for the chat template."""
         turn: dict[str, Any] = {"role": "assistant", "content": words}
-        if end:
-            turn["reasoning_content"] = read.think
+        if think is not None:
+            turn["reasoning_content"] = think
         if calls:
             turn["tool_calls"] = list(calls)
         return turn
