@@ -93,14 +93,15 @@ def _stage_summary(stage: Stage, config: Config, run: StageRun | None, outcome: 
     if run is None:
         return StageSummary(name, "not run")
     status: StageStatus = "done" if run.done else "interrupted" if outcome == "interrupted" else "failed"
-    note = None
+    note, quiet = None, False
     drops: list[str] = []
     for made in run.folder.glob(f"*/{manifest.FILE_NAME}"):
-        note = manifest.read(made.parent)["counts"].get("skipped")
+        counts = manifest.read(made.parent)["counts"]
+        note, quiet = counts.get("skipped"), counts.get("quiet", False)
         if name == "prepare-data":
             drops = describe_drops(json.loads((made.parent / REPORT).read_text(encoding="utf-8")))
     if note is not None:
-        status = "skipped" if config.enabled(stage.switch) else "off"
+        status = "skipped" if stage.enabled(config) and not quiet else "off"
     figures = run.folder / "metrics"
     runs = [ids for ids in in_spools(run.folder)[0] if ids.run != ids.pipeline]
     return StageSummary(

@@ -41,12 +41,14 @@ class StageContext:
     sections: Mapping[str, BaseModel]
     storage: StorageConfig = NO_STORAGE
     inputs: dict[str, Any] = field(default_factory=dict)
+    on_parent: bool = True
+    """Whether its main figures go to the pipeline's (or trial's) run as well."""
 
     def finish(self, metrics: dict[str, float], **counts: Any) -> StageResult:
         """Write metrics and manifest, record the main figures."""
         if not is_main_process():
             return StageResult(metrics, counts.get("skipped"))
-        self.run.summary(metrics)
+        (self.run.summary if self.on_parent else self.run.metrics)(metrics)
         (self.out / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         config = {name: section.model_dump(mode="json") for name, section in self.sections.items()}
         files = manifest.contents(self.out)
@@ -57,10 +59,11 @@ class StageContext:
             handoff.deliver(self.out, self.storage.location, self.name, files)
         return StageResult(metrics, counts.get("skipped"))
 
-    def skip(self, reason: str) -> StageResult:
-        log.warning("%s is skipped: %s", self.name, reason)
+    def skip(self, reason: str, *, quiet: bool = False) -> StageResult:
+        """End the stage without a result; `quiet` where that is nothing to warn of."""
+        log.log(logging.INFO if quiet else logging.WARNING, "%s is skipped: %s", self.name, reason)
         self.run.tags({"rest.skipped": reason})
-        return self.finish({}, skipped=reason)
+        return self.finish({}, skipped=reason, **({"quiet": True} if quiet else {}))
 
     def add_input(self, name: str, folder: Path | str) -> str:
         """Note an input folder's hash in the manifest; returns the hash, or the source of a model by reference.

@@ -14,7 +14,7 @@ from pipelines.cli import cli
 from rest_core import manifest, stages
 from rest_core.ablation.collect import collect
 from rest_core.ablation.settings import AblationConfig, Trial
-from rest_core.config import BfclConfig, ModelConfig, PaperWeights, RlConfig, TrackingConfig
+from rest_core.config import BfclConfig, EvaluationConfig, ModelConfig, PaperWeights, RlConfig, TrackingConfig
 from rest_core.errors import UserError
 from rest_core.operations.tracking.delivery import deliver
 from rest_core.operations.tracking.store import open_client
@@ -104,6 +104,7 @@ def test_an_evaluation_belongs_to_its_policys_trial(policy: Path, tracking: Trac
     out = tmp_path / "bfcl"
     stages.evaluate_bfcl(
         model=ModelConfig(),
+        evaluation=EvaluationConfig(),
         bfcl=BfclConfig(enabled=False),
         tracking=tracking,
         pipeline_run="abl",
@@ -148,7 +149,7 @@ def test_the_comparison_closes_the_ablation_with_its_report(
         ablation=AblationConfig(),
         tracking=tracking,
         pipeline_run="abl",
-        evaluations={"bfcl": bfcl, "api_bank": bank},
+        evaluations={"trained": {"bfcl": bfcl, "api_bank": bank}},
         out=out,
     )
     assert result.metrics["ablation/bfcl/overall/paper - uniform"] == pytest.approx(0.055)
