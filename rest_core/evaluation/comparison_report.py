@@ -21,15 +21,15 @@ from rich.text import Text
 
 from rest_core.errors import one_line
 from rest_core.evaluation.benchmark import Row
-from rest_core.evaluation.comparison import Comparison, Difference, Evaluation, Pair
 from rest_core.evaluation.evaluation_report import write_text
+from rest_core.evaluation.paired import Compared, Difference, Evaluation, Pair
 from rest_core.evaluation.taxonomy import Kind
 
 JSON_FILE, MARKDOWN_FILE, HTML_FILE = "comparison.json", "comparison.md", "comparison.html"
 SHOWN_ITEMS = 20  # of a category and pair, on the page, gained and lost each
 LONGEST = 4000  # characters of a text on the page
 _NOTE = (
-    "Intervals are 95 %: Newcombe's of paired proportions for categories, a paired bootstrap stratified by category for "
+    "Intervals are 95 %: Newcombe's of paired proportions for categories, a paired bootstrap within categories for "
     "averages. p is McNemar's exact test, adjusted by Holm for the number of categories; averages have no test beside "
     "their interval. All of it is about other questions: what another training would change is not in it."
 )
@@ -45,7 +45,7 @@ class Change:
     after: Row
 
 
-def write(comparison: Comparison, out: Path) -> tuple[Path, ...]:
+def write(comparison: Compared, out: Path) -> tuple[Path, ...]:
     """Write the three files to the directory `out`; returns their paths."""
     texts = {
         JSON_FILE: json.dumps(to_json(comparison), indent=2) + "\n",
@@ -57,7 +57,7 @@ def write(comparison: Comparison, out: Path) -> tuple[Path, ...]:
     return tuple(out / name for name in texts)
 
 
-def to_json(comparison: Comparison) -> dict[str, Any]:
+def to_json(comparison: Compared) -> dict[str, Any]:
     """The comparison as plain JSON types; items by id."""
     return {
         "title": comparison.title,
@@ -92,7 +92,7 @@ def errors(evaluation: Evaluation) -> dict[str, int]:
     return {kind: found[kind] for kind in dict.fromkeys((*Kind, *found)) if found[kind]}
 
 
-def markdown(comparison: Comparison) -> Iterator[str]:
+def markdown(comparison: Compared) -> Iterator[str]:
     """Tables of the differences, without items."""
     yield from (f"# {_cell(comparison.title)}", "")
     yield from (f"- {_cell(line)}" for line in _measured_on(comparison))
@@ -107,7 +107,7 @@ def markdown(comparison: Comparison) -> Iterator[str]:
     yield from ("", f"Bold: clear differences. {_NOTE}")
 
 
-def tables(comparison: Comparison) -> RenderableType:
+def tables(comparison: Compared) -> RenderableType:
     """A table a pair for a terminal; clear differences are coloured."""
     shown: list[RenderableType] = []
     for pair in comparison.pairs:
@@ -122,7 +122,7 @@ def tables(comparison: Comparison) -> RenderableType:
     return Group(*shown)
 
 
-def page(comparison: Comparison) -> str:
+def page(comparison: Compared) -> str:
     """One HTML page that needs no other file: tables, kinds of error, and items with the answers side by side."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["shortened"] = _shortened
@@ -160,12 +160,12 @@ def changes(pair: Pair, direction: str) -> list[Change]:
     return [Change(id_, tuple(of), pair.before.rows[id_], pair.after.rows[id_]) for id_, of in scores.items()]
 
 
-def _kinds(comparison: Comparison) -> list[str]:
+def _kinds(comparison: Compared) -> list[str]:
     found = {kind for one in comparison.evaluations for kind in errors(one)}
     return [kind for kind in dict.fromkeys((*map(str, Kind), *sorted(found))) if kind in found]
 
 
-def _measured_on(comparison: Comparison) -> Iterator[str]:
+def _measured_on(comparison: Compared) -> Iterator[str]:
     """What the evaluations have in common."""
     first = comparison.evaluations[0]
     if first.summary.subset is not None:
@@ -175,7 +175,7 @@ def _measured_on(comparison: Comparison) -> Iterator[str]:
     yield f"{len(first.rows)} items, {measured.condition}, {limits}, {measured.checker}"
 
 
-def _ordered(comparison: Comparison, pair: Pair) -> dict[str, Difference]:
+def _ordered(comparison: Compared, pair: Pair) -> dict[str, Difference]:
     """Headline, averages, categories."""
     found = pair.differences
     return {name: found[name] for name in dict.fromkeys((*comparison.headline, *found))}

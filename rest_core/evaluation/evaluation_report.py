@@ -133,7 +133,7 @@ class EvaluationReport:
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("accuracy in percent; lines are 95 % intervals; green: headline, orange: averages")
         subset = "" if self.subset is None else f"\nSUBSET: {self.subset}"
-        figure.suptitle(f"{self.title}: {self.model}{subset}", fontsize=9)
+        figure.suptitle(f"{self.title}: {one_line(self.model)}{subset}", fontsize=9, parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
         return figure
 

@@ -200,11 +200,11 @@ def test_terminal_and_markdown_show_figures_and_no_answer(made, tmp_path):
 @pytest.mark.parametrize(
     "settings, policy, named",
     [
-        ({"limit": 5}, WARM, r"items: of the first alone 20 \(easy-\d+, .*, …\), and none"),
-        ({"asked": "Sum up"}, WARM, "items with the same ids, but other questions or tools"),
-        ({"checker": "2"}, WARM, "checker counting 1, and counting 2"),
-        ({"generation": GenerationConfig(max_response_tokens=8)}, WARM, "limit max_response_tokens 1024, and 8"),
-        ({}, Scripted("x", [], template="U"), "prompt template with the SHA-256 [0-9a-f]{12}, and [0-9a-f]{12}"),
+        ({"limit": 5}, WARM, r"items in one alone: 20 \(easy-\d+, .*, …\) and none"),
+        ({"asked": "Sum up"}, WARM, "questions or tools of the same ids"),
+        ({"checker": "2"}, WARM, "checker: counting 1 and counting 2"),
+        ({"generation": GenerationConfig(max_response_tokens=8)}, WARM, "limit max_response_tokens: 1024 and 8"),
+        ({}, Scripted("x", [], template="U"), r"prompt template \(SHA-256\): [0-9a-f]{12} and [0-9a-f]{12}"),
     ],
 )
 def test_what_does_not_compare_is_refused_by_its_difference(made, settings, policy, named):
