@@ -148,11 +148,7 @@ def figures(stage: StageSummary) -> str:
     if stage.status in ("off", "skipped"):
         return f"{stage.status}, see below" if stage.status == "skipped" else "off"
     metrics = {name: value for name, value in (stage.metrics or {}).items() if not name.startswith("stage/")}
-    main = [
-        f"{figure.label} {format(metrics[figure.metric], figure.format)}"
-        for figure in CATALOGUE[stage.name].figures
-        if figure.metric in metrics
-    ]
+    main = [figure.shown(metrics) for figure in CATALOGUE[stage.name].figures if figure.metric in metrics]
     return ", ".join(main or [f"{name} {value:.3g}" for name, value in islice(metrics.items(), 3)])
 
 

@@ -137,7 +137,7 @@ class RegistryConfig(Section):
     enabled: bool = True
     name: str = "rest-tool-use"
     """name of the registered model"""
-    metric: str = "bfcl/overall"
+    metric: str = "bfcl/call_accuracy"
     """the metric that promotion compares"""
     destination: str | None = None
     """folder or s3:// URI for the checkpoint; null = the run's artifacts"""

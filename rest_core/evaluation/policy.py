@@ -34,7 +34,7 @@ class Answer:
     response_tokens: int  # end-of-sequence token included
     finished: bool  # False where the length limit cut the response off
     skipped: str | None = None
-    seconds: float | None = None  # from the request to the whole response; None for one of a batch
+    seconds: float | None = None  # from prompt to response; None where answers are made together and not timed singly
 
     @cached_property
     def parsed(self) -> Response:

@@ -7,7 +7,7 @@ imports a stage, so that launchers and reports read the catalogue without torch.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,6 +24,20 @@ class Figure:
     label: str
     metric: str
     format: str = ".1%"
+
+    def shown(self, metrics: Mapping[str, float]) -> str:
+        """For people: label and value, with the 95 % interval where it was measured."""
+        text = f"{self.label} {format(metrics[self.metric], self.format)}"
+        low, high = (bound(self.metric, end) for end in ("low", "high"))
+        if low not in metrics or high not in metrics:
+            return text
+        return f"{text} ({format(metrics[low], self.format)}–{format(metrics[high], self.format)})"
+
+
+def bound(metric: str, end: Literal["low", "high"]) -> str:
+    """The metric that has a bound of another one's 95 % interval: "bfcl/low/call_accuracy"."""
+    benchmark, _, name = metric.partition("/")
+    return f"{benchmark}/{end}/{name}"
 
 
 @dataclass(frozen=True)
@@ -284,7 +298,7 @@ ENTRIES = (
         sections=("model", "evaluation", "bfcl", "tracking"),
         inputs=(("policy", "rest-rl"),),
         output="report",
-        contents="report.md, report.json, accuracy.png, and each answer",
+        contents="report.md, report.json, accuracy.png, and rows.jsonl with each answer",
         image="evaluate",
         gpu=True,
         cached=True,
@@ -300,9 +314,9 @@ ENTRIES = (
             ),
         ),
         figures=(
-            Figure("overall", "bfcl/overall"),
-            Figure("non-live", "bfcl/non_live"),
-            Figure("live", "bfcl/live"),
+            Figure("call accuracy", "bfcl/call_accuracy"),
+            Figure("irrelevance", "bfcl/irrelevance_accuracy"),
+            Figure("multi-turn", "bfcl/multi_turn_accuracy"),
         ),
     ),
     Stage(
@@ -313,7 +327,7 @@ ENTRIES = (
         sections=("model", "evaluation", "api_bank", "tracking"),
         inputs=(("policy", "rest-rl"),),
         output="report",
-        contents="report.md, report.json, accuracy.png, and each answer",
+        contents="report.md, report.json, accuracy.png, and rows.jsonl with each answer",
         image="evaluate",
         gpu=True,
         cached=True,

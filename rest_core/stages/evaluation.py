@@ -168,7 +168,7 @@ def _put(stage: StageContext, benchmark: Benchmark, policy: Policy) -> StageResu
     out = stage.out
     with _progress(stage.name) as on_progress:
         report = evaluate(benchmark, policy, out=out, on_progress=on_progress)
-    for file in ("report.md", "report.json", "accuracy.png"):
+    for file in ("report.md", "report.json", "rows.jsonl", "accuracy.png"):
         stage.run.artifact(out / file)
     stage.run.table(report.rows, "answers")
     ids = hashlib.sha256("\n".join(str(row["id"]) for row in report.rows).encode()).hexdigest()

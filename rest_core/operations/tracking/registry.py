@@ -4,7 +4,7 @@ A checkpoint is a flat Hugging Face folder, because that is what vLLM reads; MLf
 another layout. So the folder is stored as it is (artifacts of the run, another folder, or S3), and the version refers
 to it. What a version is worth and where it comes from stands in its tags:
 
-    metric/<name>           figures, e.g. metric/bfcl/overall
+    metric/<name>           figures, e.g. metric/bfcl/call_accuracy
     evaluation/<benchmark>  what they were measured on; figures of different subsets are not compared
     data/<name>/sha256      the data it was trained on
     git_commit, image, base_model, pipeline_run
@@ -184,7 +184,7 @@ def promote(
         client: from `store.connect`.
         name: the registered model.
         version: number or alias; None is `challenger`.
-        metric: the figure that decides, e.g. "bfcl/overall".
+        metric: the figure that decides, e.g. "bfcl/call_accuracy".
         force: move the alias against the rule; the history says so.
         dry_run: check everything and change nothing.
         reason: free text for the history.

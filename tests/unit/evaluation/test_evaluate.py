@@ -18,6 +18,7 @@ ITEMS = list(range(1000))
 class Sums(Benchmark):
     name = "sums"
     title = "Sums"
+    rules = ("right",)
 
     def questions(self):
         return {part: [Question(f"{part}-{n}", part, n) for n in range(4)] for part in ("small", "large")}

@@ -244,7 +244,10 @@ def test_the_summary_says_why_records_were_dropped(tmp_path: Path) -> None:
 def test_figures_of_a_stage_without_its_usual_ones() -> None:
     metrics = {"bfcl/simple_python": 0.25, "stage/seconds": 3.0}
     assert figures(StageSummary("evaluate-bfcl-base", "done", metrics=metrics)) == "bfcl/simple_python 0.25"
-    assert figures(StageSummary("evaluate-bfcl-base", "done", metrics={"bfcl/overall": 0.5})) == "overall 50.0%"
+    metrics = {"bfcl/call_accuracy": 0.5, "bfcl/irrelevance_accuracy": 1.0}
+    metrics |= {"bfcl/low/call_accuracy": 0.25, "bfcl/high/call_accuracy": 0.75}
+    shown = figures(StageSummary("evaluate-bfcl-base", "done", metrics=metrics))
+    assert shown == "call accuracy 50.0% (25.0%–75.0%), irrelevance 100.0%"
 
 
 @pytest.mark.parametrize(
