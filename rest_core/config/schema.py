@@ -85,6 +85,8 @@ class GenerationConfig(Section):
     """a longer prompt is counted as failed, not cut"""
     batch_tokens: int = Field(65536, ge=64)
     """padded tokens that are generated together"""
+    prefix_cache_gib: float = Field(1.0, ge=0)
+    """memory for keys and values of earlier prompts and responses: what a prompt begins with is not computed again"""
 
 
 PolicyName = Literal["base", "warmup", "trained", "champion"]

@@ -15,6 +15,7 @@ from typing import Any
 from rest_core.config import GenerationConfig
 from rest_core.disk import disk_errors
 from rest_core.errors import UserError
+from rest_core.evaluation.measurement import limits
 from rest_core.evaluation.policy import Answer, Chat, Policy, Progress
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class AnswerJournal:
 
     Args:
         directory: holds the files; it is made with the first answer.
-        identity: what decides the answers besides chat and generation settings: model, prompting, versions.
+        identity: what decides the answers besides chat and limits: model, prompting, versions.
 
     Raises:
         UserError: a file there is no journal.
@@ -44,7 +45,7 @@ class AnswerJournal:
             self._answers |= _read(file)
 
     def key(self, chat: Chat, config: GenerationConfig) -> str:
-        asked = {"chat": asdict(chat), "generation": config.model_dump(mode="json"), "identity": self._identity}
+        asked = {"chat": asdict(chat), "limits": limits(config), "identity": self._identity}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     def get(self, key: str) -> Answer | None:

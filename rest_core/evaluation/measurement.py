@@ -13,7 +13,7 @@ from pydantic import Field
 from rest_core.config import GenerationConfig, Section
 from rest_core.evaluation.policy import Chat
 
-_NO_LIMITS = {"batch_tokens"}  # of GenerationConfig: changes the time, not the answers
+_NO_LIMITS = {"batch_tokens", "prefix_cache_gib"}  # of GenerationConfig: change the time, not the answers
 
 
 class Measurement(Section):

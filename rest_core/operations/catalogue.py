@@ -348,8 +348,9 @@ ENTRIES = (
         sections=("tracking",),
         reads_evaluations=("base", "warmup", "trained", "champion"),
         output="report",
-        contents="comparison.html, and the comparison on each benchmark",
+        contents="comparison.html, overview.json, and a directory a benchmark with its comparison",
         page=("comparison.html", "HTML"),
+        figures=(Figure("call accuracy, ResT - base", "comparison/bfcl/call_accuracy/ResT - base/difference", "+.1%"),),
     ),
     Stage(
         name="compare-and-register",

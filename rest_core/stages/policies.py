@@ -80,7 +80,11 @@ def _engine(
         loaded.to("cuda")
     if isinstance(evaluation.engine, TransformersEngineConfig):  # it needs no copy of the weights
         return TransformersEngine.taking_over(
-            loaded, dtype=dtype, stop_ids=stop_ids(tokenizer), pad_id=tokenizer.pad_token_id
+            loaded,
+            dtype=dtype,
+            stop_ids=stop_ids(tokenizer),
+            pad_id=tokenizer.pad_token_id,
+            prefix_bytes=int(generation.prefix_cache_gib * 2**30),
         )
     most = generation.max_prompt_tokens + generation.max_response_tokens
     return create_engine(evaluation.engine, loaded, tokenizer, dtype=dtype, max_tokens=most)
