@@ -82,6 +82,7 @@ class Remembering:
     def __init__(self, policy: Policy, journal: AnswerJournal) -> None:
         self._policy, self._journal = policy, journal
         self.name, self.condition, self.template = policy.name, policy.condition, policy.template
+        self.native_tools = policy.native_tools
 
     def respond(
         self, chats: Sequence[Chat], config: GenerationConfig, on_progress: Progress | None = None

@@ -93,7 +93,7 @@ def _row(benchmark: Benchmark, question: Question, chat: Chat, answer: Answer, v
 def _measurement(
     benchmark: Benchmark, policy: Policy, questions: Sequence[Question], chats: Sequence[Chat]
 ) -> Measurement:
-    prompted = any(chat.prompt is None for chat in chats)
+    prompted = policy.native_tools or any(chat.prompt is None for chat in chats)
     return Measurement(
         benchmark=benchmark.name,
         items=items_hash([question.id for question in questions], chats),

@@ -21,6 +21,7 @@ class LocalPolicy:
         self.name, self.engine, self.tokenizer, self.style = name, engine, tokenizer, style
         self.condition = f"prompt style {style}"
         self.template = prompts.template_text(style)
+        self.native_tools = False
 
     def respond(
         self, chats: Sequence[Chat], config: GenerationConfig, on_progress: Progress | None = None

@@ -63,9 +63,9 @@ class OpenAiPolicy:
         self, model: str, url: str, config: EndpointConfig, style: prompts.Style, journal: AnswerJournal
     ) -> None:
         self.name, self._url, self._config, self._style, self._journal = model, url, config, style, journal
-        self._with_tools = config.prompting == "tools"
-        self.condition = "tools of the chat-completions API" if self._with_tools else f"prompt style {style}"
-        self.template = _TEMPLATE if self._with_tools else prompts.template_text(style)
+        self.native_tools = config.prompting == "tools"
+        self.condition = "tools of the chat-completions API" if self.native_tools else f"prompt style {style}"
+        self.template = _TEMPLATE if self.native_tools else prompts.template_text(style)
 
     def respond(
         self, chats: Sequence[Chat], config: GenerationConfig, on_progress: Progress | None = None
@@ -124,7 +124,7 @@ class OpenAiPolicy:
             _fail(failure)
 
     def _answer(self, endpoint: Endpoint, chat: Chat, config: GenerationConfig) -> Answer:
-        names = _Names(chat.tools) if self._with_tools and chat.tools else None
+        names = _Names(chat.tools) if self.native_tools and chat.tools else None
         body: dict[str, Any] = {
             "model": self.name,
             "messages": self._prompt(chat) if names is None else _dialogue(chat.history, names),

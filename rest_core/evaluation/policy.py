@@ -59,6 +59,11 @@ class Policy(Protocol):
         """The text of that, published beside the figures."""
         ...
 
+    @property
+    def native_tools(self) -> bool:
+        """Whether tools go to the model as such (`tools=` of its chat template or API), not in a text of ours."""
+        ...
+
     def respond(
         self, chats: Sequence[Chat], config: GenerationConfig, on_progress: Progress | None = None
     ) -> list[Answer]:

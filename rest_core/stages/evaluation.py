@@ -153,6 +153,8 @@ def _policy(stage: StageContext, limits: GenerationConfig, common: Common) -> Po
         return policies.remembering(base, model.source, model, evaluation)
     from rest_core.operations.tracking.champion import find
 
+    if not registry.enabled:
+        raise Unavailable("switched off (registry.enabled=false)", expected=True)
     champion = find(common["tracking"], registry)
     if champion is None:
         raise Unavailable(f"{registry.name} has no champion yet", expected=True)

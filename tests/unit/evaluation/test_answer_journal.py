@@ -16,7 +16,7 @@ def chat(text: str) -> Chat:
 
 
 class Echo:
-    name, condition, template = "echo", "none", ""
+    name, condition, template, native_tools = "echo", "none", "", False
 
     def __init__(self) -> None:
         self.asked: list[str] = []

@@ -64,7 +64,7 @@ class Counting(Benchmark):
 class Scripted:
     """A policy that answers some items rightly; its answer to the others is a text."""
 
-    condition = "style plain"
+    condition, native_tools = "style plain", False
 
     def __init__(self, name, right, wrong="", template="T"):
         self.name, self.right, self.wrong, self.template = name, set(right), wrong, template
