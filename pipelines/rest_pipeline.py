@@ -35,4 +35,6 @@ def build(config: Config, *, platform: Platform | None = None) -> GraphComponent
                 add(stage, sections, tasks)
 
     parameters = {**section_parameters(config), "pipeline_run": (str, "")}
-    return pipeline("rest-pipeline", "Prepare data, warm up, train with ResT, evaluate, compare, register", parameters, body)
+    return pipeline(
+        "rest-pipeline", "Prepare data, warm up, train with ResT, evaluate, compare, register", parameters, body
+    )

@@ -91,8 +91,7 @@ class Remembering:
         keys = [self._journal.key(chat, config) for chat in chats]
         new = {key: chat for key, chat in zip(keys, chats, strict=True) if self._journal.get(key) is None}
         known = len(chats) - len(new)
-        if known:
-            log.info("%d of %d answers of %s are known from an earlier evaluation", known, len(chats), self.name)
+        log.info("%s: %d of %d questions are put, the others are known", self.name, len(new), len(chats))
 
         def advance(done: int, _: int) -> None:
             if on_progress is not None:

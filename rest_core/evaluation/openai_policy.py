@@ -8,7 +8,8 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from rest_core.config import EndpointConfig, GenerationConfig
@@ -76,17 +77,23 @@ class OpenAiPolicy:
             UserError: a question cannot be answered; answers that came are kept in the journal.
         """
         keys = [self._journal.key(chat, config) for chat in chats]
-        new = {key: chat for key, chat in zip(keys, chats, strict=True) if self._journal.get(key) is None}
+        answers = {key: answer for key in keys if (answer := self._journal.get(key)) is not None}
+        new = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in answers}
         done = len(chats) - len(new)
-        if done:
-            log.info("%d of %d answers are known from an earlier attempt", done, len(chats))
-        for number, _ in enumerate(self._answered(new, config), start=done):
+        if answers:
+            log.info("%d answers are known from an earlier attempt", len(answers))
+        if on_progress is not None:
+            on_progress(done, len(chats))
+        for number, (key, answer) in enumerate(self._answered(new, config), start=done + 1):
+            answers[key] = answer
+            if answer.skipped is None:  # the endpoint's limit may be another one by the next attempt
+                self._journal.add(key, answer)
             if on_progress is not None:
                 on_progress(number, len(chats))
-        return [answer for key in keys if (answer := self._journal.get(key)) is not None]
+        return [answers[key] for key in keys]
 
-    def _answered(self, new: Mapping[str, Chat], config: GenerationConfig) -> Iterable[None]:
-        """Ask everything; yields at the start and after each answer.
+    def _answered(self, new: Mapping[str, Chat], config: GenerationConfig) -> Iterator[tuple[str, Answer]]:
+        """Ask everything; the answers as they come.
 
         The threads are daemons: an interrupted evaluation does not wait for the endpoint.
         """
@@ -104,11 +111,11 @@ class OpenAiPolicy:
             except queue.Empty:
                 results.put(None)
             except BaseException as error:
-                while not tasks.empty():  # nothing more is asked
-                    tasks.get_nowait()
+                with suppress(queue.Empty):  # nothing more is asked
+                    while True:
+                        tasks.get_nowait()
                 results.put(error)
 
-        yield
         running = min(self._config.parallel, len(new))
         for _ in range(running):
             threading.Thread(target=work, name="openai-policy", daemon=True).start()
@@ -116,8 +123,7 @@ class OpenAiPolicy:
         while running:
             result = results.get()
             if isinstance(result, tuple):
-                self._journal.add(*result)
-                yield
+                yield result
             else:
                 running, failure = running - 1, failure or result
         if failure is not None:

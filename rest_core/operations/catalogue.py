@@ -433,6 +433,11 @@ def in_parts(*parts: Part) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if stage.part in parts)
 
 
+def benchmarks() -> tuple[Stage, ...]:
+    """The entries that evaluate a policy on a benchmark."""
+    return tuple(entry for entry in ENTRIES if entry.benchmark is not None)
+
+
 def evaluations(policy: PolicyName) -> tuple[Stage, ...]:
     """The stages that evaluate a policy, one a benchmark."""
     return tuple(stage for stage in STAGES if stage.evaluated is not None and stage.evaluated.name == policy)

@@ -25,7 +25,7 @@ from rest_core.config import (
 from rest_core.operations import handoff
 from rest_core.operations.catalogue import EVALUATED
 from rest_core.operations.result import StageResult
-from rest_core.stages.stage import StageContext, open_stage, trial_of
+from rest_core.stages.stage import StageContext, open_stage, passed_on, trial_of
 
 if TYPE_CHECKING:
     from rest_core.evaluation.benchmark import Benchmark
@@ -131,7 +131,7 @@ def _off(
     if evaluated not in evaluation.policies:
         return f"switched off (evaluation.policies does not name {evaluated})"
     one = next(one for one in EVALUATED if one.name == evaluated)
-    if policy is not None and "skipped" in manifest.read(Path(policy))["counts"]:
+    if policy is not None and passed_on(policy):
         before = "base model" if handoff.is_base_model(Path(policy)) else "warm-up"
         return f"{one.switch} is off: the policy is the {before}, which is evaluated as such"
     return None

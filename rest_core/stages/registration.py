@@ -14,7 +14,7 @@ from rest_core.errors import UserError
 from rest_core.operations import handoff
 from rest_core.operations.result import METRICS_FILE, StageResult
 from rest_core.operations.tracking.runs import finish_pipeline
-from rest_core.stages.stage import open_stage
+from rest_core.stages.stage import open_stage, passed_on
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,7 @@ def compare_and_register(
 
 
 def _reports_on(policy: Path, evaluations: Mapping[str, Mapping[str, Path]]) -> Mapping[str, Path]:
-    passed_on = (policy / manifest.FILE_NAME).is_file() and "skipped" in manifest.read(policy)["counts"]
-    return evaluations["warmup"] if passed_on and "warmup" in evaluations else evaluations["trained"]
+    return evaluations["warmup" if passed_on(policy) and "warmup" in evaluations else "trained"]
 
 
 def _facts(pipeline_run: str, dataset: Path, policy: Path, evaluations: Mapping[str, Path]) -> Any:

@@ -150,6 +150,12 @@ def _record_failure(name: str, out: Path, run: Recorder, failure: ProcessError) 
     run.fail(failure.message)
 
 
+def passed_on(policy: Path | str) -> bool:
+    """Whether the stage that made a policy was switched off, so that it is the one that the stage was given."""
+    folder = Path(policy)
+    return (folder / manifest.FILE_NAME).is_file() and "skipped" in manifest.read(folder)["counts"]
+
+
 def trial_of(policy: Path | str) -> Trial | None:
     """The trial that has trained a policy."""
     folder = Path(policy)

@@ -12,8 +12,14 @@ import pytest
 from mlflow import MlflowClient
 
 from rest_core import manifest, stages
-from rest_core.config import ApiBankConfig, EvaluationConfig, GenerationConfig, ModelConfig, RegistryConfig
-from rest_core.config import TrackingConfig
+from rest_core.config import (
+    ApiBankConfig,
+    EvaluationConfig,
+    GenerationConfig,
+    ModelConfig,
+    RegistryConfig,
+    TrackingConfig,
+)
 from rest_core.errors import UserError
 from rest_core.evaluation import openai_api
 from rest_core.operations import policies
@@ -21,8 +27,8 @@ from rest_core.operations.result import StageResult
 from rest_core.operations.tracking import runs
 from rest_core.operations.tracking.delivery import deliver
 from rest_core.operations.tracking.store import open_client
-from rest_core.response import render
 from rest_core.records import ToolCall
+from rest_core.response import render
 from rest_core.stages import policies as loaded
 
 RUN = "test run"
@@ -61,6 +67,18 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(loaded, "load_model", counted)
     return seen
+
+
+@pytest.fixture(scope="session")
+def small_api_bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two different items a level."""
+    folder = tmp_path_factory.mktemp("api-bank")
+    call = {"name": "GetWeather", "parameters": {"city": "Oslo"}}
+    for level in (1, 2, 3):
+        texts = [f"Weather in Oslo, level {level}, {number}?" for number in (1, 2)]
+        items = [{"system": "Call tools.", "user": text, "answer": call if level == 2 else [call]} for text in texts]
+        (folder / f"level-{level}-api_processed.json").write_text(json.dumps(items), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture

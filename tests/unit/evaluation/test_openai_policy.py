@@ -290,6 +290,8 @@ def test_a_prompt_that_is_too_long_counts_as_skipped(server: Server, ask: Ask) -
     server.reply = lambda body: (400, {"error": error})
     (answer,) = ask([question("Weather?")])
     assert answer.skipped is not None and "maximum context length" in answer.skipped
+    server.reply = lambda body: completion("fits now")
+    assert ask([question("Weather?")])[0].skipped is None
 
 
 @pytest.mark.parametrize(
