@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rest_core.config.rl import LoraConfig, RlConfig
+from rest_core.config.rl import EngineConfig, LoraConfig, RlConfig, TransformersEngineConfig
 from rest_core.config.section import Section
 
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
@@ -89,6 +89,35 @@ class GenerationConfig(Section):
     """a longer prompt is counted as failed, not cut"""
     batch_tokens: int = Field(65536, ge=64)
     """padded tokens that are generated together"""
+    prefix_cache_gib: float = Field(1.0, ge=0)
+    """memory for keys and values of earlier prompts and responses: what a prompt begins with is not computed again"""
+
+
+PolicyName = Literal["base", "warmup", "trained", "champion"]
+
+
+class EndpointConfig(Section):
+    """How a policy `openai:MODEL@URL` is asked; the key is OPENAI_API_KEY, from the environment alone."""
+
+    prompting: Literal["tools", "prompt"] = "tools"
+    """tools = the request has the tools, and the structured calls of the answer count; prompt = the prompt of
+    model.prompt_style, and the answer's text is read as a local model's"""
+    parallel: int = Field(16, ge=1, le=256)
+    """requests at the same time"""
+    timeout_seconds: float = Field(120, gt=0)
+    """for one attempt"""
+    deadline_seconds: float = Field(600, gt=0)
+    """for one question, all attempts and pauses together"""
+
+
+class EvaluationConfig(Section):
+    """Which policies a pipeline evaluates on every benchmark, and by what they are run."""
+
+    policies: tuple[PolicyName, ...] = ("base", "warmup", "trained", "champion")
+    """base = model.source, warmup = after sft, trained = after rl, champion = the registry's, where it has one"""
+    engine: EngineConfig = Field(TransformersEngineConfig(), discriminator="engine")
+    """what generates the responses, as rl.engine"""
+    endpoint: EndpointConfig = EndpointConfig()
 
 
 class BfclConfig(Section):
@@ -114,7 +143,7 @@ class RegistryConfig(Section):
     enabled: bool = True
     name: str = "rest-tool-use"
     """name of the registered model"""
-    metric: str = "bfcl/overall"
+    metric: str = "bfcl/call_accuracy"
     """the metric that promotion compares"""
     destination: str | None = None
     """folder or s3:// URI for the checkpoint; null = the run's artifacts"""
@@ -178,6 +207,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     bfcl: BfclConfig = BfclConfig()
     api_bank: ApiBankConfig = ApiBankConfig()
     registry: RegistryConfig = RegistryConfig()

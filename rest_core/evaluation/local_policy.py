@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from rest_core.algorithm.regions import decode_response
 from rest_core.chat import encode_prompt
 from rest_core.config import GenerationConfig
 from rest_core.evaluation.policy import Answer, Chat, Progress
-from rest_core.response import parse
+from rest_core.response import Response, parse
 from rest_core.rollout.engine import Engine
 from rest_core.styles.style import Style
 
@@ -23,6 +23,7 @@ class LocalPolicy:
         self.name, self.engine, self.tokenizer, self.style = name, engine, tokenizer, style
         self.condition = f"prompt style {style.name}"
         self.template = style.template
+        self.native_tools = not style.keeps_prompts
 
     def respond(
         self, chats: Sequence[Chat], config: GenerationConfig, on_progress: Progress | None = None
@@ -44,8 +45,7 @@ class LocalPolicy:
                 return Answer("", len(ids), 0, finished=False, skipped=reason)
             rollout = next(rollouts)[0]
             text = decode_response(rollout.response_ids, self.tokenizer)
-            read = parse if self._brings_prompt(chat) else partial(self.style.parse, tools=chat.tools)
-            return Answer(text, len(ids), len(rollout.response_ids), rollout.finished, read=read)
+            return Answer(text, len(ids), len(rollout.response_ids), rollout.finished, read=self.reader(chat))
 
         advance(0)
         rollouts = iter(
@@ -62,9 +62,11 @@ class LocalPolicy:
         )
         return [answer(chat, ids) for chat, ids in zip(chats, encoded, strict=True)]
 
-    def _brings_prompt(self, chat: Chat) -> bool:
-        """Whether a chat is put in its benchmark's own prompt, which asks for the project's own response format."""
-        return chat.prompt is not None and self.style.keeps_prompts
+    def reader(self, chat: Chat) -> Callable[[str], Response]:
+        """See `Policy.reader`. A benchmark's own prompt asks for the project's own response format."""
+        if chat.prompt is not None and self.style.keeps_prompts:
+            return parse
+        return partial(self.style.parse, tools=chat.tools)
 
     def _encode(self, chat: Chat) -> list[int]:
         if chat.prompt is not None and self.style.keeps_prompts:

@@ -36,6 +36,7 @@ class Answer:
     response_tokens: int  # end-of-sequence token included
     finished: bool  # False where the length limit cut the response off
     skipped: str | None = None
+    seconds: float | None = None  # from prompt to response; None where answers are made together and not timed singly
     read: Callable[[str], Response] = field(default=parse, repr=False, compare=False)
     """The parser of the style in which the policy was asked."""
 
@@ -60,6 +61,15 @@ class Policy(Protocol):
     @property
     def template(self) -> str:
         """The text of that, published beside the figures."""
+        ...
+
+    @property
+    def native_tools(self) -> bool:
+        """Whether tools go to the model as such (`tools=` of its chat template or API), not in a text of ours."""
+        ...
+
+    def reader(self, chat: Chat) -> Callable[[str], Response]:
+        """What parses the response to a chat; `respond` gives it to the answers."""
         ...
 
     def respond(

@@ -1,4 +1,4 @@
-"""Decoding a batch in lock-step over a shared prefix: rows that have ended leave, buffers grow by blocks."""
+"""Decoding over shared prefixes: rows that have ended leave, waiting prompts join, buffers grow by blocks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from rest_core.model.attention import implementation
-from rest_core.model.capabilities import obstacle
+from rest_core.rollout.prefill import Prefilled, prefill
+from rest_core.rollout.prefix_tree import PrefixTree, shared_beginnings
 from rest_core.rollout.sampling import sample
-from rest_core.rollout.shared_prefix import IMPLEMENTATION, SharedPrefixCache, prefill
-
-PREFILL_TOKENS = 8192  # prompts are prefilled in runs of so many padded tokens
+from rest_core.rollout.shared_prefix import IMPLEMENTATION, SharedPrefixCache, Size
 
 
 @dataclass(frozen=True)
@@ -24,22 +23,50 @@ class Pace:
     Attributes:
         look_every: steps between two checks for rows that have ended; each check waits for the device.
         block: response tokens by which the buffers grow.
-        sizes: a batch shrinks to the smallest multiple of 1/`sizes` of its first size that holds the rows that are
-            left; None for exactly those.
+        parts: waiting prompts join once one of so many parts of the batch is free.
+        fillers: once no prompt waits, a batch shrinks by whole parts, so that some rows stay that have ended; else
+            each leaves at once.
         capture: replay the step as a CUDA graph.
+        prefill_tokens: prompts are prefilled in runs of so many padded tokens.
     """
 
     look_every: int
     block: int
-    sizes: int | None
+    parts: int
+    fillers: bool
     capture: bool
+    prefill_tokens: int
 
     @classmethod
     def on(cls, device: torch.device) -> Pace:
         """On a GPU looks and new shapes are expensive; on a CPU each row that is computed for nothing is."""
         if device.type == "cuda":
-            return cls(look_every=16, block=256, sizes=4, capture=True)
-        return cls(look_every=1, block=64, sizes=None, capture=False)
+            return cls(look_every=16, block=256, parts=4, fillers=True, capture=True, prefill_tokens=8192)
+        return cls(look_every=1, block=64, parts=8, fillers=False, capture=False, prefill_tokens=1024)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be decoded.
+
+    Attributes:
+        prompts: the longest first.
+        samples: responses a prompt.
+        draws: (P·G, T) uniform numbers, prompt by prompt; None for temperature 0.
+        stop: ids that end a response, on the model's device.
+        budget: padded tokens of prompts and responses that are in flight at once.
+        on_ended: called with the number of responses that have just ended.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    samples: int
+    max_new_tokens: int
+    temperature: float
+    draws: Tensor | None
+    stop: Tensor
+    pad_id: int
+    budget: int
+    on_ended: Callable[[int], None] = lambda count: None
 
 
 @dataclass(frozen=True)
@@ -53,198 +80,263 @@ class Decoded:
 
 
 class Batch:
-    """The state of one batch. `step` reads and writes it in place, in tensors that stay where they are until `shrink`
-    or `grow`; so a step can be captured once and replayed."""
+    """The rows that are in flight. `step` reads and writes tensors that stay where they are until rows leave or join or
+    buffers grow; so it can be captured once and replayed."""
 
-    def __init__(
-        self,
-        model: Any,
-        cache: SharedPrefixCache,
-        logits: Tensor,
-        lengths: Sequence[int],
-        draws: Tensor | None,
-        stop: Tensor,
-        *,
-        samples: int,
-        max_new_tokens: int,
-        temperature: float,
-    ) -> None:
-        device = logits.device
-        self.model, self.cache, self.stop, self.temperature = model, cache, stop, temperature
-        total = len(lengths) * samples
-        self.positions = torch.tensor(lengths, device=device).repeat_interleave(samples)[:, None]  # (B, 1), of `token`
-        self.token = torch.zeros(total, 1, dtype=torch.int64, device=device)
-        self.draws = draws  # (B, T)
-        self.tokens = torch.zeros(total, max_new_tokens, dtype=torch.int64, device=device)
-        self.logps = torch.zeros(total, max_new_tokens, device=device)
-        self.entropies = torch.zeros(total, max_new_tokens, device=device)
-        self.ended = torch.zeros(total, dtype=torch.bool, device=device)
-        self.drawn = torch.zeros(1, dtype=torch.int64, device=device)  # tokens a row so far
-        self.workspace = torch.empty(2, total, logits.shape[1], device=device)
-        self._draw(logits.repeat_interleave(samples, dim=0))
+    STATE = ("token", "positions", "drawn", "ended", "draws", "tokens", "logps", "entropies")
+
+    def __init__(self, model: Any, task: Task) -> None:
+        device = task.stop.device
+        self.model, self.task = model, task
+        self.cache: SharedPrefixCache | None = None
+        self.responses: list[int] = []  # of each row: its place among all responses
+        self.token = torch.zeros(0, 1, dtype=torch.int64, device=device)
+        self.positions = self.token.clone()  # (B, 1), of `token`
+        self.drawn = torch.zeros(0, 1, dtype=torch.int64, device=device)  # (B, 1), tokens so far
+        self.ended = torch.zeros(0, dtype=torch.bool, device=device)  # (B,)
+        # What a row draws beyond its last token goes into one more column.
+        width = task.max_new_tokens + 1
+        self.draws = torch.zeros(0, width, device=device)  # (B, T + 1)
+        self.tokens = torch.zeros(0, width, dtype=torch.int64, device=device)
+        self.logps = torch.zeros(0, width, device=device)
+        self.entropies = torch.zeros(0, width, device=device)
+        self.workspace = torch.zeros(2, 0, 0, device=device)
+        self.steps = 0
+        self.born: list[int] = []  # of each row: the number of steps before it joined
 
     def step(self) -> None:
         """One forward pass over the last tokens, and the tokens that follow from it."""
-        logits = _forward(self.model, self.cache, self.token, self.positions)
+        assert self.cache is not None
+        logits = forward(self.model, self.cache, self.token, self.positions)
         self.positions.add_(1)
-        self._draw(logits)
+        self._draw(logits, 0)
 
-    def _draw(self, logits: Tensor) -> None:
-        draws = None if self.draws is None else self.draws.index_select(1, self.drawn)[:, 0]
-        token, logp, entropy = sample(logits, self.temperature, draws, self.workspace[:, : len(logits)])
+    def columns(self) -> int:
+        """Response tokens whose keys and values the next step needs room for."""
+        return min(self.steps - min(self.born) + 1, self.task.max_new_tokens)
+
+    def is_over(self) -> bool:
+        """Whether the youngest row has all its tokens."""
+        return self.steps - max(self.born, default=0) + 1 >= self.task.max_new_tokens
+
+    def join(self, numbers: Sequence[int], prefilled: Prefilled, size: Size) -> None:
+        """Rows for further prompts, which have these places among all; their first tokens are drawn.
+
+        Args:
+            size: that the buffers need.
+        """
+        samples, rows = self.task.samples, len(self.responses)
+        if self.cache is None:
+            self.cache = SharedPrefixCache(prefilled.layers)
+        if size != self.cache.size:
+            self.cache.allocate(size)
+        self.cache.join(prefilled.lengths, samples, prefilled.of)
+        new = [number * samples + n for number in numbers for n in range(samples)]
+        self.responses += new
+        self.born += [self.steps] * len(new)
+        for name in self.STATE:
+            old = getattr(self, name)
+            setattr(self, name, torch.cat([old, old.new_zeros(len(new), *old.shape[1:])]))
+        device = self.token.device
+        self.positions[rows:] = torch.tensor(prefilled.lengths, device=device).repeat_interleave(samples)[:, None]
+        if self.task.draws is not None:
+            self.draws[rows:, :-1] = self.task.draws[torch.tensor(new, device=device)]
+        if self.workspace.shape[1] < len(self.responses):
+            self.workspace = torch.empty(2, len(self.responses), prefilled.logits.shape[1], device=device)
+        self._draw(prefilled.logits.repeat_interleave(samples, dim=0), rows)
+
+    def _draw(self, logits: Tensor, first: int) -> None:
+        """The next tokens of the rows from `first` on, by their logits (B - first, V)."""
+        drawn = self.drawn[first:]
+        draws = None if self.task.draws is None else self.draws[first:].gather(1, drawn)[:, 0]
+        token, logp, entropy = sample(logits, self.task.temperature, draws, self.workspace[:, : len(logits)])
         for record, new in ((self.tokens, token), (self.logps, logp), (self.entropies, entropy)):
-            record.index_copy_(1, self.drawn, new[:, None])
-        self.ended.logical_or_((token[:, None] == self.stop).any(dim=1) | logp.isnan())  # nothing follows from NaN
-        self.token.copy_(token[:, None])
-        self.drawn.add_(1)
+            record[first:].scatter_(1, drawn, new[:, None])
+        drawn.add_(1).clamp_max_(self.task.max_new_tokens)
+        over = (token[:, None] == self.task.stop).any(dim=1) | logp.isnan()  # nothing follows from NaN
+        self.ended[first:].logical_or_(over | (drawn[:, 0] == self.task.max_new_tokens))
+        self.token[first:] = token[:, None]
 
-    def grow(self, columns: int) -> None:
-        """Make room for the keys and values of `columns` response tokens."""
-        self.cache.reserve(len(self.token), columns)
-
-    def shrink(self, rows: int) -> Tensor:
-        """Continue with `rows` rows, among them all that have not ended; returns (rows,) their old indices."""
-        ended = self.ended.tolist()
-        # Rows behind the cut that continue take the places of ended rows before it; all others stay where they are.
-        movers = [row for row in range(rows, len(ended)) if not ended[row]]
-        vacated = [row for row in range(rows) if ended[row]][: len(movers)]
+    def keep(self, rows: int, vacated: list[int], movers: list[int]) -> None:
+        """Continue with the first `rows` rows, after those at `movers` have taken the places at `vacated`."""
+        assert self.cache is not None
+        self.cache.keep(rows, vacated, movers)
         indices = list(range(rows))
         for there, here in zip(vacated, movers, strict=True):
             indices[there] = here
-        order = torch.tensor(indices, device=self.token.device)
-        self.cache.keep(rows, vacated, movers, order)
-        for name in ("positions", "token", "tokens", "logps", "entropies", "ended"):
+        self.responses = [self.responses[row] for row in indices]
+        self.born = [self.born[row] for row in indices]
+        order = torch.tensor(indices, dtype=torch.int64, device=self.token.device)
+        for name in self.STATE:
             setattr(self, name, getattr(self, name)[order])
-        if self.draws is not None:
-            self.draws = self.draws[order]
-        return order
 
 
-def decode(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    samples: int,
-    max_new_tokens: int,
-    temperature: float,
-    draws: Tensor | None,
-    stop: Tensor,
-    pad_id: int,
-    pace: Pace,
-) -> Decoded:
-    """Responses to one batch of prompts.
+class Decoding:
+    """One run over all prompts of a task."""
+
+    def __init__(self, model: Any, task: Task, pace: Pace, tree: PrefixTree | None) -> None:
+        self.model, self.task, self.pace, self.tree = model, task, pace, tree
+        total, device = len(task.prompts) * task.samples, task.stop.device
+        self.result = Decoded(
+            torch.zeros(total, task.max_new_tokens, dtype=torch.int64, device=device),
+            torch.zeros(total, task.max_new_tokens, device=device),
+            torch.zeros(total, task.max_new_tokens, device=device),
+        )
+        self.batch = Batch(model, task)
+        self.next = 0  # of the prompts that wait
+        self.shared = [] if tree is None else shared_beginnings(task.prompts)
+
+    def run(self) -> Decoded:
+        """All responses."""
+        batch, step = self.batch, self.batch.step
+        while True:
+            if batch.steps % self.pace.look_every == 0 or batch.is_over():
+                if self._look():
+                    step = self._stepper()
+                if not batch.responses:
+                    return self.result
+                if batch.is_over():  # one token was all
+                    continue
+            if self._grow():
+                step = self._stepper()
+            step()
+            batch.steps += 1
+
+    def _look(self) -> bool:
+        """Rows that have ended leave, and prompts that wait join; whether anything changed."""
+        batch = self.batch
+        ended = batch.ended.tolist()
+        left = ended.count(False)
+        joining = self._joining(ended)
+        if joining:
+            if left < len(ended):
+                self._keep(left, ended)
+            self._join(joining)
+            return True
+        if self.next == len(self.task.prompts) or not self.pace.fillers:
+            size = self._rows_for(left, len(ended))
+            if size < len(ended):
+                self._keep(size, ended)
+                return True
+        return False
+
+    def _joining(self, ended: Sequence[bool]) -> int:
+        """How many prompts join now."""
+        task, waiting = self.task, len(self.task.prompts) - self.next
+        if not waiting:
+            return 0
+        cache = self.batch.cache
+        rows = [] if cache is None else cache.prompt_of_row
+        lengths = [] if cache is None else cache.lengths
+        alive = {prompt for prompt, over in zip(rows, ended, strict=True) if not over}
+        width = max([lengths[prompt] for prompt in alive], default=0)
+        groups = self._groups(max(width, len(task.prompts[self.next])))
+        allocated = 0 if cache is None else cache.size.prompts
+        if allocated < groups < 1.25 * allocated:
+            groups = allocated  # new buffers, into which all is copied, must be worth it
+        room = min(waiting, groups - len(alive))
+        enough = 1 if not alive else min(waiting, max(1, groups // self.pace.parts))
+        return room if room >= enough else 0
+
+    def _groups(self, width: int) -> int:
+        """How many prompts of `width` tokens may be in flight."""
+        return max(1, self.task.budget // (width + self.task.samples * self.task.max_new_tokens))
+
+    def _join(self, count: int) -> None:
+        numbers = range(self.next, self.next + count)
+        self.next += count
+        prompts = [self.task.prompts[number] for number in numbers]
+        size = self._size(max(map(len, prompts)), count)
+        shared = [self.shared[number] for number in numbers] if self.tree is not None else ()
+        runs = prefill(
+            self.model,
+            prompts,
+            pad_id=self.task.pad_id,
+            tokens_at_once=self.pace.prefill_tokens,
+            tree=self.tree,
+            shared=shared,
+        )
+        for part, prefilled in runs:
+            self.batch.join([numbers[n] for n in part], prefilled, size)
+
+    def _size(self, width: int, more: int) -> Size:
+        """Buffers for `more` prompts of at most `width` tokens beside those in flight; the old ones where they fit."""
+        cache, block = self.batch.cache, min(self.pace.block, self.task.max_new_tokens)
+        if cache is None:
+            return Size(more, width, more * self.task.samples, block)
+        prompts, widest = len(cache.lengths) + more, max([width, *cache.lengths])
+        rows, old = len(cache.prompt_of_row) + more * self.task.samples, cache.size
+        if prompts <= old.prompts and rows <= old.rows and widest <= old.width:
+            return old
+        groups = max(prompts, min(self._groups(widest), len(self.task.prompts)))
+        return Size(groups, widest, max(rows, groups * self.task.samples), old.columns)
+
+    def _grow(self) -> bool:
+        """Room for the keys and values of further response tokens, if the oldest row needs it."""
+        cache = self.batch.cache
+        assert cache is not None
+        if self.batch.columns() <= cache.size.columns:
+            return False
+        columns = min(cache.size.columns + self.pace.block, self.task.max_new_tokens)
+        cache.allocate(cache.size._replace(columns=columns))
+        return True
+
+    def _rows_for(self, left: int, rows: int) -> int:
+        """How many rows a batch shrinks to that has `left` rows which have not ended."""
+        if not self.pace.fillers:
+            return left
+        assert self.batch.cache is not None
+        part = max(1, self.batch.cache.size.rows // self.pace.parts)
+        return min(rows, -(-left // part) * part)
+
+    def _keep(self, rows: int, ended: Sequence[bool]) -> None:
+        """Cut the batch to `rows` rows, among them all that have not ended; others that leave have their results."""
+        # Rows behind the cut that continue take the places of ended rows before it; all others stay where they are.
+        movers = [row for row in range(rows, len(ended)) if not ended[row]]
+        vacated = [row for row in range(rows) if ended[row]][: len(movers)]
+        leaving = [*vacated, *(row for row in range(rows, len(ended)) if ended[row])]
+        batch, result = self.batch, self.result
+        places = [batch.responses[row] for row in leaving]
+        for name in ("tokens", "logps", "entropies"):
+            getattr(result, name)[places] = getattr(batch, name)[leaving, :-1]
+        if self.tree is not None:
+            for row in leaving:
+                self._remember(row, self.tree)
+        batch.keep(rows, vacated, movers)
+        self.task.on_ended(len(leaving))
+
+    def _remember(self, row: int, tree: PrefixTree) -> None:
+        """Give the tree a row that has ended: its prompt, and its response up to the last token but one."""
+        cache, task = self.batch.cache, self.task
+        assert cache is not None
+        response = self.batch.tokens[row, :-1].tolist()
+        stops = set(task.stop.tolist())
+        end = next((n for n, token in enumerate(response) if token in stops), len(response) - 1)
+        ids = [*task.prompts[self.batch.responses[row] // task.samples], *response[:end]]
+        tree.insert(ids, lambda first, last: cache.between(row, first, last))
+
+    def _stepper(self) -> Callable[[], None]:
+        if not self.pace.capture:
+            return self.batch.step
+        from rest_core.rollout.cuda_graph import Captured
+
+        return Captured(self.batch.step)
+
+
+def decode(model: Any, task: Task, pace: Pace, tree: PrefixTree | None = None) -> Decoded:
+    """Responses to the prompts of a task.
 
     Args:
-        draws: (P·G, T) uniform numbers, prompt by prompt; None for temperature 0.
-        stop: ids that end a response, on the model's device.
+        tree: what is known of earlier prompts and responses, and takes up these.
 
     Raises:
         Unsupported: the model cannot be decoded over a shared prefix.
     """
     with implementation(model, IMPLEMENTATION):
-        cache, logits = prefill(model, prompts, pad_id=pad_id, tokens_at_once=PREFILL_TOKENS)
-        lengths = [len(prompt) for prompt in prompts]
-        cache.start(lengths, samples, min(pace.block, max_new_tokens))
-        batch = Batch(
-            model,
-            cache,
-            logits,
-            lengths,
-            draws,
-            stop,
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-        )
-        del logits
-        total = len(prompts) * samples
-        rows = torch.arange(total, device=stop.device)  # of the whole batch: those that are still computed
-        result = Decoded(batch.tokens.clone(), batch.logps.clone(), batch.entropies.clone())
-        step = _stepper(batch, pace)
-        for drawn in range(1, max_new_tokens):
-            if drawn % pace.look_every == 0:
-                left = len(rows) - int(batch.ended.sum())
-                if left == 0:
-                    break
-                size = _size(left, total, pace.sizes)
-                if size < len(rows):
-                    _write(result, batch, rows)
-                    rows = rows[batch.shrink(size)]
-                    step = _stepper(batch, pace)
-            if drawn > cache.capacity:
-                batch.grow(min(cache.capacity + pace.block, max_new_tokens))
-                step = _stepper(batch, pace)
-            step()
-        _write(result, batch, rows)
-    return result
+        return Decoding(model, task, pace, tree).run()
 
 
-def _stepper(batch: Batch, pace: Pace) -> Callable[[], None]:
-    if not pace.capture:
-        return batch.step
-    from rest_core.rollout.cuda_graph import Captured
-
-    return Captured(batch.step)
-
-
-def _write(result: Decoded, batch: Batch, rows: Tensor) -> None:
-    result.tokens[rows] = batch.tokens
-    result.logps[rows] = batch.logps
-    result.entropies[rows] = batch.entropies
-
-
-def _size(left: int, total: int, sizes: int | None) -> int:
-    if sizes is None:
-        return left
-    unit = max(1, total // sizes)
-    return min(total, -(-left // unit) * unit)
-
-
-@torch.no_grad()
-def why_not_shared_prefix(model: Any) -> str | None:
-    """Why `model`, in evaluation mode, cannot be decoded over a shared prefix; None if it can.
-
-    Two prompts of different lengths are decoded for three steps, and the logits compared with those of full forward
-    passes without cache and padding, in standard deviations of the logits.
-    """
-
-    def attempt() -> str | None:
-        allowed = {torch.float64: 1e-4, torch.float32: 1e-3}.get(next(model.parameters()).dtype, 0.15)
-        difference = _difference(model, prompt_lengths=(7, 4), samples=2, steps=3)
-        if difference <= allowed:
-            return None
-        return f"gives other logits than a full forward pass (by {difference:.2g} standard deviations)"
-
-    return obstacle(model, attempt)
-
-
-def _difference(model: Any, *, prompt_lengths: Sequence[int], samples: int, steps: int) -> float:
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = model.get_input_embeddings().num_embeddings
-
-    def tokens(*shape: int) -> Tensor:
-        return torch.randint(vocabulary, shape, generator=generator)
-
-    prompts = [tokens(length) for length in prompt_lengths]
-    responses = tokens(len(prompts) * samples, steps)
-    found, wanted = [], []
-    with implementation(model, IMPLEMENTATION):
-        cache, logits = prefill(model, [prompt.tolist() for prompt in prompts], pad_id=0, tokens_at_once=1 << 20)
-        cache.start(prompt_lengths, samples, steps + 2)
-        found.append(logits.repeat_interleave(samples, dim=0))
-        positions = torch.tensor(prompt_lengths, device=device).repeat_interleave(samples)[:, None]
-        for step in range(steps):
-            found.append(_forward(model, cache, responses[:, step : step + 1].to(device), positions + step))
-    for row, response in enumerate(responses):
-        ids = torch.cat([prompts[row // samples], response])[None].to(device)
-        wanted.append(model(input_ids=ids, use_cache=False).logits[0, -steps - 1 :])
-    expected = torch.stack(wanted).double()  # (B, steps + 1, V)
-    difference = (torch.stack(found, dim=1).double() - expected).abs().amax()
-    return float(difference / expected.std(dim=-1).mean())
-
-
-def _forward(model: Any, cache: SharedPrefixCache, token: Tensor, positions: Tensor) -> Tensor:
+def forward(model: Any, cache: SharedPrefixCache, token: Tensor, positions: Tensor) -> Tensor:
     """Logits (B, V) after one more token (B, 1) a row, at `positions` (B, 1)."""
     cache.begin_step()
     output = model(

@@ -5,19 +5,19 @@ step computes the scores against the prompt for all rows of a group in one produ
 row, and takes one softmax over both: the same numbers as with copies, for a fraction of the memory traffic.
 
 It is hooked in by transformers' own interfaces: a `Cache`, whose layers write new keys and values into a buffer, and
-an attention function of the name `IMPLEMENTATION`. Every tensor of a step keeps its shape and place until rows are
-dropped or the buffer grows, so that a step can be captured as a CUDA graph.
+an attention function of the name `IMPLEMENTATION`. Every tensor of a step keeps its shape and place until rows leave or
+join or the buffer grows, so that a step can be captured as a CUDA graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -30,50 +30,81 @@ class Unsupported(ValueError):
     """The model does something that this attention does not; the message says what."""
 
 
+class Size(NamedTuple):
+    """Of the buffers: prompts of `width` tokens, and rows with responses of `columns` tokens."""
+
+    prompts: int
+    width: int
+    rows: int
+    columns: int
+
+
 class SharedPrefixLayer(CacheLayerMixin):
-    """Keys and values of one layer: the prompts' (P, KVH, W, D), the responses' (B, KVH, S, D)."""
+    """Keys and values of one layer: the prompts' (P, KVH, W, D), aligned right, and the responses' (B, KVH, S, D).
 
-    def __init__(self, prompts: int, width: int) -> None:
+    They are views of buffers, as far as these are in use.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        """Args: keys and values of any prompts, for their heads, sizes and type."""
         super().__init__()
-        self.prompts, self.width = prompts, width
-        self.prompt_keys: Tensor
-        self.prompt_values: Tensor
-        self.keys: Tensor
-        self.values: Tensor
-        self.column: Tensor  # (1,): where the next key goes; shared by all layers
-
-    def fill(self, first: int, keys: Tensor, values: Tensor) -> None:
-        """Take over the keys and values (p, KVH, w, D) of the prompts from `first` on, aligned right."""
-        count, heads, width, size = keys.shape
-        if (count, width) == (self.prompts, self.width):
-            self.prompt_keys, self.prompt_values = keys, values
-            return
-        if first == 0:
-            self.prompt_keys = keys.new_zeros(self.prompts, heads, self.width, size)
-            self.prompt_values = values.new_zeros(self.prompts, heads, self.width, values.shape[3])
-        self.prompt_keys[first : first + count, :, self.width - width :] = keys
-        self.prompt_values[first : first + count, :, self.width - width :] = values
-
-    def reserve(self, rows: int, columns: int) -> None:
-        """Buffers for responses of `columns` tokens; what they hold so far stays."""
-        self.keys = _grown(self.keys if self.is_initialized else None, self.prompt_keys, rows, columns)
-        self.values = _grown(self.values if self.is_initialized else None, self.prompt_values, rows, columns)
+        self.prompt_keys, self.prompt_values = keys[:0, :, :0], values[:0, :, :0]
+        self.keys: Tensor = self.prompt_keys
+        self.values: Tensor = self.prompt_values
+        self.column: Tensor  # (B,): where each row's next key goes; shared by all layers
+        self.every_row: Tensor  # (B,): 0, 1, …
+        self._buffers: dict[str, Tensor] = {}
         self.is_initialized = True
+
+    def allocate(self, size: Size) -> None:
+        """Buffers of another size; what is in use stays."""
+        for name in ("prompt_keys", "prompt_values", "keys", "values"):
+            old = getattr(self, name)
+            of_prompts = name.startswith("prompt")
+            count, length = (size.prompts, size.width) if of_prompts else (size.rows, size.columns)
+            # Zeros, not anything: a probability of 0 times what lies there must be 0.
+            self._buffers[name] = new = old.new_zeros(count, old.shape[1], length, old.shape[3])
+            into = new[: len(old), :, length - old.shape[2] :] if of_prompts else new[: len(old), :, : old.shape[2]]
+            setattr(self, name, into.copy_(old))
+
+    def use(self, prompts: int, width: int, rows: int) -> None:
+        """The views are of so many prompts and rows."""
+        for name, buffer in self._buffers.items():
+            of_prompts = name.startswith("prompt")
+            setattr(self, name, buffer[:prompts, :, buffer.shape[2] - width :] if of_prompts else buffer[:rows])
+
+    def put_prompt(self, prompt: int, keys: Tensor, values: Tensor) -> None:
+        """Take over the keys and values (KVH, w, D) of a prompt; zeros stand before them."""
+        for name, new in (("prompt_keys", keys), ("prompt_values", values)):
+            place = self._buffers[name][prompt]
+            place[:, : place.shape[1] - new.shape[1]] = 0
+            place[:, place.shape[1] - new.shape[1] :] = new
+
+    def clear_rows(self, first: int, end: int) -> None:
+        for name in ("keys", "values"):
+            self._buffers[name][first:end] = 0
+
+    def move(self, prompts: tuple[Tensor, Tensor], rows: tuple[Tensor, Tensor]) -> None:
+        """Copy (from, to) within the buffers."""
+        for name, buffer in self._buffers.items():
+            out_of, into = prompts if name.startswith("prompt") else rows
+            if len(into):
+                buffer.index_copy_(0, into, buffer[out_of])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the keys and values (B, KVH, 1, D) of one step in place; returns the whole buffers."""
-        self.keys.index_copy_(2, self.column, key_states)
-        self.values.index_copy_(2, self.column, value_states)
+        self.keys[self.every_row, :, self.column] = key_states[:, :, 0]
+        self.values[self.every_row, :, self.column] = value_states[:, :, 0]
         return self.keys, self.values
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise NotImplementedError("`fill` and `reserve` make the buffers")
+        raise NotImplementedError("`allocate` makes the buffers")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.width + self.keys.shape[2], 0
+        return self.prompt_keys.shape[2] + self.keys.shape[2], 0
 
     def get_seq_length(self) -> int:
-        return self.width
+        return int(self.prompt_keys.shape[2])
 
     def get_max_length(self) -> int:
         return -1
@@ -84,102 +115,140 @@ class SharedPrefixCache(Cache):
 
     Attributes:
         bias: (B, 1, 1, W + S), float32, added to the scores of each row: 0 for a key that is there, -inf elsewhere.
-        column: (1,), the response column that the next step writes.
+        tokens: (B,), response tokens of each row so far.
+        column: (B,), the response column that each row's step writes; the last one for rows beyond the buffer.
         prompt, place: (B,), the row's place in the grid.
         row: (P', G'), the row in each place; where a group has fewer rows than G', any row.
+        lengths: tokens of each prompt.
+        prompt_of_row: the prompt of each row.
     """
 
-    def __init__(self, layers: int, prompts: int, width: int, device: torch.device) -> None:
-        self.own_layers = [SharedPrefixLayer(prompts, width) for _ in range(layers)]
+    def __init__(self, like: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Args: like: keys and values of any prompts, of every layer."""
+        self.own_layers = [SharedPrefixLayer(keys, values) for keys, values in like]
         super().__init__(layers=[*self.own_layers])
-        self.width = width
-        self.capacity = 0
-        self.column = torch.zeros(1, dtype=torch.int64, device=device)
-        for layer in self.own_layers:
-            layer.column = self.column
+        self.device = like[0][0].device
+        self.size = Size(0, 0, 0, 0)
+        self.width = 0
+        self.lengths: list[int] = []
+        self.prompt_of_row: list[int] = []
+        self.tokens = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.column = self.tokens
         self.bias: Tensor
         self.prompt: Tensor
         self.place: Tensor
         self.row: Tensor
-        self._prompt_of_row: list[int] = []
 
-    def start(self, lengths: Sequence[int], samples: int, columns: int) -> None:
-        """Rows for `samples` responses a prompt, prompt by prompt; `lengths` are the prompts' in tokens."""
-        device = self.column.device
-        self._prompt_of_row = [prompt for prompt in range(len(lengths)) for _ in range(samples)]
-        rows = len(self._prompt_of_row)
-        padding = self.width - torch.tensor(lengths, device=device)  # (P,)
-        hidden = torch.arange(self.width, device=device) < padding[:, None]  # (P, W)
-        bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
-        self.bias = bias.repeat_interleave(samples, dim=0)[:, None, None]
-        self._place_rows()
-        self.reserve(rows, columns)
-
-    def reserve(self, rows: int, columns: int) -> None:
-        """Room for `columns` response tokens a row; transient memory is that of one layer."""
+    def allocate(self, size: Size) -> None:
+        """Buffers of another size, not smaller than what is in use; transient memory is that of one layer."""
+        self.size = size
         for layer in self.own_layers:
-            layer.reserve(rows, columns)
-        more = columns - self.capacity
-        self.bias = torch.cat([self.bias, self.bias.new_full((rows, 1, 1, more), -torch.inf)], dim=3)
-        self.capacity = columns
+            layer.allocate(size)
+        self._arrange()
+
+    def join(self, lengths: Sequence[int], samples: int, keys_of: Callable[[int, int], tuple[Tensor, Tensor]]) -> None:
+        """Further prompts, and `samples` rows for each.
+
+        Args:
+            lengths: tokens of each new prompt; the buffers must be large enough for them.
+            keys_of: (number of the new prompt, number of the layer) → its keys and values (KVH, w, D).
+        """
+        prompts, rows = len(self.lengths), len(self.prompt_of_row)
+        self.lengths += lengths
+        new = [prompts + n for n in range(len(lengths)) for _ in range(samples)]
+        self.prompt_of_row += new
+        for number, layer in enumerate(self.own_layers):
+            for n in range(len(lengths)):
+                layer.put_prompt(prompts + n, *keys_of(n, number))
+            layer.clear_rows(rows, rows + len(new))
+        self.tokens = torch.cat([self.tokens, self.tokens.new_zeros(len(new))])
+        self._arrange()
+
+    def keep(self, rows: int, vacated: list[int], movers: list[int]) -> None:
+        """Cut the batch to its first `rows` rows, after those at `movers` have taken the places at `vacated`."""
+        for there, here in zip(vacated, movers, strict=True):
+            self.prompt_of_row[there] = self.prompt_of_row[here]
+        del self.prompt_of_row[rows:]
+        self.tokens = _moved(self.tokens, vacated, movers)[:rows]
+        out_of, into = self._drop_prompts()
+        for layer in self.own_layers:
+            layer.move((out_of, into), (self._tensor(movers), self._tensor(vacated)))
+        self._arrange()
+
+    def between(self, row: int, first: int, end: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (KVH, n, D) in every layer of a row's tokens `first` to `end`, its prompt's included."""
+        prompt = self.prompt_of_row[row]
+        length = self.lengths[prompt]
+
+        def cut(of_prompt: Tensor, of_response: Tensor) -> Tensor:
+            start = of_prompt.shape[2] - length
+            parts = [of_prompt[prompt, :, start + first : start + min(end, length)]] if first < length else []
+            if end > length:
+                parts.append(of_response[row, :, max(0, first - length) : end - length])
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+        return [
+            (cut(layer.prompt_keys, layer.keys), cut(layer.prompt_values, layer.values)) for layer in self.own_layers
+        ]
 
     def begin_step(self) -> None:
         """The column that this step writes can be seen."""
-        self.bias.index_fill_(3, self.column + self.width, 0.0)
+        torch.clamp(self.tokens, max=self.size.columns - 1, out=self.column)
+        self.bias.scatter_(3, (self.column + self.width)[:, None, None, None], 0.0)
 
     def end_step(self) -> None:
         """The next step writes the next column."""
-        self.column.add_(1)
+        self.tokens.add_(1)
 
-    def keep(self, rows: int, vacated: list[int], movers: list[int], order: Tensor) -> None:
-        """Cut the batch to its first `rows` rows, after those at `movers` have taken the places at `vacated`.
+    def _drop_prompts(self) -> tuple[Tensor, Tensor]:
+        """Forget prompts without rows; the last prompts take their places. Returns (from, to)."""
+        alive = set(self.prompt_of_row)
+        free = [prompt for prompt in range(len(alive)) if prompt not in alive]
+        moved = [prompt for prompt in range(len(alive), len(self.lengths)) if prompt in alive]
+        places = dict(zip(moved, free, strict=True))
+        for here, there in places.items():
+            self.lengths[there] = self.lengths[here]
+        del self.lengths[len(alive) :]
+        self.prompt_of_row = [places.get(prompt, prompt) for prompt in self.prompt_of_row]
+        return self._tensor(moved), self._tensor(free)
 
-        Args:
-            order: (rows,), the old row of each new one: what the two lists do, for small tensors.
-        """
-        device = self.column.device
-        into, out_of = torch.tensor(vacated, device=device), torch.tensor(movers, device=device)
+    def _arrange(self) -> None:
+        """The views, the bias and the grid, for the prompts and rows that there are."""
+        rows, device = len(self.prompt_of_row), self.device
+        self.width = max(self.lengths, default=0)
+        self.column, every_row = torch.empty_like(self.tokens), torch.arange(rows, device=device)
         for layer in self.own_layers:
-            for name in ("keys", "values"):
-                setattr(layer, name, _moved(getattr(layer, name), into, out_of, rows))
-        self.bias = self.bias[order]
-        for there, here in zip(vacated, movers, strict=True):
-            self._prompt_of_row[there] = self._prompt_of_row[here]
-        del self._prompt_of_row[rows:]
-        alive = sorted(set(self._prompt_of_row))
-        if len(alive) < self.own_layers[0].prompts:
-            chosen = torch.tensor(alive, device=device)
-            for layer in self.own_layers:
-                layer.prompts = len(alive)
-                layer.prompt_keys, layer.prompt_values = layer.prompt_keys[chosen], layer.prompt_values[chosen]
-            self._prompt_of_row = [alive.index(prompt) for prompt in self._prompt_of_row]
-        self._place_rows()
-
-    def _place_rows(self) -> None:
-        groups: list[list[int]] = [[] for _ in range(self.own_layers[0].prompts)]
+            layer.use(len(self.lengths), self.width, rows)
+            layer.column, layer.every_row = self.column, every_row
+        self.prompt = self._tensor(self.prompt_of_row)
+        padding = self.width - self._tensor(self.lengths)[self.prompt]  # (B,)
+        hidden = torch.cat(
+            [
+                torch.arange(self.width, device=device) < padding[:, None],
+                torch.arange(self.size.columns, device=device) >= self.tokens[:, None],
+            ],
+            dim=1,
+        )
+        self.bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)[:, None, None]
+        groups: list[list[int]] = [[] for _ in self.lengths]
         places = []
-        for row, prompt in enumerate(self._prompt_of_row):
+        for row, prompt in enumerate(self.prompt_of_row):
             places.append(len(groups[prompt]))
             groups[prompt].append(row)
-        widest = max(map(len, groups))
-        device = self.column.device
-        self.row = torch.tensor([group + group[:1] * (widest - len(group)) for group in groups], device=device)
-        self.prompt = torch.tensor(self._prompt_of_row, device=device)
-        self.place = torch.tensor(places, device=device)
+        widest = max(map(len, groups), default=0)
+        self.row = self._tensor([group + group[:1] * (widest - len(group)) for group in groups])
+        self.place = self._tensor(places)
+
+    def _tensor(self, values: Any) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
 
 
-def _grown(old: Tensor | None, like: Tensor, rows: int, columns: int) -> Tensor:
-    # Zeros, not anything: a probability of 0 times what lies there must be 0.
-    grown = like.new_zeros(rows, like.shape[1], columns, like.shape[3])
-    if old is not None:
-        grown[:, :, : old.shape[2]] = old
-    return grown
-
-
-def _moved(buffer: Tensor, into: Tensor, out_of: Tensor, rows: int) -> Tensor:
-    if len(into):
-        buffer.index_copy_(0, into, buffer[out_of])
-    return buffer[:rows]
+def _moved(values: Tensor, into: list[int], out_of: list[int]) -> Tensor:
+    """A copy in which the entries at `out_of` stand at `into` as well."""
+    moved = values.clone()
+    if into:
+        moved[into] = values[out_of]
+    return moved
 
 
 def attend(
@@ -239,56 +308,3 @@ def _is_set(given: Any) -> bool:
 
 AttentionInterface.register(IMPLEMENTATION, attend)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
-
-
-def prefill(
-    model: Any, prompts: Sequence[Sequence[int]], *, pad_id: int, tokens_at_once: int
-) -> tuple[SharedPrefixCache, Tensor]:
-    """Keys and values of the prompts, computed in runs of at most `tokens_at_once` padded tokens (or one prompt).
-
-    Returns:
-        the cache, and the logits (P, V) after each prompt.
-
-    Raises:
-        Unsupported: a layer's cache is not that of full attention.
-    """
-    device = next(model.parameters()).device
-    width = max(map(len, prompts))
-    cache: SharedPrefixCache | None = None
-    logits = []
-    first = 0
-    while first < len(prompts):
-        count = 1
-        while first + count < len(prompts):
-            widest = max(map(len, prompts[first : first + count + 1]))
-            if widest * (count + 1) > tokens_at_once:
-                break
-            count += 1
-        part = prompts[first : first + count]
-        ids, mask, positions = left_padded(part, pad_id, device)
-        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-        computed = output.past_key_values
-        layers: list[Any] = computed.layers if isinstance(computed, DynamicCache) else []
-        if not layers or any(type(layer) is not DynamicLayer for layer in layers):
-            kinds = sorted({type(layer).__name__ for layer in layers})
-            raise Unsupported(f"its cache is not of full attention alone ({', '.join(kinds) or type(computed)})")
-        if cache is None:
-            cache = SharedPrefixCache(len(layers), len(prompts), width, device)
-        for layer, source in zip(cache.own_layers, layers, strict=True):
-            layer.fill(first, source.keys, source.values)
-            source.keys = source.values = None  # as soon as it is copied
-        logits.append(output.logits[:, -1])
-        first += count
-    assert cache is not None
-    return cache, torch.cat(logits)
-
-
-def left_padded(
-    prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Ids (P, W), attention mask (P, W) or None where nothing is padded, and positions (P, W)."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
-    return ids, None if bool(mask.all()) else mask, positions

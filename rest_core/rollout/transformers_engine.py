@@ -21,7 +21,9 @@ from rest_core.model.parameters import merged_parameters, without_adapters
 from rest_core.records import Rollout
 from rest_core.rollout import decoding, packed, unshared
 from rest_core.rollout.engine import seed_of_each
+from rest_core.rollout.prefix_tree import PrefixTree
 from rest_core.rollout.sampling import uniforms
+from rest_core.rollout.trial import why_not_shared_prefix
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +35,19 @@ class TransformersEngine:
         model: the model that generates, in evaluation mode; it is never changed but by `synchronise`.
         stop_ids: ids that end a response.
         pad_id: filler for padded positions.
+        prefix_bytes: memory for keys and values of earlier prompts and responses, so that prompts which begin alike
+            are not computed anew.
     """
 
-    def __init__(self, model: Any, *, stop_ids: frozenset[int], pad_id: int) -> None:
+    def __init__(self, model: Any, *, stop_ids: frozenset[int], pad_id: int, prefix_bytes: int = 0) -> None:
         self.model = model.eval()
         self.device = next(model.parameters()).device
         self.version = 0
         self.pace = decoding.Pace.on(self.device)
         self._stop = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=self.device)
         self._pad = pad_id
-        reason = decoding.why_not_shared_prefix(self.model)
+        self.prefixes = PrefixTree(prefix_bytes) if prefix_bytes else None
+        reason = why_not_shared_prefix(self.model)
         self.shares_prefix = reason is None
         if reason is not None:
             log.warning("responses are decoded with transformers' own cache, which is slower and larger: %s", reason)
@@ -54,11 +59,11 @@ class TransformersEngine:
 
     @classmethod
     def taking_over(
-        cls, model: Any, *, dtype: torch.dtype, stop_ids: frozenset[int], pad_id: int
+        cls, model: Any, *, dtype: torch.dtype, stop_ids: frozenset[int], pad_id: int, prefix_bytes: int = 0
     ) -> TransformersEngine:
         """An engine that makes `model` its own: in `dtype`, adapters merged, linear layers packed for decoding."""
         # Made before the cast: whether a model fits is seen best in the type that it came in.
-        engine = cls(without_adapters(model), stop_ids=stop_ids, pad_id=pad_id)
+        engine = cls(without_adapters(model), stop_ids=stop_ids, pad_id=pad_id, prefix_bytes=prefix_bytes)
         engine.model.to(dtype)
         if packed.can_pack(engine.model):
             packed.pack(engine.model)
@@ -78,6 +83,8 @@ class TransformersEngine:
                 own[name].copy_(value)
                 done.add(id(own[name]))
         self.version = version
+        if self.prefixes is not None:
+            self.prefixes.clear()
 
     @torch.no_grad()
     def generate(
@@ -94,27 +101,33 @@ class TransformersEngine:
         """See `rest_core.rollout.engine.Engine`."""
         drawn = seed_of_each(prompts, seeds, temperature)
         results: list[list[Rollout]] = [[] for _ in prompts]
-        for part in self._batches(prompts, samples, max_new_tokens, batch_tokens):
+        order = sorted(range(len(prompts)), key=lambda n: (-len(prompts[n]), n))
+        if self.prefixes is not None:
+            self.prefixes.begin()
+        parts = (
+            [order] if self.shares_prefix else self._batches(prompts, order, (samples, max_new_tokens), batch_tokens)
+        )
+        for part in parts if prompts else ():
             numbers = [uniforms(seed, samples, max_new_tokens) for n in part if (seed := drawn[n]) is not None]
-            draws = torch.cat(numbers).to(self.device) if numbers else None
             chosen = [prompts[n] for n in part]
-            arguments: dict[str, Any] = {
-                "samples": samples,
-                "max_new_tokens": max_new_tokens,
-                "temperature": temperature,
-                "draws": draws,
-                "stop": self._stop,
-                "pad_id": self._pad,
-            }
+            task = decoding.Task(
+                chosen,
+                samples=samples,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                draws=torch.cat(numbers).to(self.device) if numbers else None,
+                stop=self._stop,
+                pad_id=self._pad,
+                budget=batch_tokens,
+                on_ended=on_progress or (lambda count: None),
+            )
             if self.shares_prefix:
-                decoded = decoding.decode(self.model, chosen, pace=self.pace, **arguments)
+                decoded = decoding.decode(self.model, task, self.pace, self.prefixes)
             else:
-                decoded = unshared.decode(self.model, chosen, **arguments)
+                decoded = unshared.decode(self.model, task)
             rollouts = self._rollouts(chosen, samples, decoded)
             for place, n in enumerate(part):
                 results[n] = rollouts[place * samples : (place + 1) * samples]
-            if on_progress is not None:
-                on_progress(len(rollouts))
         return results
 
     def _rollouts(self, prompts: Sequence[Sequence[int]], samples: int, decoded: decoding.Decoded) -> list[Rollout]:
@@ -139,15 +152,18 @@ class TransformersEngine:
             for row, length in enumerate(lengths)
         ]
 
+    @staticmethod
     def _batches(
-        self, prompts: Sequence[Sequence[int]], samples: int, max_new_tokens: int, batch_tokens: int
-    ) -> Iterator[list[int]]:
-        """Indices of prompts of like length, so many that their groups' padded tokens stay within the budget."""
-        order = sorted(range(len(prompts)), key=lambda n: (-len(prompts[n]), n))
+        prompts: Sequence[Sequence[int]], order: Sequence[int], responses: tuple[int, int], batch_tokens: int
+    ) -> Iterator[Sequence[int]]:
+        """Parts of `order`, in which like lengths stand together, as large as the budget allows.
+
+        Args:
+            responses: how many a prompt, and their length; each has a copy of its prompt.
+        """
+        samples, max_new_tokens = responses
         start = 0
         while start < len(order):
-            longest = len(prompts[order[start]])
-            copies = 1 if self.shares_prefix else samples  # of the prompt
-            count = max(1, batch_tokens // (longest * copies + max_new_tokens * samples))
+            count = max(1, batch_tokens // ((len(prompts[order[start]]) + max_new_tokens) * samples))
             yield order[start : start + count]
             start += count

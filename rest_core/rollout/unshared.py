@@ -6,37 +6,26 @@ have ended leave once a quarter of the batch has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from rest_core.rollout.decoding import Decoded
+from rest_core.rollout.decoding import Decoded, Task
+from rest_core.rollout.prefill import left_padded
 from rest_core.rollout.sampling import sample
-from rest_core.rollout.shared_prefix import left_padded
 
 COMPACT_SHARE = 0.75  # rows are dropped once at most this share of the batch is still going
 
 
-def decode(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    samples: int,
-    max_new_tokens: int,
-    temperature: float,
-    draws: Tensor | None,
-    stop: Tensor,
-    pad_id: int,
-) -> Decoded:
-    """Responses to one batch of prompts; the arguments are those of `rest_core.rollout.decoding.decode`."""
+def decode(model: Any, task: Task) -> Decoded:
+    """Responses to the prompts of a task, all in one batch."""
+    samples, max_new_tokens, draws, stop = task.samples, task.max_new_tokens, task.draws, task.stop
     device = stop.device
-    ids, mask, positions = left_padded(prompts, pad_id, device)
+    ids, mask, positions = left_padded(task.prompts, task.pad_id, device)
     attention = torch.ones_like(ids) if mask is None else mask
     output = model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=True, logits_to_keep=1)
     cache = output.past_key_values
-    cache.reorder_cache(torch.arange(len(prompts), device=device).repeat_interleave(samples))
+    cache.reorder_cache(torch.arange(len(task.prompts), device=device).repeat_interleave(samples))
     logits = output.logits[:, -1].repeat_interleave(samples, dim=0)  # (B, V), B = P·G
     attention = attention.repeat_interleave(samples, dim=0)
     next_position = positions[:, -1:].repeat_interleave(samples, dim=0) + 1  # (B, 1)
@@ -50,7 +39,7 @@ def decode(
         entropies=torch.zeros(total, max_new_tokens, device=device),
     )
     for step in range(max_new_tokens):
-        token, logp, entropy = sample(logits, temperature, None if draws is None else draws[rows, step])
+        token, logp, entropy = sample(logits, task.temperature, None if draws is None else draws[rows, step])
         result.tokens[rows, step], result.logps[rows, step], result.entropies[rows, step] = token, logp, entropy
         ended = ended | torch.isin(token, stop) | logp.isnan()  # nothing follows from NaN
         left = int((~ended).sum())
@@ -71,4 +60,5 @@ def decode(
         )
         logits = output.logits[:, -1]
         next_position = next_position + 1
+    task.on_ended(total)
     return result

@@ -133,14 +133,26 @@ def test_evaluation_scores_levels_and_their_mean_over_items(scripted, tokenizer,
         "api_bank/count/level_2": 3,
         "api_bank/count/level_3": 1,
         "api_bank/count/overall": 10,
+        "api_bank/count/overall_published": 10,
+        "api_bank/count/overall_soft": 10,
+        "api_bank/count/overall_strict": 10,
         "api_bank/count/skipped_prompts": 0,
         "api_bank/well_formed": 1,
         "api_bank/truncated": 0,
         "api_bank/subset": 0,
     }
-    assert report.metrics == pytest.approx(expected)
-    assert tuple(report.scores) == api_bank.SCORES
+    bounds = {f"api_bank/{end}/overall_{rule}" for end in ("low", "high") for rule in api_bank.RULES}
+    assert {name: value for name, value in report.metrics.items() if name not in bounds} == pytest.approx(expected)
+    for rule in api_bank.RULES:
+        value = expected[f"api_bank/overall_{rule}"]
+        assert report.metrics[f"api_bank/low/overall_{rule}"] < value < report.metrics[f"api_bank/high/overall_{rule}"]
+    assert tuple(report.figures.all) == api_bank.SCORES
     assert engine.prompts[0] == "<|system|>tools<|end|><|user|>weather in a0?<|end|><|assistant|>"
+    assert [row["kind"] for row in report.rows] == [
+        *("wrong number of calls", "no call", "no call", None, None, None),
+        *("wrong number of calls", None, None, "no call"),
+    ]
+    assert report.rows[0]["expected"] == [{"name": "Weather", "arguments": {"city": "a0"}}]
     assert [row["id"] for row in report.rows][5:8] == ["level-1-5", "level-2-0", "level-2-1"]
     assert json.loads((tmp_path / "out" / "rows.jsonl").read_text().splitlines()[0]) == report.rows[0]
 

@@ -10,6 +10,7 @@ from rest_core.evaluation.evaluate import evaluate, seeded_subset
 from rest_core.evaluation.local_policy import LocalPolicy
 from rest_core.evaluation.policy import Chat
 from rest_core.evaluation.statistics import Accuracy
+from rest_core.evaluation.taxonomy import ExpectedCall
 from rest_core.records import Message
 from rest_core.styles.create import built_in_style
 
@@ -19,6 +20,7 @@ ITEMS = list(range(1000))
 class Sums(Benchmark):
     name = "sums"
     title = "Sums"
+    rules = ("right",)
 
     def questions(self):
         return {part: [Question(f"{part}-{n}", part, n) for n in range(4)] for part in ("small", "large")}
@@ -66,6 +68,21 @@ def test_a_prompt_over_the_limit_is_counted_and_explained(scripted, tokenizer, t
     report = evaluate(sums, LocalPolicy("m", engine, tokenizer, built_in_style("compact")), out=tmp_path)
     assert report.metrics["sums/count/skipped_prompts"] == 8 and report.metrics["sums/truncated"] == 0
     assert "over the limit of 16" in report.rows[0]["skipped"] and not any(row["right"] for row in report.rows)
+
+
+@pytest.mark.parametrize(
+    ("said", "warned"), [("add(1)", True), ('<tool_call>\n{"name": "f", "parameters": {}}\n</tool_call>', False)]
+)
+def test_a_model_that_calls_no_tool_where_it_should_is_warned_of(scripted, tokenizer, tmp_path, caplog, said, warned):
+    class Wanting(Sums):
+        def questions(self):
+            call = (ExpectedCall("f", {}),)
+            return {"all": [Question(f"q-{n}", "all", n, expected=call if n else ()) for n in range(21)]}
+
+    policy = LocalPolicy("m", scripted(lambda prompt, position: said), tokenizer, built_in_style("compact"))
+    report = evaluate(Wanting(GenerationConfig(), None, 0), policy, out=tmp_path)
+    assert any("fewer than 5% of the responses" in note for note in report.notes) == warned
+    assert ("fewer than 5% of the responses" in caplog.text) == warned
 
 
 def test_a_subset_keeps_the_order_and_depends_on_seed_and_name():

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from rest_core.model.attention import implementation
-from rest_core.rollout.decoding import Batch
-from rest_core.rollout.shared_prefix import IMPLEMENTATION, SharedPrefixCache, prefill
+from rest_core.rollout.decoding import Batch, Task
+from rest_core.rollout.prefill import prefill
+from rest_core.rollout.shared_prefix import IMPLEMENTATION, Size
 
 PROMPTS = [[11, 12, 13, 14, 15], [5, 6, 7], [21]]
 
@@ -19,20 +20,21 @@ PROMPTS = [[11, 12, 13, 14, 15], [5, 6, 7], [21]]
 @pytest.fixture
 def batch(random_model: Callable[..., Any]) -> Any:
     model = random_model("qwen3", head_dim=8)
+    task = Task(
+        PROMPTS,
+        samples=2,
+        max_new_tokens=10,
+        temperature=1.0,
+        draws=torch.rand(6, 10, generator=torch.Generator().manual_seed(0)),
+        stop=torch.tensor([1]),
+        pad_id=0,
+        budget=1000,
+    )
     with torch.no_grad(), implementation(model, IMPLEMENTATION):
-        cache, logits = prefill(model, PROMPTS, pad_id=0, tokens_at_once=100)
-        cache.start([5, 3, 1], 2, 4)
-        yield Batch(
-            model,
-            cache,
-            logits,
-            [5, 3, 1],
-            torch.rand(6, 10, generator=torch.Generator().manual_seed(0)),
-            torch.tensor([1]),
-            samples=2,
-            max_new_tokens=10,
-            temperature=1.0,
-        )
+        made = Batch(model, task)
+        for numbers, prefilled in prefill(model, PROMPTS, pad_id=0, tokens_at_once=10):
+            made.join(numbers, prefilled, Size(prompts=3, width=5, rows=6, columns=4))
+        yield made
 
 
 def places(batch: Batch) -> dict[str, tuple[int, tuple[int, ...]]]:
@@ -41,6 +43,7 @@ def places(batch: Batch) -> dict[str, tuple[int, tuple[int, ...]]]:
     def tensors(prefix: str, owner: Any) -> dict[str, Tensor]:
         return {f"{prefix}.{name}": value for name, value in vars(owner).items() if isinstance(value, Tensor)}
 
+    assert batch.cache is not None
     found = tensors("batch", batch) | tensors("cache", batch.cache)
     for n, layer in enumerate(batch.cache.own_layers):
         found |= tensors(f"layer {n}", layer)
@@ -53,13 +56,13 @@ def test_a_step_moves_nothing(batch: Batch) -> None:
     batch.step()
     batch.step()
     assert places(batch) == before
-    batch.grow(8)
+    batch.cache.allocate(batch.cache.size._replace(columns=8))
     assert places(batch) != before
 
 
 def test_a_step_depends_on_tensors_alone(batch: Batch) -> None:
     """Set back by copies into the same memory it gives the same again, as a replayed graph must."""
-    state = [batch.token, batch.positions, batch.drawn, batch.ended, batch.cache.column, batch.cache.bias]
+    state = [batch.token, batch.positions, batch.drawn, batch.ended, batch.cache.tokens, batch.cache.bias]
     batch.step()
     saved = [tensor.clone() for tensor in state]
     batch.step()
@@ -74,20 +77,14 @@ def test_a_step_depends_on_tensors_alone(batch: Batch) -> None:
 
 
 def test_prompts_without_rows_leave_the_cache(batch: Batch) -> None:
-    batch.ended.copy_(torch.tensor([True, True, False, True, True, False]))  # of prompts 0 0 1 1 2 2
-    cache: SharedPrefixCache = batch.cache
-    kept = cache.own_layers[0].prompt_keys[1:].clone()
-    order = batch.shrink(2)
-    assert sorted(order.tolist()) == [2, 5]
-    assert torch.equal(cache.own_layers[0].prompt_keys, kept)
+    cache = batch.cache
+    kept = [cache.between(row, 0, cache.lengths[cache.prompt_of_row[row]]) for row in (2, 5)]
+    batch.keep(2, vacated=[0, 1], movers=[2, 5])  # rows of prompts 0 0 1 1 2 2
+    assert batch.responses == [2, 5] and sorted(cache.lengths) == [1, 3]
+    assert (len(cache.own_layers[0].prompt_keys), cache.width) == (2, 3)  # two prompts, as wide as the longest
     assert cache.row.shape == (2, 1)  # two prompts, one row each
-    assert [int(order[row]) for row in cache.row[:, 0]] == [2, 5]
+    for row, layers in enumerate(kept):
+        again = cache.between(row, 0, cache.lengths[cache.prompt_of_row[row]])
+        for (keys, values), (kept_keys, kept_values) in zip(again, layers, strict=True):
+            assert torch.equal(keys, kept_keys) and torch.equal(values, kept_values)
     assert cache.own_layers[1].keys.shape[0] == len(batch.token) == len(cache.bias) == 2
-
-
-def test_ended_rows_may_stay_as_fillers(batch: Batch) -> None:
-    batch.ended.copy_(torch.tensor([True, False, False, True, True, False]))
-    order = batch.shrink(4)
-    assert set(order.tolist()) >= {1, 2, 5} and len(set(order.tolist())) == 4
-    assert batch.ended.tolist().count(True) == 1
-    batch.step()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -167,9 +169,9 @@ def test_a_shared_prefix_gives_what_copies_of_it_give(
 @pytest.mark.parametrize(
     "pace",
     [
-        Pace(look_every=100, block=100, sizes=None, capture=False),  # nothing ever leaves, nothing grows
-        Pace(look_every=1, block=1, sizes=None, capture=False),
-        Pace(look_every=3, block=5, sizes=4, capture=False),  # as on a GPU: late looks, ended rows stay as fillers
+        Pace(100, 100, parts=8, fillers=False, capture=False, prefill_tokens=99),  # nothing ever leaves, nothing grows
+        Pace(1, 1, parts=8, fillers=False, capture=False, prefill_tokens=99),
+        Pace(3, 5, parts=4, fillers=True, capture=False, prefill_tokens=99),  # as on a GPU
     ],
     ids=["whole", "row by row", "in sizes"],
 )
@@ -185,7 +187,7 @@ def test_neither_leaving_rows_nor_growing_buffers_change_anything(
         assert ids(made.generate(PROMPTS, samples=3, max_new_tokens=20, seeds=SEEDS)) == wanted
     assert rows[1:] == sorted(rows[1:], reverse=True)
     assert (len(set(rows[1:])) > 1) == (pace.look_every < 100)
-    if pace.sizes is not None:
+    if pace.fillers:
         assert set(rows[1:]) <= {12, 9, 6, 3}
 
 
@@ -231,10 +233,10 @@ def test_a_prompt_is_prefilled_once_for_its_group(tiny_model: Any) -> None:
     assert shapes == [(4, 8), (12, 1), (12, 1), (12, 1)]
 
 
-def test_prompts_are_prefilled_in_runs_of_bounded_size(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_prefilled_in_runs_of_bounded_size(tiny_model: Any) -> None:
     made, shapes = engine(tiny_model), []
     wanted = ids(sampled(tiny_model, set()))
-    monkeypatch.setattr("rest_core.rollout.decoding.PREFILL_TOKENS", 10)
+    made.pace = replace(made.pace, prefill_tokens=10)
     with tiny_model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     ):
@@ -333,3 +335,97 @@ def test_logits_that_are_no_numbers_are_told_and_not_sampled_on(
     assert len(steps) < 10
     # A response that ends with that token has nothing after it.
     engine(model, {token}).generate(PROMPTS[1:2], max_new_tokens=200, temperature=temperature, seeds=SEEDS[1:2])
+
+
+MANY = [[(7 * n + k) % 250 + 5 for k in range(1 + 5 * n % 17)] for n in range(12)]
+MANY_SEEDS = list(range(len(MANY)))
+
+
+def many(made: TransformersEngine, **options: Any) -> list[list[Rollout]]:
+    arguments: dict[str, Any] = {"samples": 2, "max_new_tokens": 12, "seeds": MANY_SEEDS, **options}
+    return made.generate(MANY, **arguments)
+
+
+@pytest.mark.parametrize("architecture", SHARED)
+@pytest.mark.parametrize(
+    "pace",
+    [
+        Pace(1, 4, parts=8, fillers=False, capture=False, prefill_tokens=16),
+        Pace(3, 5, parts=4, fillers=True, capture=False, prefill_tokens=99),
+    ],
+    ids=["as on a CPU", "as on a GPU"],
+)
+def test_prompts_that_wait_join_as_others_end(random_model: Callable[..., Any], architecture: str, pace: Pace) -> None:
+    model = random_model(architecture, **SHARED[architecture])
+    stop = set(range(40))
+    wanted = many(engine(model, stop))
+    made, rows = engine(model, stop), []
+    made.pace = pace
+    with model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    ):
+        again = many(made, batch_tokens=200)
+    assert ids(again) == ids(wanted)
+    for our_group, their_group in zip(again, wanted, strict=True):
+        for our, their in zip(our_group, their_group, strict=True):
+            torch.testing.assert_close(our.logps, their.logps, rtol=1e-4, atol=1e-4)
+    steps = [count for count, width in rows if width == 1 and count > 1]
+    joined = [before < after for before, after in pairwise(steps)]
+    assert any(joined)  # the batch grew again before it was empty
+    assert max(steps) <= 2 * (200 // (1 + 2 * 12))
+
+
+def test_every_response_is_counted_once_when_prompts_join(tiny_model: Any) -> None:
+    seen: list[int] = []
+    many(engine(tiny_model, set(range(40))), batch_tokens=200, on_progress=seen.append)
+    assert sum(seen) == 2 * len(MANY) and len(seen) > 3
+
+
+def test_a_single_token_is_all(tiny_model: Any) -> None:
+    greedy: dict[str, Any] = {"temperature": 0.0, "samples": 1}
+    results = many(engine(tiny_model), batch_tokens=60, max_new_tokens=1, **greedy)
+    assert ids(results) == [[response[:1] for response in group] for group in ids(many(engine(tiny_model), **greedy))]
+
+
+def remembering(model: Any, stop: set[int], prefix_bytes: int = 10**8) -> TransformersEngine:
+    made = TransformersEngine(model, stop_ids=frozenset(stop), pad_id=PAD, prefix_bytes=prefix_bytes)
+    assert made.prefixes is not None
+    return made
+
+
+@pytest.mark.parametrize("architecture", SHARED)
+@pytest.mark.parametrize("batch_tokens", [200, 10**6])
+@pytest.mark.parametrize("prefix_bytes", [1, 30_000, 10**8])
+def test_known_beginnings_change_nothing(
+    random_model: Callable[..., Any], architecture: str, batch_tokens: int, prefix_bytes: int
+) -> None:
+    """Dialogues of three turns: each prompt is the last one, its response and something more."""
+    model = random_model(architecture, **SHARED[architecture])
+    stop = set(range(40))
+    tools = list(range(50, 90))
+    prompts = [[*tools, *prompt] for prompt in MANY]
+    plain, made = engine(model, stop), remembering(model, stop, prefix_bytes)
+    for _ in range(3):
+        arguments: dict[str, Any] = {"max_new_tokens": 8, "seeds": MANY_SEEDS, "batch_tokens": batch_tokens}
+        wanted, found = plain.generate(prompts, **arguments), made.generate(prompts, **arguments)
+        assert ids(found) == ids(wanted)
+        for (our,), (their,) in zip(found, wanted, strict=True):
+            torch.testing.assert_close(our.logps, their.logps, rtol=1e-4, atol=1e-4)
+        prompts = [[*prompt, *group[0].response_ids, 7, 8, 9] for prompt, group in zip(prompts, wanted, strict=True)]
+    assert (made.prefixes is not None and made.prefixes.reused > 0) or prefix_bytes == 1
+
+
+def test_a_beginning_is_computed_once(tiny_model: Any) -> None:
+    made = remembering(tiny_model, {1})
+    tools = list(range(50, 150))
+    prompts = [[*tools, n, n + 1, n + 2] for n in range(10, 20)]
+    first = made.generate(prompts, max_new_tokens=4, temperature=0.0)
+    tree = made.prefixes
+    assert tree is not None
+    assert tree.computed == len(tools) + 3 * len(prompts) and tree.reused == len(tools) * len(prompts)
+    longer = [[*prompt, *group[0].response_ids, 3] for prompt, group in zip(prompts, first, strict=True)]
+    tree.computed = 0
+    made.generate(longer, max_new_tokens=4, temperature=0.0)
+    assert tree.computed == 2 * len(prompts)  # the last token sampled was never computed, and the one after it
+    made.synchronise(tiny_model, version=1)
+    assert tree.match(prompts[0]) == []

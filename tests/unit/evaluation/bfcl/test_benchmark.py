@@ -49,7 +49,8 @@ def test_perfect_answers_are_right_and_averages_are_there(scripted, tokenizer, t
     engine = scripted(perfect(gold_texts(*CATEGORIES)))
     report = evaluate(engine, tokenizer, tmp_path, "non_live", "live", limit=4)
     assert not UNANSWERABLE & {row["id"] for row in report.rows}
-    for name in (*CATEGORIES, "simple", "non_live", "live", "irrelevance_detection", "overall", "well_formed"):
+    assert {"call_accuracy", "irrelevance_accuracy", "overall_single_turn"} < set(report.figures.averages)
+    for name in (*CATEGORIES, *report.figures.averages, "well_formed"):
         assert report.metrics[f"bfcl/{name}"] == 1, name
     for name in CATEGORIES:
         assert report.metrics[f"bfcl/count/{name}"] == 4
