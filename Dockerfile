@@ -2,7 +2,7 @@
 #
 #   base      compare-and-register, aggregate, report-status: Kubeflow, MLflow and S3, no torch
 #   train     preflight, sft-warmup, rest-rl
-#   evaluate  prepare-data, evaluate-bfcl, evaluate-api-bank
+#   evaluate  prepare-data, the evaluations
 #
 # Packages go in first, those that more images share before those that fewer do, so that images have layers in common;
 # the project goes in last, so that a change of its code installs nothing again. `make image` builds all three.

@@ -36,6 +36,7 @@ from rest_core.manifest import git_commit
 from rest_core.model.loading import load_tokenizer
 from rest_core.records import Sample
 from rest_core.response import parse
+from rest_core.styles.create import built_in_style
 
 MACHINE = f"{platform.machine()}, one thread, Python {platform.python_version()}"
 
@@ -48,7 +49,7 @@ def responses(tokenizer: Any, count: int, tokens: int) -> list[tuple[list[int], 
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    references = [entry.reference for entry in read_embedded("compact") if isinstance(entry, Sample)]
+    references = [entry.reference for entry in read_embedded(built_in_style("compact")) if isinstance(entry, Sample)]
     filler = ids("I should look at what each tool needs before I choose one. ") * tokens
     generator, made = random.Random(0), []
     for n in range(count):

@@ -50,8 +50,9 @@ def component(stage: Stage) -> str:
     parameters += [f"{name}: {one.annotation}," for name, one in stage.parameters if not one.optional]
     parameters.append("pipeline_run: str,")
     for name, producer in stage.all_inputs.items():
-        artifact = f"List[dsl.{producer.kind}]" if lists else f"dsl.{producer.kind}"
-        parameters.append(f"{name}: dsl.Input[{artifact}],{'  # noqa: UP006' if lists else ''}")
+        many = lists and producer.part == "trial"
+        artifact = f"List[dsl.{producer.kind}]" if many else f"dsl.{producer.kind}"
+        parameters.append(f"{name}: dsl.Input[{artifact}],{'  # noqa: UP006' if many else ''}")
     parameters.append(f"{stage.output}: dsl.Output[dsl.{stage.kind}],")
     if stage.page is not None:
         parameters.append(f"page: dsl.Output[dsl.{stage.page[1]}],")
@@ -80,7 +81,8 @@ def readme(stage: Stage) -> str:
     ]
     rows.append("| in | `pipeline_run` | the pipeline run in MLflow; empty = the KFP run's id |")
     rows += [
-        f"| in | `{name}` | {producer.kind} of {producer.name}{', of each trial' if stage.part == 'ablation' else ''} |"
+        f"| in | `{name}` | {producer.kind} of {producer.name}"
+        f"{', of each trial' if stage.part == 'ablation' and producer.part == 'trial' else ''} |"
         for name, producer in stage.all_inputs.items()
     ]
     rows.append(f"| out | `{stage.output}` | {stage.kind}: {stage.contents}; metrics.json, manifest.json |")
@@ -96,7 +98,7 @@ def readme(stage: Stage) -> str:
 {_paragraphs(stage)}
 
 Calls `{module}.{function}`{by_hand}.
-{", ".join(runs)}. Its pod: `stages.{stage.identifier}` of `platform.yaml`.
+{", ".join(runs)}. Its pod: `stages.{stage.entry}` of `platform.yaml`.
 
 | | name | what |
 |---|---|---|

@@ -20,7 +20,7 @@ from kfp import dsl
 from rest_core import config, logs, manifest
 from rest_core.errors import Preempted, UserError
 from rest_core.operations import pods
-from rest_core.operations.catalogue import CATALOGUE, Stage, benchmarks, resolve
+from rest_core.operations.catalogue import CATALOGUE, Stage, evaluations, resolve
 from rest_core.operations.tracking import store
 from rest_core.processes import skip_last_collections
 
@@ -72,8 +72,13 @@ def _keywords(stage: Stage, arguments: Mapping[str, Any]) -> dict[str, Any]:
         if arguments[name] or not parameter.optional:
             keywords[name] = _read(resolve(parameter.model), arguments[name], name)
     folders = {name: _paths(arguments[name]) for name in stage.all_inputs}
-    if stage.reads_benchmarks:
-        keywords["evaluations"] = {str(one.benchmark): folders.pop(str(one.benchmark)) for one in benchmarks()}
+    if stage.reads_evaluations:
+        keywords["evaluations"] = {
+            policy: {str(one.benchmark): folders.pop(f"{one.benchmark}_{policy}") for one in evaluations(policy)}
+            for policy in stage.reads_evaluations
+        }
+    if stage.evaluated is not None:
+        keywords["evaluated"] = stage.evaluated.name
     if pods.run_id() and stage.part != "cluster":  # those report themselves that there is no server
         _require_shared_store(keywords["tracking"])
     return {**keywords, **folders, "pipeline_run": arguments["pipeline_run"] or _kfp_run_id()}

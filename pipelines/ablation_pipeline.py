@@ -1,6 +1,7 @@
 """The ablation: the pipeline's stages for a list of trials, each a weight scheme with a seed.
 
     prepare-data → sft-warmup → for each trial [ rest-rl → evaluations ] → aggregate
+                   evaluations of base model and warm-up
 
 Data and warm-up are shared: the seed of a trial replaces that of the reinforcement learning, so that trials start from
 one policy and differ in what is asked about alone. Nothing is registered.

@@ -74,16 +74,16 @@ def add(
         sections: the sections of the configuration and `pipeline_run`, as parameters of the pipeline. An empty
             pipeline_run means the KFP run's id, which each pod reads from its label.
         tasks: of the stages whose outputs it reads.
-        collect: what the stage gets of a benchmark's report, which in a loop is one of many.
+        collect: what the stage gets of an output that in a loop is one of many.
         parameters: those of the stage that are no sections.
     """
     inputs = {}
     for name, producer in stage.all_inputs.items():
         artifact = tasks[producer.name].outputs[producer.output]
-        inputs[name] = artifact if producer.benchmark is None else collect(artifact)
+        inputs[name] = collect(artifact) if producer.part == "trial" else artifact
     given = {name: sections[name] for name in (*stage.sections, "pipeline_run")}
     tasks[stage.name] = component_of(stage)(**given, **inputs, **parameters)
-    return tasks[stage.name]
+    return tasks[stage.name].after(*(tasks[name] for name in stage.after))
 
 
 @contextmanager
@@ -117,8 +117,9 @@ def around(sections: Mapping[str, Any], platform: Platform | None, config: Confi
         checked = add(CATALOGUE["preflight"], sections, {}, surroundings=promised, **compared)
         place(checked, CATALOGUE["preflight"], platform, config)
         yield tasks
-        next(iter(tasks.values())).after(checked)
         for name, task in tasks.items():
+            if not CATALOGUE[name].all_inputs:
+                task.after(checked)
             place(task, CATALOGUE[name], platform, config)
 
 

@@ -48,7 +48,7 @@ def place(task: dsl.PipelineTask, stage: Stage, platform: Platform, config: Conf
         stage, config: what the task runs, and what the pipeline is compiled with (`pipelines.graph.on_platform`).
     """
     own = platform.stage(stage.name)
-    if (own.nodes or 1) > 1 or (own.gpu is not None and not config.enabled(stage.switch)):
+    if (own.nodes or 1) > 1 or (own.gpu is not None and not stage.enabled(config)):
         own = _light(platform, own)
     _choose_image(task, platform, stage)
     _ask_for_resources(task, own)
@@ -78,7 +78,7 @@ def surroundings(platform: Platform, config: Config) -> Surroundings:
         own = platform.stage(stage.name)
         if own.gpu is None:
             continue
-        if not config.enabled(stage.switch):
+        if not stage.enabled(config):
             if (own.nodes or 1) == 1:  # the pods of a TrainJob have theirs as soon as a run makes one
                 off.append(stage.name)
             continue

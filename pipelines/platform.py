@@ -29,10 +29,10 @@ from pipelines.kubernetes_values import (
 from rest_core import storage
 from rest_core.config import Section, validate
 from rest_core.errors import UserError, one_line
-from rest_core.operations.catalogue import CATALOGUE, STAGES
+from rest_core.operations.catalogue import CATALOGUE, ENTRIES
 from rest_core.operations.preflight.surroundings import Toleration
 
-_GPU_STAGES = [stage.identifier for stage in STAGES if stage.gpu]  # `stages.default.gpu` is theirs alone
+_GPU_STAGES = [stage.identifier for stage in ENTRIES if stage.gpu]  # `stages.default.gpu` is theirs alone
 
 # Sections of a stage that are inherited key by key.
 _IN_PARTS = ("retries", "gpu")
@@ -183,7 +183,7 @@ class _Stages(Section):
 
     @model_validator(mode="after")
     def _only_where_it_is_used(self) -> _Stages:
-        for stage in STAGES:
+        for stage in ENTRIES:
             own: StagePlatform = getattr(self, stage.identifier)
             if own.gpu is not None and not stage.gpu:
                 raise ValueError(
@@ -196,9 +196,9 @@ class _Stages(Section):
         return self
 
 
-_FIELDS: dict[str, Any] = {stage.identifier: (StagePlatform, StagePlatform()) for stage in STAGES}
+_FIELDS: dict[str, Any] = {stage.identifier: (StagePlatform, StagePlatform()) for stage in ENTRIES}
 Stages = create_model("Stages", __base__=_Stages, **_FIELDS)
-"""One `StagePlatform` a stage of the catalogue, and `default`."""
+"""One `StagePlatform` an entry of the catalogue, and `default`; evaluations of all policies share theirs."""
 
 
 class Platform(Section):
@@ -230,7 +230,7 @@ class Platform(Section):
 
     @model_validator(mode="after")
     def _stages_fit_with_their_defaults(self) -> Platform:
-        for stage in STAGES:
+        for stage in ENTRIES:
             try:
                 self.stage(stage.name)
             except UserError as error:
@@ -255,7 +255,7 @@ class Platform(Section):
 
         Of `retries` and `gpu` a stage may say a part; a GPU count of 0 is no GPU.
         """
-        field = CATALOGUE[name].identifier
+        field = CATALOGUE[name].entry
         own = _said(getattr(self.stages, field))
         default = _said(self.stages.default)  # type: ignore[attr-defined]
         if not CATALOGUE[name].gpu:

@@ -1,5 +1,5 @@
-"""The pipeline of one training: preflight → prepare-data → sft-warmup → rest-rl → evaluations → compare-and-register,
-and report-status at the end.
+"""The pipeline of one training: preflight → prepare-data → sft-warmup → rest-rl → evaluations → compare-policies →
+compare-and-register, and report-status at the end. Base model, warm-up, trained policy and champion are evaluated.
 
 A stage that the configuration switches off still has its place: it passes its input on (see `rest_core.stages`), so
 that the graph is the same for every run.
@@ -35,4 +35,6 @@ def build(config: Config, *, platform: Platform | None = None) -> GraphComponent
                 add(stage, sections, tasks)
 
     parameters = {**section_parameters(config), "pipeline_run": (str, "")}
-    return pipeline("rest-pipeline", "Prepare data, warm up, train with ResT, evaluate, register", parameters, body)
+    return pipeline(
+        "rest-pipeline", "Prepare data, warm up, train with ResT, evaluate, compare, register", parameters, body
+    )

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.monitor import Monitor, StageRun
 from rest_core import manifest
 from rest_core.config import Config
 from rest_core.data.prepare import REPORT, describe_drops
 from rest_core.operations.catalogue import CATALOGUE, PIPELINE, Stage
+from rest_core.operations.result import OVERVIEW_FILE
 from rest_core.operations.tracking import journal, store
 
 RunStatus = Literal["succeeded", "failed", "interrupted"]
@@ -59,6 +61,7 @@ class Summary:
     folder: str
     mlflow: str  # where to look
     unsent: int  # tracking records that MLflow has not got
+    comparison: tuple[Mapping[str, Any], ...] = ()  # of the policies, as compare-policies has left it
 
 
 def summarize(
@@ -79,7 +82,13 @@ def summarize(
         if parents
         else store.where_to_look(uri),
         unsent=unsent,
+        comparison=_comparison(monitor.stages.get("compare-policies")),
     )
+
+
+def _comparison(run: StageRun | None) -> tuple[Mapping[str, Any], ...]:
+    found = [] if run is None else list(run.folder.glob(f"*/{OVERVIEW_FILE}"))
+    return tuple(json.loads(found[0].read_text(encoding="utf-8"))) if found else ()
 
 
 def in_spools(folder: Path) -> tuple[list[journal.RunIds], int]:
@@ -93,14 +102,15 @@ def _stage_summary(stage: Stage, config: Config, run: StageRun | None, outcome: 
     if run is None:
         return StageSummary(name, "not run")
     status: StageStatus = "done" if run.done else "interrupted" if outcome == "interrupted" else "failed"
-    note = None
+    note, quiet = None, False
     drops: list[str] = []
     for made in run.folder.glob(f"*/{manifest.FILE_NAME}"):
-        note = manifest.read(made.parent)["counts"].get("skipped")
+        counts = manifest.read(made.parent)["counts"]
+        note, quiet = counts.get("skipped"), counts.get("quiet", False)
         if name == "prepare-data":
             drops = describe_drops(json.loads((made.parent / REPORT).read_text(encoding="utf-8")))
     if note is not None:
-        status = "skipped" if config.enabled(stage.switch) else "off"
+        status = "skipped" if stage.enabled(config) and not quiet else "off"
     figures = run.folder / "metrics"
     runs = [ids for ids in in_spools(run.folder)[0] if ids.run != ids.pipeline]
     return StageSummary(
@@ -130,16 +140,42 @@ def show(summary: Summary, console: Console) -> None:
     console.print(table)
     tell = partial(console.print, soft_wrap=True)
     tell(f"{summary.status} after {duration(summary.seconds)}, at most {summary.peak_rss_mib / 1024:.1f} GiB of memory")
+    for table in comparison_tables(summary.comparison):
+        console.print(table)
     tell(reward_line(summary))
+    skipped: dict[str, list[str]] = {}
     for stage in summary.stages:
         if stage.status == "skipped":
-            tell(f"[bold yellow]SKIPPED {stage.name}:[/] {escape(stage.note or '')}")
+            skipped.setdefault(stage.note or "", []).append(stage.name)
         for line in stage.drops:
             tell(escape(line), highlight=False)
+    for note, names in skipped.items():
+        tell(f"[bold yellow]SKIPPED {', '.join(names)}:[/] {escape(note)}")
     tell(f"MLflow: {summary.mlflow}")
     tell(f"Files:  {escape(summary.folder)}")
     if summary.unsent:
         tell(f"[bold yellow]MLflow has not got {summary.unsent} records:[/] rest sync {escape(summary.folder)}")
+
+
+def comparison_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """The policies side by side, a row a figure; one table for all figures of the same policies."""
+
+    def columns(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return (*(one["policy"] for one in row["policies"]), *(one["pair"] for one in row["differences"]))
+
+    for names, group in groupby(rows, key=columns):
+        table = Table("", *names, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for row in group:
+            values = [f"{one['value']:.1%}{_interval(one, '.1%')}" for one in row["policies"]]
+            for one in row["differences"]:
+                colour = ("green" if one["value"] > 0 else "red") if one["clear"] else ""
+                values.append(Text(f"{100 * one['value']:+.1f} pp{_interval(one, '+.1%')}", style=colour))
+            table.add_row(row["figure"], *values)
+        yield table
+
+
+def _interval(one: Mapping[str, Any], spec: str) -> str:
+    return f"\n{one['low']:{spec}} to {one['high']:{spec}}" if "low" in one and "high" in one else ""
 
 
 def figures(stage: StageSummary) -> str:
@@ -147,11 +183,7 @@ def figures(stage: StageSummary) -> str:
     if stage.status in ("off", "skipped"):
         return f"{stage.status}, see below" if stage.status == "skipped" else "off"
     metrics = {name: value for name, value in (stage.metrics or {}).items() if not name.startswith("stage/")}
-    main = [
-        f"{figure.label} {format(metrics[figure.metric], figure.format)}"
-        for figure in CATALOGUE[stage.name].figures
-        if figure.metric in metrics
-    ]
+    main = [figure.shown(metrics) for figure in CATALOGUE[stage.name].figures if figure.metric in metrics]
     return ", ".join(main or [f"{name} {value:.3g}" for name, value in islice(metrics.items(), 3)])
 
 

@@ -12,14 +12,14 @@ import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
 from rest_core.errors import UserError, one_line
-from rest_core.records import Message, Sample
+from rest_core.records import Message, Sample, Tool
 from rest_core.response import Kind, parse
-from rest_core.token_bytes import token_bytes
+from rest_core.token_bytes import stop_ids, token_bytes
 
 _NAMES = "|".join(kind.value for kind in Kind)
 _LAST_TAGS = re.compile(rf"(?:</?(?:{_NAMES})>\s*)+\Z")
@@ -47,18 +47,31 @@ NOTHING = Opening()
 
 
 def opening(tokenizer: Any) -> Opening:
-    """What the tokenizer's chat template opens; computed once a template. Nothing where there is no template.
+    """What the tokenizer's chat template opens, with the template's variables that are set on the tokenizer.
+
+    Computed once a template. Nothing where there is no template.
 
     Raises:
         UserError: the template ends its prompts in other tags of the response format.
     """
     known = _CACHE.get(tokenizer)
-    if known is None or known[0] != tokenizer.chat_template:
-        known = _CACHE[tokenizer] = (tokenizer.chat_template, _opened_by_template(tokenizer))
+    key = (tokenizer.chat_template, _variables(tokenizer))
+    if known is None or known[0] != key:
+        known = _CACHE[tokenizer] = (key, _opened_by_template(tokenizer))
     return known[1]
 
 
 _CACHE: weakref.WeakKeyDictionary[Any, tuple[Any, Opening]] = weakref.WeakKeyDictionary()
+
+
+class ChatInput(Protocol):
+    """What brings a prompt into the form that chat templates take (`rest_core.styles.style.Style`)."""
+
+    def chat_input(
+        self, prompt: Sequence[Message], tools: Sequence[Tool]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Messages, and further variables of the template."""
+        ...
 
 
 def _opened_by_template(tokenizer: Any) -> Opening:
@@ -66,8 +79,8 @@ def _opened_by_template(tokenizer: Any) -> Opening:
         return NOTHING
     for probe in _PROBES:
         try:
-            ids = _apply_template(tokenizer, probe)
-            unopened = _apply_template(tokenizer, probe, add_generation_prompt=False)
+            ids = _encode(tokenizer, _plain(probe))
+            unopened = _encode(tokenizer, _plain(probe), add_generation_prompt=False)
         except (ValueError, TemplateError):  # some refuse system messages
             continue
         opened = opened_by(tokenizer, ids)
@@ -105,15 +118,22 @@ def _end(tokenizer: Any, prompt: Sequence[int] | str) -> str:
     return "" if closed else table.text(prompt[-_TAIL:])[0]
 
 
-def encode_prompt(tokenizer: Any, prompt: Sequence[Message]) -> list[int]:
+def encode_prompt(
+    tokenizer: Any, prompt: Sequence[Message], style: ChatInput | None = None, tools: Sequence[Tool] = ()
+) -> list[int]:
     """Ids of a chat up to where the assistant's turn begins.
+
+    Args:
+        style: brings the prompt into the form of the chat template; None = its messages are plain texts.
+        tools: those that the style may list.
 
     Raises:
         UserError: the model's chat template refuses these messages, or opens something else than with others.
     """
+    messages, variables = (_plain(prompt), {}) if style is None else style.chat_input(prompt, tools)
     try:
-        ids = _apply_template(tokenizer, prompt)
-    except (ValueError, TemplateError) as error:  # no template at all, or one that refuses
+        ids = _encode(tokenizer, messages, **variables)
+    except (ValueError, TypeError, TemplateError) as error:  # no template at all, or one that refuses
         raise UserError(
             f"{_template(tokenizer)} refuses messages of the roles {_roles(prompt)} "
             f"({one_line(error)}); choose a model whose template takes them"
@@ -128,6 +148,7 @@ def encode_prompt(tokenizer: Any, prompt: Sequence[Message]) -> list[int]:
 
 
 def encode_prompts(tokenizer: Any, prompts: Iterable[Sequence[Message]]) -> list[list[int]]:
+    """The same of several chats of plain texts."""
     return [encode_prompt(tokenizer, prompt) for prompt in prompts]
 
 
@@ -170,22 +191,51 @@ def continuation(tokenizer: Any, reference: str, opened: Opening | None = None) 
     return rest if opened.text == _THINK else rest.lstrip()
 
 
-def encode_sample(tokenizer: Any, sample: Sample) -> tuple[list[int], list[int]]:
+def encode_sample(tokenizer: Any, sample: Sample, style: ChatInput | None = None) -> tuple[list[int], list[int]]:
     """Ids of a sample's prompt and of its reference response, see `encode_prompt` and `encode_response`.
 
     Raises:
         UserError: one of them cannot be encoded; it names the sample.
     """
     try:
-        return encode_prompt(tokenizer, sample.prompt), encode_response(tokenizer, sample.reference)
+        prompt = encode_prompt(tokenizer, sample.prompt, style, sample.tools)
+        return prompt, encode_response(tokenizer, sample.reference)
     except UserError as error:
         raise UserError(f"sample {sample.id}: {error}") from None
 
 
-def _apply_template(tokenizer: Any, prompt: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
-    messages = [{"role": message.role, "content": message.content} for message in prompt]
-    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=True)
+def with_template(tokenizer: Any, messages: Sequence[dict[str, Any]], **options: Any) -> Any:
+    """What the tokenizer's chat template makes of messages, with the variables that are set on the tokenizer."""
+    return tokenizer.apply_chat_template(messages, **dict(_variables(tokenizer)), **options)
+
+
+def template_text(tokenizer: Any) -> str:
+    """The chat template for prompts with tools; a tokenizer may have several."""
+    found: str = tokenizer.get_chat_template(tools=[{}])
+    return found
+
+
+def stop_texts(tokenizer: Any) -> list[str]:
+    """The texts of the ids that end a response."""
+    return [str(tokenizer.convert_ids_to_tokens(n)) for n in sorted(stop_ids(tokenizer))]
+
+
+def _encode(
+    tokenizer: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+) -> list[int]:
+    encoded = with_template(
+        tokenizer, messages, add_generation_prompt=add_generation_prompt, tokenize=True, **variables
+    )
     return list(encoded["input_ids"])
+
+
+def _plain(prompt: Sequence[Message]) -> list[dict[str, Any]]:
+    return [{"role": message.role, "content": message.content} for message in prompt]
+
+
+def _variables(tokenizer: Any) -> tuple[tuple[str, Any], ...]:
+    """Of the chat template: `rest_core.model.loading.load_tokenizer` leaves them on the tokenizer."""
+    return tuple(getattr(tokenizer, "template_variables", {}).items())
 
 
 def _template(tokenizer: Any) -> str:

@@ -29,11 +29,13 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
+from rest_core.call_json import MAX_DEPTH as MAX_DEPTH
+from rest_core.call_json import CallSpans as CallSpans
+from rest_core.call_json import Malformed, as_call, scan_object, skip_space
+from rest_core.call_json import Span as Span
 from rest_core.records import ToolCall
 
-MAX_DEPTH = 32  # of a JSON value inside a call; published tool data stays below 10
 MAX_LOOKAHEADS = 16  # pieces of one text that pass over a closing tag, as in a string, and turn out to be no object
 
 
@@ -45,47 +47,33 @@ class Kind(Enum):
     RESPONSE = "response"
 
 
+@dataclass(frozen=True)
+class Dialect:
+    """A way in which responses are written: the project's own, or that of a model family (`rest_core.styles.formats`).
+
+    Args:
+        call_mark: what begins or ends calls; found in a place where no call can stand, it makes that place suspicious.
+    """
+
+    name: str
+    call_mark: re.Pattern[str]
+
+
+TAGGED = Dialect("tagged", re.compile(r"</?tool_call>"))
+"""The project's own format, described above."""
+
 _ORDER = {Kind.THINK: 0, Kind.TOOL_CALL: 1, Kind.RESPONSE: 2}
 _TAG = re.compile(r"<(/?)(think|tool_call|response)>")
-_JSON_SPACE = re.compile(r"[ \t\n\r]*+")
-_JSON_TOKEN = re.compile(
-    r"""[ \t\n\r]*+(?:
-        ("(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+")   # string
-      | (-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?)         # number
-      | (true|false|null)
-      | ([{}\[\],:])
-    )""",
-    re.VERBOSE,
-)
-_ARGUMENT_KEYS = ("parameters", "arguments")
-
-
-@dataclass(frozen=True)
-class Span:
-    """Characters `start` (inclusive) to `end` (exclusive) of the text."""
-
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
 class Block:
-    """A closed block: `open_tag` + content + `close_tag`, without a gap."""
+    """A closed block: `open_tag` + content + `close_tag`, without a gap. In other dialects a tag may be empty."""
 
     kind: Kind
     open_tag: Span
     content: Span
     close_tag: Span
-
-
-@dataclass(frozen=True)
-class CallSpans:
-    """Where a call stands: the whole object, its name without quotes, its arguments with their braces."""
-
-    whole: Span
-    name: Span
-    arguments: Span
-    key: str  # of the arguments: "parameters" or "arguments"
 
 
 @dataclass(frozen=True)
@@ -101,6 +89,7 @@ class Response:
     rejected: tuple[Span, ...]  # pieces of tool_call blocks that are no call
     tags: tuple[str, ...]  # every tag in order, those inside blocks and the stray ones included, those in strings not
     problems: tuple[str, ...]  # why it is not well formed, for people; empty when it is
+    dialect: Dialect = TAGGED
 
     @property
     def well_formed(self) -> bool:
@@ -115,7 +104,7 @@ class Response:
 
 def parse(text: str) -> Response:
     """Read one response. Never raises, whatever the text; linear time."""
-    found = _scan(text)
+    found = scan(text)
     return Response(
         text=text,
         calls=tuple([call for call, _ in found.calls]),
@@ -131,9 +120,15 @@ def parse(text: str) -> Response:
 
 def read_calls(text: str) -> tuple[list[ToolCall], list[str]]:
     """The calls in `text` and the pieces that are none, as if it stood in a tool_call block."""
-    block = _CallReader(text, [len(text)]).block(0)
-    assert block is not None  # the end of the text closes it
+    block = read_block(text)
     return [call for call, _ in block.calls], [text[piece.start : piece.end] for piece in block.rejected]
+
+
+def read_block(text: str, start: int = 0, ignored: frozenset[str] = frozenset()) -> CallBlock:
+    """What stands from `start` to the end of the text, as if it were the content of a tool_call block."""
+    block = _CallReader(text, [len(text)], ignored).block(start)
+    assert block is not None  # the end of the text closes it
+    return block
 
 
 def render(*, think: str | None, calls: Sequence[ToolCall], response: str | None) -> str:
@@ -160,7 +155,7 @@ def _first_content(text: str, blocks: Sequence[Block], kind: Kind) -> str | None
 
 
 @dataclass
-class _CallBlock:
+class CallBlock:
     """What a tool_call block holds."""
 
     calls: list[tuple[ToolCall, CallSpans]] = field(default_factory=list)
@@ -170,8 +165,8 @@ class _CallBlock:
 
 
 @dataclass
-class _Scanned:
-    """What the scan of a text has found."""
+class Scanned:
+    """What `scan` has found in a text."""
 
     blocks: list[Block] = field(default_factory=list)
     calls: list[tuple[ToolCall, CallSpans]] = field(default_factory=list)
@@ -181,27 +176,31 @@ class _Scanned:
     inner: int = 0  # tags inside a block
 
 
-def _scan(text: str) -> _Scanned:
+def scan(text: str, tags: re.Pattern[str] | None = None, ignored: frozenset[str] = frozenset()) -> Scanned:
     """Closed blocks with their calls, and every tag.
+
+    Args:
+        tags: by default those of the format above; groups 1 and 2 are the slash of a closing tag and the kind of block.
+        ignored: further keys that a call may have.
 
     A block runs from its opening tag to the next closing tag of its kind; other tags between are content (so a call
     inside a think block is thought about, not made). A tool_call block is read call by call, and a tag inside a JSON
     object there can only stand in a string. An opening tag that nothing closes opens nothing.
     """
-    result = _Scanned()
-    found = list(_TAG.finditer(text))
+    result = Scanned()
+    found = list((tags or _TAG).finditer(text))
     index_of: dict[int, int] = {}  # of closing tags, by where they start
     closers: dict[Kind, list[int]] = {kind: [] for kind in Kind}
     for index, match in enumerate(found):
         if match[1]:
             index_of[match.start()] = index
             closers[Kind(match[2])].append(match.start())
-    reader = _CallReader(text, closers[Kind.TOOL_CALL])
+    reader = _CallReader(text, closers[Kind.TOOL_CALL], ignored)
     index = 0
     while index < len(found):
         opening, kind = found[index], Kind(found[index][2])
         result.tags.append(opening[0])
-        body: _CallBlock | None = None
+        body: CallBlock | None = None
         if not opening[1]:
             body = reader.block(opening.end()) if kind is Kind.TOOL_CALL else _plain(closers[kind], opening.end())
         if body is None:
@@ -226,10 +225,10 @@ def _scan(text: str) -> _Scanned:
     return result
 
 
-def _plain(closers: Sequence[int], start: int) -> _CallBlock | None:
+def _plain(closers: Sequence[int], start: int) -> CallBlock | None:
     """A block without calls whose content starts at `start`; None where nothing closes it."""
     nth = bisect_left(closers, start)
-    return _CallBlock(close=closers[nth]) if nth < len(closers) else None
+    return CallBlock(close=closers[nth]) if nth < len(closers) else None
 
 
 def _unquoted(tags: Sequence[re.Match[str]], objects: Sequence[Span]) -> list[re.Match[str]]:
@@ -249,7 +248,7 @@ def _outside(text: str, blocks: Sequence[Block]) -> list[Span]:
     return [Span(start, end) for start, end in zip(ends, starts, strict=True) if end > start]
 
 
-def _problems(text: str, found: _Scanned) -> list[str]:
+def _problems(text: str, found: Scanned) -> list[str]:
     """What is wrong with the format, for people."""
     kinds = [block.kind for block in found.blocks]
     problems = []
@@ -273,21 +272,6 @@ def _problems(text: str, found: _Scanned) -> list[str]:
     return problems
 
 
-class _Malformed(Exception):
-    """The piece of text that was begun is no JSON object; `place` is where that showed."""
-
-    def __init__(self, place: int) -> None:
-        self.place = place
-
-
-@dataclass(frozen=True)
-class _Member:
-    """A key of an object and where its value stands in the scanned text."""
-
-    key: str
-    value: Span
-
-
 class _CallReader:
     """Reads the tool_call blocks of one text.
 
@@ -298,18 +282,19 @@ class _CallReader:
 
     Args:
         closers: where closing tags of tool_call start, ascending.
+        ignored: further keys that a call may have.
     """
 
-    def __init__(self, text: str, closers: Sequence[int]) -> None:
-        self._text, self._closers = text, closers
+    def __init__(self, text: str, closers: Sequence[int], ignored: frozenset[str] = frozenset()) -> None:
+        self._text, self._closers, self._ignored = text, closers, ignored
         self._lookaheads = MAX_LOOKAHEADS
 
-    def block(self, start: int) -> _CallBlock | None:
+    def block(self, start: int) -> CallBlock | None:
         """The block whose content starts at `start`; None where no tag outside its calls closes it."""
         text, closers = self._text, self._closers
-        block = _CallBlock()
+        block = CallBlock()
         first = nth = bisect_left(closers, start)
-        position = _skip_space(text, start)
+        position = skip_space(text, start)
         while True:
             while nth < len(closers) and closers[nth] < position:  # in a string of the object that ended here
                 nth += 1
@@ -321,122 +306,20 @@ class _CallReader:
                 block.close = close
                 return block
             try:
-                end, members = _scan_object(text, position, len(text) if self._lookaheads > 0 else close)
-            except _Malformed as error:
+                end, members = scan_object(text, position, len(text) if self._lookaheads > 0 else close)
+            except Malformed as error:
                 self._lookaheads -= error.place > close
                 end = _next_line(text, position, min(error.place, close), close)
                 block.rejected.append(Span(position, end))
                 position = end
                 continue
-            call = _as_call(text, position, end, members)
+            call = as_call(text, position, end, members, self._ignored)
             if call is None:
                 block.rejected.append(Span(position, end))
             else:
                 block.calls.append(call)
             block.objects.append(Span(position, end))
-            position = _skip_space(text, end)
-
-
-def _as_call(text: str, start: int, end: int, members: Sequence[_Member]) -> tuple[ToolCall, CallSpans] | None:
-    """The call that a JSON object spells, None where it is something else.
-
-    Only the object's own keys count, so a "name" deeper inside is an argument like any other. A further key, a key
-    that is repeated in it or in its arguments, or both spellings of the arguments make the meaning unclear: no call.
-    """
-    places = {member.key: member.value for member in members}
-    keys = [key for key in _ARGUMENT_KEYS if key in places]
-    if len(members) != 2 or len(places) != 2 or len(keys) != 1 or "name" not in places:
-        return None
-    name, arguments = places["name"], places[keys[0]]
-    if text[name.start] != '"' or name.end - name.start == 2 or text[arguments.start] != "{":
-        return None
-    try:
-        values = json.loads(text[arguments.start : arguments.end], object_pairs_hook=_distinct)
-    except _RepeatedKey:
-        return None
-    call = ToolCall(json.loads(text[name.start : name.end]), values)
-    return call, CallSpans(
-        whole=Span(start, end), name=Span(name.start + 1, name.end - 1), arguments=arguments, key=keys[0]
-    )
-
-
-class _RepeatedKey(Exception):
-    """An object has the same key twice, which JSON readers read in different ways."""
-
-
-def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these keys and values; raises `_RepeatedKey`."""
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise _RepeatedKey
-    return values
-
-
-def _scan_object(text: str, start: int, limit: int) -> tuple[int, list[_Member]]:
-    """End of the JSON object (RFC 8259) at `start`, before `limit`, and its own members; raises `_Malformed`.
-
-    A pushdown automaton over tokens: one pass, no recursion, nothing is built. `json` alone would not do: it has no
-    spans, accepts NaN, recurses, and the cost of each of its errors grows with the place of the error.
-    """
-    members: list[_Member] = []
-    stack: list[str] = []  # open brackets
-    key, value_start = "", 0  # of the member at depth 1 that is being read
-    expect = "value"
-    position = start
-    while True:
-        match = _JSON_TOKEN.match(text, position, limit)
-        if match is None:
-            raise _Malformed(_skip_space(text, position))
-        string, number, _literal, mark = match.groups()
-        begin, position = match.start(match.lastindex or 0), match.end()
-        if not stack and mark != "{":
-            raise _Malformed(begin)
-
-        if expect in ("key", "key or end"):
-            if string is not None:
-                if len(stack) == 1:
-                    key = json.loads(string)
-                expect = "colon"
-                continue
-            if mark != "}" or expect == "key":
-                raise _Malformed(begin)
-        elif expect == "colon":
-            if mark != ":":
-                raise _Malformed(begin)
-            expect = "value"
-            continue
-        elif expect in ("value", "value or end"):
-            if len(stack) == 1:
-                value_start = begin
-            if mark in ("{", "["):
-                if len(stack) > MAX_DEPTH:
-                    raise _Malformed(begin)
-                stack.append(mark)
-                expect = "key or end" if mark == "{" else "value or end"
-                continue
-            if mark is not None and (mark != "]" or expect == "value"):
-                raise _Malformed(begin)
-            if number is not None and not _is_float64(number):
-                raise _Malformed(begin)
-        elif mark == ",":  # expect == "comma or end"
-            expect = "key" if stack[-1] == "{" else "value"
-            continue
-        elif mark != ("}" if stack[-1] == "{" else "]"):
-            raise _Malformed(begin)
-
-        # Here a value is complete: a string, number or literal, or a container that `mark` has just closed.
-        if mark is not None:
-            stack.pop()
-            if not stack:
-                return position, members
-        if len(stack) == 1:
-            members.append(_Member(key, Span(value_start, position)))
-        expect = "comma or end"
-
-
-def _is_float64(number: str) -> bool:
-    """True where the number is in the range of a float64, as JSON readers expect (RFC 8259, section 6)."""
-    return abs(float(number)) != float("inf")
+            position = skip_space(text, end)
 
 
 def _next_line(text: str, start: int, place: int, limit: int) -> int:
@@ -448,10 +331,4 @@ def _next_line(text: str, start: int, place: int, limit: int) -> int:
     if line >= 0 and not text[line:place].strip():
         return place
     newline = text.find("\n", place, limit)
-    return limit if newline < 0 else min(limit, _skip_space(text, newline))
-
-
-def _skip_space(text: str, position: int) -> int:
-    match = _JSON_SPACE.match(text, position)
-    assert match is not None  # the pattern matches the empty string
-    return match.end()
+    return limit if newline < 0 else min(limit, skip_space(text, newline))

@@ -15,7 +15,9 @@ from rest_core.algorithm.rewards import SCHEMES, Reward, tool_reward
 from rest_core.algorithm.weights import relative_frequency, token_weights
 from rest_core.chat import continuation, opening
 from rest_core.config import WeightsConfig
-from rest_core.response import Response, parse
+from rest_core.response import Response
+from rest_core.styles.formats import Tagged
+from rest_core.styles.formats.parts import Format
 from rest_core.token_bytes import token_bytes
 
 # Mean policy entropy by region in nats, for a text that comes without the policy that sampled it: means over the steps
@@ -68,6 +70,7 @@ def score_response(
     step: int,
     total_steps: int,
     region_entropy: Mapping[Region, float] = ASSUMED_ENTROPY,
+    read_by: Format | None = None,
 ) -> ScoredResponse:
     """Take a response apart, as training does with a sampled one; `text` is encoded, as there are no sampled ids.
 
@@ -78,11 +81,13 @@ def score_response(
         weights: settings of any scheme but `high_entropy` and `token_entropy`, which need the policy's own entropies.
         step, total_steps: place in the training, for the curriculum and the reward schedule.
         region_entropy: mean policy entropy of each region in nats, read by the scheme `paper`.
+        read_by: the format of both texts; None = the project's own.
     """
+    read = (read_by or Tagged()).parse
     opened = opening(tokenizer).text
     said = continuation(tokenizer, text) if opened and text.lstrip().startswith(opened.rstrip()) else text
     ids = [*tokenizer(said, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    response, regions = read_response(ids, tokenizer)
+    response, regions = read_response(ids, tokenizer, read=read)
     row = torch.tensor([ids])  # (1, T)
     mask = torch.ones_like(row)
     values = token_weights(
@@ -94,7 +99,7 @@ def score_response(
         region_entropy=torch.tensor([region_entropy[region] for region in Region]),
         token_frequency=relative_frequency(row, mask),
     )[0]  # (T,)
-    wanted = parse(reference)
+    wanted = read(reference)
     return ScoredResponse(
         response=response,
         reference=wanted,

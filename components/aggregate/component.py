@@ -12,8 +12,8 @@ def aggregate(
     tracking: dict,
     ablation: dict,
     pipeline_run: str,
-    bfcl: dsl.Input[List[dsl.Artifact]],  # noqa: UP006
-    api_bank: dsl.Input[List[dsl.Artifact]],  # noqa: UP006
+    bfcl_trained: dsl.Input[List[dsl.Artifact]],  # noqa: UP006
+    api_bank_trained: dsl.Input[List[dsl.Artifact]],  # noqa: UP006
     report: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],

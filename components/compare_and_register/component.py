@@ -12,8 +12,10 @@ def compare_and_register(
     pipeline_run: str,
     dataset: dsl.Input[dsl.Dataset],
     policy: dsl.Input[dsl.Model],
-    bfcl: dsl.Input[dsl.Artifact],
-    api_bank: dsl.Input[dsl.Artifact],
+    bfcl_warmup: dsl.Input[dsl.Artifact],
+    api_bank_warmup: dsl.Input[dsl.Artifact],
+    bfcl_trained: dsl.Input[dsl.Artifact],
+    api_bank_trained: dsl.Input[dsl.Artifact],
     record: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:

@@ -11,6 +11,7 @@ def preflight(
     data: dict,
     sft: dict,
     rl: dict,
+    evaluation: dict,
     bfcl: dict,
     api_bank: dict,
     registry: dict,

@@ -157,7 +157,7 @@ def aggregate(
 
     \b
     Examples:
-      rest aggregate runs/x/artifacts/*/*/evaluate-bfcl/report --baseline paper --out again
+      rest aggregate runs/x/artifacts/*/*/evaluate-bfcl-trained/report --baseline paper --out again
     """
     config = configuration(profile, overrides)
     import logging

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rest_core.score import ScoredResponse
 
 _SCHEMES = ("paper", "official", "uniform", "mask_only", "name_boost", "frequency")
+_FORMATS = ("tagged", "hermes", "llama3_json", "pythonic", "mistral", "qwen3_coder")
 _COLOURS = {
     "NAME": "magenta",
     "ARGUMENTS": "cyan",
@@ -48,6 +49,14 @@ _MAX_BYTES = 1_000_000
     help="Policy entropy of a region, as MLflow shows it for a run; else one is assumed. May be given again.",
 )
 @click.option("--tokenizer", default=EMBEDDED_MODEL, show_default=True, metavar="MODEL", help="Whose tokens are meant.")
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(_FORMATS),
+    default="tagged",
+    show_default=True,
+    help="How both texts are written: the project's own format, or a model family's by vLLM's name of its parser.",
+)
 @click.option("--tokens", is_flag=True, help="List every token, too.")
 def score(
     response_file: Path,
@@ -57,6 +66,7 @@ def score(
     total_steps: int,
     entropies: tuple[str, ...],
     tokenizer: str,
+    format_name: str,
     tokens: bool,
 ) -> None:
     """Take one response apart: the method on a page.
@@ -78,6 +88,7 @@ def score(
     from rest_core.model.loading import load_tokenizer
     from rest_core.operations import policies
     from rest_core.score import score_response
+    from rest_core.styles.formats import FORMATS
 
     logs.configure(sys.stderr, level=logging.WARNING, libraries=("transformers",))
     region_entropy = _entropies(entropies)
@@ -90,6 +101,7 @@ def score(
         step=step,
         total_steps=total_steps,
         region_entropy=region_entropy,
+        read_by=FORMATS[format_name](),
     )
     console = Console(highlight=False)
     _show_parse(console, result.response)

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipelines.cli.options import api_bank_option, configuration, configured, data_option, with_options
-from rest_core.operations.catalogue import STAGES, Stage
+from rest_core.operations.catalogue import CATALOGUE, ENTRIES, Stage, evaluations
 
 _OPTIONS = {
     "api_bank": api_bank_option,
@@ -63,9 +63,9 @@ def _command(stage: Stage) -> click.Command:
             keywords["trial"] = as_trained(trial, config.rl)
         # A policy may be a hub id or a URI, which are no paths.
         inputs = {name: value if name == "policy" else _local(value) for name, value in folders.items()}
-        if stage.reads_benchmarks:
-            names = stage.all_inputs.keys() - dict(stage.inputs).keys()
-            keywords["evaluations"] = {name: inputs.pop(name) for name in names}
+        if stage.reads_evaluations:
+            reports = {str(one.benchmark): inputs.pop(str(one.benchmark)) for one in evaluations("trained")}
+            keywords["evaluations"] = {"trained": reports}
         result = stage.load()(**keywords, **inputs, pipeline_run=pipeline_run, out=out)
         if not is_main_process():
             return
@@ -91,13 +91,18 @@ def _command(stage: Stage) -> click.Command:
 def _folders(stage: Stage) -> dict[str, str]:
     """The folders that a stage reads, and what the help says of each."""
     texts = {}
-    for name, producer in stage.all_inputs.items():
+    producers = {name: CATALOGUE[producer] for name, producer in stage.inputs}
+    if stage.reads_evaluations:  # by hand those of the policy alone
+        producers |= {str(one.benchmark): one for one in evaluations("trained")}
+    for name, producer in producers.items():
         assert producer.command is not None
         texts[name] = f"Folder that `rest {producer.command.name}` made."
     if "dataset" in texts:
         texts["dataset"] = "Folder that `rest prepare` made; like the others it may be an s3:// URI."
     if "policy" in texts:
         texts["policy"] = "Folder that `rest sft` or `rest train` made, or a model (hub id, folder, s3:// URI)."
+        if stage.benchmark is not None:
+            texts["policy"] += " Or openai:MODEL@URL, behind an OpenAI-compatible endpoint; the key is OPENAI_API_KEY."
     return texts
 
 
@@ -108,4 +113,4 @@ def _local(folder: str) -> Path:
     return storage.fetch(folder, storage.cache_folder()) if storage.is_s3(folder) else Path(folder)
 
 
-COMMANDS = tuple(_command(stage) for stage in STAGES if stage.command is not None)
+COMMANDS = tuple(_command(stage) for stage in ENTRIES if stage.command is not None)

@@ -129,9 +129,16 @@ class AblationConfig(Section):
     """How the trials are compared."""
 
     baseline: str = Field("uniform", description="name of the scheme that the others are compared with")
-    metric: str = Field("bfcl/overall", description="the figure that decides; chosen before the trials are run")
+    metric: str = Field("bfcl/call_accuracy", description="the figure that decides; chosen before the trials are run")
     metrics: tuple[str, ...] = Field(
-        ("bfcl/non_live", "bfcl/live", "api_bank/overall_soft", "api_bank/overall_strict", "reward/after"),
+        (
+            "bfcl/irrelevance_accuracy",
+            "bfcl/non_live",
+            "bfcl/live",
+            "api_bank/overall_soft",
+            "api_bank/overall_strict",
+            "reward/after",
+        ),
         description="figures that are shown besides, where they were measured",
     )
     confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals")

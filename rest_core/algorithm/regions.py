@@ -1,13 +1,13 @@
 """Regions: which part of a response each sampled token belongs to.
 
 The weights of ResT go by region (paper, section on token-level reshaping; docs/method.md). Regions are found on the
-sampled ids: the ids' own bytes give the text, the one parser gives spans, and each token takes the region that covers
-most of its bytes.
+sampled ids: the ids' own bytes give the text, the parser of the style gives spans, and each token takes the region
+that covers most of its bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from itertools import pairwise
 from typing import Any
@@ -25,7 +25,7 @@ class Region(IntEnum):
     """The parts of a response, in the order in which ties between them are decided."""
 
     NAME = 0  # the value of a call's "name", without quotes
-    ARGUMENTS = 1  # the JSON value of "parameters"/"arguments", braces included
+    ARGUMENTS = 1  # the JSON value of "parameters"/"arguments", braces included; what other formats have in its place
     FORMAT = 2  # the tags of closed blocks
     THINK = 3  # inside a closed think block
     RESPONSE = 4  # inside a closed response block
@@ -71,7 +71,10 @@ def batch_regions(ids: Tensor, mask: Tensor, tokenizer: Any, opened: Sequence[Op
 
 
 def read_response(
-    ids: Sequence[int] | Tensor, tokenizer: Any, opened: Opening | None = None
+    ids: Sequence[int] | Tensor,
+    tokenizer: Any,
+    opened: Opening | None = None,
+    read: Callable[[str], Response] = parse,
 ) -> tuple[Response, Tensor]:
     """The parsed response of sampled ids and its token regions (T,): one parse serves reward and weights.
 
@@ -79,10 +82,11 @@ def read_response(
         ids: (T,) the sampled ids.
         tokenizer: the tokenizer of the model that sampled them.
         opened: by the prompt, the response's beginning; None = as the tokenizer's chat template does.
+        read: the parser, of the project's own format or of another.
     """
     sampled = ids.tolist() if isinstance(ids, Tensor) else list(ids)
     text, edges = _spelled(sampled, tokenizer, opened)
-    response = parse(text)
+    response = read(text)
     spans, codes = _region_spans(response)
     bounds = np.asarray(spans, dtype=np.int64).reshape(-1)  # (2S,) characters, ascending
     if not text.isascii():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +18,11 @@ from rest_core.algorithm.regions import read_response
 from rest_core.algorithm.rewards import Reward, tool_reward
 from rest_core.algorithm.weights import in_reweighted_region, reads_token_entropies, relative_frequency, token_weights
 from rest_core.config import PaperWeights, RlConfig
-from rest_core.response import Response, parse
+from rest_core.errors import UserError
+from rest_core.records import Tool
+from rest_core.response import TAGGED, Response
+from rest_core.styles.formats import Tagged
+from rest_core.styles.formats.parts import Format
 
 
 @dataclass(frozen=True)
@@ -30,17 +35,37 @@ class Judgement:
 
 
 class ResT:
-    """The algorithm's settings and its only state, the running region entropies."""
+    """The algorithm's settings and its only state, the running region entropies.
 
-    def __init__(self, config: RlConfig, tokenizer: Any) -> None:
+    Args:
+        read_by: parses responses; None = the project's own format.
+
+    Raises:
+        UserError: a setting has no meaning in that format.
+    """
+
+    def __init__(self, config: RlConfig, tokenizer: Any, read_by: Format | None = None) -> None:
         self.config = config
         self.tokenizer = tokenizer
+        self.read_by = read_by or Tagged()
+        if config.reward_one_call_a_line and self.read_by.dialect is not TAGGED:
+            raise UserError(
+                "rl.reward_one_call_a_line reads calls as ToolRL writes them; leave it out with other formats"
+            )
         self.entropy = RunningRegionEntropy(config.entropy_momentum)
 
-    def judge(self, ids: Sequence[int], reference: str | Response, step: int) -> Judgement:
-        """Parse sampled ids once; reward and regions both come from that parse."""
-        response, regions = read_response(ids, self.tokenizer)
-        wanted = parse(reference) if isinstance(reference, str) else reference
+    def read(self, ids: Sequence[int], tools: Sequence[Tool] = ()) -> tuple[Response, Tensor]:
+        """The parsed response of sampled ids and its token regions (T,)."""
+        return read_response(ids, self.tokenizer, read=partial(self.read_by.parse, tools=tools))
+
+    def judge(self, ids: Sequence[int], reference: str | Response, step: int, tools: Sequence[Tool] = ()) -> Judgement:
+        """Parse sampled ids once; reward and regions both come from that parse.
+
+        Args:
+            tools: those that may be called, which give the values of some formats their types.
+        """
+        response, regions = self.read(ids, tools)
+        wanted = self.read_by.parse(reference, tools) if isinstance(reference, str) else reference
         reward = tool_reward(
             response,
             wanted,

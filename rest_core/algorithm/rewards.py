@@ -11,7 +11,6 @@ All read the result of the one parser. `toolrl` and `rest` compare values as Pyt
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -21,13 +20,12 @@ from typing import Any, Literal
 
 from rest_core.errors import UserError, nearest
 from rest_core.records import ToolCall
-from rest_core.response import Kind, Response, parse, read_calls
+from rest_core.response import TAGGED, Kind, Response, Span, parse, read_calls
 
 RewardScheme = Literal["toolrl", "rest", "strict"]
 SCHEMES: tuple[RewardScheme, ...] = ("toolrl", "rest", "strict")
 # How ToolRL lays a response out, the blocks in their order; * is any text.
 _LAYOUT = {Kind.TOOL_CALL: "<tool_call>\n*\n</tool_call>", Kind.RESPONSE: "<response>*</response>"}
-_CALL_TAG = re.compile(r"</?tool_call>")
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,12 @@ def tool_reward(
 
 
 def _toolrl_format(given: Response, wanted: Response) -> bool:
-    """ToolRL's format rule: think, then the reference's blocks once each, line breaks between, nothing around them."""
+    """ToolRL's format rule: think, then the reference's blocks once each, line breaks between, nothing around them.
+
+    In other dialects than its own: well formed, with the parts of the reference.
+    """
+    if given.dialect is not TAGGED:
+        return given.well_formed and given.tags == wanted.tags
     blocks = [kind for kind in _LAYOUT if any(block.kind is kind for block in wanted.blocks)]
     if any(given.tags.count(tag) != 1 for kind in blocks for tag in (f"<{kind.value}>", f"</{kind.value}>")):
         return False
@@ -183,16 +186,31 @@ def _attempts(given: Response) -> int:
     That is in tool_call blocks; in what stands outside of all blocks, so that a tag which ends a block early, or is no
     longer one, hides nothing; and inside other blocks that hold a tag of a tool_call block.
     """
+    if given.dialect is not TAGGED:
+        return _attempts_in_dialect(given)
     text = given.text
     attempts = len(given.calls) + _lines_with_braces(text[piece.start : piece.end] for piece in given.rejected)
     if given.well_formed:
         return attempts
-    others = [block.content for block in given.blocks if block.kind is not Kind.TOOL_CALL]
-    swallowed = [span for span in others if _CALL_TAG.search(text, span.start, span.end)]
+    mark = given.dialect.call_mark
+    swallowed = [span for span in _without_calls(given) if mark.search(text, span.start, span.end)]
     for span in (*given.outside, *swallowed):
-        calls, rejected = read_calls(_CALL_TAG.sub("\n", text[span.start : span.end]))
+        calls, rejected = read_calls(mark.sub("\n", text[span.start : span.end]))
         attempts += len(calls) + _lines_with_braces(rejected)
     return attempts
+
+
+def _attempts_in_dialect(given: Response) -> int:
+    """The same where calls need no braces: calls, pieces that are none, and marks of calls anywhere else."""
+    text, mark = given.text, given.dialect.call_mark
+    pieces = sum(max(1, _lines_with_braces([text[piece.start : piece.end]])) for piece in given.rejected)
+    elsewhere = () if given.well_formed else (*given.outside, *_without_calls(given))
+    return len(given.calls) + pieces + sum(len(mark.findall(text, span.start, span.end)) for span in elsewhere)
+
+
+def _without_calls(given: Response) -> list[Span]:
+    """The contents of blocks in which no call can stand."""
+    return [block.content for block in given.blocks if block.kind is not Kind.TOOL_CALL]
 
 
 def _lines_with_braces(pieces: Iterable[str]) -> int:

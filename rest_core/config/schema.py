@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rest_core.config.rl import LoraConfig, RlConfig
+from rest_core.config.rl import EngineConfig, LoraConfig, RlConfig, TransformersEngineConfig
 from rest_core.config.section import Section
 
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
@@ -26,8 +26,12 @@ class ModelConfig(Section):
     """compute type; master weights are always float32. A CPU that cannot multiply bfloat16 computes in float32"""
     trust_remote_code: bool = False
     """run Python code that comes with the checkpoint"""
-    prompt_style: Literal["toolrl", "compact"] = "toolrl"
-    """format instructions for data that brings none of its own, and for BFCL"""
+    prompt_style: str = Field("toolrl", pattern=r"^([a-z0-9-]+|file:.+)$")
+    """how questions are put and answers are read (docs/evaluation.md): toolrl, compact, native, or file:PATH"""
+    tool_parser: Literal["auto", "hermes", "llama3_json", "pythonic", "mistral", "qwen3_coder"] = "auto"
+    """prompt_style=native: how the model's family writes calls, by vLLM's names; auto = by its chat template"""
+    enable_thinking: bool | None = None
+    """variable of the chat template; null = as the template has it"""
     init: Literal["pretrained", "random"] = "pretrained"
     """'random' keeps the architecture and draws new weights (tests)"""
 
@@ -89,6 +93,33 @@ class GenerationConfig(Section):
     """memory for keys and values of earlier prompts and responses: what a prompt begins with is not computed again"""
 
 
+PolicyName = Literal["base", "warmup", "trained", "champion"]
+
+
+class EndpointConfig(Section):
+    """How a policy `openai:MODEL@URL` is asked; the key is OPENAI_API_KEY, from the environment alone."""
+
+    prompting: Literal["tools", "prompt"] = "tools"
+    """tools = the request has the tools, and the structured calls of the answer count; prompt = the prompt of
+    model.prompt_style, and the answer's text is read as a local model's"""
+    parallel: int = Field(16, ge=1, le=256)
+    """requests at the same time"""
+    timeout_seconds: float = Field(120, gt=0)
+    """for one attempt"""
+    deadline_seconds: float = Field(600, gt=0)
+    """for one question, all attempts and pauses together"""
+
+
+class EvaluationConfig(Section):
+    """Which policies a pipeline evaluates on every benchmark, and by what they are run."""
+
+    policies: tuple[PolicyName, ...] = ("base", "warmup", "trained", "champion")
+    """base = model.source, warmup = after sft, trained = after rl, champion = the registry's, where it has one"""
+    engine: EngineConfig = Field(TransformersEngineConfig(), discriminator="engine")
+    """what generates the responses, as rl.engine"""
+    endpoint: EndpointConfig = EndpointConfig()
+
+
 class BfclConfig(Section):
     enabled: bool = True
     categories: tuple[str, ...] = ("non_live", "live")
@@ -112,7 +143,7 @@ class RegistryConfig(Section):
     enabled: bool = True
     name: str = "rest-tool-use"
     """name of the registered model"""
-    metric: str = "bfcl/overall"
+    metric: str = "bfcl/call_accuracy"
     """the metric that promotion compares"""
     destination: str | None = None
     """folder or s3:// URI for the checkpoint; null = the run's artifacts"""
@@ -176,6 +207,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     bfcl: BfclConfig = BfclConfig()
     api_bank: ApiBankConfig = ApiBankConfig()
     registry: RegistryConfig = RegistryConfig()

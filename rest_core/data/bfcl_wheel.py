@@ -30,6 +30,13 @@ def categories() -> list[str]:
     return sorted(names - {_ID_LIST})
 
 
+def memory_prerequisites() -> Iterator[dict[str, Any]]:
+    """The conversations that memory categories begin with, which are the same for all of them."""
+    for path in sorted((data_folder() / "memory_prereq_conversation").glob("*.json")):
+        for record in sound_records(path, "install bfcl-eval again"):
+            yield record.fields
+
+
 def questions(category: str, folder: str = ".") -> Iterator[dict[str, Any]]:
     """The entries of a category's file below `data/folder`, e.g. ("exec_simple", "unused_datasets/question")."""
     for record in sound_records(data_folder() / folder / f"{PREFIX}{category}.json", "install bfcl-eval again"):

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rest_core.data.fields import Record, Rejected, Unreadable
-from rest_core.data.prompts import THINK_CALL, THINK_RESPOND, Style, render
 from rest_core.data.tools import by_name, declares, same_name
 from rest_core.records import Message, Origin, Role, Sample, Tool, ToolCall
-from rest_core.response import render as render_response
+from rest_core.styles.style import Style
 
 # The answer where the data says that no call is right, and has no text for it.
 NO_TOOL_FITS = "None of the available tools fits this request."
@@ -30,9 +29,9 @@ class Turn:
     call_fields: tuple[str, ...] = ()  # as many as calls
     think: str | None = None
 
-    def message(self) -> Message:
+    def message(self, style: Style) -> Message:
         if self.role == "assistant":
-            return assistant_turn(self.calls, self.text, self.think)
+            return style.assistant_turn(self.calls, self.text, self.think)
         return Message(self.role, self.text or "")
 
 
@@ -64,12 +63,6 @@ class Verbatim:
     reference_field: str
 
 
-def assistant_turn(calls: Sequence[ToolCall], response: str | None, think: str | None = None) -> Message:
-    """An assistant turn in the project's response format; without a thought of its own it gets ToolRL's."""
-    thought = think or (THINK_CALL if calls else THINK_RESPOND)
-    return Message("assistant", render_response(think=thought, calls=calls, response=response or None))
-
-
 def samples(content: Dialogue | Verbatim, record: Record, *, style: Style, source: str) -> Iterator[Sample | Rejected]:
     """A sample for every assistant turn that is wanted and has a user turn before it.
 
@@ -93,13 +86,13 @@ def samples(content: Dialogue | Verbatim, record: Record, *, style: Style, sourc
             yield turn
             continue
         turn = _without_filled_in(turn, content.tools)
-        message = turn.message()
+        message = turn.message(style)
         if turn.role == "assistant" and asked and place >= content.asked_from:
             found = True
             yield Sample(
                 id=f"{id_}.{place}" if several else id_,
                 source=source,
-                prompt=render(style, content.tools, history),
+                prompt=style.render(content.tools, history),
                 tools=content.tools,
                 reference=message.content,
                 origin=Origin(record.where, content.prompt_field, content.tools_field, turn.field, turn.call_fields),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rest_core import storage
 from rest_core.config import ApiBankConfig
@@ -31,7 +33,10 @@ def api_bank_folder(api_bank: ApiBankConfig) -> tuple[Path | None, str | None]:
 
 
 def evaluation_questions(api_bank: Path | None = None) -> dict[str, list[str]]:
-    """The user's turns of every evaluation item, all together, by set ("bfcl/simple_python", "api-bank/1").
+    """The user's turns of every evaluation item, by set ("bfcl/simple_python", "api-bank/1").
+
+    The turns of an item are one question. A dialogue of several steps is one for each number of its first steps,
+    because a training sample may be made of any of them.
 
     Args:
         api_bank: folder of ToolRL's processed API-Bank files; None leaves API-Bank out.
@@ -51,12 +56,18 @@ def evaluation_questions(api_bank: Path | None = None) -> dict[str, list[str]]:
 
 
 def _bfcl() -> dict[str, list[str]]:
-    """The single-turn categories: the question files whose entries bring their functions along."""
-    return {
-        f"bfcl/{category}": [
-            " ".join(message["content"] for step in entry["question"] for message in step if message["role"] == "user")
-            for entry in entries
+    """All categories. Format sensitivity has no questions of its own: it puts those of others in other words."""
+    sets = {f"bfcl/{name}": _questions(bfcl_wheel.questions(name)) for name in bfcl_wheel.categories()}
+    return sets | {"bfcl/memory_prerequisites": _questions(bfcl_wheel.memory_prerequisites())}
+
+
+def _questions(entries: Iterable[dict[str, Any]]) -> list[str]:
+    """The questions of a file's entries: of each, its first step, its first two and so on."""
+    found: list[str] = []
+    for entry in entries:
+        steps = [
+            " ".join(message["content"] for message in step if message["role"] == "user") for step in entry["question"]
         ]
-        for category in bfcl_wheel.categories()
-        if "function" in (entries := list(bfcl_wheel.questions(category)))[0]
-    }
+        grown = (" ".join(filter(None, steps[:count])) for count in range(1, len(steps) + 1))
+        found += filter(None, dict.fromkeys(grown))  # a step without a user's message says nothing new
+    return found

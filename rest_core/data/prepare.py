@@ -16,12 +16,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rest_core import manifest
-from rest_core.chat import encode_prompts, encode_response
+from rest_core.chat import encode_prompt, encode_response
 from rest_core.config import DataConfig, DataSource
 from rest_core.data import sources, store
 from rest_core.data.dedupe import EvaluationOverlap, Traits, duplicates, traits
 from rest_core.data.fields import Rejected
-from rest_core.data.prompts import Style
 from rest_core.data.readers import Use
 from rest_core.data.sources import SourceFile
 from rest_core.data.split import validation_groups
@@ -29,7 +28,7 @@ from rest_core.data.validate import problem
 from rest_core.disk import disk_errors
 from rest_core.errors import UserError
 from rest_core.records import Sample
-from rest_core.response import parse
+from rest_core.styles.style import Style
 
 REPORT = "report.json"
 _PARTIAL = ".partial"  # inside the output folder, which may be a mount point that nothing can be renamed onto
@@ -96,7 +95,7 @@ def prepare(
 
     Args:
         data: sources, limits and thresholds.
-        style: prompt style of data that brings no prompt of its own.
+        style: of data that brings no prompt of its own; reads the references.
         tokenizer: measures lengths; needs a chat template.
         evaluation_questions: by name of set, see `rest_core.data.evaluation_sets`.
         out: folder to fill; an earlier run's dataset is replaced once the new dataset is complete.
@@ -114,7 +113,7 @@ def prepare(
     candidates = list(_valid(located, data, style, drops))
     overlap = EvaluationOverlap(evaluation_questions, data.overlap_threshold)
     candidates = list(_without_overlap(candidates, overlap, drops))
-    candidates = list(_within_length(candidates, data, tokenizer, drops))
+    candidates = list(_within_length(candidates, data, style, tokenizer, drops))
     candidates = list(_without_duplicates(candidates, data.near_duplicate_threshold, drops))
     pools = {use: [candidate for candidate in candidates if use in candidate.use] for use in _USES}
     splits = _split(pools, data)
@@ -129,7 +128,7 @@ def prepare(
         },
         "dropped": dict(drops.by_reason().most_common()),
         "splits": {name: len(members) for name, members in splits.items()},
-        "prompt_style": style,
+        "prompt_style": style.name,
         "inputs": [_input(source, file) for source, files in located for file in files],
         "examples": dict(drops.examples),
     }
@@ -169,7 +168,7 @@ def _valid(
         entries = _limited(files, source.limit, style)
         for file, entry in tqdm(entries, desc=f"reading {source.location}", unit=" records", disable=None, leave=False):
             drops.read[source.location] += 1
-            checked = entry if isinstance(entry, Rejected) else _checked(entry, source.location, file.use)
+            checked = entry if isinstance(entry, Rejected) else _checked(entry, source.location, file.use, style)
             if isinstance(checked, Rejected):
                 if data.on_invalid == "stop":
                     raise UserError(f"{checked}; mend the record, or set data.on_invalid=drop")
@@ -181,8 +180,8 @@ def _valid(
             yield checked
 
 
-def _checked(sample: Sample, location: str, use: tuple[Use, ...]) -> _Candidate | Rejected:
-    reference = parse(sample.reference)
+def _checked(sample: Sample, location: str, use: tuple[Use, ...], style: Style) -> _Candidate | Rejected:
+    reference = style.parse(sample.reference, sample.tools)
     return problem(sample, reference) or _Candidate(sample, location, use, traits(sample, reference))
 
 
@@ -207,11 +206,17 @@ def _without_overlap(
 
 
 def _within_length(
-    candidates: Sequence[_Candidate], data: DataConfig, tokenizer: PreTrainedTokenizerBase, drops: _Drops
+    candidates: Sequence[_Candidate],
+    data: DataConfig,
+    style: Style,
+    tokenizer: PreTrainedTokenizerBase,
+    drops: _Drops,
 ) -> Iterator[_Candidate]:
     for start in tqdm(range(0, len(candidates), _BATCH), desc="measuring lengths", disable=None, leave=False):
         batch = candidates[start : start + _BATCH]
-        prompts = [len(ids) for ids in encode_prompts(tokenizer, [candidate.sample.prompt for candidate in batch])]
+        prompts = [
+            len(encode_prompt(tokenizer, candidate.sample.prompt, style, candidate.sample.tools)) for candidate in batch
+        ]
         references = [_reference_tokens(tokenizer, candidate) for candidate in batch]
         for candidate, prompt, reference in zip(batch, prompts, references, strict=True):
             if prompt > data.max_prompt_tokens:

@@ -29,10 +29,10 @@ from rest_core.data import published, readers
 from rest_core.data.fields import Rejected
 from rest_core.data.files import SUFFIXES
 from rest_core.data.hub import hub_errors, is_hub_id
-from rest_core.data.prompts import Style
 from rest_core.data.readers import Use
 from rest_core.errors import UserError, nearest
 from rest_core.records import Sample
+from rest_core.styles.style import Style
 
 # What the hub, `datasets`, LLaMA-Factory and others write beside the data.
 _ABOUT_DATA = frozenset(

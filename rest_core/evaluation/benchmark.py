@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rest_core import __version__
 from rest_core.config import GenerationConfig
 from rest_core.evaluation.policy import Answer, Chat
-from rest_core.evaluation.statistics import Accuracy
+from rest_core.evaluation.statistics import Accuracy, Average, Estimate, Mean
+from rest_core.evaluation.taxonomy import ExpectedCall
 
 Row = dict[str, Any]  # of rows.jsonl: one a question
 
@@ -25,6 +27,7 @@ class Question:
     id: str
     category: str
     entry: Any
+    expected: Sequence[ExpectedCall] | None = None  # the calls that are wanted, where the answer key names them
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,21 @@ class Figures:
     """The figures of an evaluation, by names that get the benchmark's before them ("bfcl/live")."""
 
     scores: Mapping[str, Accuracy]  # in the order in which they are shown
-    averages: Mapping[str, float] = field(default_factory=dict)  # as fractions
+    averages: Mapping[str, Average | Mean] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)  # under "count/"
     notes: tuple[str, ...] = ()  # how the figures came about
+    headline: tuple[str, ...] = ()  # the scores and averages to read first
+
+    @property
+    def all(self) -> dict[str, Estimate]:
+        """Averages and scores, in the order in which they are shown."""
+        return {**self.first, **self.averages, **self.scores}
+
+    @property
+    def first(self) -> dict[str, Estimate]:
+        """The headline figures that were measured."""
+        known = {**self.averages, **self.scores}
+        return {name: known[name] for name in self.headline if name in known}
 
 
 class Benchmark(ABC):
@@ -48,9 +63,16 @@ class Benchmark(ABC):
 
     name: ClassVar[str]  # "bfcl": stands before the names of its metrics
     title: ClassVar[str]
+    rules: ClassVar[tuple[str, ...]] = ("valid",)
+    """The columns of a row that hold verdicts."""
 
     def __init__(self, generation: GenerationConfig, limit: int | None, seed: int) -> None:
         self.generation, self.limit, self.seed = generation, limit, seed
+
+    @property
+    def checker(self) -> str:
+        """The rule that judges, with its version: verdicts of different ones do not compare."""
+        return f"rest-pipelines {__version__}"
 
     @abstractmethod
     def questions(self) -> dict[str, list[Question]]:
@@ -62,7 +84,11 @@ class Benchmark(ABC):
 
     @abstractmethod
     def judge(self, questions: Sequence[Question], answers: Sequence[Answer]) -> list[Row]:
-        """A row's columns about its answer, for each question: its category, whether the answer is right, why not."""
+        """A row's columns about its answer, for each question: `category`, a verdict a rule, the error.
+
+        `evaluate` adds the others of rows.jsonl where `judge` gives none: question, tools, expected calls, calls, kind
+        of error, tokens, seconds.
+        """
 
     @abstractmethod
     def figures(self, rows: Sequence[Row]) -> Figures:

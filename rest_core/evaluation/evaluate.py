@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
 from rest_core.evaluation.benchmark import Benchmark, Figures, Question, Row
 from rest_core.evaluation.evaluation_report import EvaluationReport
-from rest_core.evaluation.policy import Answer, Policy, Progress
+from rest_core.evaluation.measurement import Measurement, items_hash, limits, text_hash
+from rest_core.evaluation.policy import Answer, Chat, Policy, Progress
+from rest_core.evaluation.taxonomy import kind_of
+from rest_core.styles.few_calls import few_calls
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -24,8 +31,9 @@ def evaluate(
 
     Returns:
         The report. Metrics, all below the benchmark's name: its scores and averages, `well_formed` (responses exactly
-        in the format) and `truncated` as fractions; `count/…` as numbers, `count/skipped_prompts` among them; `subset`
-        is 1 where not all questions were put, else 0.
+        in the format) and `truncated` as fractions; `low/…` and `high/…`, the bounds of the headline figures' 95 %
+        intervals; `count/…` as numbers, `count/skipped_prompts` among them; `subset` is 1 where not all questions were
+        put, else 0.
 
     Raises:
         UserError: the benchmark's files are missing or not as they should be, or the disk is full.
@@ -39,9 +47,9 @@ def evaluate(
     chats = [benchmark.chat(question) for question in questions]
     answers = policy.respond(chats, benchmark.generation, on_progress)
     verdicts = benchmark.judge(questions, answers)
-    rows = [_row(*parts) for parts in zip(questions, answers, verdicts, strict=True)]
-    prompted = any(chat.prompt is None for chat in chats)
-    report = _report(benchmark, policy, prompted, answers, rows, sum(map(len, available.values())))
+    rows = [_row(benchmark, *parts) for parts in zip(questions, chats, answers, verdicts, strict=True)]
+    measured = _measurement(benchmark, policy, questions, chats)
+    report = _report(benchmark, policy, measured, answers, rows, sum(map(len, available.values())))
     benchmark.write_files(out, policy.name, answers, rows)
     report.write(out)
     return report
@@ -59,32 +67,67 @@ def seeded_subset(items: Sequence[T], limit: int | None, *, seed: int, name: str
     return [items[index] for index in sorted(chosen)]
 
 
-def _row(question: Question, answer: Answer, verdict: Row) -> Row:
+def _row(benchmark: Benchmark, question: Question, chat: Chat, answer: Answer, verdict: Row) -> Row:
+    """All that is known of an answer; the benchmark's own columns win."""
+    wrong = not all(verdict[rule] for rule in benchmark.rules)
+    kind = kind_of(chat, answer, question.expected, verdict.get("error_type")) if wrong else None
+    expected = None if question.expected is None else [call.to_json() for call in question.expected]
     return {
         "id": question.id,
-        **verdict,
-        "well_formed": answer.parsed.well_formed,
+        "category": question.category,
+        **dict.fromkeys(benchmark.rules),
+        "kind": kind,
+        "error_type": None,
+        "error": None,
+        "question": [asdict(message) for message in chat.history],
+        "expected": expected,
+        "calls": [asdict(call) for call in answer.parsed.calls],
         "response": answer.text,
         "prompt_tokens": answer.prompt_tokens,
         "response_tokens": answer.response_tokens,
+        "seconds": answer.seconds,
+        "well_formed": answer.parsed.well_formed,
         "finished": answer.finished,
         "skipped": answer.skipped,
+        "tools": [asdict(tool) for tool in chat.tools],
+        **verdict,
     }
 
 
+def _measurement(
+    benchmark: Benchmark, policy: Policy, questions: Sequence[Question], chats: Sequence[Chat]
+) -> Measurement:
+    prompted = policy.native_tools or any(chat.prompt is None for chat in chats)
+    return Measurement(
+        benchmark=benchmark.name,
+        items=items_hash([question.id for question in questions], chats),
+        condition=policy.condition if prompted else "the benchmark's own prompts",
+        template=text_hash(policy.template if prompted else ""),
+        limits=limits(benchmark.generation),
+        checker=benchmark.checker,
+        rules=benchmark.rules,
+    )
+
+
 def _report(
-    benchmark: Benchmark, policy: Policy, prompted: bool, answers: Sequence[Answer], rows: list[Row], available: int
+    benchmark: Benchmark,
+    policy: Policy,
+    measured: Measurement,
+    answers: Sequence[Answer],
+    rows: list[Row],
+    available: int,
 ) -> EvaluationReport:
-    """Args:
-    prompted: whether the policy made the prompts, and not the benchmark.
-    """
     figures = benchmark.figures(rows)
     skipped = sum(answer.skipped is not None for answer in answers)
+    prompted = measured.condition == policy.condition
     notes = [*figures.notes, f"greedy decoding, responses up to {benchmark.generation.max_response_tokens} tokens"]
     if prompted:
         notes.insert(0, policy.condition)
     if skipped:
         notes.append(f"{skipped} prompts over {benchmark.generation.max_prompt_tokens} tokens count as wrong")
+    if warning := few_calls([bool(row["calls"]) for row in rows if row["expected"]]):
+        notes.append(warning)
+        log.warning("%s: %s", benchmark.title, warning)
     subset = None
     if len(rows) < available:
         subset = (
@@ -98,10 +141,10 @@ def _report(
     return EvaluationReport(
         title=benchmark.title,
         model=policy.name,
-        scores=figures.scores,
-        averages=figures.averages,
+        figures=figures,
         metrics={f"{benchmark.name}/{name}": value for name, value in metrics.items()},
         rows=rows,
+        measured=measured,
         subset=subset,
         notes=tuple(notes),
         template=policy.template if prompted else None,
@@ -110,9 +153,12 @@ def _report(
 
 def _metrics(figures: Figures, answers: Sequence[Answer]) -> dict[str, float]:
     truncated = sum(not answer.finished and answer.skipped is None for answer in answers)
+    headline = figures.first
     return {
-        **{name: score.value for name, score in figures.scores.items()},
-        **figures.averages,
+        **{name: figure.value for name, figure in figures.all.items()},
+        **{f"low/{name}": figure.interval.low for name, figure in headline.items()},
+        **{f"high/{name}": figure.interval.high for name, figure in headline.items()},
+        **{f"count/{name}": float(figure.total) for name, figure in headline.items()},
         **{f"count/{name}": float(count) for name, count in figures.counts.items()},
         "truncated": truncated / len(answers),
         "well_formed": sum(answer.parsed.well_formed for answer in answers) / len(answers),

@@ -1,9 +1,11 @@
-"""The report of an evaluation: scores, metrics for the tracker, a row per question, and files for people to read."""
+"""The report of an evaluation: figures, metrics for the tracker, a row per question, and files for people to read."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rest_core.disk import disk_errors, written_aside
-from rest_core.evaluation.statistics import Accuracy
+from rest_core.errors import one_line
+from rest_core.evaluation.benchmark import Figures, Row
+from rest_core.evaluation.measurement import Measurement
+from rest_core.evaluation.statistics import Accuracy, Average, Estimate
+from rest_core.evaluation.taxonomy import Kind
+
+REPORT_FILE, ROWS_FILE = "report.json", "rows.jsonl"
+_LONGEST = 400  # characters of a response in report.md
 
 
 @dataclass(frozen=True)
@@ -20,90 +29,157 @@ class EvaluationReport:
 
     title: str
     model: str
-    scores: Mapping[str, Accuracy]  # by category, in the order in which they are shown
-    averages: Mapping[str, float]  # by name, as fractions
+    figures: Figures
     metrics: dict[str, float]  # for the tracker
-    rows: list[dict[str, Any]]  # one a question: id, category, verdict, response text, token counts
+    rows: list[Row]  # one a question: `evaluate._row`
+    measured: Measurement
     subset: str | None = None  # which part of the benchmark was put; None where it was all of it
     notes: tuple[str, ...] = ()  # how the figures came about
     template: str | None = None  # the prompt's template, where it is ours: figures depend on it
 
+    @property
+    def errors(self) -> dict[str, dict[str, list[str]]]:
+        """Ids of the wrong answers, by category and kind of error."""
+        return errors_of(self.rows)
+
     def write(self, out: Path) -> None:
         """Write rows.jsonl, report.json, report.md and accuracy.png into the directory `out`."""
-        write_jsonl(out / "rows.jsonl", self.rows)
-        write_text(out / "report.json", json.dumps(self._summary(), indent=2) + "\n")
-        write_text(out / "report.md", self._markdown())
+        write_jsonl(out / ROWS_FILE, self.rows)
+        write_text(out / REPORT_FILE, json.dumps(self._summary(), indent=2) + "\n")
+        write_text(out / "report.md", "\n".join(self._markdown()) + "\n")
         write_figure(out / "accuracy.png", self._plot())
 
     def _summary(self) -> dict[str, Any]:
         return {
             "title": self.title,
             "model": self.model,
-            "averages": dict(self.averages),
+            "headline": {name: _numbers(figure) for name, figure in self.figures.first.items()},
+            "averages": {
+                name: _numbers(one) | ({"weights": dict(one.weights)} if isinstance(one, Average) else {})
+                for name, one in self.figures.averages.items()
+            },
             "scores": {
-                name: {
-                    "correct": score.correct,
-                    "total": score.total,
-                    "accuracy": score.value,
-                    "interval_95": [score.interval.low, score.interval.high],
-                }
-                for name, score in self.scores.items()
+                name: {"correct": score.correct, **_numbers(score)} for name, score in self.figures.scores.items()
+            },
+            "errors": {
+                category: {kind: {"count": len(ids), "example": ids[0]} for kind, ids in kinds.items()}
+                for category, kinds in self.errors.items()
             },
             "metrics": self.metrics,
+            "measured": self.measured.model_dump(mode="json"),
             "subset": self.subset,
             "notes": list(self.notes),
             "template": self.template,
         }
 
-    def _markdown(self) -> str:
-        lines = [f"# {self.title}: {self.model}", ""]
+    def _markdown(self) -> Iterator[str]:
+        yield from (f"# {self.title}: {self.model}", "")
         if self.subset is not None:
-            lines.append(f"- SUBSET: {self.subset}")
-        lines += [f"- {note}" for note in self.notes]
-        lines += ["", "| category | correct | of | accuracy | 95 % interval |", "|---|---:|---:|---:|---:|"]
-        for name, score in self.scores.items():
-            interval = f"{score.interval.low:.1%} – {score.interval.high:.1%}"
-            lines.append(f"| {name} | {score.correct} | {score.total} | {score.value:.1%} | {interval} |")
-        if self.averages:
-            lines += ["", "| average | accuracy |", "|---|---:|"]
-            lines += [f"| {name} | {value:.1%} |" for name, value in self.averages.items()]
+            yield f"- SUBSET: {self.subset}"
+        yield from (f"- {note}" for note in self.notes)
+        if self.figures.first:
+            yield from ("", "Read these together, never their mean:", "")
+            yield from _figures_table("figure", self.figures.first)
+        yield from ("", "## Categories", "")
+        yield from _figures_table("category", self.figures.scores)
+        if self.figures.averages:
+            yield from ("", "## Averages", "")
+            yield from _figures_table("average", self.figures.averages)
+        yield from self._wrong_answers()
         if self.template is not None:
-            lines += ["", "The prompt's template:", "", "~~~text", self.template, "~~~"]
-        return "\n".join(lines) + "\n"
+            yield from ("", "## The prompt's template", "", "~~~text", self.template, "~~~")
+
+    def _wrong_answers(self) -> Iterator[str]:
+        """A table of kinds of error by category, and an example of each kind."""
+        errors = self.errors
+        total = Counter(dict.fromkeys(Kind, 0))
+        for kinds in errors.values():
+            total.update({kind: len(ids) for kind, ids in kinds.items()})
+        shown = [kind for kind, count in total.items() if count]
+        if not shown:
+            return
+        yield from ("", "## Why answers are wrong", "", f"| category | {' | '.join(shown)} |")
+        yield "|---|" + "---:|" * len(shown)
+        for category, kinds in errors.items():
+            yield f"| {category} | {' | '.join(str(len(kinds.get(kind, ())) or '') for kind in shown)} |"
+        if len(errors) > 1:
+            yield f"| all | {' | '.join(str(total[kind]) for kind in shown)} |"
+        yield from ("", "The first of each kind; rows.jsonl has every answer, report.json an example a category.")
+        for kind in shown:
+            yield from ("", f"**{kind}**", "", *_example(next(row for row in self.rows if row["kind"] == kind)))
 
     def _plot(self) -> Figure:
-        """A bar a category with its 95 % interval, the averages below them."""
-        scores = list(self.scores.values())
-        labels = [f"{name}  (n={score.total})" for name, score in self.scores.items()] + list(self.averages)
-        values = [score.value for score in scores] + list(self.averages.values())
-        ends = [score.interval.high for score in scores] + list(self.averages.values())
+        """A bar a figure with its 95 % interval: headline, averages, categories."""
+        shown = self.figures.all
+        labels = [f"{name}  (n={figure.total})" for name, figure in shown.items()]
+        values = [100 * figure.value for figure in shown.values()]
+        lows = [100 * figure.interval.low for figure in shown.values()]
+        highs = [100 * figure.interval.high for figure in shown.values()]
         figure = Figure(figsize=(8, 1.4 + 0.3 * len(labels)), layout="constrained")
         axes = figure.subplots()
-        colours = ["#4c78a8"] * len(scores) + ["#f58518"] * len(self.averages)
-        axes.barh(range(len(labels)), [100 * value for value in values], color=colours, height=0.7)
-        axes.errorbar(
-            [100 * score.value for score in scores],
-            range(len(scores)),
-            xerr=[
-                [100 * max(0.0, score.value - score.interval.low) for score in scores],
-                [100 * max(0.0, score.interval.high - score.value) for score in scores],
-            ],
-            fmt="none",
-            ecolor="#333333",
-            elinewidth=1,
-            capsize=3,
-        )
-        for position, (value, end) in enumerate(zip(values, ends, strict=True)):
-            axes.text(100 * end + 1.5, position, f"{value:.1%}", va="center", fontsize=8)
+        first, averages = self.figures.first, self.figures.averages
+        colours = ["#54a24b" if name in first else "#f58518" if name in averages else "#4c78a8" for name in shown]
+        axes.barh(range(len(labels)), values, color=colours, height=0.7)
+        reach = [
+            [max(0.0, value - low) for value, low in zip(values, lows, strict=True)],
+            [max(0.0, high - value) for value, high in zip(values, highs, strict=True)],
+        ]
+        axes.errorbar(values, range(len(labels)), xerr=reach, fmt="none", ecolor="#333333", elinewidth=1, capsize=3)
+        for position, (value, end) in enumerate(zip(values, highs, strict=True)):
+            axes.text(max(value, end) + 1.5, position, f"{value:.1f}%", va="center", fontsize=8)
         axes.set_yticks(range(len(labels)), labels)
         axes.invert_yaxis()
         axes.set_xlim(0, 110)
         axes.set_xticks(range(0, 101, 20))
-        axes.set_xlabel("accuracy in percent; lines are 95 % intervals, averages are orange")
+        axes.set_xlabel("accuracy in percent; lines are 95 % intervals; green: headline, orange: averages")
         subset = "" if self.subset is None else f"\nSUBSET: {self.subset}"
-        figure.suptitle(f"{self.title}: {self.model}{subset}", fontsize=9)
+        figure.suptitle(f"{self.title}: {one_line(self.model)}{subset}", fontsize=9, parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
         return figure
+
+
+def errors_of(rows: Iterable[Row]) -> dict[str, dict[str, list[str]]]:
+    """Ids of wrong answers, by category and kind of error; a category without any is there, too."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        kinds = found.setdefault(row["category"], {})
+        if row["kind"] is not None:
+            kinds.setdefault(row["kind"], []).append(row["id"])
+    return found
+
+
+def _numbers(figure: Estimate) -> dict[str, Any]:
+    interval = [figure.interval.low, figure.interval.high]
+    return {"accuracy": figure.value, "interval_95": interval, "total": figure.total}
+
+
+def _figures_table(what: str, figures: Mapping[str, Estimate]) -> Iterator[str]:
+    yield f"| {what} | accuracy | 95 % interval | right | of |"
+    yield "|---|---:|---:|---:|---:|"
+    for name, one in figures.items():
+        interval = f"{one.interval.low:.1%} – {one.interval.high:.1%}"
+        right = one.correct if isinstance(one, Accuracy) else ""
+        yield f"| {name} | {one.value:.1%} | {interval} | {right} | {one.total} |"
+
+
+def _example(row: Row) -> Sequence[str]:
+    """An answer as a list in Markdown; what a model has written is code, on one line."""
+    asked = row["question"][-1]["content"] if row["question"] else ""
+    lines = [f"- `{row['id']}`: {_code(asked)}"]
+    if row["expected"] is not None:
+        lines.append(
+            f"- expected: {_code(json.dumps(row['expected'], ensure_ascii=False)) if row['expected'] else 'no call'}"
+        )
+    lines.append(f"- response: {_code(row['response']) if row['response'] else 'none'}")
+    if reason := row["skipped"] or row["error"]:
+        lines.append(f"- error: {_code(reason)}")
+    return lines
+
+
+def _code(text: str) -> str:
+    line = one_line(text, longest=_LONGEST)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}"
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

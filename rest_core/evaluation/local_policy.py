@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rest_core.algorithm.regions import decode_response
-from rest_core.chat import encode_prompts
+from rest_core.chat import encode_prompt
 from rest_core.config import GenerationConfig
-from rest_core.data import prompts
 from rest_core.evaluation.policy import Answer, Chat, Progress
+from rest_core.response import Response, parse
 from rest_core.rollout.engine import Engine
+from rest_core.styles.style import Style
 
 
 class LocalPolicy:
     """`rest_core.evaluation.policy.Policy` on an engine; the tokenizer's chat template is applied once, to the whole
     prompt."""
 
-    def __init__(self, name: str, engine: Engine, tokenizer: Any, style: prompts.Style) -> None:
+    def __init__(self, name: str, engine: Engine, tokenizer: Any, style: Style) -> None:
         self.name, self.engine, self.tokenizer, self.style = name, engine, tokenizer, style
-        self.condition = f"prompt style {style}"
-        self.template = prompts.template_text(style)
+        self.condition = f"prompt style {style.name}"
+        self.template = style.template
+        self.native_tools = not style.keeps_prompts
 
     def respond(
         self, chats: Sequence[Chat], config: GenerationConfig, on_progress: Progress | None = None
     ) -> list[Answer]:
         """See `rest_core.evaluation.policy.Policy`."""
-        messages = [chat.prompt or prompts.render(self.style, chat.tools, chat.history) for chat in chats]
-        encoded = encode_prompts(self.tokenizer, messages)
+        encoded = [self._encode(chat) for chat in chats]
         fitting = [ids for ids in encoded if len(ids) <= config.max_prompt_tokens]
         done = len(encoded) - len(fitting)
 
@@ -37,13 +39,13 @@ class LocalPolicy:
             if on_progress is not None:
                 on_progress(done, len(encoded))
 
-        def answer(ids: list[int]) -> Answer:
+        def answer(chat: Chat, ids: list[int]) -> Answer:
             if len(ids) > config.max_prompt_tokens:
                 reason = f"prompt of {len(ids)} tokens is over the limit of {config.max_prompt_tokens}"
                 return Answer("", len(ids), 0, finished=False, skipped=reason)
             rollout = next(rollouts)[0]
             text = decode_response(rollout.response_ids, self.tokenizer)
-            return Answer(text, len(ids), len(rollout.response_ids), rollout.finished)
+            return Answer(text, len(ids), len(rollout.response_ids), rollout.finished, read=self.reader(chat))
 
         advance(0)
         rollouts = iter(
@@ -58,4 +60,16 @@ class LocalPolicy:
             if fitting
             else ()
         )
-        return [answer(ids) for ids in encoded]
+        return [answer(chat, ids) for chat, ids in zip(chats, encoded, strict=True)]
+
+    def reader(self, chat: Chat) -> Callable[[str], Response]:
+        """See `Policy.reader`. A benchmark's own prompt asks for the project's own response format."""
+        if chat.prompt is not None and self.style.keeps_prompts:
+            return parse
+        return partial(self.style.parse, tools=chat.tools)
+
+    def _encode(self, chat: Chat) -> list[int]:
+        if chat.prompt is not None and self.style.keeps_prompts:
+            return encode_prompt(self.tokenizer, chat.prompt)
+        prompt = self.style.render(chat.tools, chat.history, chat.documents)
+        return encode_prompt(self.tokenizer, prompt, self.style, chat.tools)

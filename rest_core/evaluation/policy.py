@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 from rest_core.config import GenerationConfig
 from rest_core.records import Message, Tool
@@ -23,6 +23,8 @@ class Chat:
     history: tuple[Message, ...]
     prompt: tuple[Message, ...] | None = None
     """The same as the benchmark's own prompt, format instructions included, where it brings one."""
+    documents: tuple[dict[str, Any], ...] | None = None
+    """The tools as the benchmark describes them, where `tools` says that in other words."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,13 @@ class Answer:
     response_tokens: int  # end-of-sequence token included
     finished: bool  # False where the length limit cut the response off
     skipped: str | None = None
+    seconds: float | None = None  # from prompt to response; None where answers are made together and not timed singly
+    read: Callable[[str], Response] = field(default=parse, repr=False, compare=False)
+    """The parser of the style in which the policy was asked."""
 
     @cached_property
     def parsed(self) -> Response:
-        return parse(self.text)
+        return self.read(self.text)
 
 
 class Policy(Protocol):
@@ -56,6 +61,15 @@ class Policy(Protocol):
     @property
     def template(self) -> str:
         """The text of that, published beside the figures."""
+        ...
+
+    @property
+    def native_tools(self) -> bool:
+        """Whether tools go to the model as such (`tools=` of its chat template or API), not in a text of ours."""
+        ...
+
+    def reader(self, chat: Chat) -> Callable[[str], Response]:
+        """What parses the response to a chat; `respond` gives it to the answers."""
         ...
 
     def respond(

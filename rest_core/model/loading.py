@@ -71,6 +71,8 @@ def load_tokenizer(source: str | Path, config: ModelConfig) -> Any:
         raise UserError(f"tokenizer of {source}: no end-of-sequence token; use an instruct model")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if config.enable_thinking is not None:
+        tokenizer.template_variables = {"enable_thinking": config.enable_thinking}
     tokenizer.response_stop_ids = _configured_stop_ids(where, options)
     token_bytes(tokenizer)  # what cannot be used is refused now, and not after the first rollout
     opening(tokenizer)

@@ -7,11 +7,11 @@ imports a stage, so that launchers and reports read the catalogue without torch.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rest_core.config import Config
+from rest_core.config import Config, PolicyName
 
 SECTIONS = tuple(name for name in Config.model_fields if name != "profile")
 """The sections of the configuration, each a parameter of the pipelines."""
@@ -24,6 +24,20 @@ class Figure:
     label: str
     metric: str
     format: str = ".1%"
+
+    def shown(self, metrics: Mapping[str, float]) -> str:
+        """For people: label and value, with the 95 % interval where it was measured."""
+        text = f"{self.label} {format(metrics[self.metric], self.format)}"
+        low, high = (bound(self.metric, end) for end in ("low", "high"))
+        if low not in metrics or high not in metrics:
+            return text
+        return f"{text} ({format(metrics[low], self.format)}–{format(metrics[high], self.format)})"
+
+
+def bound(metric: str, end: Literal["low", "high"]) -> str:
+    """The metric that has a bound of another one's 95 % interval: "bfcl/low/call_accuracy"."""
+    benchmark, _, name = metric.partition("/")
+    return f"{benchmark}/{end}/{name}"
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,34 @@ class Parameter:
     """Empty by default; the stage is then called without it."""
 
 
+Part = Literal["shared", "trial", "single", "ablation", "cluster"]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A policy that the pipelines evaluate on every benchmark."""
+
+    name: PolicyName
+    title: str
+    """In comparisons."""
+    part: Part
+    """Where its evaluations run."""
+    stage: str | None
+    """That makes it; None = it is there before the run."""
+    switch: str | None
+    """The section whose `enabled` is false where it is the same as the one before it, or does not exist."""
+    sections: tuple[str, ...] = ()
+    """That its evaluations read besides."""
+
+
+EVALUATED = (
+    Evaluated("base", "base", "shared", None, None),
+    Evaluated("warmup", "warm-up", "shared", "sft-warmup", "sft"),
+    Evaluated("trained", "ResT", "trial", "rest-rl", "rl"),
+    Evaluated("champion", "champion", "single", None, "registry", sections=("registry",)),
+)
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stage: a function of `rest_core.stages`, and where it stands in the pipelines."""
@@ -59,7 +101,7 @@ class Stage:
     """"module:function". It takes sections, parameters and inputs, `pipeline_run` and `out` as keywords."""
     summary: str
     """What it does, in one line."""
-    part: Literal["shared", "trial", "single", "ablation", "cluster"]
+    part: Part
     """Where it runs: once in every pipeline, once a training, at the end of a pipeline with one training, at the end
     of an ablation, or around all of it on a cluster."""
     sections: tuple[str, ...]
@@ -71,8 +113,10 @@ class Stage:
     kind: Literal["Dataset", "Model", "Artifact"] = "Artifact"
     inputs: tuple[tuple[str, str], ...] = ()
     """Outputs of other stages that it reads: (parameter, stage)."""
-    reads_benchmarks: bool = False
-    """Whether it reads the report of every benchmark besides, as `evaluations`."""
+    reads_evaluations: tuple[PolicyName, ...] = ()
+    """The policies whose report on every benchmark it reads besides, as `evaluations`."""
+    after: tuple[str, ...] = ()
+    """Stages that it waits for without reading their output."""
     parameters: tuple[tuple[str, Parameter], ...] = ()
     page: tuple[str, Literal["HTML", "Markdown"]] | None = None
     """A file of the output that KFP's pages show."""
@@ -84,7 +128,9 @@ class Stage:
     switch: str | None = None
     """The section whose `enabled` switches it off; it then passes its input on, or says why it did nothing."""
     benchmark: str | None = None
-    """Of an evaluation: the benchmark's name, which its metrics begin with."""
+    """Of an evaluation: the benchmark's name, which its metrics begin with. Pipelines have the stage once a policy."""
+    evaluated: Evaluated | None = None
+    """Of an evaluation in a pipeline: the policy."""
     command: Command | None = None
     figures: tuple[Figure, ...] = ()
 
@@ -92,6 +138,12 @@ class Stage:
     def identifier(self) -> str:
         """Its name as Python and platform.yaml spell it: "rest_rl"."""
         return self.name.replace("-", "_")
+
+    @property
+    def entry(self) -> str:
+        """The identifier that evaluations of all policies share: "evaluate_bfcl"."""
+        suffix = "" if self.evaluated is None else f"_{self.evaluated.name}"
+        return self.identifier.removesuffix(suffix)
 
     @property
     def loads_models_or_data(self) -> bool:
@@ -102,9 +154,14 @@ class Stage:
     def all_inputs(self) -> dict[str, Stage]:
         """The stage whose output each of its inputs is, by parameter; those of the benchmarks included."""
         found = {parameter: CATALOGUE[producer] for parameter, producer in self.inputs}
-        if self.reads_benchmarks:
-            found |= {str(stage.benchmark): stage for stage in benchmarks()}
-        return found
+        return found | {f"{one.benchmark}_{name}": one for name in self.reads_evaluations for one in evaluations(name)}
+
+    def enabled(self, config: Config) -> bool:
+        """Whether it does its work under a configuration, or passes on its input, or says why it did nothing."""
+        one = self.evaluated
+        if one is not None and not (one.name in config.evaluation.policies and config.enabled(one.switch)):
+            return False
+        return config.enabled(self.switch)
 
     def load(self) -> Callable[..., Any]:
         """Import the function."""
@@ -120,13 +177,27 @@ def resolve(path: str) -> Any:
 
 _SETTINGS = "rest_core.ablation.settings"
 
-STAGES = (
+ENTRIES = (
     Stage(
         name="preflight",
         function="rest_core.stages.cluster:preflight",
         summary="Check what the run needs of the cluster, before a GPU is taken; all problems in one report.",
         part="cluster",
-        sections=(*("model", "data", "sft", "rl", "bfcl", "api_bank", "registry", "tracking", "storage", "launch"),),
+        sections=(
+            *(
+                "model",
+                "data",
+                "sft",
+                "rl",
+                "evaluation",
+                "bfcl",
+                "api_bank",
+                "registry",
+                "tracking",
+                "storage",
+                "launch",
+            ),
+        ),
         parameters=(
             ("surroundings", Parameter("rest_core.operations.preflight.surroundings:Surroundings")),
             ("ablation", Parameter(f"{_SETTINGS}:AblationConfig", optional=True)),
@@ -224,10 +295,10 @@ STAGES = (
         function="rest_core.stages.evaluation:evaluate_bfcl",
         summary="Evaluate a policy on BFCL's single-turn categories, with the official checker.",
         part="trial",
-        sections=("model", "bfcl", "tracking"),
+        sections=("model", "evaluation", "bfcl", "tracking"),
         inputs=(("policy", "rest-rl"),),
         output="report",
-        contents="report.md, report.json, accuracy.png, and each answer",
+        contents="report.md, report.json, accuracy.png, and rows.jsonl with each answer",
         image="evaluate",
         gpu=True,
         cached=True,
@@ -239,12 +310,13 @@ STAGES = (
                 "--policy runs/rl --out runs/bfcl",
                 "--policy runs/rl --set 'bfcl.categories=[simple_python]' --out runs/bfcl",
                 "--policy Qwen/Qwen3-1.7B --set bfcl.limit_per_category=20 --out runs/base",
+                "--policy openai:gpt-4o@https://api.openai.com/v1 --out runs/gpt-4o",
             ),
         ),
         figures=(
-            Figure("overall", "bfcl/overall"),
-            Figure("non-live", "bfcl/non_live"),
-            Figure("live", "bfcl/live"),
+            Figure("call accuracy", "bfcl/call_accuracy"),
+            Figure("irrelevance", "bfcl/irrelevance_accuracy"),
+            Figure("multi-turn", "bfcl/multi_turn_accuracy"),
         ),
     ),
     Stage(
@@ -252,10 +324,10 @@ STAGES = (
         function="rest_core.stages.evaluation:evaluate_api_bank",
         summary="Evaluate a policy on API-Bank, levels 1 to 3.",
         part="trial",
-        sections=("model", "api_bank", "tracking"),
+        sections=("model", "evaluation", "api_bank", "tracking"),
         inputs=(("policy", "rest-rl"),),
         output="report",
-        contents="report.md, report.json, accuracy.png, and each answer",
+        contents="report.md, report.json, accuracy.png, and rows.jsonl with each answer",
         image="evaluate",
         gpu=True,
         cached=True,
@@ -269,13 +341,26 @@ STAGES = (
         figures=(Figure("soft", "api_bank/overall_soft"), Figure("strict", "api_bank/overall_strict")),
     ),
     Stage(
+        name="compare-policies",
+        function="rest_core.stages.comparison:compare_policies",
+        summary="Compare base model, warm-up, trained policy and champion; KFP's pages show the report.",
+        part="single",
+        sections=("tracking",),
+        reads_evaluations=("base", "warmup", "trained", "champion"),
+        output="report",
+        contents="comparison.html, overview.json, and a directory a benchmark with its comparison",
+        page=("comparison.html", "HTML"),
+        figures=(Figure("call accuracy, ResT - base", "comparison/bfcl/call_accuracy/ResT - base/difference", "+.1%"),),
+    ),
+    Stage(
         name="compare-and-register",
         function="rest_core.stages.registration:compare_and_register",
         summary="Register a policy in MLflow as `challenger` and compare it with the champion.",
         part="single",
         sections=("registry", "tracking"),
         inputs=(("dataset", "prepare-data"), ("policy", "rest-rl")),
-        reads_benchmarks=True,
+        reads_evaluations=("warmup", "trained"),
+        after=("compare-policies",),
         output="record",
         contents="registered.json: name, version, and the comparison with the champion",
         switch="registry",
@@ -295,7 +380,7 @@ STAGES = (
         part="ablation",
         sections=("tracking",),
         parameters=(("ablation", Parameter(f"{_SETTINGS}:AblationConfig")),),
-        reads_benchmarks=True,
+        reads_evaluations=("trained",),
         output="report",
         contents="report.json, trials.csv, comparison.png, report.html",
         page=("report.html", "HTML"),
@@ -319,17 +404,43 @@ STAGES = (
     ),
 )
 
-CATALOGUE = {stage.name: stage for stage in STAGES}
+
+def _of_each_policy(entry: Stage) -> Iterator[Stage]:
+    """The evaluations of an entry, one a policy; any other entry as it is."""
+    if entry.benchmark is None:
+        yield entry
+        return
+    for one in EVALUATED:
+        yield replace(
+            entry,
+            name=f"{entry.name}-{one.name}",
+            part=one.part,
+            sections=(*entry.sections, *one.sections),
+            inputs=() if one.stage is None else (("policy", one.stage),),
+            cached=entry.cached and one.name != "champion",  # the registry may have another one by then
+            evaluated=one,
+        )
 
 
-def in_parts(*parts: str) -> tuple[Stage, ...]:
+STAGES = tuple(stage for entry in ENTRIES for stage in _of_each_policy(entry))
+"""The stages of the pipelines: an evaluation stands there once a policy."""
+
+CATALOGUE = {stage.name: stage for stage in (*ENTRIES, *STAGES)}
+
+
+def in_parts(*parts: Part) -> tuple[Stage, ...]:
     """The stages of these parts, in their order."""
     return tuple(stage for stage in STAGES if stage.part in parts)
 
 
 def benchmarks() -> tuple[Stage, ...]:
-    """The stages that evaluate a policy on a benchmark."""
-    return tuple(stage for stage in STAGES if stage.benchmark is not None)
+    """The entries that evaluate a policy on a benchmark."""
+    return tuple(entry for entry in ENTRIES if entry.benchmark is not None)
+
+
+def evaluations(policy: PolicyName) -> tuple[Stage, ...]:
+    """The stages that evaluate a policy, one a benchmark."""
+    return tuple(stage for stage in STAGES if stage.evaluated is not None and stage.evaluated.name == policy)
 
 
 PIPELINE = in_parts("shared", "trial", "single")

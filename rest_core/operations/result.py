@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 ERROR_FILE = "error.json"
+OVERVIEW_FILE = "overview.json"  # of compare-policies: the headline figures of all policies
 
 
 @dataclass(frozen=True)

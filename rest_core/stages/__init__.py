@@ -8,7 +8,7 @@ location is configured, large outputs go there, and the folder refers to them (`
 """
 
 from rest_core.stages.cluster import preflight, report_status
-from rest_core.stages.comparison import aggregate
+from rest_core.stages.comparison import aggregate, compare_policies
 from rest_core.stages.data import prepare_data
 from rest_core.stages.evaluation import evaluate_api_bank, evaluate_bfcl
 from rest_core.stages.registration import compare_and_register
@@ -17,6 +17,7 @@ from rest_core.stages.training import rest_rl, sft_warmup
 __all__ = [
     "aggregate",
     "compare_and_register",
+    "compare_policies",
     "evaluate_api_bank",
     "evaluate_bfcl",
     "preflight",

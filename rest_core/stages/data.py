@@ -27,25 +27,26 @@ def prepare_data(
     """Read, validate, deduplicate, measure and split the training data."""
     from rest_core.data.evaluation_sets import api_bank_folder, evaluation_questions
     from rest_core.data.prepare import describe_drops, prepare
-    from rest_core.data.prompts import template_text
     from rest_core.model.loading import load_tokenizer
     from rest_core.operations import policies
+    from rest_core.styles.create import training_style
 
     with open_stage(
         "prepare-data", out, tracking, pipeline_run, storage, model=model, data=data, api_bank=api_bank
     ) as stage:
         tokenizer = load_tokenizer(policies.fetched(model.source), model)
+        style = training_style(model, tokenizer)
         folder, reason = api_bank_folder(api_bank)
         if folder is None:
             log.warning("the overlap with API-Bank is not checked: %s", reason)
         report = prepare(
             data,
-            style=model.prompt_style,
+            style=style,
             tokenizer=tokenizer,
             evaluation_questions=evaluation_questions(folder),
             out=out,
         )
-        (out / "prompt_template.txt").write_text(template_text(model.prompt_style) + "\n", encoding="utf-8")
+        (out / "prompt_template.txt").write_text(f"{style.template.rstrip()}\n", encoding="utf-8")
         stage.inputs["sources"] = report["inputs"]
         for name in ("report.json", "prompt_template.txt"):
             stage.run.artifact(out / name)

@@ -6,111 +6,183 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
 
 from tqdm import tqdm
 
 from rest_core import manifest
-from rest_core.config import ApiBankConfig, BfclConfig, GenerationConfig, ModelConfig, TrackingConfig
+from rest_core.config import (
+    ApiBankConfig,
+    BfclConfig,
+    EvaluationConfig,
+    GenerationConfig,
+    ModelConfig,
+    PolicyName,
+    RegistryConfig,
+    Section,
+    TrackingConfig,
+)
+from rest_core.operations import handoff
+from rest_core.operations.catalogue import EVALUATED
 from rest_core.operations.result import StageResult
-from rest_core.stages.stage import StageContext, open_stage, trial_of
+from rest_core.stages.stage import StageContext, open_stage, passed_on, trial_of
 
 if TYPE_CHECKING:
     from rest_core.evaluation.benchmark import Benchmark
-    from rest_core.evaluation.local_policy import LocalPolicy
+    from rest_core.evaluation.policy import Policy
 
 
-def evaluate_bfcl(
-    *, model: ModelConfig, bfcl: BfclConfig, tracking: TrackingConfig, pipeline_run: str, policy: Path | str, out: Path
-) -> StageResult:
+class Common(TypedDict):
+    """The arguments of every evaluation, besides the section of its benchmark."""
+
+    model: ModelConfig
+    evaluation: EvaluationConfig
+    tracking: TrackingConfig
+    pipeline_run: str
+    out: Path
+    policy: NotRequired[Path | str]
+    """A directory, a hub id, or openai:MODEL@URL; absent for the base model and the champion."""
+    registry: NotRequired[RegistryConfig]
+    """That has the champion."""
+    evaluated: NotRequired[PolicyName]
+    """Which of the pipeline's policies this is; absent by hand."""
+
+
+class Unavailable(Exception):
+    """There are no questions, or no policy to put them to: the stage is skipped, and the message says why."""
+
+    def __init__(self, reason: str, *, expected: bool = False) -> None:
+        super().__init__(reason)
+        self.expected = expected
+
+
+def evaluate_bfcl(*, bfcl: BfclConfig, **common: Unpack[Common]) -> StageResult:
     """BFCL's single-turn categories with the official checkers."""
-    trial = trial_of(policy)
-    with open_stage("evaluate-bfcl", out, tracking, pipeline_run, trial=trial, model=model, bfcl=bfcl) as stage:
-        stage.add_policy(policy)
-        if not bfcl.enabled:
-            return stage.skip("switched off (bfcl.enabled=false)")
+
+    def benchmark() -> Benchmark:
         from rest_core.evaluation.bfcl.benchmark import Bfcl
 
-        return _evaluate(stage, Bfcl(bfcl), policy, model)
+        return Bfcl(bfcl)
+
+    return evaluate_policy("bfcl", bfcl, benchmark, **common)
 
 
-def evaluate_api_bank(
-    *,
-    model: ModelConfig,
-    api_bank: ApiBankConfig,
-    tracking: TrackingConfig,
-    pipeline_run: str,
-    policy: Path | str,
-    out: Path,
-) -> StageResult:
+def evaluate_api_bank(*, api_bank: ApiBankConfig, **common: Unpack[Common]) -> StageResult:
     """API-Bank, levels 1 to 3; skipped, loudly, where its files can neither be found nor downloaded."""
-    from rest_core.data.evaluation_sets import api_bank_folder
 
-    trial = trial_of(policy)
-    with open_stage(
-        "evaluate-api-bank", out, tracking, pipeline_run, trial=trial, model=model, api_bank=api_bank
-    ) as stage:
-        stage.add_policy(policy)
+    def benchmark() -> Benchmark:
+        from rest_core.data.evaluation_sets import api_bank_folder
+
         folder, reason = api_bank_folder(api_bank)
         if folder is None:
-            return stage.skip(reason or "")
+            raise Unavailable(reason or "")
         from rest_core.evaluation.api_bank import ApiBank
 
-        return _evaluate(stage, ApiBank(api_bank, folder), policy, model)
+        return ApiBank(api_bank, folder)
+
+    return evaluate_policy("api_bank", api_bank, benchmark, **common)
 
 
-def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Path | str, model: ModelConfig) -> StageResult:
-    """Answer the benchmark's questions; the report, its table and its figures go to the stage's run."""
+def evaluate_policy(
+    name: str, section: Section, make_benchmark: Callable[[], Benchmark], **common: Unpack[Common]
+) -> StageResult:
+    """Evaluate a policy on a benchmark, or say why that is not done.
+
+    Args:
+        name: of the benchmark and its section.
+        section: its settings.
+        make_benchmark: raises `Unavailable` where there are no questions.
+        common: see `Common`.
+    """
+    evaluated, policy = common.get("evaluated"), common.get("policy")
+    stage_name = f"evaluate-{name.replace('_', '-')}" + (f"-{evaluated}" if evaluated else "")
+    sections = {"model": common["model"], "evaluation": common["evaluation"], name: section}
+    if "registry" in common:
+        sections["registry"] = common["registry"]
+    trial = None if policy is None else trial_of(policy)
+    with open_stage(
+        stage_name, common["out"], common["tracking"], common["pipeline_run"], trial=trial, **sections
+    ) as stage:
+        stage.on_parent = evaluated in (None, "trained")  # others' figures would take the place of its own there
+        if policy is not None:
+            stage.add_policy(policy)
+        if reason := _off(name, section, common["evaluation"], evaluated, policy):
+            return stage.skip(reason)
+        try:
+            benchmark = make_benchmark()
+            answering = _policy(stage, benchmark.generation, common)
+        except Unavailable as missing:
+            return stage.skip(str(missing), quiet=missing.expected)
+        return _put(stage, benchmark, answering)
+
+
+def _off(
+    name: str,
+    section: Section,
+    evaluation: EvaluationConfig,
+    evaluated: PolicyName | None,
+    policy: Path | str | None,
+) -> str | None:
+    """Why there is nothing to evaluate, as far as the configuration and the policy say."""
+    if not section.enabled:  # type: ignore[attr-defined]
+        return f"switched off ({name}.enabled=false)"
+    if evaluated is None:
+        return None
+    if evaluated not in evaluation.policies:
+        return f"switched off (evaluation.policies does not name {evaluated})"
+    one = next(one for one in EVALUATED if one.name == evaluated)
+    if policy is not None and passed_on(policy):
+        before = "base model" if handoff.is_base_model(Path(policy)) else "warm-up"
+        return f"{one.switch} is off: the policy is the {before}, which is evaluated as such"
+    return None
+
+
+def _policy(stage: StageContext, limits: GenerationConfig, common: Common) -> Policy:
+    """The policy that answers; the base model and the champion are asked only what no earlier run has asked them."""
+    from rest_core.evaluation.openai_policy import PREFIX
+    from rest_core.stages import policies
+
+    model, evaluation, policy = common["model"], common["evaluation"], common.get("policy")
+    if policy is not None:
+        if str(policy).startswith(PREFIX):
+            return policies.remote(str(policy), model, evaluation, stage.out / "answers")
+        return policies.local(_model_name(policy, model), policy, model, evaluation, limits)
+    if (registry := common.get("registry")) is None:
+        stage.add_input("policy", model.source)
+        base = policies.local(_model_name(model.source, model), model.source, model, evaluation, limits)
+        return policies.remembering(base, model.source, model, evaluation)
+    from rest_core.operations.tracking.champion import find
+
+    if not registry.enabled:
+        raise Unavailable("switched off (registry.enabled=false)", expected=True)
+    champion = find(common["tracking"], registry)
+    if champion is None:
+        raise Unavailable(f"{registry.name} has no champion yet", expected=True)
+    stage.add_input("policy", champion.location)
+    best = policies.local(champion.title, champion.fetch(), model, evaluation, limits)
+    return policies.remembering(best, champion.location, model, evaluation, champion.identity)
+
+
+def _put(stage: StageContext, benchmark: Benchmark, policy: Policy) -> StageResult:
+    """Put the benchmark's questions; the report, its table and its figures go to the stage's run."""
     from rest_core.evaluation.evaluate import evaluate
 
     out = stage.out
     with _progress(stage.name) as on_progress:
-        report = evaluate(benchmark, _load(policy, model, benchmark.generation), out=out, on_progress=on_progress)
-    for file in ("report.md", "report.json", "accuracy.png"):
+        report = evaluate(benchmark, policy, out=out, on_progress=on_progress)
+    for file in ("report.md", "report.json", "rows.jsonl", "accuracy.png"):
         stage.run.artifact(out / file)
     stage.run.table(report.rows, "answers")
     ids = hashlib.sha256("\n".join(str(row["id"]) for row in report.rows).encode()).hexdigest()
-    measured_on = f"{len(report.rows)} items {ids[:12]}, {_settings(model, benchmark.generation)}"
+    limits = benchmark.generation
+    measured_on = (
+        f"{len(report.rows)} items {ids[:12]}, {policy.condition}, up to {limits.max_prompt_tokens} + "
+        f"{limits.max_response_tokens} tokens, bfcl-eval {manifest.package_versions().get('bfcl-eval', 'unknown')}"
+    )
     stage.run.dataset(
         benchmark.name, source=report.title, digest_sha256=ids, rows=len(report.rows), context="evaluation"
     )
     return stage.finish(report.metrics, measured_on=measured_on)
-
-
-def _load(source: Path | str, model: ModelConfig, generation: GenerationConfig) -> LocalPolicy:
-    from rest_core.evaluation.local_policy import LocalPolicy
-    from rest_core.memory import keep_freed_memory
-    from rest_core.model.loading import load_model, load_tokenizer
-    from rest_core.model.precision import compute_dtype
-    from rest_core.operations import policies
-    from rest_core.operations.preflight.gpu import require_visible
-    from rest_core.rollout.transformers_engine import TransformersEngine
-    from rest_core.token_bytes import stop_ids
-
-    on_gpu = require_visible() > 0
-    keep_freed_memory()
-    policy = policies.fetched(source)
-    tokenizer = load_tokenizer(policy, model)
-    dtype = compute_dtype(model)
-    loaded = load_model(policy, model, dtype=dtype)
-    if on_gpu:
-        loaded.to("cuda")
-    engine = TransformersEngine.taking_over(
-        loaded,
-        dtype=dtype,
-        stop_ids=stop_ids(tokenizer),
-        pad_id=tokenizer.pad_token_id,
-        prefix_bytes=int(generation.prefix_cache_gib * 2**30),
-    )
-    return LocalPolicy(_model_name(source, model), engine, tokenizer, model.prompt_style)
-
-
-def _settings(model: ModelConfig, generation: GenerationConfig) -> str:
-    """What, besides the questions, decides whether two evaluations compare."""
-    return (
-        f"prompt style {model.prompt_style}, up to {generation.max_prompt_tokens} + {generation.max_response_tokens} "
-        f"tokens, bfcl-eval {manifest.package_versions().get('bfcl-eval', 'unknown')}"
-    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from rest_core.errors import UserError
 from rest_core.operations import handoff
 from rest_core.operations.result import METRICS_FILE, StageResult
 from rest_core.operations.tracking.runs import finish_pipeline
-from rest_core.stages.stage import open_stage
+from rest_core.stages.stage import open_stage, passed_on
 
 log = logging.getLogger(__name__)
 
@@ -26,23 +26,28 @@ def compare_and_register(
     pipeline_run: str,
     dataset: Path,
     policy: Path | str,
-    evaluations: Mapping[str, Path],
+    evaluations: Mapping[str, Mapping[str, Path]],
     out: Path,
 ) -> StageResult:
-    """Register the trained model as `challenger`, compare it with the champion, and close the pipeline's run."""
+    """Register the trained model as `challenger`, compare it with the champion, and close the pipeline's run.
+
+    Args:
+        evaluations: reports by benchmark, on the trained policy, and on the warm-up, which that is where rl is off.
+    """
     from rest_core.operations.tracking import registry as models
     from rest_core.operations.tracking.store import connect
 
     with open_stage("compare-and-register", out, tracking, pipeline_run, registry=registry) as stage:
-        for name, folder in {"dataset": dataset, "policy": policy, **evaluations}.items():
-            stage.add_input(name, folder)
         checkpoint = Path(policy)
+        reports = _reports_on(checkpoint, evaluations)
+        for name, folder in {"dataset": dataset, "policy": policy, **reports}.items():
+            stage.add_input(name, folder)
         if not registry.enabled:
             result = stage.skip("switched off (registry.enabled=false)")
         elif not checkpoint.is_dir() or handoff.is_base_model(checkpoint):
             result = stage.skip("nothing was trained: the policy is the base model")
         else:
-            facts = _facts(pipeline_run, dataset, checkpoint, evaluations)
+            facts = _facts(pipeline_run, dataset, checkpoint, reports)
             checkpoint = handoff.fetch(checkpoint)
             client = connect(tracking)
             if not stage.run.wait(timeout=60) or stage.run.run_id is None:
@@ -59,6 +64,10 @@ def compare_and_register(
             result = stage.finish({"registry/version": float(made.version)}, registered=record)
     finish_pipeline(tracking, pipeline_run=pipeline_run, spool=out.with_name(f"{out.name}.finish.tracking"))
     return result
+
+
+def _reports_on(policy: Path, evaluations: Mapping[str, Mapping[str, Path]]) -> Mapping[str, Path]:
+    return evaluations["warmup" if passed_on(policy) and "warmup" in evaluations else "trained"]
 
 
 def _facts(pipeline_run: str, dataset: Path, policy: Path, evaluations: Mapping[str, Path]) -> Any:

@@ -41,12 +41,14 @@ class StageContext:
     sections: Mapping[str, BaseModel]
     storage: StorageConfig = NO_STORAGE
     inputs: dict[str, Any] = field(default_factory=dict)
+    on_parent: bool = True
+    """Whether its main figures go to the pipeline's (or trial's) run as well."""
 
     def finish(self, metrics: dict[str, float], **counts: Any) -> StageResult:
         """Write metrics and manifest, record the main figures."""
         if not is_main_process():
             return StageResult(metrics, counts.get("skipped"))
-        self.run.summary(metrics)
+        (self.run.summary if self.on_parent else self.run.metrics)(metrics)
         (self.out / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         config = {name: section.model_dump(mode="json") for name, section in self.sections.items()}
         files = manifest.contents(self.out)
@@ -57,10 +59,11 @@ class StageContext:
             handoff.deliver(self.out, self.storage.location, self.name, files)
         return StageResult(metrics, counts.get("skipped"))
 
-    def skip(self, reason: str) -> StageResult:
-        log.warning("%s is skipped: %s", self.name, reason)
+    def skip(self, reason: str, *, quiet: bool = False) -> StageResult:
+        """End the stage without a result; `quiet` where that is nothing to warn of."""
+        log.log(logging.INFO if quiet else logging.WARNING, "%s is skipped: %s", self.name, reason)
         self.run.tags({"rest.skipped": reason})
-        return self.finish({}, skipped=reason)
+        return self.finish({}, skipped=reason, **({"quiet": True} if quiet else {}))
 
     def add_input(self, name: str, folder: Path | str) -> str:
         """Note an input folder's hash in the manifest; returns the hash, or the source of a model by reference.
@@ -145,6 +148,12 @@ def _record_failure(name: str, out: Path, run: Recorder, failure: ProcessError) 
     if failure.exit_code == EXIT_USER_ERROR:
         write_error(name, out, UserError(failure.message))
     run.fail(failure.message)
+
+
+def passed_on(policy: Path | str) -> bool:
+    """Whether the stage that made a policy was switched off, so that it is the one that the stage was given."""
+    folder = Path(policy)
+    return (folder / manifest.FILE_NAME).is_file() and "skipped" in manifest.read(folder)["counts"]
 
 
 def trial_of(policy: Path | str) -> Trial | None:

@@ -63,12 +63,14 @@ def sft_warmup(
             return stage.skip("switched off (sft.enabled=false): cold start")
         source = policies.fetched(model.source)
         require_memory(source, model, sft)
+        from rest_core.styles.create import training_style
         from rest_core.training import sft as training
 
         dataset = handoff.fetch(dataset)
         tokenizer = load_tokenizer(source, model)
+        style = training_style(model, tokenizer)
         rows, held_out = (
-            training.encode(tokenizer, map(to_sample, load_split(dataset, split)))
+            training.encode(tokenizer, map(to_sample, load_split(dataset, split)), style)
             for split in ("sft", "sft_validation")
         )
         stage.run.dataset("sft", source=str(dataset), digest_sha256=digest, rows=len(rows), context="training")
@@ -131,6 +133,8 @@ def rest_rl(
             return stage.skip("switched off (rl.enabled=false)")
         policy = policies.fetched(policy)
         require_memory(policy, model, rl)
+        from rest_core.algorithm.rest import ResT
+        from rest_core.styles.create import training_style
         from rest_core.training.plots import training_figure
         from rest_core.training.progress import Observer
         from rest_core.training.rl import RlTrainer
@@ -138,9 +142,10 @@ def rest_rl(
 
         dataset = handoff.fetch(dataset)
         tokenizer = load_tokenizer(policy, model)
-        tasks = make_tasks(tokenizer, map(to_sample, load_split(dataset, "rl")))
+        style = training_style(model, tokenizer)
+        tasks = make_tasks(tokenizer, map(to_sample, load_split(dataset, "rl")), style)
         held_out = load_split(dataset, "rl_validation") if rl.evaluate_every else []
-        validation = make_tasks(tokenizer, map(to_sample, held_out))
+        validation = make_tasks(tokenizer, map(to_sample, held_out), style)
         stage.run.dataset("rl", source=str(dataset), digest_sha256=digest, rows=len(tasks), context="training")
         master = load_model(policy, model)
         trainer = RlTrainer(
@@ -154,6 +159,7 @@ def rest_rl(
             fingerprint=f"{digest}/{origin}",
             observer=Observer(stage.run.metrics, stage.run.table),
             validation=validation,
+            algorithm=ResT(rl, tokenizer, style.format),
             mirror=rl.mirror or _mirror(storage, pipeline_run),
         )
         metrics = trainer.train()

@@ -85,7 +85,7 @@ class Judge:
         """
         config = self._config
         judgements = [
-            [self._algorithm.judge(rollout.response_ids, task.reference, step) for rollout in group]
+            [self._algorithm.judge(rollout.response_ids, task.reference, step, task.tools) for rollout in group]
             for task, group in zip(tasks, rollouts, strict=True)
         ]
         functions = [

@@ -12,6 +12,7 @@ from torch import Tensor
 from rest_core.algorithm.advantages import zero_variance
 from rest_core.algorithm.entropy import region_sums
 from rest_core.algorithm.regions import Region
+from rest_core.algorithm.rest import Judgement
 from rest_core.memory import peak_memory_gib
 from rest_core.training.groups import Groups, plain_text
 from rest_core.training.sampling import Resampled
@@ -43,10 +44,13 @@ def step_metrics(
         "response/tokens": [len(rollout.response_ids) for rollout in rollouts],
         "response/truncated_share": [float(not rollout.finished) for rollout in rollouts],
     }
+    called = gather([bool(j.response.calls) for judged in _that_should_call(groups) for j in judged])
     if groups.overlong is not None:
         local["reward/overlong"] = groups.overlong[~groups.dropped].reshape(-1).tolist()
     everything = {name: gather(values) for name, values in local.items()}
     metrics = {name: sum(values) / len(values) for name, values in everything.items()}
+    if called:
+        metrics["response/call_share"] = sum(called) / len(called)
     totals = torch.tensor(everything["reward/total"], dtype=torch.float64)
     kept_tokens = sum(everything["response/tokens"])
     generated = kept_tokens + sum(gather([resampled.discarded]))
@@ -70,6 +74,11 @@ def step_metrics(
             metrics[f"weight/{name}"] = float(weight_sums[region] / weight_counts[region])
             metrics[f"tokens/{name}"] = float(weight_counts[region])
     return metrics | seconds
+
+
+def _that_should_call(groups: Groups) -> list[list[Judgement]]:
+    """The groups whose reference makes a call."""
+    return [judged for task, judged in zip(groups.tasks, groups.judgements, strict=True) if task.reference.calls]
 
 
 def resampling_metrics(resampled: Resampled, gather: Callable[[list[Any]], list[Any]]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rest_core.algorithm.regions import read_response
+from rest_core.algorithm.rest import ResT
 from rest_core.algorithm.success import succeeds
 from rest_core.seeds import derive
 from rest_core.training.sampling import Sampler
@@ -19,6 +19,7 @@ class Probe:
 
     Args:
         held_out: the prompts that task accuracy is measured on.
+        algorithm: reads the responses.
         gather: joins the lists of all processes; every process calls the methods.
     """
 
@@ -26,11 +27,11 @@ class Probe:
         self,
         sampler: Sampler,
         held_out: Sequence[Task],
-        tokenizer: Any,
+        algorithm: ResT,
         gather: Callable[[list[Any]], list[Any]],
     ) -> None:
         self._config, self._sampler, self._schedule = sampler.config, sampler, sampler.schedule
-        self._held_out, self._tokenizer, self._gather = held_out, tokenizer, gather
+        self._held_out, self._algorithm, self._gather = held_out, algorithm, gather
 
     def mean_reward(self) -> float | None:
         """Mean reward of sampled responses to the prompts that are trained first, on the ranges of the last step.
@@ -66,7 +67,7 @@ class Probe:
         groups = self._sampler.responses(tasks, None, "evaluation") if tasks else []
         outcomes = [
             (
-                succeeds(read_response(rollout.response_ids, self._tokenizer)[0], task.reference),
+                succeeds(self._algorithm.read(rollout.response_ids, task.tools)[0], task.reference),
                 len(rollout.response_ids),
             )
             for task, (rollout,) in zip(tasks, groups, strict=True)

@@ -22,6 +22,7 @@ from rest_core.memory import keep_freed_memory
 from rest_core.model.precision import compute_dtype
 from rest_core.rollout.engine import Engine
 from rest_core.seeds import derive, seed_everything
+from rest_core.styles.few_calls import FEW, FEW_CALLS
 from rest_core.training.checkpoint import Best, TrainingState
 from rest_core.training.checks import check, identity
 from rest_core.training.distributed import create_accelerator, gather_lists
@@ -91,12 +92,13 @@ class RlTrainer:
         self.schedule = Schedule(config, len(tasks), process, processes)
         judge = Judge(self.algorithm, config, gather=gather, main=main)
         self.sampler = Sampler(engine, judge, tasks, self.schedule, main=main)
-        self.probe = Probe(self.sampler, validation, tokenizer, gather)
+        self.probe = Probe(self.sampler, validation, self.algorithm, gather)
         training = identity(fingerprint, model_config, config)
         self.progress = Progress(
             folder, observer, training=training, keep=config.keep_checkpoints, mirror=mirror or config.mirror
         )
         self.state: TrainingState | None = None  # that of the last step's end
+        self._warned_of_few_calls = False
 
     @property
     def engine(self) -> Engine:
@@ -193,6 +195,9 @@ class RlTrainer:
             self.progress.record_table(completions(groups, step), step)
         metrics = step_metrics(groups, experience, step_entropy, resampled, seconds, gather)
         metrics |= statistics.metrics() | {"learning_rate": self.update.learning_rate}
+        if metrics.get("response/call_share", 1.0) < FEW and self._main and not self._warned_of_few_calls:
+            log.warning("step %d: %s", step, FEW_CALLS)
+            self._warned_of_few_calls = True
         if config.resample_rounds:
             metrics |= resampling_metrics(resampled, gather)
         if config.reward_functions:

@@ -20,12 +20,13 @@ from rest_core.memory import keep_freed_memory
 from rest_core.model.loading import with_lora
 from rest_core.model.precision import compute_dtype
 from rest_core.records import Sample
+from rest_core.styles.style import Style
 from rest_core.training.sft_mirror import SftMirror, newest
 
 IGNORED = -100  # label of positions without loss
 
 
-def encode(tokenizer: Any, samples: Iterable[Sample]) -> Dataset:
+def encode(tokenizer: Any, samples: Iterable[Sample], style: Style | None = None) -> Dataset:
     """Rows {input_ids, labels}: prompt and reference response; the prompt's labels are `IGNORED`.
 
     Raises:
@@ -33,7 +34,7 @@ def encode(tokenizer: Any, samples: Iterable[Sample]) -> Dataset:
     """
     rows = []
     for sample in samples:
-        prompt, response = encode_sample(tokenizer, sample)
+        prompt, response = encode_sample(tokenizer, sample, style)
         rows.append({"input_ids": prompt + response, "labels": [IGNORED] * len(prompt) + response})
     return Dataset.from_list(rows)
 

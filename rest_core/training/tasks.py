@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rest_core.chat import encode_sample
-from rest_core.records import Sample
+from rest_core.errors import UserError
+from rest_core.records import Sample, Tool
 from rest_core.response import Response, parse
+from rest_core.styles.style import Style
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,31 @@ class Task:
     reference: Response
     sample: Sample | None = None
 
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        return () if self.sample is None else self.sample.tools
 
-def make_tasks(tokenizer: Any, samples: Iterable[Sample]) -> list[Task]:
+
+def make_tasks(tokenizer: Any, samples: Iterable[Sample], style: Style | None = None) -> list[Task]:
     """The tasks of a dataset's samples.
 
+    Args:
+        style: in which the dataset was prepared; None = its prompts and references are in the project's own format.
+
     Raises:
-        UserError: a sample cannot be encoded, see `encode_sample`.
+        UserError: a sample cannot be encoded, see `encode_sample`, or its reference is in another style.
     """
-    return [Task(s.id, encode_sample(tokenizer, s)[0], parse(s.reference), s) for s in samples]
+    return [_task(tokenizer, sample, style) for sample in samples]
+
+
+def _task(tokenizer: Any, sample: Sample, style: Style | None) -> Task:
+    prompt, _ = encode_sample(tokenizer, sample, style)
+    if style is None:
+        return Task(sample.id, prompt, parse(sample.reference), sample)
+    reference = style.parse(sample.reference, sample.tools)
+    if not reference.well_formed:
+        raise UserError(
+            f"sample {sample.id}: its reference is not in the style {style.name} ({reference.problems[0]}); prepare "
+            "the data with the same model.prompt_style and model.tool_parser"
+        )
+    return Task(sample.id, prompt, reference, sample)

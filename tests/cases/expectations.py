@@ -22,12 +22,12 @@ from rest_core.algorithm.regions import Region, read_response
 from rest_core.algorithm.rewards import RewardScheme, tool_reward
 from rest_core.chat import encode_response
 from rest_core.config import DataSource, ModelConfig
-from rest_core.data.prompts import Style
 from rest_core.data.sources import resolve
 from rest_core.data.validate import problem
 from rest_core.errors import UserError
 from rest_core.model.loading import load_tokenizer
 from rest_core.records import Sample, ToolCall
+from rest_core.styles.create import built_in_style
 
 Calls = list[dict[str, dict[str, Any]]]  # [{tool: arguments}, …]
 
@@ -76,7 +76,7 @@ class Source(Part):
     location: str
     files: list[str] | None = None  # that are read, below the location
     format: str | None = None  # that is found
-    style: Style = "compact"
+    style: Literal["compact", "toolrl"] = "compact"
     samples: list[ExpectedSample] = []
     dropped: list[ExpectedDrop] = []
     error: str | None = None  # a pattern in the `UserError`
@@ -97,7 +97,7 @@ class Source(Part):
             assert [str(file.path.relative_to(location)) for file in found if file.path] == self.files
         if self.format is not None:
             assert {file.format for file in found} == {self.format}
-        entries = [entry for file in found for entry in file.read(self.style)]
+        entries = [entry for file in found for entry in file.read(built_in_style(self.style))]
         checked = [
             (problem(entry, response.parse(entry.reference)) or entry) if isinstance(entry, Sample) else entry
             for entry in entries

@@ -22,7 +22,7 @@ Rest = Callable[..., Any]
 GOING = {"prepare-data": "SUCCEEDED", "sft-warmup": "RUNNING"}
 TRAINING = {"prepare-data": "SUCCEEDED", "sft-warmup": "SUCCEEDED", "rest-rl": "RUNNING"}
 FAILED = {**TRAINING, "rest-rl": "FAILED"}
-DONE = {**TRAINING, "rest-rl": "SUCCEEDED", "evaluate-bfcl": "SUCCEEDED"}
+DONE = {**TRAINING, "rest-rl": "SUCCEEDED", "evaluate-bfcl-trained": "SUCCEEDED"}
 
 
 def rows(out: str) -> dict[str, list[str]]:
@@ -52,7 +52,7 @@ def test_a_runs_stages_are_shown(at_server: Rest, kfp_server: FakeKfp, by: str) 
     assert seen["prepare-data"][0] == "succeeded"
     assert seen["rest-rl"][0] == "failed"
     assert "exit code 1" in outcome.out
-    assert seen["evaluate-bfcl"] == ["pending"]  # known from the pipeline, not begun
+    assert seen["evaluate-bfcl-trained"] == ["pending"]  # known from the pipeline, not begun
     assert "it broke" in outcome.out
     assert f"{kfp_server.url}/#/runs/details/{run_id}" in outcome.out
     assert not {"root", "executor", "rest-rl-driver"} & set(seen)
@@ -126,7 +126,7 @@ def test_wait_prints_each_change_once_and_ends_with_the_run(at_server: Rest, kfp
         ["sft-warmup", "succeeded"],
         ["rest-rl", "running"],
         ["rest-rl", "succeeded"],
-        ["evaluate-bfcl", "succeeded"],
+        ["evaluate-bfcl-trained", "succeeded"],
     ]
     assert ": succeeded" in outcome.out.splitlines()[-1]
 

@@ -50,6 +50,8 @@ def test_a_benchmark_is_an_entry_a_function_and_a_section(tmp_path: Path) -> Non
     python("pipelines.cli", "run", "--profile", "tiny", "--output", str(tmp_path / "run"), *options)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
     stages = {stage["name"]: stage for stage in summary["stages"]}
-    assert stages["evaluate-one-call"]["status"] == "done"
-    assert 0 <= stages["evaluate-one-call"]["metrics"]["one_call/accuracy"] <= 1
+    for policy in ("base", "warmup", "trained"):
+        assert stages[f"evaluate-one-call-{policy}"]["status"] == "done"
+        assert 0 <= stages[f"evaluate-one-call-{policy}"]["metrics"]["one_call/accuracy"] <= 1
+    assert stages["compare-policies"]["status"] == "done"
     assert stages["compare-and-register"]["metrics"]["registry/version"] == 1

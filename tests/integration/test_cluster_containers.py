@@ -129,7 +129,8 @@ def test_one_training_from_preflight_to_the_registered_model(run: Run, services:
 
     status = (tasks / "report-status" / "page").read_text(encoding="utf-8")
     assert status.startswith("# ✅ succeeded")
-    assert all(f"| ✅ | {name} | FINISHED |" in status for name in ("preflight", *STAGES))
+    done = [name for name in STAGES if not name.endswith("-champion")]  # there is none yet
+    assert all(f"| ✅ | {name} | FINISHED |" in status for name in ("preflight", *done))
 
 
 def test_an_ablation_from_preflight_to_its_report(run: Run, services: Services) -> None:

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 
 SCHEMES = ("--scheme", "uniform", "--scheme", "flat={scheme: paper, curriculum: false}")
 TRIALS = [f"{name} · seed {seed}" for seed in (0, 1) for name in ("uniform", "flat")]
+IN_TRIAL = ("rest-rl", "evaluate-bfcl-trained", "evaluate-api-bank-trained")
 METRIC = ("--metric", "bfcl/simple_python")
 
 
@@ -91,11 +92,12 @@ def test_mlflow_has_the_trials_between_the_ablation_and_its_stages(run: tuple[Pa
     parent = runs[summary["run"]]
     assert parent.info.run_id in summary["mlflow"]
     children = {name for name, one in runs.items() if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
-    assert children == {"prepare-data", "sft-warmup", "aggregate", *TRIALS}
+    once = {f"evaluate-{name}-{policy}" for name in ("bfcl", "api-bank") for policy in ("base", "warmup")}
+    assert children == {"prepare-data", "sft-warmup", "aggregate", *TRIALS, *once}
     for name in TRIALS:
         trial = runs[name]
         stages = {one for one, its in runs.items() if its.data.tags.get("mlflow.parentRunId") == trial.info.run_id}
-        assert stages == {f"{stage} · {name}" for stage in ("rest-rl", "evaluate-bfcl", "evaluate-api-bank")}
+        assert stages == {f"{stage} · {name}" for stage in IN_TRIAL}
         assert {"reward/after", "bfcl/simple_python"} <= trial.data.metrics.keys()
         assert trial.data.params["cfg/rl/seed"] == trial.data.tags["rest.seed"]
     artifacts = {one.path for one in client.list_artifacts(parent.info.run_id)}
@@ -106,7 +108,7 @@ def test_mlflow_has_the_trials_between_the_ablation_and_its_stages(run: tuple[Pa
 
 def test_the_same_comparison_by_hand(run: tuple[Path, dict[str, Any], str]) -> None:
     folder, report, _ = run
-    evaluations = sorted(folder.glob("runs/a/artifacts/*/*-iteration-*/evaluate-bfcl/report"))
+    evaluations = sorted(folder.glob("runs/a/artifacts/*/*-iteration-*/evaluate-bfcl-trained/report"))
     done = _rest(folder, "aggregate", *map(str, evaluations), "--profile", "tiny", *METRIC, "--out", "again")
     assert done.returncode == 0, done.stdout + done.stderr
     again = json.loads((folder / "again/report.json").read_text(encoding="utf-8"))

@@ -17,8 +17,11 @@ from pipelines.platform import Platform
 from rest_core.ablation.settings import AblationConfig, parse_schemes
 from rest_core.config import Config, load
 
-STAGES = ("prepare-data", "sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank", "compare-and-register")
-GPU_STAGES = ("sft-warmup", "rest-rl", "evaluate-bfcl", "evaluate-api-bank")
+POLICIES = ("base", "warmup", "trained", "champion")
+EVALUATIONS = tuple(f"evaluate-{name}-{policy}" for name in ("bfcl", "api-bank") for policy in POLICIES)
+STAGES = ("prepare-data", "sft-warmup", "rest-rl", *EVALUATIONS, "compare-policies", "compare-and-register")
+GPU_STAGES = ("sft-warmup", "rest-rl", *EVALUATIONS)
+CACHED = {"prepare-data", *(name for name in EVALUATIONS if not name.endswith("-champion"))}
 
 PLATFORM = {
     "images": {

@@ -25,7 +25,7 @@ def test_a_model_card_names_the_image_of_the_training(
             monkeypatch.setenv(IMAGE_VARIABLE, image)
         folder = folders[stage] = tmp_path / stage
         folder.mkdir()
-        (folder / "metrics.json").write_text(json.dumps({"bfcl/overall": 0.5}), encoding="utf-8")
+        (folder / "metrics.json").write_text(json.dumps({"bfcl/call_accuracy": 0.5}), encoding="utf-8")
         config = {"data": {"sources": [{"location": "x"}]}, "model": {"source": "m", "prompt_style": "toolrl"}}
         manifest.write(folder, stage=stage, config=config, inputs={}, counts={"measured_on": "live"})
     facts = registration._facts("run", folders["prepare-data"], folders["rest-rl"], {"bfcl": folders["evaluate-bfcl"]})

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rest_core import response
+from rest_core import call_json, response
 from rest_core.records import ToolCall
 from rest_core.response import MAX_DEPTH, Kind, parse, read_calls, render
 
@@ -295,9 +295,10 @@ class Counting:
 def test_work_grows_linearly(attack: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten times the text takes about ten times the calls and characters; a quadratic scan would take a hundred."""
     start, unit, *end = _ATTACKS[attack]
-    patterns = {name: Counting(getattr(response, name)) for name in ("_TAG", "_JSON_SPACE", "_JSON_TOKEN")}
-    for name, pattern in patterns.items():
-        monkeypatch.setattr(response, name, pattern)
+    places = ((response, "_TAG"), (call_json, "_JSON_SPACE"), (call_json, "_JSON_TOKEN"))
+    patterns = [Counting(getattr(module, name)) for module, name in places]
+    for (module, name), pattern in zip(places, patterns, strict=True):
+        monkeypatch.setattr(module, name, pattern)
 
     def work(length: int) -> int:
         calls = 0
@@ -306,13 +307,13 @@ def test_work_grows_linearly(attack: str, monkeypatch: pytest.MonkeyPatch) -> No
             nonlocal calls
             calls += event in ("call", "c_call")
 
-        before = sum(pattern.passed for pattern in patterns.values())
+        before = sum(pattern.passed for pattern in patterns)
         text = start + unit * (length // len(unit)) + (end or ["</tool_call>"])[0]
         sys.setprofile(count)
         try:
             parse(text)
         finally:
             sys.setprofile(None)
-        return calls + sum(pattern.passed for pattern in patterns.values()) - before
+        return calls + sum(pattern.passed for pattern in patterns) - before
 
     assert work(50_000) < 12 * work(5_000)

@@ -18,7 +18,16 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from rest_core import manifest, stages, storage
-from rest_core.config import ApiBankConfig, BfclConfig, ModelConfig, RlConfig, SftConfig, StorageConfig, TrackingConfig
+from rest_core.config import (
+    ApiBankConfig,
+    BfclConfig,
+    EvaluationConfig,
+    ModelConfig,
+    RlConfig,
+    SftConfig,
+    StorageConfig,
+    TrackingConfig,
+)
 from rest_core.data import store
 from rest_core.errors import Preempted, UserError
 from rest_core.model import loading
@@ -212,8 +221,13 @@ def test_an_evaluation_that_is_switched_off_says_so(
     stage: str, model: ModelConfig, tracking: TrackingConfig, tmp_path: Path
 ) -> None:
     common: dict[str, Any] = {
-        "model": model, "tracking": tracking, "pipeline_run": RUN, "policy": model.source, "out": tmp_path / stage,
-    }  # fmt: skip
+        "model": model,
+        "evaluation": EvaluationConfig(),
+        "tracking": tracking,
+        "pipeline_run": RUN,
+        "policy": model.source,
+        "out": tmp_path / stage,
+    }
     if stage == "bfcl":
         result = stages.evaluate_bfcl(bfcl=BfclConfig(enabled=False), **common)
     else:

@@ -15,10 +15,12 @@ from typing import Any, Literal
 from rest_core.data import dialogues, files
 from rest_core.data.dialogues import Dialogue, Verbatim
 from rest_core.data.fields import Record, Rejected, Unreadable, shown
-from rest_core.data.prompts import Style
 from rest_core.data.readers import bfcl_executable, glaive, jsonl, sharegpt, toolrl, trl, xlam
+from rest_core.data.taken_apart import dialogue_of
 from rest_core.errors import UserError, nearest
 from rest_core.records import Sample
+from rest_core.response import TAGGED
+from rest_core.styles.style import Style
 
 Use = Literal["sft", "rl"]
 AUTO = "auto"
@@ -131,9 +133,17 @@ def samples_of(records: Iterable[Record | Rejected], format: str, style: Style) 
             yield Rejected("format not known", record.where, _unknown(record.fields))
             continue
         try:
-            yield from dialogues.samples(READERS[name].read(record), record, style=style, source=name)
+            content = READERS[name].read(record)
+            if isinstance(content, Verbatim) and not _as_it_is(style):
+                content = dialogue_of(content)
+            yield from dialogues.samples(content, record, style=style, source=name)
         except Unreadable as error:
             yield error.rejected(record.where)
+
+
+def _as_it_is(style: Style) -> bool:
+    """Whether a record's own prompt and reference, in the project's format, are kept word for word."""
+    return style.keeps_prompts and style.format.dialect is TAGGED
 
 
 def _unknown(fields: Mapping[str, Any]) -> str:

@@ -7,12 +7,12 @@ group of rows in `CATEGORIES` with its own scorer, and that scorer's function in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from rest_core.errors import UserError, nearest
-from rest_core.evaluation.statistics import Accuracy
+from rest_core.evaluation.statistics import Accuracy, Average
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,33 @@ CATEGORIES: dict[str, Category] = {
 
 _SIMPLE = ("simple_python", "simple_java", "simple_javascript")
 _LIVE_AST = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")
+_AST = (*_SIMPLE, "multiple", "parallel", "parallel_multiple", *_LIVE_AST)
+HEADLINE = ("call_accuracy", "irrelevance_accuracy", "multi_turn_accuracy")
+"""The averages to read first, and never as one: a model that makes no call at all has the best irrelevance."""
+
+_MULTI_TURN = tuple(f"multi_turn_{part}" for part in ("base", "miss_func", "miss_param", "long_context"))
+_UNWEIGHTED = {
+    "multi_turn": _MULTI_TURN,
+    "simple": _SIMPLE,
+    "non_live": ("simple", "multiple", "parallel", "parallel_multiple"),
+    "irrelevance_detection": ("irrelevance", "live_irrelevance"),
+    "web_search": ("web_search_base", "web_search_no_snippet"),
+    "memory": ("memory_kv", "memory_vector", "memory_rec_sum"),
+    "agentic": ("web_search", "memory"),
+    "overall_single_turn": ("non_live", "live", "irrelevance_detection"),
+    "non_live_v3": ("simple", "multiple", "parallel", "parallel_multiple", "irrelevance"),
+    "overall_v3": ("non_live_v3", "live_v3", "multi_turn"),
+}
+_BY_QUESTIONS = {
+    "live": _LIVE_AST,
+    "live_v3": (*_LIVE_AST, "live_irrelevance", "live_relevance"),
+}
+_V4 = {"non_live": 0.1, "live": 0.1, "irrelevance_detection": 0.1, "multi_turn": 0.3, "agentic": 0.4}
+_ORDER = (
+    *HEADLINE,
+    *("simple", "non_live", "live", "irrelevance_detection", "multi_turn", "non_live_v3", "live_v3"),
+    *("web_search", "memory", "agentic", "overall_single_turn", "overall_v3", "overall_v4"),
+)
 
 
 def select(names: Iterable[str]) -> tuple[Category, ...]:
@@ -66,28 +93,52 @@ def select(names: Iterable[str]) -> tuple[Category, ...]:
     return tuple(category for category in CATEGORIES.values() if category.name in chosen)
 
 
-def averages(scores: Mapping[str, Accuracy]) -> dict[str, float]:
-    """The leaderboard's averages, as fractions; one whose members were not all evaluated is left out.
+def averages(scores: Mapping[str, Accuracy]) -> dict[str, Average]:
+    """Averages of the categories that were evaluated; one of which a member is missing is left out.
+
+    Ours, over all questions of the categories that were evaluated:
+
+    - `call_accuracy`: of those whose calls are checked in one turn (live_relevance accepts any call, and is not one).
+    - `irrelevance_accuracy`: of those that want no call.
+    - `multi_turn_accuracy`: of the dialogues.
+
+    The leaderboard's, in its version 4:
 
     - `simple`: unweighted mean of the three languages.
     - `non_live`: unweighted mean of simple, multiple, parallel and parallel_multiple (irrelevance is no part of it).
     - `live`: mean of the four live AST categories weighted by the number of questions that were evaluated.
     - `irrelevance_detection`: unweighted mean of irrelevance and live_irrelevance.
-    - `overall`: unweighted mean of non_live, live and irrelevance_detection. That is the leaderboard's total (weights
-      10, 10, 10 for these, 30 for multi-turn, 40 for agentic) restricted to the single-turn parts; live_relevance is
-      no part of it there either.
+    - `multi_turn`, `web_search`, `memory`: unweighted means; `agentic`: that of the last two.
+    - `overall_v4`: 10 % non_live, 10 % live, 10 % irrelevance_detection, 30 % multi_turn, 40 % agentic. (The official
+      table counts a part that is missing as 0.)
+    - `overall_single_turn`: unweighted mean of non_live, live and irrelevance_detection, so `overall_v4` restricted to
+      single-turn parts.
+
+    The leaderboard's in its version 3 of April 2025, which papers of that year report:
+
+    - `non_live_v3`: as non_live, with irrelevance as a fifth member.
+    - `live_v3`: as live, with live_irrelevance and live_relevance.
+    - `overall_v3`: unweighted mean of non_live_v3, live_v3 and multi_turn.
     """
-    accuracy = {name: score.value for name, score in scores.items()}
+    weights = {name: {name: 1.0} for name in scores}
 
-    def add_mean(name: str, members: tuple[str, ...]) -> None:
-        if all(member in accuracy for member in members):
-            accuracy[name] = sum(accuracy[member] for member in members) / len(members)
+    def add(name: str, shares: Mapping[str, float]) -> None:
+        """An average of categories and averages, as weights of categories."""
+        if shares and all(member in weights for member in shares):
+            weights[name] = {}
+            for member, share in shares.items():
+                for category, weight in weights[member].items():
+                    weights[name][category] = weights[name].get(category, 0.0) + share * weight
 
-    add_mean("simple", _SIMPLE)
-    add_mean("non_live", ("simple", "multiple", "parallel", "parallel_multiple"))
-    if all(member in scores for member in _LIVE_AST):
-        live = [scores[member] for member in _LIVE_AST]
-        accuracy["live"] = sum(score.correct for score in live) / sum(score.total for score in live)
-    add_mean("irrelevance_detection", ("irrelevance", "live_irrelevance"))
-    add_mean("overall", ("non_live", "live", "irrelevance_detection"))
-    return {name: value for name, value in accuracy.items() if name not in scores}
+    def add_by_questions(name: str, members: Sequence[str]) -> None:
+        total = sum(scores[member].total for member in members if member in scores)
+        add(name, {member: scores[member].total / total if member in scores else 0.0 for member in members})
+
+    for name, members in zip(HEADLINE, (_AST, _UNWEIGHTED["irrelevance_detection"], _MULTI_TURN), strict=True):
+        add_by_questions(name, [member for member in members if member in scores])
+    for name, members in _BY_QUESTIONS.items():
+        add_by_questions(name, members)
+    for name, members in _UNWEIGHTED.items():
+        add(name, {member: 1 / len(members) for member in members})
+    add("overall_v4", _V4)
+    return {name: Average(scores, weights[name]) for name in _ORDER if name in weights}

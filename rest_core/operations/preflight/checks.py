@@ -60,9 +60,8 @@ def list_checks(
     )
     listed += [(f"GPU of {asked.stage}", partial(look_for_nodes, asked)) for asked in surroundings.gpus]
     for stage in surroundings.without_gpu:
-        switch = str(CATALOGUE[stage].switch)  # every stage that may have a GPU has one
-        if config.enabled(switch):
-            listed.append((f"GPU of {stage}", partial(gpu.refuse_without, stage, switch)))
+        if CATALOGUE[stage].enabled(config):
+            listed.append((f"GPU of {stage}", partial(gpu.refuse_without, stage)))
     if config.launch.train_job is not None and config.rl.enabled:
         listed.append(("TrainJob", partial(cluster.check_train_job, config.launch.train_job, config.storage)))
     if ablation is not None:

@@ -45,11 +45,11 @@ def check_nodes(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig, *
     return f"{len(labels)} nodes have {wanted} ({found})" + (f"; {asked.stage} needs {need}" if need else "")
 
 
-def refuse_without(stage: str, section: str) -> str:
+def refuse_without(stage: str) -> str:
     """Refuse a stage that this run has switched on, while its pod was compiled without the GPU that it is to have."""
     raise UserError(
-        f"{section}.enabled=true, but the pipeline was compiled with it off: the pod of {stage} has no GPU; compile or "
-        f"submit it with --set {section}.enabled=true"
+        f"{stage} is switched on, but the pipeline was compiled with it off: its pod has no GPU; compile or submit it "
+        "with this run's settings"
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
+from rest_core.operations.catalogue import benchmarks, bound
 from rest_core.operations.tracking.store import redact, redacted
 
 
@@ -26,7 +28,7 @@ class ModelFacts:
 
     base_model: str
     pipeline_run: str
-    metrics: Mapping[str, float]  # e.g. "bfcl/overall": 0.41
+    metrics: Mapping[str, float]  # e.g. "bfcl/call_accuracy": 0.41
     evaluations: Mapping[str, str]  # what "bfcl" was measured on: subset, size and seed, in words that are compared
     data: tuple[DataFact, ...]
     config: Mapping[str, Any]  # the configuration that made it: sections of plain values
@@ -41,7 +43,7 @@ def model_card(name: str, facts: ModelFacts) -> str:
         f"`{redact(facts.base_model)}` trained for tool use with ResT (reshaped token-level policy gradients, "
         f"arXiv 2509.21826) by the pipeline run “{facts.pipeline_run}”.",
         "## Evaluation",
-        _table(("metric", "value"), [(key, f"{value:.4f}") for key, value in sorted(facts.metrics.items())]),
+        *_evaluation(facts.metrics),
         _list([f"**{key}**: {text}" for key, text in sorted(facts.evaluations.items())]),
         "## Training data",
         _table(
@@ -61,6 +63,21 @@ def model_card(name: str, facts: ModelFacts) -> str:
         ),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _evaluation(metrics: Mapping[str, float]) -> Iterator[str]:
+    """The main figures of the benchmarks side by side, with their 95 % intervals; then all the others."""
+    main = [figure.metric for stage in benchmarks() for figure in stage.figures if figure.metric in metrics]
+    bounds = {name: [bound(name, "low"), bound(name, "high")] for name in main}
+    if main:
+        yield "Read these together, never their mean:"
+        rows = []
+        for name in main:
+            interval = [f"{metrics[end]:.4f}" for end in bounds[name] if end in metrics]
+            rows.append((name, f"{metrics[name]:.4f}", " – ".join(interval)))
+        yield _table(("metric", "value", "95 % interval"), rows)
+    others = sorted(metrics.keys() - {*main, *chain.from_iterable(bounds.values())})
+    yield _table(("metric", "value"), [(name, f"{metrics[name]:.4f}") for name in others])
 
 
 def readme(name: str, facts: ModelFacts) -> str:

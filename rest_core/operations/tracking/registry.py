@@ -4,7 +4,7 @@ A checkpoint is a flat Hugging Face folder, because that is what vLLM reads; MLf
 another layout. So the folder is stored as it is (artifacts of the run, another folder, or S3), and the version refers
 to it. What a version is worth and where it comes from stands in its tags:
 
-    metric/<name>           figures, e.g. metric/bfcl/overall
+    metric/<name>           figures, e.g. metric/bfcl/call_accuracy
     evaluation/<benchmark>  what they were measured on; figures of different subsets are not compared
     data/<name>/sha256      the data it was trained on
     git_commit, image, base_model, pipeline_run
@@ -150,7 +150,7 @@ def get_version(client: MlflowClient, name: str, version: str | int | None = Non
         hint = nearest(wanted, aliases) or "; register a model first, or give a version number"
         raise UserError(f"{name} has no alias {wanted!r}{hint}")
     wanted = str(aliases.get(wanted, wanted))
-    if (found := _existing(client.get_model_version, name, wanted)) is None:
+    if (found := existing(client.get_model_version, name, wanted)) is None:
         known = sorted((str(one.version) for one in client.search_model_versions(f"name = '{name}'")), key=int)
         raise UserError(f"{name} has no version {wanted} (there: {', '.join(known)})")
     return found
@@ -184,7 +184,7 @@ def promote(
         client: from `store.connect`.
         name: the registered model.
         version: number or alias; None is `challenger`.
-        metric: the figure that decides, e.g. "bfcl/overall".
+        metric: the figure that decides, e.g. "bfcl/call_accuracy".
         force: move the alias against the rule; the history says so.
         dry_run: check everything and change nothing.
         reason: free text for the history.
@@ -249,7 +249,7 @@ def missing_links(client: MlflowClient, version: ModelVersion, metric: str) -> l
     run, image = version.run_id, tags.get("image", "")
     links: dict[str, Any] = {
         "run: the version names none": run,
-        f"run: {run} is not in the store": not run or _existing(client.get_run, run),
+        f"run: {run} is not in the store": not run or existing(client.get_run, run),
         "data: no hash of the training data": any(re.fullmatch("data/.*/sha256", tag) for tag in tags),
         "code: no git commit": "git_commit" in tags,
         "image: none is named (not run from an image)": image,
@@ -301,24 +301,30 @@ def _verify(client: MlflowClient, version: ModelVersion, sizes: dict[str, int]) 
     """Where the version's source is; raises `UserError` unless every file of the checkpoint is there."""
     from mlflow.artifacts import list_artifacts
 
-    location: str = client.get_model_version_download_uri(version.name, str(version.version))
-    if location.startswith("runs:/"):
-        location = f"{client.get_run(version.run_id or '').info.artifact_uri}/model"
+    location = location_of(client, version)
     stored = {Path(one.path).name: one.file_size for one in list_artifacts(location, tracking_uri=client.tracking_uri)}
     if wrong := sorted(name for name, size in sizes.items() if stored.get(name) != size):
         raise UserError(f"{location}: {', '.join(wrong)} not stored completely; register the model again")
     return location
 
 
+def location_of(client: MlflowClient, version: ModelVersion) -> str:
+    """Where a version's checkpoint lies."""
+    location: str = client.get_model_version_download_uri(version.name, str(version.version))
+    if location.startswith("runs:/"):
+        location = f"{client.get_run(version.run_id or '').info.artifact_uri}/model"
+    return location
+
+
 def _registered_model(client: MlflowClient, name: str) -> RegisteredModel:
-    if (found := _existing(client.get_registered_model, name)) is None:
+    if (found := existing(client.get_registered_model, name)) is None:
         known = [one.name for one in client.search_registered_models(max_results=1000)]
         there = f" (there: {', '.join(known)})" if known else " (none is registered)"
         raise UserError(f"no registered model {name!r}{nearest(name, known)}{there}")
     return found
 
 
-def _existing(get: Callable[..., T], *key: str) -> T | None:
+def existing(get: Callable[..., T], *key: str) -> T | None:
     """What `get` finds in MLflow; None where there is no such thing."""
     from mlflow.exceptions import MlflowException
 

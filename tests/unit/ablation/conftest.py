@@ -21,7 +21,7 @@ Evaluation = Callable[..., Path]
 
 @pytest.fixture
 def evaluation(tmp_path: Path) -> Evaluation:
-    """evaluation("paper", 0, {"bfcl/overall": 0.5}): the folder of an evaluation of that trial."""
+    """evaluation("paper", 0, {"bfcl/call_accuracy": 0.5}): the folder of an evaluation of that trial."""
 
     def make(
         name: str,

@@ -21,7 +21,7 @@ FIGURES = {"uniform": (0.50, 0.54, 0.52), "paper": (0.55, 0.60, 0.59)}
 @pytest.fixture
 def report(evaluation: Evaluation) -> AblationReport:
     folders = [
-        evaluation(name, seed, {"bfcl/overall": value, "bfcl/count/live": 8}, reward=value * 2)
+        evaluation(name, seed, {"bfcl/call_accuracy": value, "bfcl/count/live": 8}, reward=value * 2)
         for name, values in FIGURES.items()
         for seed, value in enumerate(values)
     ]
@@ -34,12 +34,12 @@ def test_the_files_say_the_same(report: AblationReport, tmp_path: Path) -> None:
     written = report.write(out)
     assert {path.name for path in written} == {"report.json", "trials.csv", "comparison.png", "report.html"}
     found = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    assert list(found["comparisons"]) == ["bfcl/overall", "reward/after"]
-    overall = found["comparisons"]["bfcl/overall"]
+    assert list(found["comparisons"]) == ["bfcl/call_accuracy", "reward/after"]
+    overall = found["comparisons"]["bfcl/call_accuracy"]
     assert overall["schemes"]["paper"]["mean"] == pytest.approx(0.58)
     assert overall["differences"]["paper"]["mean"] == pytest.approx(0.06)
     rows = list(csv.DictReader((out / "trials.csv").open(encoding="utf-8")))
-    assert [(row["scheme"], row["seed"], row["bfcl/overall"]) for row in rows] == [
+    assert [(row["scheme"], row["seed"], row["bfcl/call_accuracy"]) for row in rows] == [
         (name, str(seed), str(value)) for name in ("paper", "uniform") for seed, value in enumerate(FIGURES[name])
     ]
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
@@ -59,7 +59,7 @@ def test_the_page_stands_alone_and_escapes_what_it_shows(report: AblationReport,
 
 def test_the_summary_for_mlflow_is_about_the_deciding_figure(report: AblationReport) -> None:
     text = report.markdown()
-    assert "| scheme | seeds | bfcl/overall: mean |" in text
+    assert "| scheme | seeds | bfcl/call_accuracy: mean |" in text
     assert re.search(r"^\| uniform \| 3 \| 52\.0% \| 47\.0% to 57\.0% \|  \|  \|$", text, re.MULTILINE)
     assert re.search(
         r"^\| paper \| 3 \| 58\.0% \| .* \| \+6\.0 pp \| \+3\.\d pp to \+\d\.\d pp \|$", text, re.MULTILINE
@@ -68,9 +68,9 @@ def test_the_summary_for_mlflow_is_about_the_deciding_figure(report: AblationRep
 
 
 def test_figures_for_the_tracker(report: AblationReport) -> None:
-    assert report.metrics["ablation/bfcl/overall/uniform"] == pytest.approx(0.52)
-    low, high = (report.metrics[f"ablation/bfcl/overall/paper - uniform/{end}"] for end in ("low", "high"))
-    assert low < report.metrics["ablation/bfcl/overall/paper - uniform"] < high
+    assert report.metrics["ablation/bfcl/call_accuracy/uniform"] == pytest.approx(0.52)
+    low, high = (report.metrics[f"ablation/bfcl/call_accuracy/paper - uniform/{end}"] for end in ("low", "high"))
+    assert low < report.metrics["ablation/bfcl/call_accuracy/paper - uniform"] < high
 
 
 def test_what_weakens_the_figures_is_said_first(evaluation: Evaluation, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_what_weakens_the_figures_is_said_first(evaluation: Evaluation, tmp_path
     report = AblationReport("t", AblationConfig(), collect(folders))
     report.write(tmp_path)
     notes = "\n".join(report.notes)
-    assert "bfcl/overall was not measured; measured were: bfcl/live" in notes
+    assert "bfcl/call_accuracy was not measured; measured were: bfcl/live" in notes
     assert "different seeds (paper: 0, 1; uniform: 0)" in notes
     assert "one seed has no interval" in notes
     assert "part of the questions only: bfcl" in notes
@@ -111,8 +111,8 @@ def test_nothing_that_is_shown_was_measured(evaluation: Evaluation, tmp_path: Pa
 
 def test_notes_name_trials_without_updates_or_figures(evaluation: Evaluation) -> None:
     folders = [
-        evaluation("uniform", 0, {"bfcl/overall": 0.5, "rl/updates": 0.0}),
-        evaluation("paper", 0, {"bfcl/overall": 0.5, "rl/updates": 3.0}),
+        evaluation("uniform", 0, {"bfcl/call_accuracy": 0.5, "rl/updates": 0.0}),
+        evaluation("paper", 0, {"bfcl/call_accuracy": 0.5, "rl/updates": 3.0}),
         evaluation("strong", 0, {"bfcl/live": 0.5, "rl/updates": 0.0}),
     ]
     notes = AblationReport("t", AblationConfig(), collect(folders)).notes
@@ -124,7 +124,7 @@ def test_notes_name_trials_without_updates_or_figures(evaluation: Evaluation) ->
 
 def test_what_schemes_replace_besides_is_shown(evaluation: Evaluation, tmp_path: Path) -> None:
     changes = {"advantage_std": "none", "loss": {"aggregation": "constant_length"}, "reward": "strict"}
-    folders = [evaluation("uniform", 0, {"bfcl/overall": 0.5}), evaluation("paper", 0, {}, scheme=changes)]
+    folders = [evaluation("uniform", 0, {"bfcl/call_accuracy": 0.5}), evaluation("paper", 0, {}, scheme=changes)]
     report = AblationReport("t", AblationConfig(), collect(folders))
     report.write(tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -15,17 +15,17 @@ Evaluation = Callable[..., Path]
 
 def test_evaluations_of_a_trial_come_together_in_any_order(evaluation: Evaluation) -> None:
     folders = [
-        evaluation("paper", 1, {"bfcl/overall": 0.5}, reward=2.0),
+        evaluation("paper", 1, {"bfcl/call_accuracy": 0.5}, reward=2.0),
         evaluation("uniform", 0, {"api_bank/overall_soft": 0.1}, stage="evaluate-api-bank", measured_on="6 items"),
         evaluation(
             "paper", 1, {"api_bank/overall_soft": 0.2}, stage="evaluate-api-bank", measured_on="6 items", reward=2.0
         ),
-        evaluation("uniform", 0, {"bfcl/overall": 0.25}),
+        evaluation("uniform", 0, {"bfcl/call_accuracy": 0.25}),
     ]
     for order in (folders, folders[::-1]):
         first, second = collect(order)
         assert (first.trial.label, second.trial.label) == ("paper · seed 1", "uniform · seed 0")
-        assert first.metrics == {"bfcl/overall": 0.5, "api_bank/overall_soft": 0.2, "reward/after": 2.0}
+        assert first.metrics == {"bfcl/call_accuracy": 0.5, "api_bank/overall_soft": 0.2, "reward/after": 2.0}
         assert second.measured_on == {"evaluate-bfcl": "8 items abc", "evaluate-api-bank": "6 items"}
 
 
@@ -36,7 +36,7 @@ def test_a_skipped_evaluation_has_no_figures_but_the_trainings(evaluation: Evalu
 
 
 def test_the_same_evaluation_twice_is_refused(evaluation: Evaluation) -> None:
-    folder = evaluation("paper", 0, {"bfcl/overall": 0.5})
+    folder = evaluation("paper", 0, {"bfcl/call_accuracy": 0.5})
     with pytest.raises(UserError, match="evaluate-bfcl of trial paper · seed 0 is there twice"):
         collect([folder, folder])
 
@@ -110,9 +110,9 @@ def test_two_pipeline_runs_compare_though_their_checkpoints_went_elsewhere(evalu
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_no_finite_number_is_no_figure(evaluation: Evaluation, value: float) -> None:
-    (one,) = collect([evaluation("paper", 0, {"bfcl/overall": value, "bfcl/live": 0.5}, reward=value)])
+    (one,) = collect([evaluation("paper", 0, {"bfcl/call_accuracy": value, "bfcl/live": 0.5}, reward=value)])
     assert one.metrics == {"bfcl/live": 0.5}
-    assert one.not_finite.keys() == {"bfcl/overall", "reward/after"}
+    assert one.not_finite.keys() == {"bfcl/call_accuracy", "reward/after"}
 
 
 def test_other_weights_under_one_name_are_refused(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pipelines.cli import cli
 from rest_core import manifest, stages
 from rest_core.ablation.collect import collect
 from rest_core.ablation.settings import AblationConfig, Trial
-from rest_core.config import BfclConfig, ModelConfig, PaperWeights, RlConfig, TrackingConfig
+from rest_core.config import BfclConfig, EvaluationConfig, ModelConfig, PaperWeights, RlConfig, TrackingConfig
 from rest_core.errors import UserError
 from rest_core.operations.tracking.delivery import deliver
 from rest_core.operations.tracking.store import open_client
@@ -104,6 +104,7 @@ def test_an_evaluation_belongs_to_its_policys_trial(policy: Path, tracking: Trac
     out = tmp_path / "bfcl"
     stages.evaluate_bfcl(
         model=ModelConfig(),
+        evaluation=EvaluationConfig(),
         bfcl=BfclConfig(enabled=False),
         tracking=tracking,
         pipeline_run="abl",
@@ -137,7 +138,9 @@ def test_the_comparison_closes_the_ablation_with_its_report(
     evaluation: Evaluation, tracking: TrackingConfig, tmp_path: Path
 ) -> None:
     values = {"uniform": (0.50, 0.54), "paper": (0.55, 0.60)}
-    bfcl = [evaluation(name, seed, {"bfcl/overall": v}) for name, two in values.items() for seed, v in enumerate(two)]
+    bfcl = [
+        evaluation(name, seed, {"bfcl/call_accuracy": v}) for name, two in values.items() for seed, v in enumerate(two)
+    ]
     bank = [
         evaluation(name, seed, {}, stage="evaluate-api-bank", skipped="no network")
         for name in values
@@ -148,10 +151,10 @@ def test_the_comparison_closes_the_ablation_with_its_report(
         ablation=AblationConfig(),
         tracking=tracking,
         pipeline_run="abl",
-        evaluations={"bfcl": bfcl, "api_bank": bank},
+        evaluations={"trained": {"bfcl": bfcl, "api_bank": bank}},
         out=out,
     )
-    assert result.metrics["ablation/bfcl/overall/paper - uniform"] == pytest.approx(0.055)
+    assert result.metrics["ablation/bfcl/call_accuracy/paper - uniform"] == pytest.approx(0.055)
     made = manifest.read(out)
     assert made["counts"]["trials"] == 4
     assert sorted(made["inputs"]["evaluations"]) == sorted(manifest.read(one)["sha256"] for one in (*bfcl, *bank))
@@ -159,7 +162,7 @@ def test_the_comparison_closes_the_ablation_with_its_report(
     deliver(out.parent)
     run = by_name(tracking)["abl"]
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["ablation/bfcl/overall/paper"] == pytest.approx(0.575)
+    assert run.data.metrics["ablation/bfcl/call_accuracy/paper"] == pytest.approx(0.575)
     assert "| paper | 2 | 57.5% |" in run.data.tags["mlflow.note.content"]
     stage = by_name(tracking)["aggregate"]
     assert {stage.data.tags[f"rest.input/{n:03}"] for n in range(8)} == {str(one) for one in (*bfcl, *bank)}

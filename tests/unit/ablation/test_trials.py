@@ -127,13 +127,13 @@ def of(*schemes: str) -> tuple[Trial, ...]:
     return trials(parse_schemes(["uniform", *schemes]), [0])
 
 
-def refuse(every: tuple[Trial, ...] = TWO, metric: str = "bfcl/overall", **sections: Any) -> str:
+def refuse(every: tuple[Trial, ...] = TWO, metric: str = "bfcl/call_accuracy", **sections: Any) -> str:
     settings = {"rl": RlConfig(), "bfcl": BfclConfig(), "api_bank": ApiBankConfig()} | sections
     return check(every, AblationConfig(metric=metric), **settings)
 
 
 def test_trials_that_can_be_compared() -> None:
-    assert refuse() == "2 schemes in 4 trials, compared by bfcl/overall"
+    assert refuse() == "2 schemes in 4 trials, compared by bfcl/call_accuracy"
     for metric in (
         "bfcl/live",
         "bfcl/simple_python",
@@ -182,9 +182,15 @@ def test_trials_that_can_be_compared() -> None:
             "paper · seed 0 and paper · seed 2 have other weights or settings under one name",
         ),
         ({"rl": RlConfig(enabled=False)}, r"set rl\.enabled=true"),
-        ({"bfcl": BfclConfig(enabled=False)}, r"ablation\.metric=bfcl/overall: scheme uniform does not measure it"),
-        ({"bfcl": BfclConfig(categories=("live",))}, r"does not measure it.*bfcl/live"),
-        ({"metric": "bfcl/overal"}, "did you mean 'bfcl/overall'"),
+        (
+            {"bfcl": BfclConfig(enabled=False)},
+            r"ablation\.metric=bfcl/call_accuracy: scheme uniform does not measure it",
+        ),
+        (
+            {"bfcl": BfclConfig(categories=("live",)), "metric": "bfcl/overall_single_turn"},
+            r"does not measure it.*bfcl/live",
+        ),
+        ({"metric": "bfcl/call_accurac"}, "did you mean 'bfcl/call_accuracy'"),
         ({"metric": "reward/after", "rl": RlConfig(reward_probe_prompts=0)}, "does not measure it"),
         ({"metric": "task/best"}, "does not measure it"),
         (
@@ -202,8 +208,8 @@ def test_what_would_compare_nothing_is_refused_in_one_line(arguments: dict[str, 
 
 
 def test_the_deciding_figure_is_shown_first_and_once() -> None:
-    settings = AblationConfig(metric="bfcl/live", metrics=("bfcl/overall", "bfcl/live", "bfcl/overall"))
-    assert settings.shown == ("bfcl/live", "bfcl/overall")
+    settings = AblationConfig(metric="bfcl/live", metrics=("bfcl/call_accuracy", "bfcl/live", "bfcl/call_accuracy"))
+    assert settings.shown == ("bfcl/live", "bfcl/call_accuracy")
 
 
 def test_the_baselines_of_the_docs_go_together() -> None:

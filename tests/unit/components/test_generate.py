@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from components import generate
 from pipelines.graph import component_of
 from rest_core.operations.catalogue import SECTIONS, STAGES, Stage
+from rest_core.stages.evaluation import Common
 
 TOP = Path(__file__).resolve().parents[3]
 every_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
@@ -34,9 +36,12 @@ def test_a_component_takes_what_its_stage_takes(stage: Stage) -> None:
     wanted = set(inspect.signature(stage.load()).parameters) - {"out"}
     if "sections" in wanted:  # preflight's: all of them
         wanted = wanted - {"sections"} | set(SECTIONS)
-    if stage.reads_benchmarks:
+    if stage.reads_evaluations:
         wanted |= stage.all_inputs.keys()
         wanted.remove("evaluations")
+    if stage.benchmark is not None:  # what all evaluations take, as far as this policy has it
+        optional = {"policy", "registry", "evaluated"} - stage.all_inputs.keys() - set(stage.sections)
+        wanted = (wanted - {"common"} | set(get_type_hints(Common))) - optional - {"out"}
     assert set(component.component_spec.inputs) == wanted
     assert set(component.component_spec.outputs) - {"metrics", "page"} == {stage.output}
     assert len((TOP / "components" / stage.identifier / "component.py").read_text().splitlines()) <= 40

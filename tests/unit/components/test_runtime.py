@@ -16,7 +16,7 @@ from rest_core import manifest
 from rest_core.ablation.settings import Trial
 from rest_core.config import PaperWeights, load
 from rest_core.errors import EXIT_PREEMPTED, Preempted, UserError
-from rest_core.operations.catalogue import CATALOGUE, Parameter, Stage
+from rest_core.operations.catalogue import CATALOGUE, EVALUATED, Parameter, Stage
 from rest_core.operations.pods import RUN_ID_VARIABLE
 from rest_core.operations.result import StageResult
 
@@ -119,12 +119,19 @@ def test_a_page_is_shown_also_when_the_stage_fails(run: Run, tmp_path: Path) -> 
 
 
 def test_reports_of_the_benchmarks_come_as_evaluations(run: Run, tmp_path: Path) -> None:
-    reports = {name: dsl.Artifact(uri=str(tmp_path / name)) for name in ("bfcl", "api_bank")}
-    stage = replace(PLAIN, reads_benchmarks=True)
-    paths = {name: tmp_path / name for name in reports}
-    assert run(stage, **reports)["evaluations"] == paths
+    names = [f"{benchmark}_{policy}" for benchmark in ("bfcl", "api_bank") for policy in ("base", "trained")]
+    reports = {name: dsl.Artifact(uri=str(tmp_path / name)) for name in names}
+    stage = replace(PLAIN, reads_evaluations=("base", "trained"))
+    assert run(stage, **reports)["evaluations"] == {
+        policy: {benchmark: tmp_path / f"{benchmark}_{policy}" for benchmark in ("bfcl", "api_bank")}
+        for policy in ("base", "trained")
+    }
     many = run(stage, **{name: [report, report] for name, report in reports.items()})
-    assert many["evaluations"] == {name: [path, path] for name, path in paths.items()}
+    assert many["evaluations"]["base"]["bfcl"] == [tmp_path / "bfcl_base"] * 2
+
+
+def test_an_evaluation_is_told_which_policy_it_measures(run: Run) -> None:
+    assert run(replace(PLAIN, evaluated=EVALUATED[0])) == {"pipeline_run": "my run", "evaluated": "base"}
 
 
 def test_trials_are_read_one_by_one_and_an_empty_one_is_none(run: Run) -> None:

@@ -1,21 +1,20 @@
 from __future__ import annotations
 
 from rest_core.data.dedupe import EXACT, NEAR, EvaluationOverlap, Traits, duplicates, traits
-from rest_core.data.dialogues import assistant_turn
-from rest_core.data.prompts import Style, render
 from rest_core.records import Message, Sample, Tool, ToolCall
 from rest_core.response import parse
+from rest_core.styles.create import built_in_style
 
 LONG = "Please find me a flight from Oslo to Rome on the third of May, in the morning, with one bag, by the window,"
 
 
 def sample(
-    question: str, city: object = "Oslo", *, tool: str = "weather", style: Style = "compact", think: str | None = None
+    question: str, city: object = "Oslo", *, tool: str = "weather", style: str = "compact", think: str | None = None
 ) -> Sample:
     tools = (Tool(tool, "", {"type": "object", "properties": {"city": {}}, "required": []}),)
     history = [Message("user", turn) for turn in question.split("|")]
-    reference = assistant_turn([ToolCall(tool, {"city": city})], None, think).content
-    return Sample("x", "x", render(style, tools, history), tools, reference)
+    reference = built_in_style(style).assistant_turn([ToolCall(tool, {"city": city})], None, think).content
+    return Sample("x", "x", built_in_style(style).render(tools, history), tools, reference)
 
 
 def traits_of(one: Sample) -> Traits:

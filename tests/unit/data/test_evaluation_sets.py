@@ -9,7 +9,7 @@ from rest_core.data.evaluation_sets import evaluation_questions
 from rest_core.errors import UserError
 
 
-def test_bfcl_single_turn_categories_of_the_wheel():
+def test_bfcl_categories_of_the_wheel():
     sets = evaluation_questions()
     sizes = {name: len(questions) for name, questions in sets.items()}
     assert sizes == {
@@ -26,8 +26,20 @@ def test_bfcl_single_turn_categories_of_the_wheel():
         "bfcl/live_parallel_multiple": 24,
         "bfcl/live_irrelevance": 884,
         "bfcl/live_relevance": 16,
+        "bfcl/memory": 155,
+        "bfcl/memory_prerequisites": 323,
+        "bfcl/multi_turn_base": 734,
+        "bfcl/multi_turn_long_context": 734,
+        "bfcl/multi_turn_miss_func": 734,
+        "bfcl/multi_turn_miss_param": 934,
+        "bfcl/web_search": 100,
     }
     assert sets["bfcl/simple_python"][0].startswith("Find the area of a triangle")
+    first, second, *_ = sets["bfcl/multi_turn_base"]  # a dialogue's first step, and its first two
+    assert first.startswith("Move 'final_report.pdf' within") and second.startswith(
+        f"{first} Perform a detailed search"
+    )
+    assert "What is my first name?" in sets["bfcl/memory"]
 
 
 def test_api_bank_questions_are_the_users_words(api_bank_folder: Path):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rest_core import response
 from rest_core.data import files, readers
 from rest_core.data.fields import Record, Rejected, Unreadable
-from rest_core.data.prompts import listed_tools, render, user_turns
+from rest_core.data.prompts import listed_tools, user_turns
 from rest_core.data.python_calls import NotCalls
 from rest_core.data.readers import chat, tool_lists
 from rest_core.data.tools import read_tool
@@ -25,6 +25,7 @@ from rest_core.data.validate import problem
 from rest_core.data.written_calls import split
 from rest_core.errors import UserError
 from rest_core.records import Message, Sample, Tool
+from rest_core.styles.create import built_in_style
 
 TOOL = {"name": "f", "description": "", "parameters": {"type": "object", "properties": {"a": {}}}}
 
@@ -74,7 +75,9 @@ def test_every_format_is_tried():
 def test_only_samples_and_rejections_come_out(format: str, data: st.DataObject):
     fields = data.draw(st.fixed_dictionaries(FIELDS[format], optional={"tools": tools, "functions": values}))
     record = Record(fields, "f.jsonl: line 1", "f-1")
-    for entry in readers.samples_of([record], format, data.draw(st.sampled_from(["compact", "toolrl"]))):
+    for entry in readers.samples_of(
+        [record], format, built_in_style(data.draw(st.sampled_from(["compact", "toolrl"])))
+    ):
         assert isinstance(entry, Sample | Rejected)
         where = entry.where if isinstance(entry, Rejected) else entry.origin.where  # type: ignore[union-attr]
         assert where.startswith("f.jsonl: line 1")
@@ -142,7 +145,7 @@ def test_references_that_double_do_not_grow():
     tool = read_tool(
         {"name": "f", "parameters": {"type": "object", "properties": {"a": {"$ref": "#/$defs/D0"}}, "$defs": defs}}
     )
-    assert len(render("compact", [tool], [])[0].content) < 10_000
+    assert len(built_in_style("compact").render([tool], [])[0].content) < 10_000
 
 
 def test_roots_that_refer_to_each_other_end():
@@ -166,7 +169,9 @@ ODD: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_messages_are_short_and_every_file_can_hold_them(name: str):
-    (entry,) = readers.samples_of([Record(ODD[name], "f.jsonl: line 1", "f-1")], readers.AUTO, "compact")
+    (entry,) = readers.samples_of(
+        [Record(ODD[name], "f.jsonl: line 1", "f-1")], readers.AUTO, built_in_style("compact")
+    )
     rejected = problem(entry, response.parse(entry.reference)) if isinstance(entry, Sample) else entry
     assert isinstance(rejected, Rejected)
     assert str(rejected).startswith("f.jsonl: line 1") and len(str(rejected)) < 1500

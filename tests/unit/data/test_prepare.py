@@ -16,6 +16,7 @@ from rest_core.data import store
 from rest_core.data.evaluation_sets import evaluation_questions
 from rest_core.data.prepare import describe_drops, prepare
 from rest_core.errors import UserError
+from rest_core.styles.create import built_in_style
 
 TOOL = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {}, "day": {}}}}
 Run = Callable[..., dict[str, Any]]
@@ -43,7 +44,7 @@ def run(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Run:
         made = tuple(s if isinstance(s, DataSource) else DataSource(location=str(s)) for s in sources)
         return prepare(
             DataConfig(sources=made, **{"max_prompt_tokens": 20000, **settings}),
-            style="compact",
+            style=built_in_style("compact"),
             tokenizer=tokenizer,
             evaluation_questions=questions or {},
             out=tmp_path / out,

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rest_core.data import files, prompts
+from rest_core.data import files
 from rest_core.data.fields import Record, Unreadable
-from rest_core.data.prompts import listed_tools, render, template_text, user_turns
+from rest_core.data.prompts import listed_tools, user_turns
 from rest_core.records import Message, Tool
+from rest_core.styles.create import built_in_style
 
 TOOL = Tool(
     "weather",
@@ -53,7 +54,7 @@ def test_toolrl_style_reproduces_every_prompt_of_toolrl(toolrl_folder: Path):
     assert sum("\\u" in system for system, _ in pairs) == 8  # where ours has the characters themselves
     for system, user in pairs:
         tools = listed_tools(system)
-        rendered = render("toolrl", tools, history_of(user))
+        rendered = built_in_style("toolrl").render(tools, history_of(user))
         plain = re.sub(r"\\u([0-9a-f]{4})", lambda match: chr(int(match[1], 16)), system)
         assert rendered == (Message("system", plain), Message("user", user))
         assert listed_tools(rendered[0].content) == tools
@@ -75,9 +76,9 @@ def test_api_bank_tools_are_listed_in_both_of_its_notations(api_bank_folder: Pat
 
 
 def test_list_with_numbered_lines_inside_a_description():
-    system = render("toolrl", [Tool("BookHotel", "Books.\n1. Only one room.\n2. If: two", TOOL.parameters), TOOL], [])[
-        0
-    ]
+    system = built_in_style("toolrl").render(
+        [Tool("BookHotel", "Books.\n1. Only one room.\n2. If: two", TOOL.parameters), TOOL], []
+    )[0]
     assert [tool.name for tool in listed_tools(system.content)] == ["BookHotel", "weather"]
 
 
@@ -99,7 +100,7 @@ def test_a_list_that_cannot_be_read_is_refused(listing: str):
 
 def test_compact_style_has_one_json_line_a_tool_and_keeps_the_turns():
     history = [Message("user", "Oslo?"), Message("assistant", "…"), Message("tool", "4 °C"), Message("user", "Rome?")]
-    system, *turns = render("compact", [TOOL, TOOL], history)
+    system, *turns = built_in_style("compact").render([TOOL, TOOL], history)
     assert turns == history
     lines = system.content.splitlines()[-2:]
     assert json.loads(lines[0]) == {
@@ -111,26 +112,18 @@ def test_compact_style_has_one_json_line_a_tool_and_keeps_the_turns():
 
 
 @pytest.mark.parametrize("style", ["toolrl", "compact"])
-def test_system_messages_of_the_data_follow_the_instructions(style: prompts.Style):
-    plain = render(style, [TOOL], [Message("user", "Hi")])
-    given = render(style, [TOOL], [Message("system", "Be brief."), Message("user", "Hi")])
+def test_system_messages_of_the_data_follow_the_instructions(style: str):
+    plain = built_in_style(style).render([TOOL], [Message("user", "Hi")])
+    given = built_in_style(style).render([TOOL], [Message("system", "Be brief."), Message("user", "Hi")])
     assert given == (Message("system", plain[0].content + "\n\nBe brief."), *plain[1:])
 
 
 @pytest.mark.parametrize("style", ["toolrl", "compact"])
-def test_the_template_is_what_is_rendered(style: prompts.Style):
-    shown = template_text(style).split("{tools}")
-    system = render(style, [TOOL], [Message("user", "Hi")])[0].content
-    assert system.startswith(shown[0])
-    assert "{tools}" not in system
-
-
-@pytest.mark.parametrize("style", ["toolrl", "compact"])
-def test_user_turns_are_found_in_either_style(style: prompts.Style):
+def test_user_turns_are_found_in_either_style(style: str):
     history = [Message("user", "Oslo?"), Message("assistant", "<response> 4 </response>"), Message("user", "Rome?")]
-    assert user_turns(render(style, [TOOL], history)) == ["Oslo?", "Rome?"]
+    assert user_turns(built_in_style(style).render([TOOL], history)) == ["Oslo?", "Rome?"]
 
 
 def test_braces_in_a_tool_are_not_taken_for_the_template():
     tool = Tool("f", "writes {tools} and {name}", TOOL.parameters)
-    assert render("compact", [tool], [])[0].content.count("writes {tools} and {name}") == 1
+    assert built_in_style("compact").render([tool], [])[0].content.count("writes {tools} and {name}") == 1

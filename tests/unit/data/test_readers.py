@@ -17,15 +17,19 @@ from rest_core.config import DataSource
 from rest_core.data import readers
 from rest_core.data.dialogues import NO_TOOL_FITS
 from rest_core.data.fields import Rejected
-from rest_core.data.prompts import THINK_CALL, THINK_RESPOND
 from rest_core.errors import UserError
 from rest_core.records import Sample, ToolCall
+from rest_core.styles.create import built_in_style
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
+COMPACT = built_in_style("compact")
+THOUGHTS = COMPACT.thoughts
+assert THOUGHTS is not None
+
 
 def read(path: Path, format: str | None = None) -> tuple[list[Sample], list[Rejected]]:
-    found = list(readers.read(path, format or readers.detect(path), "compact"))
+    found = list(readers.read(path, format or readers.detect(path), COMPACT))
     return [f for f in found if isinstance(f, Sample)], [f for f in found if isinstance(f, Rejected)]
 
 
@@ -44,8 +48,8 @@ def test_toolace_dialogue_becomes_one_sample_an_assistant_turn():
     assert [call.arguments["to"] for call in response.parse(third.reference).calls] == ["EUR", "USD"]
     assert [m.role for m in third.prompt] == ["system", "user", "assistant", "tool", "assistant", "user"]
     assert third.prompt[2].content == first.reference
-    assert response.parse(first.reference).think == THINK_CALL
-    assert response.parse(refusal.reference).think == THINK_RESPOND
+    assert response.parse(first.reference).think == THOUGHTS.call
+    assert response.parse(refusal.reference).think == THOUGHTS.respond
     assert [tool.name for tool in first.tools] == ["Hotel Rates API", "/currency/convert"]
     assert first.tools[0].parameters["properties"]["nights"]["type"] == "integer"
     assert [s.id for s in samples] == [
@@ -134,12 +138,12 @@ def test_deeply_nested_tool_schema_is_rejected(tmp_path: Path, in_a_string: bool
     tools: Any = [{"name": "f", "parameters": schema}]
     record = {"messages": [ASK], "tools": json.dumps(tools) if in_a_string else tools, "target": {"response": "x"}}
     path = write_jsonl(tmp_path / "own.jsonl", record)
-    (rejected,) = readers.read(path, "jsonl", "compact")
+    (rejected,) = readers.read(path, "jsonl", COMPACT)
     assert isinstance(rejected, Rejected) and rejected.reason == "nested too deeply"
 
 
 def test_bfcl_executable_questions_are_all_read():
-    found = list(readers.read_embedded("compact"))
+    found = list(readers.read_embedded(COMPACT))
     samples = [f for f in found if isinstance(f, Sample)]
     assert len(samples) == len(found) == 240
     assert Counter(s.id.rpartition("_")[0] for s in samples) == {

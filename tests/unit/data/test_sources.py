@@ -13,6 +13,7 @@ from rest_core.config import DataSource
 from rest_core.data.published import Unreachable
 from rest_core.data.sources import resolve
 from rest_core.errors import UserError
+from rest_core.styles.create import built_in_style
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -154,5 +155,5 @@ def test_a_folder_without_a_known_format_names_the_first_file(tmp_path: Path):
 def test_a_named_format_is_every_records(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"conversations": []}\n')
     (file,) = resolve(DataSource(location=str(tmp_path), format="jsonl"))
-    (rejected,) = file.read("compact")
+    (rejected,) = file.read(built_in_style("compact"))
     assert str(rejected) == f"{tmp_path / 'a.jsonl'}: line 1: field 'messages': field missing"

@@ -4,20 +4,20 @@ from dataclasses import replace
 
 import pytest
 
-from rest_core.data.dialogues import assistant_turn
 from rest_core.data.fields import Rejected
-from rest_core.data.prompts import render
 from rest_core.data.validate import problem
 from rest_core.records import Message, Origin, Sample, Tool, ToolCall
 from rest_core.response import parse
+from rest_core.styles.create import built_in_style
 
+TOOLRL = built_in_style("toolrl")
 TOOL = Tool("Get Month ", "", {"type": "object", "properties": {"city": {}}, "required": ["city"]})
 GOOD = Sample(
     "own/3",
     "own",
-    render("toolrl", [TOOL], [Message("user", "Hi")]),
+    TOOLRL.render([TOOL], [Message("user", "Hi")]),
     (TOOL,),
-    assistant_turn([ToolCall("Get  Month", {"city": "Oslo"})], None).content,
+    TOOLRL.assistant_turn([ToolCall("Get  Month", {"city": "Oslo"})], None).content,
     Origin("data.jsonl: line 3", "prompt", "tools", "reference"),
 )
 
@@ -27,12 +27,12 @@ def checked(sample: Sample) -> Rejected | None:
 
 
 def calling(name: str, **arguments: object) -> str:
-    return assistant_turn([ToolCall(name, arguments)], None).content
+    return TOOLRL.assistant_turn([ToolCall(name, arguments)], None).content
 
 
 def test_a_good_sample_has_no_problem_and_blanks_in_names_do_not_matter():
     assert checked(GOOD) is None
-    assert checked(replace(GOOD, reference=assistant_turn((), "Hello.").content)) is None
+    assert checked(replace(GOOD, reference=TOOLRL.assistant_turn((), "Hello.").content)) is None
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_good_sample_has_no_problem_and_blanks_in_names_do_not_matter():
         ({"reference": "<think> the <tool_call> tag </think>\n<response> x </response>"}, "reference not well formed"),
         ({"reference": calling("GetMonth", city="Oslo")}, "tool does not exist"),
         ({"reference": calling("Get Month", town="Oslo")}, "argument not declared by the tool"),
-        ({"reference": assistant_turn((), "\ud800").content}, "text is not valid Unicode"),
+        ({"reference": TOOLRL.assistant_turn((), "\ud800").content}, "text is not valid Unicode"),
     ],
 )
 def test_each_problem_is_named_with_file_record_and_field(change: dict[str, object], reason: str):

@@ -14,6 +14,7 @@ from rest_core.evaluation import api_bank
 from rest_core.evaluation.evaluate import evaluate as evaluate_on
 from rest_core.evaluation.local_policy import LocalPolicy
 from rest_core.records import ToolCall
+from rest_core.styles.create import built_in_style
 
 REAL = public("api-bank")
 WANTED = ToolCall("Weather", {"city": "Oslo", "days": 1})
@@ -82,7 +83,7 @@ def test_hostile_blocks_take_linear_time():
 
 def evaluate(engine, tokenizer, config: ApiBankConfig, folder: Path, out: Path):
     benchmark = api_bank.ApiBank(config, folder)
-    return evaluate_on(benchmark, LocalPolicy("m", engine, tokenizer, "compact"), out=out)
+    return evaluate_on(benchmark, LocalPolicy("m", engine, tokenizer, built_in_style("compact")), out=out)
 
 
 def write_level(folder: Path, level: int, items: object) -> None:
@@ -122,20 +123,36 @@ def test_evaluation_scores_levels_and_their_mean_over_items(scripted, tokenizer,
         "api_bank/level_2_strict": 2 / 3,
         "api_bank/level_3_soft": 0.0,
         "api_bank/level_3_strict": 0.0,
+        "api_bank/level_1_published": 4 / 6,
+        "api_bank/level_2_published": 3 / 3,
+        "api_bank/level_3_published": 0.0,
+        "api_bank/overall_published": 7 / 10,
         "api_bank/overall_soft": 7 / 10,
         "api_bank/overall_strict": 5 / 10,
         "api_bank/count/level_1": 6,
         "api_bank/count/level_2": 3,
         "api_bank/count/level_3": 1,
         "api_bank/count/overall": 10,
+        "api_bank/count/overall_published": 10,
+        "api_bank/count/overall_soft": 10,
+        "api_bank/count/overall_strict": 10,
         "api_bank/count/skipped_prompts": 0,
         "api_bank/well_formed": 1,
         "api_bank/truncated": 0,
         "api_bank/subset": 0,
     }
-    assert report.metrics == pytest.approx(expected)
-    assert tuple(report.scores) == api_bank.SCORES
+    bounds = {f"api_bank/{end}/overall_{rule}" for end in ("low", "high") for rule in api_bank.RULES}
+    assert {name: value for name, value in report.metrics.items() if name not in bounds} == pytest.approx(expected)
+    for rule in api_bank.RULES:
+        value = expected[f"api_bank/overall_{rule}"]
+        assert report.metrics[f"api_bank/low/overall_{rule}"] < value < report.metrics[f"api_bank/high/overall_{rule}"]
+    assert tuple(report.figures.all) == api_bank.SCORES
     assert engine.prompts[0] == "<|system|>tools<|end|><|user|>weather in a0?<|end|><|assistant|>"
+    assert [row["kind"] for row in report.rows] == [
+        *("wrong number of calls", "no call", "no call", None, None, None),
+        *("wrong number of calls", None, None, "no call"),
+    ]
+    assert report.rows[0]["expected"] == [{"name": "Weather", "arguments": {"city": "a0"}}]
     assert [row["id"] for row in report.rows][5:8] == ["level-1-5", "level-2-0", "level-2-1"]
     assert json.loads((tmp_path / "out" / "rows.jsonl").read_text().splitlines()[0]) == report.rows[0]
 

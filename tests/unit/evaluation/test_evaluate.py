@@ -10,7 +10,9 @@ from rest_core.evaluation.evaluate import evaluate, seeded_subset
 from rest_core.evaluation.local_policy import LocalPolicy
 from rest_core.evaluation.policy import Chat
 from rest_core.evaluation.statistics import Accuracy
+from rest_core.evaluation.taxonomy import ExpectedCall
 from rest_core.records import Message
+from rest_core.styles.create import built_in_style
 
 ITEMS = list(range(1000))
 
@@ -18,6 +20,7 @@ ITEMS = list(range(1000))
 class Sums(Benchmark):
     name = "sums"
     title = "Sums"
+    rules = ("right",)
 
     def questions(self):
         return {part: [Question(f"{part}-{n}", part, n) for n in range(4)] for part in ("small", "large")}
@@ -36,7 +39,7 @@ class Sums(Benchmark):
 def test_a_benchmark_is_questions_prompts_verdicts_and_figures(scripted, tokenizer, tmp_path):
     engine = scripted(lambda prompt, position: "<response> 2 </response>")
     sums = Sums(GenerationConfig(max_prompt_tokens=100), limit=None, seed=0)
-    report = evaluate(sums, LocalPolicy("m", engine, tokenizer, "compact"), out=tmp_path)
+    report = evaluate(sums, LocalPolicy("m", engine, tokenizer, built_in_style("compact")), out=tmp_path)
     assert report.metrics == pytest.approx(
         {
             "sums/all": 2 / 8,
@@ -52,7 +55,9 @@ def test_a_benchmark_is_questions_prompts_verdicts_and_figures(scripted, tokeniz
 
 def test_a_part_of_the_questions_is_named(scripted, tokenizer, tmp_path):
     engine = scripted(lambda prompt, position: "")
-    report = evaluate(Sums(GenerationConfig(), 1, 3), LocalPolicy("m", engine, tokenizer, "compact"), out=tmp_path)
+    report = evaluate(
+        Sums(GenerationConfig(), 1, 3), LocalPolicy("m", engine, tokenizer, built_in_style("compact")), out=tmp_path
+    )
     assert report.subset == "2 of 8 questions, at most 1 a category (seed 3); not comparable with published figures"
     assert report.metrics["sums/subset"] == 1
 
@@ -60,9 +65,24 @@ def test_a_part_of_the_questions_is_named(scripted, tokenizer, tmp_path):
 def test_a_prompt_over_the_limit_is_counted_and_explained(scripted, tokenizer, tmp_path):
     engine = scripted(lambda prompt, position: pytest.fail("asked"))
     sums = Sums(GenerationConfig(max_prompt_tokens=16), None, 0)
-    report = evaluate(sums, LocalPolicy("m", engine, tokenizer, "compact"), out=tmp_path)
+    report = evaluate(sums, LocalPolicy("m", engine, tokenizer, built_in_style("compact")), out=tmp_path)
     assert report.metrics["sums/count/skipped_prompts"] == 8 and report.metrics["sums/truncated"] == 0
     assert "over the limit of 16" in report.rows[0]["skipped"] and not any(row["right"] for row in report.rows)
+
+
+@pytest.mark.parametrize(
+    ("said", "warned"), [("add(1)", True), ('<tool_call>\n{"name": "f", "parameters": {}}\n</tool_call>', False)]
+)
+def test_a_model_that_calls_no_tool_where_it_should_is_warned_of(scripted, tokenizer, tmp_path, caplog, said, warned):
+    class Wanting(Sums):
+        def questions(self):
+            call = (ExpectedCall("f", {}),)
+            return {"all": [Question(f"q-{n}", "all", n, expected=call if n else ()) for n in range(21)]}
+
+    policy = LocalPolicy("m", scripted(lambda prompt, position: said), tokenizer, built_in_style("compact"))
+    report = evaluate(Wanting(GenerationConfig(), None, 0), policy, out=tmp_path)
+    assert any("fewer than 5% of the responses" in note for note in report.notes) == warned
+    assert ("fewer than 5% of the responses" in caplog.text) == warned
 
 
 def test_a_subset_keeps_the_order_and_depends_on_seed_and_name():

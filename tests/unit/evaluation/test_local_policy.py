@@ -3,8 +3,10 @@ import pytest
 from rest_core.config import GenerationConfig
 from rest_core.evaluation.local_policy import LocalPolicy
 from rest_core.evaluation.policy import Chat
-from rest_core.records import Message
+from rest_core.records import Message, Tool, ToolCall
 from rest_core.response import parse
+from rest_core.styles.create import built_in_style
+from rest_core.styles.native import NativeStyle
 
 
 def chat(text: str) -> Chat:
@@ -13,7 +15,7 @@ def chat(text: str) -> Chat:
 
 
 def respond(engine, tokenizer, *arguments):
-    return LocalPolicy("m", engine, tokenizer, "compact").respond(*arguments)
+    return LocalPolicy("m", engine, tokenizer, built_in_style("compact")).respond(*arguments)
 
 
 def test_answers_come_in_order_with_their_exact_text(scripted, tokenizer):
@@ -69,6 +71,19 @@ def test_answers_begin_where_the_prompt_began_them(scripted, tokenizer, monkeypa
     assert engine.prompts[0].endswith("<|assistant|><think>\n")
     assert answer.text == "<think>\nso </think><response> yes </response>" and parse(answer.text).well_formed
     assert answer.response_tokens == len(answer.text) - len("<think>\n") + 1  # a byte a token, and the end
+
+
+def test_a_native_style_puts_tools_into_the_chat_template_and_reads_its_calls(scripted, tokenizer, monkeypatch):
+    template = tokenizer.chat_template.replace("{% for m", "{{ tools | tojson }}<tool_call>{% for m", 1)
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    engine = scripted(lambda prompt, position: '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>')
+    tool = Tool("f", "Does.", {"type": "object", "properties": {"x": {"type": "integer"}}})
+    policy = LocalPolicy("m", engine, tokenizer, NativeStyle(tokenizer))
+    asked = Chat((tool,), (Message("user", "u"),), prompt=(Message("user", "in the benchmark's own words"),))
+    (answer,) = policy.respond([asked], GenerationConfig())
+    assert '"description": "Does."' in engine.prompts[0] and engine.prompts[0].endswith("<|user|>u<|end|><|assistant|>")
+    assert answer.parsed.calls == (ToolCall("f", {"x": 1}),) and answer.parsed.well_formed
+    assert policy.native_tools and policy.condition == "prompt style native, tool parser hermes"
 
 
 def test_an_empty_think_block_in_the_prompt_is_no_part_of_an_answer(scripted, tokenizer, monkeypatch):

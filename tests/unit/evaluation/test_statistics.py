@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rest_core.evaluation.statistics import Accuracy, holm, mean_is_zero, t_interval
+from rest_core.evaluation.statistics import (
+    Accuracy,
+    Average,
+    holm,
+    mcnemar,
+    mean_is_zero,
+    paired_interval,
+    stratified_interval,
+    t_interval,
+)
 
 
 def test_wilson_interval_against_worked_numbers():
@@ -25,6 +34,68 @@ def test_wilson_interval_holds_the_share_and_is_symmetric(counts):
     assert 0 <= interval.low <= correct / total + 1e-12
     assert correct / total - 1e-12 <= interval.high <= 1
     assert interval.low == pytest.approx(1 - mirrored.high, abs=1e-9)
+
+
+def test_an_average_of_one_part_has_the_normal_interval_of_that_part():
+    # p ± 1.96 sqrt(p (1 − p) / (n − 1)): a bootstrap that draws n − 1 items
+    interval = Average({"a": Accuracy(300, 1000)}, {"a": 1.0}).interval
+    assert interval.low == pytest.approx(0.3 - 0.02842, abs=0.0015)
+    assert interval.high == pytest.approx(0.3 + 0.02842, abs=0.0015)
+
+
+def test_the_interval_of_an_average_adds_the_variances_of_its_parts():
+    parts = {"a": Accuracy(50, 101), "b": Accuracy(20, 26), "c": Accuracy(5, 11)}
+    weights = {"a": 0.2, "b": 0.3, "c": 0.5}
+    average = Average(parts, weights)
+    variance = sum(weights[k] ** 2 * p.value * (1 - p.value) / (p.total - 1) for k, p in parts.items())
+    assert average.value == pytest.approx(0.2 * 50 / 101 + 0.3 * 20 / 26 + 0.5 * 5 / 11)
+    width = average.interval.high - average.interval.low
+    assert width == pytest.approx(2 * 1.96 * variance**0.5, rel=0.03)
+    assert average.interval == Average(dict(parts), weights).interval  # seeded
+
+
+@pytest.mark.parametrize("right, low, high", [(0, 0, 3.841459 / 47.841459), (4, 1 - 3.841459 / 47.841459, 1)])
+def test_answers_that_are_all_alike_still_leave_doubt(right, low, high):
+    parts = {name: Accuracy(right, 4) for name in "abcdefghijk"}
+    interval = Average(parts, dict.fromkeys(parts, 1 / 11)).interval
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-6)
+
+
+@pytest.mark.parametrize("items, at_least", [(8, 0.92), (50, 0.935)])
+def test_the_interval_of_an_average_holds_the_truth_about_as_often_as_it_says(items, at_least):
+    generator = random.Random(1)
+    chances = (0.15, 0.3, 0.5, 0.6, 0.8)
+    truth = sum(chances) / 5
+    held = 0
+    for _ in range(400):
+        right = [sum(generator.random() < chance for _ in range(items)) for chance in chances]
+        interval = stratified_interval((0.2, Accuracy(count, items).tally) for count in right)
+        held += interval.low <= truth <= interval.high
+    assert held / 400 >= at_least
+
+
+def test_paired_interval_against_published_numbers():
+    # Newcombe 1998, table II, method 10: (a, b, c, d) with the difference of the first minus the second
+    interval = paired_interval(both=36, gained=2, lost=12, neither=0)
+    assert (-interval.high, -interval.low) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    interval = paired_interval(both=0, gained=0, lost=0, neither=44)
+    assert (interval.low, interval.high) == pytest.approx((-0.0803, 0.0803), abs=1e-4)
+
+
+@given(st.lists(st.integers(0, 40), min_size=4, max_size=4).filter(sum))
+def test_paired_interval_holds_the_difference_and_turns_around(counts):
+    both, gained, lost, neither = counts
+    interval, turned = paired_interval(*counts), paired_interval(both, lost, gained, neither)
+    difference = (gained - lost) / sum(counts)
+    assert interval.low - 1e-9 <= difference <= interval.high + 1e-9
+    assert interval.low >= -1 - 1e-9 and interval.high <= 1 + 1e-9
+    assert (interval.low, interval.high) == pytest.approx((-turned.high, -turned.low), abs=1e-9)
+
+
+def test_mcnemar_against_worked_numbers():
+    assert mcnemar(0, 0) == 1
+    assert mcnemar(6, 0) == pytest.approx(2 / 2**6)
+    assert mcnemar(2, 8) == mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 2**10)
 
 
 def test_t_interval_against_worked_numbers():

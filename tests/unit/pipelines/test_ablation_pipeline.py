@@ -46,15 +46,16 @@ def test_every_section_is_a_parameter(spec: dict[str, Any]) -> None:
 
 def test_data_and_warm_up_are_shared_and_the_rest_is_done_for_each_trial(spec: dict[str, Any]) -> None:
     tasks = _watched(spec)
-    (loop,) = set(tasks) - {"preflight", "prepare-data", "sft-warmup", "aggregate"}
+    once = {f"evaluate-{name}-{policy}" for name in ("bfcl", "api-bank") for policy in ("base", "warmup")}
+    (loop,) = set(tasks) - {"preflight", "prepare-data", "sft-warmup", "aggregate"} - once
     assert tasks["prepare-data"]["dependentTasks"] == ["preflight"]
     assert tasks[loop]["dependentTasks"] == ["prepare-data", "sft-warmup"]
     assert tasks["aggregate"]["dependentTasks"] == [loop]
     inner = spec["components"][tasks[loop]["componentRef"]["name"]]["dag"]["tasks"]
     assert {name: task.get("dependentTasks", []) for name, task in inner.items()} == {
         "rest-rl": [],
-        "evaluate-bfcl": ["rest-rl"],
-        "evaluate-api-bank": ["rest-rl"],
+        "evaluate-bfcl-trained": ["rest-rl"],
+        "evaluate-api-bank-trained": ["rest-rl"],
     }
 
 

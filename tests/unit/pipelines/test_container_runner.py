@@ -35,7 +35,7 @@ def test_every_stage_has_its_image() -> None:
     images = containers.stage_images()
     assert set(images) == set(STAGES)
     assert images["rest-rl"] == image("train")
-    assert images["evaluate-bfcl"] == images["prepare-data"] == image("evaluate")
+    assert images["evaluate-bfcl-base"] == images["prepare-data"] == image("evaluate")
     assert set(images.values()) == {image("base"), image("train"), image("evaluate")}
 
 

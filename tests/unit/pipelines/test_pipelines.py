@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from compiled import STAGES
+from compiled import CACHED, STAGES
 from google.protobuf import json_format, struct_pb2
 from rich.console import Console
 
@@ -35,7 +35,7 @@ def test_a_local_run_is_the_stages_alone() -> None:
     assert set(spec.root.dag.tasks) == set(STAGES)
     assert not any(task.HasField("retry_policy") for task in spec.root.dag.tasks.values())
     cached = {name for name, task in spec.root.dag.tasks.items() if task.caching_options.enable_cache}
-    assert cached == {"prepare-data", "evaluate-bfcl", "evaluate-api-bank"}
+    assert cached == CACHED
 
 
 @pytest.mark.parametrize("variable", ["COMPILE", "COMPILE_ABLATION"])
@@ -212,11 +212,11 @@ def test_without_a_probe_the_reward_line_claims_nothing() -> None:
 
 
 def test_the_summary_is_loud_about_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    skipped = StageSummary("evaluate-api-bank", "skipped", note="no network and no [path]")
+    skipped = StageSummary("evaluate-api-bank-trained", "skipped", note="no network and no [path]")
     off = StageSummary("sft-warmup", "off", note="switched off (sft.enabled=false)")
     show(_summary(skipped, off, unsent=7), Console(width=80))
     out = capsys.readouterr().out
-    assert "SKIPPED evaluate-api-bank: no network and no [path]" in out
+    assert "SKIPPED evaluate-api-bank-trained: no network and no [path]" in out
     assert "MLflow has not got 7 records: rest sync /runs/r" in out
     assert "SKIPPED sft-warmup" not in out
     assert "1 min 01 s, at most 2.0 GiB" in out
@@ -243,8 +243,11 @@ def test_the_summary_says_why_records_were_dropped(tmp_path: Path) -> None:
 
 def test_figures_of_a_stage_without_its_usual_ones() -> None:
     metrics = {"bfcl/simple_python": 0.25, "stage/seconds": 3.0}
-    assert figures(StageSummary("evaluate-bfcl", "done", metrics=metrics)) == "bfcl/simple_python 0.25"
-    assert figures(StageSummary("evaluate-bfcl", "done", metrics={"bfcl/overall": 0.5})) == "overall 50.0%"
+    assert figures(StageSummary("evaluate-bfcl-base", "done", metrics=metrics)) == "bfcl/simple_python 0.25"
+    metrics = {"bfcl/call_accuracy": 0.5, "bfcl/irrelevance_accuracy": 1.0}
+    metrics |= {"bfcl/low/call_accuracy": 0.25, "bfcl/high/call_accuracy": 0.75}
+    shown = figures(StageSummary("evaluate-bfcl-base", "done", metrics=metrics))
+    assert shown == "call accuracy 50.0% (25.0%–75.0%), irrelevance 100.0%"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compiled import GPU_STAGES, PLATFORM, STAGES, Compiled, compile_for
+from compiled import CACHED, EVALUATIONS, GPU_STAGES, PLATFORM, STAGES, Compiled, compile_for
 from google.protobuf import json_format
 
 from components.images import image
@@ -28,7 +28,8 @@ from rest_core.operations.preflight.surroundings import Surroundings
 TOP = Path(__file__).resolve().parents[3]
 CLUSTER_TASKS = {
     "rest": {"preflight", *STAGES, "report-status"},
-    "ablation": {"preflight", *STAGES, "aggregate", "report-status"} - {"compare-and-register"},
+    "ablation": {"preflight", *STAGES, "aggregate", "report-status"}
+    - {stage.name for stage in CATALOGUE.values() if stage.part == "single"},
 }
 _DAY = 24 * 3600
 
@@ -49,9 +50,15 @@ def test_preflight_comes_first_and_evaluations_run_side_by_side(tmp_path: Path) 
         "prepare-data": {"preflight"},
         "sft-warmup": {"prepare-data"},
         "rest-rl": {"prepare-data", "sft-warmup"},
-        "evaluate-bfcl": {"rest-rl"},
-        "evaluate-api-bank": {"rest-rl"},
-        "compare-and-register": {"prepare-data", "rest-rl", "evaluate-bfcl", "evaluate-api-bank"},
+        **{name: {"preflight"} for name in ("evaluate-bfcl-base", "evaluate-api-bank-base")},
+        **{name: {"preflight"} for name in ("evaluate-bfcl-champion", "evaluate-api-bank-champion")},
+        **{name: {"sft-warmup"} for name in ("evaluate-bfcl-warmup", "evaluate-api-bank-warmup")},
+        **{name: {"rest-rl"} for name in ("evaluate-bfcl-trained", "evaluate-api-bank-trained")},
+        "compare-policies": set(EVALUATIONS),
+        "compare-and-register": {
+            *("prepare-data", "rest-rl", "compare-policies"),
+            *(name for name in EVALUATIONS if name.endswith(("-warmup", "-trained"))),
+        },
     }
 
 
@@ -75,16 +82,17 @@ def test_preflight_is_told_what_the_pods_are_promised(compiled: Compiled) -> Non
     }
     assert [(mount.claim, mount.path) for mount in surroundings.mounts] == [("cache", "/cache/"), ("work", "/work")]
     asked = {gpus.stage: gpus for gpus in surroundings.gpus}
-    assert set(asked) == set(GPU_STAGES)
+    champions = {name for name in GPU_STAGES if name.endswith("-champion")}  # no part of an ablation
+    assert set(asked) == set(GPU_STAGES) - set(surroundings.without_gpu)
+    assert set(surroundings.without_gpu) == champions - set(compiled.tasks)
     assert (asked["rest-rl"].resource, asked["rest-rl"].count, asked["rest-rl"].nodes) == ("amd.com/gpu", 8, 1)
     assert asked["rest-rl"].node_selector == {"pool": "a100"}
     assert [one.key for one in asked["rest-rl"].tolerations] == ["gpu", "spot"]
-    assert surroundings.without_gpu == ()
 
 
 def test_caching_is_on_for_data_and_evaluation_only(compiled: Compiled) -> None:
     cached = {name for name, task in compiled.tasks.items() if task.caching_options.enable_cache}
-    assert cached == {"prepare-data", "evaluate-bfcl", "evaluate-api-bank"}
+    assert cached == CACHED & set(compiled.tasks)
 
 
 def test_each_task_has_the_image_of_its_target_and_installs_nothing(compiled: Compiled) -> None:
@@ -163,15 +171,17 @@ def test_a_stage_that_is_switched_off_takes_no_gpu(tmp_path: Path, pipeline: Pip
     off = config.load("tiny", ("sft.enabled=false", "api_bank.enabled=false"))
     compiled = compile_for(tmp_path, platform, pipeline, off)
     assert compiled.gpus("rest-rl")[1] == "8"
-    for task in ("sft-warmup", "evaluate-api-bank"):
+    off_stages = ["sft-warmup", *(name for name in EVALUATIONS if "api-bank" in name), "evaluate-bfcl-warmup"]
+    for task in set(off_stages) & set(compiled.pods):
         pod = compiled.pods[task]
         assert compiled.gpus(task) == ("", "") and GPUS_VARIABLE not in compiled.environment(task)
         assert compiled.containers[task].resources.resource_memory_limit == "8Gi"
         assert not pod.node_selector.labels and not pod.tolerations and not pod.empty_dir_mounts
-        assert pod.active_deadline_seconds == 86400
+        assert pod.active_deadline_seconds == (3600 if "bfcl" in task else 86400)
     told = compiled.surroundings()
-    assert told["without_gpu"] == ["sft-warmup", "evaluate-api-bank"]
-    assert [gpus["stage"] for gpus in told["gpus"]] == ["rest-rl", "evaluate-bfcl"]
+    with_gpu = [gpus["stage"] for gpus in told["gpus"]]
+    assert with_gpu[0] == "rest-rl" and {"evaluate-bfcl-base", "evaluate-bfcl-trained"} <= set(with_gpu)
+    assert not set(with_gpu) & set(off_stages)
 
 
 def test_where_there_are_no_gpus_a_stage_that_is_off_may_be_switched_on_by_a_run(tmp_path: Path) -> None:
@@ -246,7 +256,7 @@ def test_secrets_are_given_by_name_to_those_who_need_them(compiled: Compiled) ->
     }
     for task in {"compare-and-register", "aggregate"} & set(compiled.tasks):
         assert compiled.secrets(task) == tracking | s3
-    for task in ("prepare-data", *GPU_STAGES):
+    for task in {"prepare-data", *GPU_STAGES} & set(compiled.tasks):
         assert compiled.secrets(task) == tracking | s3 | {"HF_TOKEN": ("hf", False)}
     # A pod whose required key is missing never starts; these two are to tell so.
     for task, names in {"preflight": {*tracking, *s3, "HF_TOKEN"}, "report-status": {*tracking, *s3}}.items():

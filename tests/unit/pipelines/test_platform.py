@@ -12,7 +12,7 @@ from compiled import GPU_STAGES
 from pipelines.platform import Platform, load_platform
 from rest_core.config import Section
 from rest_core.errors import UserError
-from rest_core.operations.catalogue import CATALOGUE
+from rest_core.operations.catalogue import STAGES
 
 TOP = Path(__file__).resolve().parents[3]
 EXAMPLE = TOP / "deploy" / "platform.yaml"
@@ -53,8 +53,9 @@ def test_a_stage_has_its_own_values_and_the_defaults_for_the_rest(tmp_path: Path
         },
     )
     assert (platform.stage("rest-rl").cpu, platform.stage("rest-rl").memory) == ("16", "8Gi")
-    counts = {name: (own.gpu.count if (own := platform.stage(name)).gpu else 0) for name in CATALOGUE}
-    assert counts == {name: (8 if name == "rest-rl" else 1) if name in GPU_STAGES else 0 for name in CATALOGUE}
+    names = [stage.name for stage in STAGES]
+    counts = {name: (own.gpu.count if (own := platform.stage(name)).gpu else 0) for name in names}
+    assert counts == {name: (8 if name == "rest-rl" else 1) if name in GPU_STAGES else 0 for name in names}
 
 
 def test_of_retries_and_gpus_a_stage_may_say_a_part(tmp_path: Path) -> None:
@@ -71,8 +72,8 @@ def test_of_retries_and_gpus_a_stage_may_say_a_part(tmp_path: Path) -> None:
     assert (stage.gpu.resource, stage.gpu.count) == ("amd.com/gpu", 8)
     assert (stage.retries.count, stage.retries.backoff_seconds, stage.retries.backoff_factor) == (5, 30, 3)
     assert stage.node_selector == {"zone": "a"}  # a value as a whole: two selectors would ask for both
-    assert platform.stage("evaluate-bfcl").gpu is None
-    assert platform.stage("evaluate-api-bank").gpu == platform.stages.default.gpu
+    assert platform.stage("evaluate-bfcl-base").gpu is platform.stage("evaluate-bfcl-trained").gpu is None
+    assert platform.stage("evaluate-api-bank-base").gpu == platform.stages.default.gpu
 
 
 def test_numbers_and_quantities_as_kubernetes_takes_them(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_a_step_without_an_update_reports_the_same_after_a_resume(
     """The learning rate of the warm-up is that of the last update, which lies before the checkpoint."""
     judge = ResT.judge
 
-    def same_from_step_2(self: ResT, ids: Any, reference: Any, step: int) -> Judgement:
+    def same_from_step_2(self: ResT, ids: Any, reference: Any, step: int, tools: Any = ()) -> Judgement:
         judged = judge(self, ids, reference, step)
         return judged if step == 1 else Judgement(judged.response, Reward(0.5, 0.0), judged.regions)
 

@@ -16,6 +16,7 @@ from rest_core.evaluation.bfcl.result_files import HANDLER
 from rest_core.evaluation.evaluate import evaluate as evaluate_on
 from rest_core.evaluation.local_policy import LocalPolicy
 from rest_core.records import ToolCall
+from rest_core.styles.create import built_in_style
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("bfcl_eval") is None, reason="bfcl-eval is not installed")
 
@@ -25,7 +26,7 @@ BROKEN = '<think> t </think>\n<tool_call>\n{"name": "f", "parameters": {\n</tool
 
 def evaluate(engine, tokenizer, out: Path, *categories: str, limit: int | None = 6, generation=LONG, **settings):
     config = BfclConfig(categories=categories, limit_per_category=limit, generation=generation, **settings)
-    return evaluate_on(Bfcl(config), LocalPolicy("tiny", engine, tokenizer, "compact"), out=out)
+    return evaluate_on(Bfcl(config), LocalPolicy("tiny", engine, tokenizer, built_in_style("compact")), out=out)
 
 
 def gold_texts(*categories: str) -> dict[str, str]:
@@ -48,7 +49,8 @@ def test_perfect_answers_are_right_and_averages_are_there(scripted, tokenizer, t
     engine = scripted(perfect(gold_texts(*CATEGORIES)))
     report = evaluate(engine, tokenizer, tmp_path, "non_live", "live", limit=4)
     assert not UNANSWERABLE & {row["id"] for row in report.rows}
-    for name in (*CATEGORIES, "simple", "non_live", "live", "irrelevance_detection", "overall", "well_formed"):
+    assert {"call_accuracy", "irrelevance_accuracy", "overall_single_turn"} < set(report.figures.averages)
+    for name in (*CATEGORIES, *report.figures.averages, "well_formed"):
         assert report.metrics[f"bfcl/{name}"] == 1, name
     for name in CATEGORIES:
         assert report.metrics[f"bfcl/count/{name}"] == 4

@@ -45,17 +45,59 @@ def test_averages_against_worked_numbers():
     non_live = (simple + 0.25 + 0.75 + 0.5) / 4
     live = 33 / 65
     irrelevance = (0.2 + 0.9) / 2
-    assert averages(scores) == pytest.approx(
-        {
-            "simple": simple,
-            "non_live": non_live,
-            "live": live,
-            "irrelevance_detection": irrelevance,
-            "overall": (non_live + live + irrelevance) / 3,
-        }
+    single_turn = {
+        "call_accuracy": (4 + 1 + 0 + 1 + 3 + 1 + 33) / (4 + 2 + 1 + 4 + 4 + 2 + 65),
+        "irrelevance_accuracy": 10 / 15,
+        "simple": simple,
+        "non_live": non_live,
+        "live": live,
+        "irrelevance_detection": irrelevance,
+        "non_live_v3": (simple + 0.25 + 0.75 + 0.5 + 0.2) / 5,
+        "live_v3": 42 / 76,
+        "overall_single_turn": (non_live + live + irrelevance) / 3,
+    }
+    assert values(scores) == pytest.approx(single_turn)
+
+    dialogues = {f"multi_turn_{part}": Accuracy(1, 4) for part in ("base", "miss_func", "miss_param")}
+    dialogues["multi_turn_long_context"] = Accuracy(2, 2)
+    multi_turn = (3 * 0.25 + 1) / 4
+    with_dialogues = single_turn | {
+        "multi_turn_accuracy": 5 / 14,
+        "multi_turn": multi_turn,
+        "overall_v3": (single_turn["non_live_v3"] + single_turn["live_v3"] + multi_turn) / 3,
+    }
+    assert values(scores | dialogues) == pytest.approx(with_dialogues)
+
+    web = {"web_search_base": Accuracy(1, 2), "web_search_no_snippet": Accuracy(0, 2)}
+    memory = {"memory_kv": Accuracy(1, 1), "memory_vector": Accuracy(0, 3), "memory_rec_sum": Accuracy(1, 5)}
+    agentic = (0.25 + (1 + 0 + 0.2) / 3) / 2
+    total = 0.1 * (non_live + live + irrelevance) + 0.3 * multi_turn + 0.4 * agentic
+    everything = values(scores | dialogues | web | memory)
+    assert everything == pytest.approx(
+        with_dialogues | {"web_search": 0.25, "memory": 0.4, "agentic": agentic, "overall_v4": total}
     )
+    assert "overall_v4" not in values(scores | dialogues | memory)
+
+
+def values(scores):
+    found = averages(scores)
+    assert all(sum(average.weights.values()) == pytest.approx(1) for average in found.values())
+    return {name: average.value for name, average in found.items()}
+
+
+def test_a_model_that_never_calls_does_not_look_good():
+    scores = {
+        category.name: Accuracy(4 if "irrelevance" in category.name else 0, 4) for category in CATEGORIES.values()
+    }
+    found = averages(scores)
+    assert list(found)[:2] == ["call_accuracy", "irrelevance_accuracy"]
+    assert (found["call_accuracy"].value, found["irrelevance_accuracy"].value) == (0, 1)
+    assert (found["call_accuracy"].total, found["irrelevance_accuracy"].total) == (40, 8)
 
 
 def test_an_average_with_a_part_missing_is_left_out():
     scores = {name: Accuracy(1, 1) for name in CATEGORIES if name != "simple_java"}
-    assert set(averages(scores)) == {"live", "irrelevance_detection"}
+    assert set(averages(scores)) == {
+        *("call_accuracy", "irrelevance_accuracy", "live", "irrelevance_detection", "live_v3")
+    }
+    assert set(averages({"multi_turn_base": Accuracy(1, 2)})) == {"multi_turn_accuracy"}

@@ -119,7 +119,7 @@ def test_a_stage_that_was_compiled_without_its_gpu_cannot_be_switched_on(
     if refused:
         outcome, detail = found["GPU of sft-warmup"]
         assert outcome == "problem"
-        assert detail.startswith("sft.enabled=true, but the pipeline was compiled with it off")
+        assert detail.startswith("sft-warmup is switched on, but the pipeline was compiled with it off")
 
 
 def test_trials_that_compare_nothing_are_a_problem(config: Config, tracking: TrackingConfig) -> None:

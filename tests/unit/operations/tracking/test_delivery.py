@@ -50,7 +50,7 @@ def test_original_times_and_steps_arrive_in_a_nested_run(
     records = begun(tmp_path / "spool", tracking)
     for step in (1, 2):
         records.append("metrics", to="run", step=step, values={"loss": step / 2, "odd": "nan"}, time=1000 + step)
-    records.append("metrics", to="pipeline", step=0, values={"bfcl/overall": 0.5})
+    records.append("metrics", to="pipeline", step=0, values={"bfcl/call_accuracy": 0.5})
     end(records)
     assert deliver(tmp_path) == Delivery(sent=5, left=0, refused=0, problem=None)
     found = ids(records)
@@ -63,7 +63,7 @@ def test_original_times_and_steps_arrive_in_a_nested_run(
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (run.info.run_name, run.info.status) == ("train", "FINISHED")
     assert (parent.info.run_name, parent.info.status) == ("p", "RUNNING")
-    assert parent.data.metrics == {"bfcl/overall": 0.5}
+    assert parent.data.metrics == {"bfcl/call_accuracy": 0.5}
 
 
 def test_sending_everything_twice_changes_nothing(

@@ -18,7 +18,7 @@ from rest_core.operations.tracking import registry
 from rest_core.operations.tracking.card import DataFact, ModelFacts, model_card
 
 NAME = "rest-tool-use"
-METRIC = "bfcl/overall"
+METRIC = "bfcl/call_accuracy"
 
 
 @pytest.fixture(scope="session")
@@ -84,10 +84,18 @@ def test_registered_from_the_runs_artifacts_it_loads_and_says_what_it_is(
     AutoModelForCausalLM.from_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder)("a").input_ids == [1]
     readme = (folder / "README.md").read_text()
-    for text in ("| bfcl/overall | 0.5000 |", "a" * 64, "c0ffee", "vllm serve", "An example.", '"steps": 5', "1,234"):
+    for text in (
+        "| bfcl/call_accuracy | 0.5000 |",
+        "a" * 64,
+        "c0ffee",
+        "vllm serve",
+        "An example.",
+        '"steps": 5',
+        "1,234",
+    ):
         assert text in readme
     assert "pw" not in readme + str(version.tags) + str(version.description)
-    assert "| bfcl/overall | 0.5000 |" in str(version.description)
+    assert "| bfcl/call_accuracy | 0.5000 |" in str(version.description)
     assert version.tags["git_commit"] == "c0ffee"
     assert version.tags["data/train/sha256"] == "a" * 64
     assert registry.metric_tag(version, METRIC) == 0.5
@@ -177,8 +185,8 @@ def test_a_better_challenger_becomes_champion_and_the_history_knows(client: Mlfl
     ("value", "more", "why"),
     [
         (0.3, {}, r"0\.3000 is below the 0\.4000 of the champion, version 1"),
-        (None, {}, "no figure 'bfcl/overall'"),
-        (float("nan"), {}, "no figure 'bfcl/overall'"),
+        (None, {}, "no figure 'bfcl/call_accuracy'"),
+        (float("nan"), {}, "no figure 'bfcl/call_accuracy'"),
         (0.9, {"evaluations": {"bfcl": "live, 5 a category"}}, "measured on 'live, 5 a category'"),
     ],
 )

@@ -76,7 +76,7 @@ def test_trials_stand_side_by_side_between_the_ablation_and_its_stages(stages: S
     stages.run("prepare-data", metrics={"data/rl": 13})
     for trial, reward in ((PAPER, 2.0), (UNIFORM, 1.0)):
         stages.run("rest-rl", trial, metrics={"reward/after": reward})
-        stages.run("evaluate-bfcl", trial, metrics={"bfcl/overall": reward / 10})
+        stages.run("evaluate-bfcl", trial, metrics={"bfcl/call_accuracy": reward / 10})
     stages.run("aggregate")
     stages.finish()
     runs = by_name(client)
@@ -92,8 +92,8 @@ def test_trials_stand_side_by_side_between_the_ablation_and_its_stages(stages: S
     names = {run.info.run_id: name for name, run in runs.items()}
     assert names[parent["prepare-data"]] == names[parent["paper · seed 0"]] == "abl"
     assert names[parent["rest-rl · paper · seed 0"]] == "paper · seed 0"
-    assert runs["paper · seed 0"].data.metrics == {"reward/after": 2.0, "bfcl/overall": 0.2}
-    assert runs["uniform · seed 0"].data.metrics == {"reward/after": 1.0, "bfcl/overall": 0.1}
+    assert runs["paper · seed 0"].data.metrics == {"reward/after": 2.0, "bfcl/call_accuracy": 0.2}
+    assert runs["uniform · seed 0"].data.metrics == {"reward/after": 1.0, "bfcl/call_accuracy": 0.1}
     assert runs["abl"].data.metrics == {"data/rl": 13}  # trials do not replace each other's figures there
     for name in ("paper · seed 0", "rest-rl · paper · seed 0"):
         tags = runs[name].data.tags

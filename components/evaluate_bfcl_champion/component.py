@@ -1,4 +1,4 @@
-"""KFP component of the stage evaluate-api-bank, written by `make compile` from the catalogue of stages."""
+"""KFP component of the stage evaluate-bfcl-champion, written by `make compile` from the catalogue of stages."""
 
 from kfp import dsl
 
@@ -6,17 +6,18 @@ from components.images import image
 
 
 @dsl.component(base_image=image("evaluate"), install_kfp_package=False)
-def evaluate_api_bank(
+def evaluate_bfcl_champion(
     model: dict,
-    api_bank: dict,
+    evaluation: dict,
+    bfcl: dict,
     tracking: dict,
+    registry: dict,
     pipeline_run: str,
-    policy: dsl.Input[dsl.Model],
     report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
-    """Evaluate a policy on API-Bank, levels 1 to 3."""
+    """Evaluate a policy on BFCL's single-turn categories, with the official checker."""
     arguments = locals()
     from components.runtime import run_component
 
-    run_component("evaluate-api-bank", arguments)
+    run_component("evaluate-bfcl-champion", arguments)

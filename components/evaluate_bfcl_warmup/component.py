@@ -1,4 +1,4 @@
-"""KFP component of the stage evaluate-bfcl, written by `make compile` from the catalogue of stages."""
+"""KFP component of the stage evaluate-bfcl-warmup, written by `make compile` from the catalogue of stages."""
 
 from kfp import dsl
 
@@ -6,8 +6,9 @@ from components.images import image
 
 
 @dsl.component(base_image=image("evaluate"), install_kfp_package=False)
-def evaluate_bfcl(
+def evaluate_bfcl_warmup(
     model: dict,
+    evaluation: dict,
     bfcl: dict,
     tracking: dict,
     pipeline_run: str,
@@ -19,4 +20,4 @@ def evaluate_bfcl(
     arguments = locals()
     from components.runtime import run_component
 
-    run_component("evaluate-bfcl", arguments)
+    run_component("evaluate-bfcl-warmup", arguments)

@@ -1,0 +1,23 @@
+"""KFP component of the stage evaluate-bfcl-trained, written by `make compile` from the catalogue of stages."""
+
+from kfp import dsl
+
+from components.images import image
+
+
+@dsl.component(base_image=image("evaluate"), install_kfp_package=False)
+def evaluate_bfcl_trained(
+    model: dict,
+    evaluation: dict,
+    bfcl: dict,
+    tracking: dict,
+    pipeline_run: str,
+    policy: dsl.Input[dsl.Model],
+    report: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Evaluate a policy on BFCL's single-turn categories, with the official checker."""
+    arguments = locals()
+    from components.runtime import run_component
+
+    run_component("evaluate-bfcl-trained", arguments)

@@ -1,0 +1,171 @@
+"""The style `native`: the model's own chat template with `tools=`, and its family's way of writing calls."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from rest_core.chat import opening, stop_texts, template_text, with_template
+from rest_core.errors import UserError, nearest
+from rest_core.records import Message, Tool, ToolCall
+from rest_core.response import Kind, Response
+from rest_core.styles.formats import FAMILIES
+from rest_core.styles.formats.parts import thought
+from rest_core.styles.style import Document, Style
+
+AUTO = "auto"
+# What a chat template of a family has in it; the first that is found counts.
+_SIGNS = (
+    ("qwen3_coder", re.compile(r"<function=")),
+    ("hermes", re.compile(r"<tool_call>")),
+    ("mistral", re.compile(r"\[TOOL_CALLS\]")),
+    (
+        "pythonic",
+        re.compile(
+            r"<\|tool_call_start\|>|<\|python_start\|>|<\|tool_list_start\|>|python list of the calls|\[func_name1\("
+        ),
+    ),
+    ("llama3_json", re.compile(r'Environment: ipython|\{"name": function name, "parameters"')),
+)
+_DATE = "26 Jul 2024"  # Llama's templates take it where there is no clock; with a clock, prompts differ from day to day
+_PROBE_TOOL = Tool("f", "An example.", {"type": "object", "properties": {}, "required": []})
+
+
+class NativeStyle(Style):
+    """The style of a tokenizer's own chat template.
+
+    Args:
+        tokenizer: as `rest_core.model.loading.load_tokenizer` gives it.
+        parser: a family, or "auto", which looks at the chat template.
+
+    Raises:
+        UserError: the chat template takes no tools, or its family is not known.
+    """
+
+    keeps_prompts = False
+
+    def __init__(self, tokenizer: Any, parser: str = AUTO) -> None:
+        template = template_text(tokenizer)
+        if not re.search(r"\btools\b", template):
+            raise UserError(
+                f"the chat template of {tokenizer.name_or_path!r} takes no tools; choose model.prompt_style=toolrl or "
+                "compact, or a model whose template does"
+            )
+        family = _family(tokenizer, template) if parser == AUTO else parser
+        if family not in FAMILIES:
+            raise UserError(
+                f"model.tool_parser: {family!r} is not known{nearest(family, FAMILIES)} (known: {', '.join(FAMILIES)})"
+            )
+        self.name, self.format = f"native, tool parser {family}", FAMILIES[family]()
+        self.template = f"The model's own chat template, tool parser {family}:\n\n{template}"
+        self._tokenizer = tokenizer
+        self._takes_thoughts = "reasoning_content" in template
+        self._variables = {"date_string": _DATE} if "date_string" in template else {}
+
+    def render(
+        self, tools: Sequence[Tool], history: Sequence[Message], documents: Sequence[Document] | None = None
+    ) -> tuple[Message, ...]:
+        """See `Style.render`: the turns as they are, the data's own system messages as one before them."""
+        notes = [message.content for message in history if message.role == "system"]
+        turns = [message for message in history if message.role != "system"]
+        return (*([Message("system", "\n\n".join(notes))] if notes else []), *turns)
+
+    def chat_input(self, prompt: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[dict[str, Any]], Document]:
+        """See `Style.chat_input`: with calls and their results as the chat template expects them."""
+        messages: list[dict[str, Any]] = []
+        waiting: list[dict[str, Any]] = []  # calls without a result
+        made = 0
+        for message in prompt:
+            if message.role == "assistant":
+                read = self.format.parse(message.content, tools)
+                waiting = [_call(call, made + n) for n, call in enumerate(read.calls)]
+                made += len(waiting)
+                messages.append(self._turn(*self._thoughts_and_words(read), waiting))
+                continue
+            entry = {"role": message.role, "content": message.content}
+            if message.role == "tool":
+                call = waiting.pop(0) if waiting else _call(ToolCall("", {}), made)
+                entry |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
+            messages.append(entry)
+        return messages, {**self._variables, **({"tools": [_schema(tool) for tool in tools]} if tools else {})}
+
+    def write(self, *, think: str | None, calls: Sequence[ToolCall], response: str | None) -> str:
+        """See `Style.write`: what the chat template itself makes of such a turn, where it can be had.
+
+        A template that refuses the turn (Llama's refuse several calls), or loses a part of it, leaves that to the
+        family's own format. Where the template has switched thinking off there are no thoughts.
+        """
+        if opening(self._tokenizer).no_thoughts:
+            think = None
+        written = self._by_template(think, calls, response)
+        if written is None:
+            written = self.format.write(think=think, calls=calls, response=response)
+        return written
+
+    def _by_template(self, think: str | None, calls: Sequence[ToolCall], response: str | None) -> str | None:
+        """The turn as the chat template writes it behind a prompt; None where that cannot be read back."""
+        question = [{"role": "user", "content": "?"}]
+        wanted = ((think or "").strip(), (response or "").strip(), [call.name for call in calls])
+        words = response or ""
+        if think is not None and not self._takes_thoughts:
+            think, words = None, f"{thought(think)}{words}".strip()
+        turn = self._turn(think, words, [_call(call, n) for n, call in enumerate(calls)])
+        options: dict[str, Any] = {**self._variables, "tools": [_schema(_PROBE_TOOL)], "tokenize": False}
+        try:
+            whole = with_template(self._tokenizer, [*question, turn], add_generation_prompt=False, **options)
+            begun = with_template(self._tokenizer, question, add_generation_prompt=True, **options)
+        except (ValueError, TypeError, TemplateError):
+            return None
+        if not whole.startswith(begun):
+            return None
+        rest = whole[len(begun) :]
+        end = max(rest.rfind(text) for text in stop_texts(self._tokenizer))
+        written = opening(self._tokenizer).text + rest[: max(end, 0)]
+        read = self.format.parse(written)
+        found = (read.think or "", read.response or "", [call.name for call in read.calls])
+        return written if found == wanted and read.well_formed else None
+
+    def _thoughts_and_words(self, read: Response) -> tuple[str | None, str]:
+        """Of an assistant's turn; thoughts stay in the words where the template has no place for them."""
+        first = read.blocks[0] if read.blocks and read.blocks[0].kind is Kind.THINK else None
+        end = first.close_tag.end if first is not None else 0
+        words = (read.response or "") if read.calls else read.text[end:].strip()
+        if self._takes_thoughts:
+            return (read.think if end else None), words
+        return None, f"{read.text[:end]}\n\n{words}".strip()
+
+    def _turn(self, think: str | None, words: str, calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """An assistant message for the chat template."""
+        turn: dict[str, Any] = {"role": "assistant", "content": words}
+        if think is not None:
+            turn["reasoning_content"] = think
+        if calls:
+            turn["tool_calls"] = list(calls)
+        return turn
+
+
+def _family(tokenizer: Any, template: str) -> str:
+    for family, sign in _SIGNS:
+        if sign.search(template):
+            return family
+    raise UserError(
+        f"the chat template of {tokenizer.name_or_path!r} writes calls in no known way; set model.tool_parser to one "
+        f"of {', '.join(FAMILIES)}, or choose model.prompt_style=toolrl or compact"
+    )
+
+
+def _schema(tool: Tool) -> dict[str, Any]:
+    described = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": described}
+
+
+def _call(call: ToolCall, number: int) -> dict[str, Any]:
+    """A call of a message; Mistral's templates want ids of nine letters and digits."""
+    return {
+        "id": f"call{number:05d}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
