@@ -9,11 +9,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from rest_core.ablation.collect import TrialResult
 from rest_core.ablation.compare import Comparison, compare
@@ -21,6 +18,7 @@ from rest_core.ablation.plot import comparison_figure
 from rest_core.ablation.settings import AblationConfig
 from rest_core.evaluation.evaluation_report import write_figure, write_text
 from rest_core.manifest import leaves
+from rest_core.pages import render
 
 JSON_FILE, CSV_FILE, HTML_FILE, PLOT_FILE = "report.json", "trials.csv", "report.html", "comparison.png"
 
@@ -153,14 +151,14 @@ class AblationReport:
         return text.getvalue()
 
     def _html(self, plot: bytes) -> str:
-        environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        template = environment.from_string(files("rest_core.ablation").joinpath("report.html.jinja").read_text("utf-8"))
         schemes = {}
         for trial in (result.trial for result in self.results):
             settings = {**trial.weights.model_dump(mode="json"), **{f"rl.{name}": v for name, v in leaves(trial.rl)}}
             schemes[trial.name] = ", ".join(f"{name} {value}" for name, value in settings.items())
         measured = {f"{stage}: {on}" for result in self.results for stage, on in result.measured_on.items()}
-        return template.render(
+        return render(
+            "rest_core.ablation",
+            "report.html.jinja",
             title=self.title,
             notes=self.notes,
             baseline=self._baseline,

@@ -9,11 +9,9 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -24,6 +22,7 @@ from rest_core.evaluation.benchmark import Row
 from rest_core.evaluation.evaluation_report import write_text
 from rest_core.evaluation.paired import Compared, Difference, Evaluation, Pair
 from rest_core.evaluation.taxonomy import Kind
+from rest_core.pages import render
 
 JSON_FILE, MARKDOWN_FILE, HTML_FILE = "comparison.json", "comparison.md", "comparison.html"
 SHOWN_ITEMS = 20  # of a category and pair, on the page, gained and lost each
@@ -124,11 +123,11 @@ def tables(comparison: Compared) -> RenderableType:
 
 def page(comparison: Compared) -> str:
     """One HTML page that needs no other file: tables, kinds of error, and items with the answers side by side."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["shortened"] = _shortened
-    environment.filters["json"] = lambda value: json.dumps(value, indent=1, ensure_ascii=False)
-    text = files("rest_core.evaluation").joinpath("comparison.html.jinja").read_text("utf-8")
-    return environment.from_string(text).render(
+    return render(
+        "rest_core.evaluation",
+        "comparison.html.jinja",
+        shortened=_shortened,
+        shown=lambda value: json.dumps(value, indent=1, ensure_ascii=False),
         title=comparison.title,
         measured=list(_measured_on(comparison)),
         evaluations=comparison.evaluations,

@@ -30,3 +30,13 @@ def test_a_model_card_names_the_image_of_the_training(
         manifest.write(folder, stage=stage, config=config, inputs={}, counts={"measured_on": "live"})
     facts = registration._facts("run", folders["prepare-data"], folders["rest-rl"], {"bfcl": folders["evaluate-bfcl"]})
     assert facts.image == image
+
+
+@pytest.mark.parametrize(("counts", "measured"), [({}, "trained"), ({"skipped": "switched off"}, "warmup")])
+def test_the_reports_are_those_on_the_policy_that_is_registered(
+    tmp_path: Path, counts: dict[str, str], measured: str
+) -> None:
+    manifest.write(tmp_path, stage="rest-rl", config={}, inputs={}, counts=counts)
+    evaluations = {name: {"bfcl": Path(name)} for name in ("warmup", "trained")}
+    assert registration._reports_on(tmp_path, evaluations) == {"bfcl": Path(measured)}
+    assert registration._reports_on(tmp_path, {"trained": {"bfcl": Path("x")}}) == {"bfcl": Path("x")}

@@ -222,6 +222,25 @@ def test_the_summary_is_loud_about_what_is_missing(capsys: pytest.CaptureFixture
     assert "1 min 01 s, at most 2.0 GiB" in out
 
 
+def test_stages_that_are_skipped_for_one_reason_share_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("evaluate-api-bank-base", "evaluate-api-bank-trained")
+    show(_summary(*(StageSummary(name, "skipped", note="no network") for name in names)), Console(width=200))
+    assert capsys.readouterr().out.count("no network") == 1
+
+
+def test_the_policies_stand_side_by_side_with_their_differences(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = [("base", 0.0, 0.0, 0.08), ("ResT", 0.25, 0.14, 0.4)]
+    row = {
+        "figure": "bfcl/call_accuracy",
+        "policies": [{"policy": name, "value": v, "low": low, "high": high} for name, v, low, high in measured],
+        "differences": [{"pair": "ResT - base", "value": 0.25, "low": 0.1, "high": 0.4, "clear": True}],
+    }
+    show(_summary(comparison=(row, {**row, "figure": "bfcl/irrelevance_accuracy"})), Console(width=120))
+    out = capsys.readouterr().out
+    assert "bfcl/call_accuracy" in out and "+25.0 pp" in out and "+10.0% to +40.0%" in out
+    assert "14.0% to 40.0%" in out and out.count("ResT - base") == 1
+
+
 def test_the_summary_says_why_records_were_dropped(tmp_path: Path) -> None:
     made = tmp_path / "dataset"
     report = {

@@ -1,0 +1,112 @@
+"""Evaluations that MLflow has, by run or by model version: the files that a comparison reads."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rest_core.errors import UserError
+from rest_core.evaluation.evaluation_report import REPORT_FILE, ROWS_FILE
+from rest_core.operations.tracking import registry, store
+from rest_core.operations.tracking.delivery import PIPELINE_RUN_TAG, STAGE_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_RUN = re.compile(r"[0-9a-f]{32}")
+_VERSION = re.compile(r"(?:models:/(?P<model>[^/@]+)[/@]|(?P<name>[^/@]+)@)(?P<version>[^/@]+)")  # a number or an alias
+
+
+@dataclass(frozen=True)
+class Found:
+    """An evaluation in MLflow."""
+
+    name: str  # for people: "rest-tool-use version 3"
+    run: Run
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text is the id of a run, or names a version of a registered model."""
+    return _RUN.fullmatch(text) is not None or _VERSION.fullmatch(text) is not None
+
+
+def find(client: MlflowClient, text: str, benchmark: str) -> Found:
+    """The evaluation on a benchmark that a run id, `models:/NAME/VERSION` or `NAME@ALIAS` stands for.
+
+    The run of a pipeline, and a version that it registered, stand for the evaluation of the policy that it trained.
+
+    Args:
+        client: from `store.connect`.
+        text: `is_reference`.
+        benchmark: "bfcl" or "api_bank"; an evaluation's own run is taken whatever it is.
+
+    Raises:
+        UserError: there is no such run or version, or no evaluation of it that has finished.
+    """
+    if _RUN.fullmatch(text):
+        run = _run(client, text)
+        if run.data.tags.get(STAGE_TAG, "").startswith("evaluate-"):
+            return Found(f"{run.info.run_name} {text[:8]}", run)
+        return Found(f"{run.info.run_name} {text[:8]}", _trained(client, run, benchmark, text))
+    match = _VERSION.fullmatch(text)
+    assert match is not None
+    version = registry.get_version(client, match["model"] or match["name"], match["version"])
+    name = f"{version.name} version {version.version}"
+    if not version.run_id:
+        raise UserError(f"{name}: the version names no run; give the evaluation's run or directory")
+    return Found(name, _trained(client, _run(client, version.run_id), benchmark, name))
+
+
+def download(client: MlflowClient, found: Found, directory: Path) -> Path:
+    """Copy the report and the answers of an evaluation into a directory; returns it.
+
+    Raises:
+        UserError: the run lacks them, or they cannot be read.
+    """
+    from mlflow.exceptions import MlflowException
+
+    run_id = found.run.info.run_id
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        there = {artifact.path for artifact in client.list_artifacts(run_id)}
+        for name in (REPORT_FILE, ROWS_FILE):
+            if name not in there:
+                raise UserError(
+                    f"{found.name}: run {run_id} has no {name} (skipped, or made by an older version); evaluate again"
+                )
+            client.download_artifacts(run_id, name, str(directory))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{found.name}: run {run_id}: its files cannot be read: {store.reason(error)}") from error
+    return directory
+
+
+def _run(client: MlflowClient, run_id: str) -> Run:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        raise UserError(f"run {run_id}: {store.reason(error)}; check the id and tracking.uri") from None
+
+
+def _trained(client: MlflowClient, run: Run, benchmark: str, name: str) -> Run:
+    """The newest finished evaluation of the trained policy in the pipeline run that a run belongs to."""
+    pipeline_run = run.data.tags.get(PIPELINE_RUN_TAG)
+    stage = f"evaluate-{benchmark.replace('_', '-')}"
+    if pipeline_run is not None:
+        for wanted in (f"{stage}-trained", stage):
+            found = client.search_runs(
+                [run.info.experiment_id],
+                f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run}' and tags.`{STAGE_TAG}` = '{wanted}' "
+                "and attributes.status = 'FINISHED'",
+                order_by=["attributes.start_time DESC"],
+                max_results=1,
+            )
+            if found:
+                return found[0]
+    raise UserError(
+        f"{name}: no finished {stage} in its pipeline run {pipeline_run!r}; evaluate it, or give a directory"
+    )
