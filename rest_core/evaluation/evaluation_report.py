@@ -92,7 +92,7 @@ class EvaluationReport:
     def _wrong_answers(self) -> Iterator[str]:
         """A table of kinds of error by category, and an example of each kind."""
         errors = {category: kinds for category, kinds in self.errors.items() if kinds}
-        total = Counter(dict.fromkeys(Kind, 0))
+        total: Counter[str] = Counter(dict.fromkeys(Kind, 0))
         for kinds in errors.values():
             total.update({kind: len(ids) for kind, ids in kinds.items()})
         shown = [kind for kind, count in total.items() if count]
