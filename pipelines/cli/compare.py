@@ -17,6 +17,8 @@ from rest_core.config import TrackingConfig
 from rest_core.errors import UserError
 from rest_core.operations.catalogue import benchmarks
 
+_WIDTH = 140  # of the table where it goes to a file or a pipe
+
 
 @click.command()
 @click.argument("evaluations", nargs=-1, required=True, metavar="A B [C ...]")
@@ -71,7 +73,8 @@ def compare(
         comparison = compared([directory for _, directory in found], names or _apart([name for name, _ in found]))
     out = out or Path("runs") / f"comparison-{time.strftime('%Y%m%d-%H%M%S')}"
     written = comparison.write(out)
-    Console(file=sys.stdout, highlight=False).print(comparison.table())
+    width = None if sys.stdout.isatty() else _WIDTH
+    Console(file=sys.stdout, highlight=False, width=width).print(comparison.table())
     if log or (log is None and any(local_path(text) is None for text in evaluations)):
         _record(tracking, evaluations, written, comparison.metrics(), out)
     click.echo(f"wrote {out / 'comparison.html'}")

@@ -127,7 +127,7 @@ def page(comparison: Compared) -> str:
         "rest_core.evaluation",
         "comparison.html.jinja",
         shortened=_shortened,
-        shown=lambda value: json.dumps(value, indent=1, ensure_ascii=False),
+        calls=_calls,
         title=comparison.title,
         measured=list(_measured_on(comparison)),
         evaluations=comparison.evaluations,
@@ -196,18 +196,29 @@ def _header(pair: Pair) -> list[str]:
 
 def _row(pair: Pair, figure: str, difference: Difference) -> list[str]:
     """For people: all columns but the first."""
-    low, high = 100 * difference.interval.low, 100 * difference.interval.high
+    low, high = (_points(bound) for bound in (difference.interval.low, difference.interval.high))
     p = "" if difference.p_holm is None else "< 0.001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}"
     return [
         str(difference.total),
         f"{pair.before.value(figure):.1%}",
         f"{pair.after.value(figure):.1%}",
-        f"{100 * difference.value:+.1f} pp",
-        f"{low:+.1f} to {high:+.1f}",
+        f"{_points(difference.value)} pp",
+        f"{low} to {high}",
         str(len(difference.gained)),
         str(len(difference.lost)),
         p,
     ]
+
+
+def _points(fraction: float) -> str:
+    text = f"{100 * fraction:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def _calls(expected: Any) -> str:
+    """Expected calls, one a line."""
+    lines = expected if isinstance(expected, list) else [expected]
+    return "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
 
 
 def _cell(text: str) -> str:

@@ -82,17 +82,17 @@ class EvaluationReport:
             yield from _figures_table("figure", self.figures.first)
         yield from ("", "## Categories", "")
         yield from _figures_table("category", self.figures.scores)
-        if self.figures.averages:
+        if others := {name: one for name, one in self.figures.averages.items() if name not in self.figures.first}:
             yield from ("", "## Averages", "")
-            yield from _figures_table("average", self.figures.averages)
+            yield from _figures_table("average", others)
         yield from self._wrong_answers()
         if self.template is not None:
             yield from ("", "## The prompt's template", "", "~~~text", self.template, "~~~")
 
     def _wrong_answers(self) -> Iterator[str]:
         """A table of kinds of error by category, and an example of each kind."""
-        errors = self.errors
-        total = Counter(dict.fromkeys(Kind, 0))
+        errors = {category: kinds for category, kinds in self.errors.items() if kinds}
+        total: Counter[str] = Counter(dict.fromkeys(Kind, 0))
         for kinds in errors.values():
             total.update({kind: len(ids) for kind, ids in kinds.items()})
         shown = [kind for kind, count in total.items() if count]

@@ -124,7 +124,7 @@ def stratified_interval(strata: Iterable[tuple[float, Tally]], low: float = 0.0,
         value += weight * float(counts @ values) / items
         inverse += weight**2 / items
     if np.ptp(resampled) > 1e-12:
-        return _interval(np.quantile(resampled, (0.025, 0.975)))
+        return Interval(*np.quantile(resampled, (0.025, 0.975)).tolist())
     reach = _Z**2 / (1 / inverse + _Z**2)
     return Interval(max(low, value - reach), min(high, value + reach))
 
@@ -141,7 +141,7 @@ def paired_interval(both: int, gained: int, lost: int, neither: int) -> Interval
     total = both + gained + lost + neither
     first, second = Accuracy(both + lost, total), Accuracy(both + gained, total)
     margins = first.correct * (total - first.correct) * second.correct * (total - second.correct)
-    covariance = both * neither - gained * lost
+    covariance: float = both * neither - gained * lost
     if covariance > 0:
         covariance = max(covariance - total / 2, 0)
     correlation = covariance / math.sqrt(margins) if margins else 0.0
@@ -196,7 +196,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def _interval(found: Sequence[float]) -> Interval:
+def _interval(found: tuple[float, float]) -> Interval:
     return Interval(float(found[0]), float(found[1]))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -104,7 +104,7 @@ tokenizer, model = AutoTokenizer.from_pretrained("model"), AutoModelForCausalLM.
 ```"""
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     if not rows:
         return "Nothing was recorded."
     lines = [header, tuple("---" for _ in header), *rows]

@@ -18,7 +18,7 @@ from rest_core.operations.tracking import store
 def run(*arguments: object, tracking: TrackingConfig | None = None) -> Result:
     settings = {"uri": tracking.uri, "experiment": tracking.experiment} if tracking else {}
     options = [part for name, value in settings.items() for part in ("--set", f"tracking.{name}={value}")]
-    return CliRunner(env={"COLUMNS": "200"}).invoke(cli.cli, ["compare", *map(str, arguments), *options])
+    return CliRunner().invoke(cli.cli, ["compare", *map(str, arguments), *options])
 
 
 @pytest.fixture

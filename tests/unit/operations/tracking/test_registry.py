@@ -253,3 +253,13 @@ def test_a_long_card_fits_the_registry() -> None:
     text = registry._description("\n".join("line" for _ in range(3000)))
     assert len(text) <= 5000
     assert text.endswith("README.md in the checkpoint)")
+
+
+def test_the_card_begins_with_the_main_figures_side_by_side():
+    metrics = {"bfcl/call_accuracy": 0.0, "bfcl/irrelevance_accuracy": 1.0, "bfcl/live": 0.5, "a/b": 2.0}
+    metrics |= {"bfcl/low/call_accuracy": 0.0, "bfcl/high/call_accuracy": 0.08}
+    lines = model_card(NAME, facts(metrics=metrics)).splitlines()
+    first = lines.index("| bfcl/call_accuracy | 0.0000 | 0.0000 – 0.0800 |")
+    assert lines[first + 1] == "| bfcl/irrelevance_accuracy | 1.0000 |  |"
+    assert first < lines.index("| a/b | 2.0000 |") < lines.index("| bfcl/live | 0.5000 |")
+    assert not any("low/" in line for line in lines)
