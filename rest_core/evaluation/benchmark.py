@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rest_core.config import GenerationConfig
+from rest_core.environments.environment import Environment
 from rest_core.evaluation.policy import Answer, Chat
 from rest_core.evaluation.statistics import Accuracy
 
@@ -48,6 +49,7 @@ class Benchmark(ABC):
 
     name: ClassVar[str]  # "bfcl": stands before the names of its metrics
     title: ClassVar[str]
+    max_steps: ClassVar[int] = 20  # with calls, in one turn of a dialogue
 
     def __init__(self, generation: GenerationConfig, limit: int | None, seed: int) -> None:
         self.generation, self.limit, self.seed = generation, limit, seed
@@ -58,11 +60,27 @@ class Benchmark(ABC):
 
     @abstractmethod
     def chat(self, question: Question) -> Chat:
-        """What puts a question to a policy."""
+        """What puts a question to a policy; of a dialogue, the first chat."""
+
+    def environments(self, question: Question, *, native_tools: bool) -> list[Environment]:
+        """The environments of a question that takes a dialogue, one a sample; none where one response answers it.
+
+        Args:
+            native_tools: of the policy.
+        """
+        return []
+
+    @property
+    def dialogue_generation(self) -> GenerationConfig:
+        """Limits of each step of a dialogue."""
+        return self.generation
 
     @abstractmethod
     def judge(self, questions: Sequence[Question], answers: Sequence[Answer]) -> list[Row]:
-        """A row's columns about its answer, for each question: its category, whether the answer is right, why not."""
+        """A row's columns about its answer, for each question: its category, whether the answer is right, why not.
+
+        Questions that take a dialogue are not among them: their environments judge.
+        """
 
     @abstractmethod
     def figures(self, rows: Sequence[Row]) -> Figures:
@@ -72,3 +90,6 @@ class Benchmark(ABC):
         self, out: Path, model_name: str, answers: Sequence[Answer], rows: Sequence[Row]
     ) -> None:
         """Write files in the benchmark's own layout to the directory `out`; none by default."""
+
+    def close(self) -> None:  # noqa: B027
+        """End processes that the evaluation has used; none by default."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from rest_core.evaluation.answering import answered
 from rest_core.evaluation.benchmark import Benchmark, Figures, Question, Row
 from rest_core.evaluation.evaluation_report import EvaluationReport
 from rest_core.evaluation.policy import Answer, Policy, Progress
@@ -37,8 +38,10 @@ def evaluate(
         for question in seeded_subset(entries, benchmark.limit, seed=benchmark.seed, name=category)
     ]
     chats = [benchmark.chat(question) for question in questions]
-    answers = policy.respond(chats, benchmark.generation, on_progress)
-    verdicts = benchmark.judge(questions, answers)
+    try:
+        answers, verdicts = answered(benchmark, policy, questions, chats, on_progress)
+    finally:
+        benchmark.close()
     rows = [_row(*parts) for parts in zip(questions, answers, verdicts, strict=True)]
     prompted = any(chat.prompt is None for chat in chats)
     report = _report(benchmark, policy, prompted, answers, rows, sum(map(len, available.values())))
@@ -62,13 +65,13 @@ def seeded_subset(items: Sequence[T], limit: int | None, *, seed: int, name: str
 def _row(question: Question, answer: Answer, verdict: Row) -> Row:
     return {
         "id": question.id,
-        **verdict,
         "well_formed": answer.parsed.well_formed,
         "response": answer.text,
         "prompt_tokens": answer.prompt_tokens,
         "response_tokens": answer.response_tokens,
         "finished": answer.finished,
         "skipped": answer.skipped,
+        **verdict,
     }
 
 
@@ -80,18 +83,20 @@ def _report(
     """
     figures = benchmark.figures(rows)
     skipped = sum(answer.skipped is not None for answer in answers)
-    notes = [*figures.notes, f"greedy decoding, responses up to {benchmark.generation.max_response_tokens} tokens"]
+    temperature = benchmark.generation.temperature
+    decoding = f"temperature {temperature:g} with seed {benchmark.seed}" if temperature else "greedy decoding"
+    notes = [*figures.notes, f"{decoding}, responses up to {benchmark.generation.max_response_tokens} tokens"]
     if prompted:
         notes.insert(0, policy.condition)
     if skipped:
-        notes.append(f"{skipped} prompts over {benchmark.generation.max_prompt_tokens} tokens count as wrong")
+        notes.append(f"{skipped} questions with a prompt over the limit of tokens count as wrong")
     subset = None
     if len(rows) < available:
         subset = (
             f"{len(rows)} of {available} questions, at most {benchmark.limit} a category (seed {benchmark.seed}); "
             "not comparable with published figures"
         )
-    metrics = _metrics(figures, answers) | {
+    metrics = _metrics(figures, rows) | {
         "count/skipped_prompts": float(skipped),
         "subset": float(subset is not None),
     }
@@ -108,12 +113,12 @@ def _report(
     )
 
 
-def _metrics(figures: Figures, answers: Sequence[Answer]) -> dict[str, float]:
-    truncated = sum(not answer.finished and answer.skipped is None for answer in answers)
+def _metrics(figures: Figures, rows: Sequence[Row]) -> dict[str, float]:
+    truncated = sum(not row["finished"] and row["skipped"] is None for row in rows)
     return {
         **{name: score.value for name, score in figures.scores.items()},
         **figures.averages,
         **{f"count/{name}": float(count) for name, count in figures.counts.items()},
-        "truncated": truncated / len(answers),
-        "well_formed": sum(answer.parsed.well_formed for answer in answers) / len(answers),
+        "truncated": truncated / len(rows),
+        "well_formed": sum(row["well_formed"] for row in rows) / len(rows),
     }
