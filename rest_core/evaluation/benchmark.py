@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 from rest_core import __version__
 from rest_core.config import GenerationConfig
+from rest_core.environments.environment import Environment
+from rest_core.evaluation.measurement import limits
 from rest_core.evaluation.policy import Answer, Chat
 from rest_core.evaluation.statistics import Accuracy, Average, Estimate, Mean
 from rest_core.evaluation.taxonomy import ExpectedCall
@@ -65,6 +67,7 @@ class Benchmark(ABC):
     title: ClassVar[str]
     rules: ClassVar[tuple[str, ...]] = ("valid",)
     """The columns of a row that hold verdicts."""
+    max_steps: ClassVar[int] = 20  # with calls, in one turn of a dialogue
 
     def __init__(self, generation: GenerationConfig, limit: int | None, seed: int) -> None:
         self.generation, self.limit, self.seed = generation, limit, seed
@@ -74,13 +77,31 @@ class Benchmark(ABC):
         """The rule that judges, with its version: verdicts of different ones do not compare."""
         return f"rest-pipelines {__version__}"
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The settings that decide about answers, for comparisons."""
+        return limits(self.generation)
+
     @abstractmethod
     def questions(self) -> dict[str, list[Question]]:
         """All questions by category, each category at least one."""
 
     @abstractmethod
     def chat(self, question: Question) -> Chat:
-        """What puts a question to a policy."""
+        """What puts a question to a policy; of a dialogue, the first chat."""
+
+    def environments(self, question: Question, *, native_tools: bool) -> list[Environment]:
+        """The environments of a question that takes a dialogue, one a sample; none where one response answers it.
+
+        Args:
+            native_tools: of the policy.
+        """
+        return []
+
+    @property
+    def dialogue_generation(self) -> GenerationConfig:
+        """Limits of each step of a dialogue."""
+        return self.generation
 
     @abstractmethod
     def judge(self, questions: Sequence[Question], answers: Sequence[Answer]) -> list[Row]:
@@ -88,6 +109,8 @@ class Benchmark(ABC):
 
         `evaluate` adds the others of rows.jsonl where `judge` gives none: question, tools, expected calls, calls, kind
         of error, tokens, seconds.
+
+        Questions that take a dialogue are not among them: their environments judge.
         """
 
     @abstractmethod
@@ -98,3 +121,6 @@ class Benchmark(ABC):
         self, out: Path, model_name: str, answers: Sequence[Answer], rows: Sequence[Row]
     ) -> None:
         """Write files in the benchmark's own layout to the directory `out`; none by default."""
+
+    def close(self) -> None:  # noqa: B027
+        """End processes that the evaluation has used; none by default."""

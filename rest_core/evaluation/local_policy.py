@@ -31,6 +31,8 @@ class LocalPolicy:
         """See `rest_core.evaluation.policy.Policy`."""
         encoded = [self._encode(chat) for chat in chats]
         fitting = [ids for ids in encoded if len(ids) <= config.max_prompt_tokens]
+        pairs = zip(chats, encoded, strict=True)
+        seeds = [chat.seed for chat, ids in pairs if len(ids) <= config.max_prompt_tokens]
         done = len(encoded) - len(fitting)
 
         def advance(completed: int) -> None:
@@ -53,9 +55,11 @@ class LocalPolicy:
                 fitting,
                 samples=1,
                 max_new_tokens=config.max_response_tokens,
-                temperature=0.0,
+                temperature=config.temperature,
                 batch_tokens=config.batch_tokens,
+                seeds=seeds,
                 on_progress=advance,
+                continued=any(chat.continues for chat in chats),
             )
             if fitting
             else ()

@@ -25,6 +25,10 @@ class Chat:
     """The same as the benchmark's own prompt, format instructions included, where it brings one."""
     documents: tuple[dict[str, Any], ...] | None = None
     """The tools as the benchmark describes them, where `tools` says that in other words."""
+    seed: int = 0
+    """of the response's randomness, where responses are sampled"""
+    continues: bool = False
+    """Whether a later chat may begin with this one and its answer."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Policy(Protocol):
     def respond(
         self, chats: Sequence[Chat], config: GenerationConfig, on_progress: Progress | None = None
     ) -> list[Answer]:
-        """The most likely response (temperature 0) to every chat, in their order.
+        """The most likely response to every chat, in their order; at a temperature above 0, one sampled by its seed.
 
         A prompt longer than the limit is not cut: its answer is empty and says so in `skipped`, and the caller counts
         it as failed.

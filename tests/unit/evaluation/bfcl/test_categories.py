@@ -15,7 +15,7 @@ def test_groups_and_categories_are_taken_once_in_bfcl_order():
         "live_irrelevance",
         "live_relevance",
     ]
-    assert [c.name for c in select(["non_live", "live"])] == list(CATEGORIES)
+    assert [c.name for c in select(["live", "multi_turn", "non_live"])] == list(CATEGORIES)
 
 
 def test_an_unknown_category_is_named_with_the_nearest():
