@@ -4,9 +4,9 @@
     python benchmarks/evaluation.py --limit 31 --rounds 2        # 400 questions
     python benchmarks/evaluation.py --vllm .venv-vllm/bin/python
 
-Every side gets the same prompt ids and decodes greedily, in float32 where the CPU cannot multiply bfloat16. The sides take
-turns, each round in a process of its own, which loads the model, answers a few questions to warm up, and is timed from
-there. `generate` gets batches of 16 prompts of like length, `--generate-batch` chooses another size.
+Every side gets the same prompt ids and decodes greedily, in float32 where the CPU cannot multiply bfloat16. The sides
+take turns, each round in a process of its own, which loads the model, answers a few questions to warm up, and is timed
+from there. `generate` gets batches of 16 prompts of like length, `--generate-batch` chooses another size.
 
 The floor is what the arithmetic takes: two operations a weight and token, for the prompts and for what was sampled, at
 the speed of a large matrix product on this machine, measured in the same run.
@@ -127,11 +127,11 @@ def work_of(options: argparse.Namespace) -> dict[str, Any]:
     """The prompts and what else every side needs."""
     from rest_core.chat import encode_prompts
     from rest_core.config import BfclConfig, ModelConfig
-    from rest_core.data import prompts
     from rest_core.evaluation.bfcl.benchmark import Bfcl
     from rest_core.evaluation.evaluate import seeded_subset
     from rest_core.model.loading import load_tokenizer, resolve
     from rest_core.model.precision import compute_dtype
+    from rest_core.styles.create import create_style
     from rest_core.token_bytes import stop_ids
 
     config = ModelConfig(source=options.model, prompt_style="compact")
@@ -142,7 +142,8 @@ def work_of(options: argparse.Namespace) -> dict[str, Any]:
         for category, questions in benchmark.questions().items()
         for question in seeded_subset(questions, options.limit, seed=0, name=category)
     ]
-    messages = [prompts.render("compact", chat.tools, chat.history) for chat in chats]
+    style = create_style(config, tokenizer)
+    messages = [style.render(chat.tools, chat.history) for chat in chats]
     ids = [prompt for prompt in encode_prompts(tokenizer, messages) if len(prompt) <= options.longest]
     return {
         "prompts": ids,

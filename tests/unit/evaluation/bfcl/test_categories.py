@@ -98,6 +98,7 @@ def test_a_model_that_never_calls_does_not_look_good():
 def test_an_average_with_a_part_missing_is_left_out():
     scores = {name: Accuracy(1, 1) for name in CATEGORIES if name != "simple_java"}
     assert set(averages(scores)) == {
-        *("call_accuracy", "irrelevance_accuracy", "live", "irrelevance_detection", "live_v3")
+        *("call_accuracy", "irrelevance_accuracy", "live", "irrelevance_detection", "live_v3"),
+        *("multi_turn", "multi_turn_accuracy"),
     }
     assert set(averages({"multi_turn_base": Accuracy(1, 2)})) == {"multi_turn_accuracy"}
