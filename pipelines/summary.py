@@ -166,7 +166,7 @@ def comparison_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     for names, group in groupby(rows, key=columns):
         table = Table("", *names, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for row in group:
-            values = [f"{one['value']:.1%}{_interval(one, '.1%')}" for one in row["policies"]]
+            values: list[str | Text] = [f"{one['value']:.1%}{_interval(one, '.1%')}" for one in row["policies"]]
             for one in row["differences"]:
                 colour = ("green" if one["value"] > 0 else "red") if one["clear"] else ""
                 values.append(Text(f"{100 * one['value']:+.1f} pp{_interval(one, '+.1%')}", style=colour))

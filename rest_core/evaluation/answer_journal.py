@@ -101,4 +101,4 @@ class Remembering:
         if new:
             for key, answer in zip(new, self._policy.respond(list(new.values()), config, advance), strict=True):
                 self._journal.add(key, answer)
-        return [answer for key in keys if (answer := self._journal.get(key)) is not None]
+        return [kept for key in keys if (kept := self._journal.get(key)) is not None]
