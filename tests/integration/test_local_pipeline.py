@@ -66,7 +66,7 @@ def test_every_stage_is_done_and_measured(run: tuple[Path, dict[str, Any], str])
     assert "Reward on the training prompts" in out
     figures = {row["figure"]: [one["policy"] for one in row["policies"]] for row in summary["comparison"]}
     assert figures["bfcl/call_accuracy"] == figures["bfcl/irrelevance_accuracy"] == ["base", "warm-up", "ResT"]
-    assert "bfcl/call_accuracy" in out and "ResT - base" in out
+    assert "irrelevance accuracy" in out and "ResT - base" in out
 
 
 def test_the_base_model_is_answered_from_the_cache_by_a_second_run(run: tuple[Path, dict[str, Any], str]) -> None:
