@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, small_api_bank: Path) -> tuple
     """A finished run: the folder that it was started in, its summary, and what it printed."""
     folder = tmp_path_factory.mktemp("pipeline")
     process = _rest(folder, "run", "--profile", "tiny", "--output", "runs/tiny", "--api-bank", str(small_api_bank))
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=1500)
     assert process.returncode == 0, out + err
     return folder, json.loads((folder / "runs/tiny/summary.json").read_text(encoding="utf-8")), out
 
