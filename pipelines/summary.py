@@ -158,24 +158,31 @@ def show(summary: Summary, console: Console) -> None:
 
 
 def comparison_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
-    """The policies side by side, a row a figure; one table for all figures of the same policies."""
+    """The policies below each other, a column a figure; a table a benchmark and set of policies."""
 
-    def columns(row: Mapping[str, Any]) -> tuple[str, ...]:
-        return (*(one["policy"] for one in row["policies"]), *(one["pair"] for one in row["differences"]))
+    def kind(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return (row["figure"].partition("/")[0], *(one["policy"] for one in row["policies"]))
 
-    for names, group in groupby(rows, key=columns):
-        table = Table("", *names, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for row in group:
-            values = [f"{one['value']:.1%}{_interval(one, '.1%')}" for one in row["policies"]]
-            for one in row["differences"]:
-                colour = ("green" if one["value"] > 0 else "red") if one["clear"] else ""
-                values.append(Text(f"{100 * one['value']:+.1f} pp{_interval(one, '+.1%')}", style=colour))
-            table.add_row(row["figure"], *values)
+    for (benchmark, *_), group in groupby(rows, key=kind):
+        figures = list(group)
+        table = Table(benchmark, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for row in figures:
+            table.add_column(row["figure"].partition("/")[2].replace("_", " "), no_wrap=True)
+        for parts in zip(*(row["policies"] for row in figures), strict=True):
+            table.add_row(parts[0]["policy"], *(f"{one['value']:.1%}{_interval(one, '.1%')}" for one in parts))
+        table.add_section()
+        for parts in zip(*(row["differences"] for row in figures), strict=True):
+            table.add_row(parts[0]["pair"], *map(_difference, parts))
         yield table
 
 
+def _difference(one: Mapping[str, Any]) -> Text:
+    colour = ("green" if one["value"] > 0 else "red") if one["clear"] else ""
+    return Text(f"{one['value']:+.1%}{_interval(one, '+.1%')}", style=colour)
+
+
 def _interval(one: Mapping[str, Any], spec: str) -> str:
-    return f"\n{one['low']:{spec}} to {one['high']:{spec}}" if "low" in one and "high" in one else ""
+    return f" ({one['low']:{spec}} to {one['high']:{spec}})" if "low" in one and "high" in one else ""
 
 
 def figures(stage: StageSummary) -> str:

@@ -171,7 +171,7 @@ def aggregate(
         ablation=_settings(baseline, metric or config.registry.metric, confidence),
         tracking=config.tracking,
         pipeline_run=run_name or new_pipeline_run("aggregate"),
-        evaluations={"given": evaluations},
+        evaluations={"trained": {"given": evaluations}},
         out=out,
     )
     click.echo(f"wrote {out / 'report.html'}")

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 
 from tqdm import tqdm
 
@@ -96,7 +96,7 @@ def evaluate_policy(
     """
     evaluated, policy = common.get("evaluated"), common.get("policy")
     stage_name = f"evaluate-{name.replace('_', '-')}" + (f"-{evaluated}" if evaluated else "")
-    sections = {"model": common["model"], "evaluation": common["evaluation"], name: section}
+    sections: dict[str, Any] = {"model": common["model"], "evaluation": common["evaluation"], name: section}
     if "registry" in common:
         sections["registry"] = common["registry"]
     trial = None if policy is None else trial_of(policy)

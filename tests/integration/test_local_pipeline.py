@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, small_api_bank: Path) -> tuple
     """A finished run: the folder that it was started in, its summary, and what it printed."""
     folder = tmp_path_factory.mktemp("pipeline")
     process = _rest(folder, "run", "--profile", "tiny", "--output", "runs/tiny", "--api-bank", str(small_api_bank))
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=1500)
     assert process.returncode == 0, out + err
     return folder, json.loads((folder / "runs/tiny/summary.json").read_text(encoding="utf-8")), out
 
@@ -66,7 +66,7 @@ def test_every_stage_is_done_and_measured(run: tuple[Path, dict[str, Any], str])
     assert "Reward on the training prompts" in out
     figures = {row["figure"]: [one["policy"] for one in row["policies"]] for row in summary["comparison"]}
     assert figures["bfcl/call_accuracy"] == figures["bfcl/irrelevance_accuracy"] == ["base", "warm-up", "ResT"]
-    assert "bfcl/call_accuracy" in out and "ResT - base" in out
+    assert "irrelevance accuracy" in out and "ResT - base" in out
 
 
 def test_the_base_model_is_answered_from_the_cache_by_a_second_run(run: tuple[Path, dict[str, Any], str]) -> None:
