@@ -103,9 +103,9 @@ class Remembering:
             for key, answer in zip(new, self._policy.respond(list(new.values()), config, advance), strict=True):
                 self._journal.add(key, answer)
         return [
-            replace(answer, read=self.reader(chat))
+            replace(known_answer, read=self.reader(chat))
             for key, chat in zip(keys, chats, strict=True)
-            if (answer := self._journal.get(key)) is not None
+            if (known_answer := self._journal.get(key)) is not None
         ]
 
     def reader(self, chat: Chat) -> Callable[[str], Response]:

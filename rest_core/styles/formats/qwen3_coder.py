@@ -102,8 +102,9 @@ class _Reader:
     def _read_function(self, opening: re.Match[str]) -> int:
         """The call of a <function=…>; returns where it ends. One that cannot be read is rejected."""
         name, start = opening[1].strip(), opening.start()
-        place, junk, values = opening.end(), not opening[1].strip(), {}
-        begin = end = opening.end()
+        values: dict[str, str] = {}
+        place = begin = end = opening.end()
+        junk = not name
         while (tag := self._take()) is not None and tag[2] is not None:
             junk |= bool(self._text[place : tag.start()].strip()) or tag[2].strip() in values
             begin = tag.start() if not values else begin
