@@ -54,6 +54,7 @@ class Scripted:
     """A policy that answers some items rightly; its answer to the others is a text."""
 
     condition = "style plain"
+    native_tools = False
 
     def __init__(self, name, right, wrong="", template="T"):
         self.name, self.right, self.wrong, self.template = name, set(right), wrong, template

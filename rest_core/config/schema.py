@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rest_core.config.rl import LoraConfig, RlConfig
 from rest_core.config.section import Section
@@ -85,16 +85,28 @@ class GenerationConfig(Section):
     """a longer prompt is counted as failed, not cut"""
     batch_tokens: int = Field(65536, ge=64)
     """padded tokens that are generated together"""
+    temperature: float = Field(0.0, ge=0)
+    """0 takes the most likely token; above it, responses are sampled by seeds"""
 
 
 class BfclConfig(Section):
     enabled: bool = True
     categories: tuple[str, ...] = ("non_live", "live")
-    """categories, or the groups non_live and live"""
+    """categories, or the groups non_live, live and multi_turn"""
     limit_per_category: int | None = Field(None, ge=1)
     """a seeded subset; the summary names it"""
     generation: GenerationConfig = GenerationConfig()
+    max_dialogue_tokens: int = Field(49152, ge=16)
+    """generation.max_prompt_tokens of multi-turn categories, whose prompts grow from step to step"""
+    samples: int = Field(1, ge=1)
+    """dialogues of each multi-turn item; several give pass@k and pass^k, and need generation.temperature above 0"""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _several_samples_differ(self) -> BfclConfig:
+        if self.samples > 1 and self.generation.temperature == 0:
+            raise ValueError("bfcl.samples above 1 needs bfcl.generation.temperature above 0")
+        return self
 
 
 class ApiBankConfig(Section):

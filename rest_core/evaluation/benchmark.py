@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from rest_core import __version__
 from rest_core.config import GenerationConfig
+from rest_core.environments.environment import Environment
 from rest_core.evaluation.policy import Answer, Chat
 from rest_core.evaluation.statistics import Accuracy, Average, Estimate, Mean
 from rest_core.evaluation.taxonomy import ExpectedCall
@@ -27,7 +28,8 @@ class Question:
     id: str
     category: str
     entry: Any
-    expected: Sequence[ExpectedCall] | None = None  # the calls that are wanted, where the answer key names them
+    expected: Sequence[ExpectedCall | Sequence[str]] | None = None
+    """The calls that are wanted, where the answer key names them; of a dialogue, those of each turn."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,15 @@ class Benchmark(ABC):
     title: ClassVar[str]
     rules: ClassVar[tuple[str, ...]] = ("valid",)
     """The columns of a row that hold verdicts."""
+    max_steps: ClassVar[int] = 20  # with calls, in one turn of a dialogue
 
     def __init__(self, generation: GenerationConfig, limit: int | None, seed: int) -> None:
         self.generation, self.limit, self.seed = generation, limit, seed
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The settings that decide about answers: figures under different ones do not compare."""
+        return self.generation.model_dump(mode="json", exclude={"batch_tokens"})
 
     @property
     def checker(self) -> str:
@@ -80,14 +88,27 @@ class Benchmark(ABC):
 
     @abstractmethod
     def chat(self, question: Question) -> Chat:
-        """What puts a question to a policy."""
+        """What puts a question to a policy; of a dialogue, the first chat."""
+
+    def environments(self, question: Question, *, native_tools: bool) -> list[Environment]:
+        """The environments of a question that takes a dialogue, one a sample; none where one response answers it.
+
+        Args:
+            native_tools: of the policy.
+        """
+        return []
+
+    @property
+    def dialogue_generation(self) -> GenerationConfig:
+        """Limits of each step of a dialogue."""
+        return self.generation
 
     @abstractmethod
     def judge(self, questions: Sequence[Question], answers: Sequence[Answer]) -> list[Row]:
         """A row's columns about its answer, for each question: `category`, a verdict a rule, the error.
 
         `evaluate` adds the others of rows.jsonl where `judge` gives none: question, tools, expected calls, calls, kind
-        of error, tokens, seconds.
+        of error, tokens, seconds. Questions that take a dialogue are not among them: their environments judge.
         """
 
     @abstractmethod
@@ -98,3 +119,6 @@ class Benchmark(ABC):
         self, out: Path, model_name: str, answers: Sequence[Answer], rows: Sequence[Row]
     ) -> None:
         """Write files in the benchmark's own layout to the directory `out`; none by default."""
+
+    def close(self) -> None:  # noqa: B027
+        """End processes that the evaluation has used; none by default."""

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
+from rest_core.evaluation.answering import answered
 from rest_core.evaluation.benchmark import Benchmark, Figures, Question, Row
 from rest_core.evaluation.evaluation_report import EvaluationReport
-from rest_core.evaluation.measurement import Measurement, items_hash, limits, text_hash
+from rest_core.evaluation.measurement import Measurement, items_hash, text_hash
 from rest_core.evaluation.policy import Answer, Chat, Policy, Progress
-from rest_core.evaluation.taxonomy import kind_of
+from rest_core.evaluation.taxonomy import ExpectedCall, Kind, kind_of
 
 T = TypeVar("T")
 
@@ -41,8 +42,10 @@ def evaluate(
         for question in seeded_subset(entries, benchmark.limit, seed=benchmark.seed, name=category)
     ]
     chats = [benchmark.chat(question) for question in questions]
-    answers = policy.respond(chats, benchmark.generation, on_progress)
-    verdicts = benchmark.judge(questions, answers)
+    try:
+        answers, verdicts = answered(benchmark, policy, questions, chats, on_progress)
+    finally:
+        benchmark.close()
     rows = [_row(benchmark, *parts) for parts in zip(questions, chats, answers, verdicts, strict=True)]
     measured = _measurement(benchmark, policy, questions, chats)
     report = _report(benchmark, policy, measured, answers, rows, sum(map(len, available.values())))
@@ -65,14 +68,14 @@ def seeded_subset(items: Sequence[T], limit: int | None, *, seed: int, name: str
 
 def _row(benchmark: Benchmark, question: Question, chat: Chat, answer: Answer, verdict: Row) -> Row:
     """All that is known of an answer; the benchmark's own columns win."""
-    wrong = not all(verdict[rule] for rule in benchmark.rules)
-    kind = kind_of(chat, answer, question.expected, verdict.get("error_type")) if wrong else None
-    expected = None if question.expected is None else [call.to_json() for call in question.expected]
+    expected = None
+    if question.expected is not None:
+        expected = [call.to_json() if isinstance(call, ExpectedCall) else call for call in question.expected]
     return {
         "id": question.id,
         "category": question.category,
         **dict.fromkeys(benchmark.rules),
-        "kind": kind,
+        "kind": _kind(benchmark, question, chat, answer, verdict),
         "error_type": None,
         "error": None,
         "question": [asdict(message) for message in chat.history],
@@ -90,6 +93,15 @@ def _row(benchmark: Benchmark, question: Question, chat: Chat, answer: Answer, v
     }
 
 
+def _kind(benchmark: Benchmark, question: Question, chat: Chat, answer: Answer, verdict: Row) -> Kind | None:
+    """Why an answer is wrong; None where it is right. Of a dialogue, by its error type alone."""
+    if all(verdict[rule] for rule in benchmark.rules):
+        return None
+    expected = [call for call in question.expected or () if isinstance(call, ExpectedCall)]
+    known = question.expected is not None and len(expected) == len(question.expected)
+    return kind_of(chat, answer, expected if known else None, verdict.get("error_type"))
+
+
 def _measurement(
     benchmark: Benchmark, policy: Policy, questions: Sequence[Question], chats: Sequence[Chat]
 ) -> Measurement:
@@ -99,7 +111,7 @@ def _measurement(
         items=items_hash([question.id for question in questions], chats),
         condition=policy.condition if prompted else "the benchmark's own prompts",
         template=text_hash(policy.template if prompted else ""),
-        limits=limits(benchmark.generation),
+        limits=benchmark.limits,
         checker=benchmark.checker,
         rules=benchmark.rules,
     )
@@ -116,18 +128,20 @@ def _report(
     figures = benchmark.figures(rows)
     skipped = sum(answer.skipped is not None for answer in answers)
     prompted = measured.condition == policy.condition
-    notes = [*figures.notes, f"greedy decoding, responses up to {benchmark.generation.max_response_tokens} tokens"]
+    temperature = benchmark.generation.temperature
+    decoding = f"temperature {temperature:g} with seed {benchmark.seed}" if temperature else "greedy decoding"
+    notes = [*figures.notes, f"{decoding}, responses up to {benchmark.generation.max_response_tokens} tokens"]
     if prompted:
         notes.insert(0, policy.condition)
     if skipped:
-        notes.append(f"{skipped} prompts over {benchmark.generation.max_prompt_tokens} tokens count as wrong")
+        notes.append(f"{skipped} questions with a prompt over the limit of tokens count as wrong")
     subset = None
     if len(rows) < available:
         subset = (
             f"{len(rows)} of {available} questions, at most {benchmark.limit} a category (seed {benchmark.seed}); "
             "not comparable with published figures"
         )
-    metrics = _metrics(figures, answers) | {
+    metrics = _metrics(figures, rows) | {
         "count/skipped_prompts": float(skipped),
         "subset": float(subset is not None),
     }
@@ -144,8 +158,8 @@ def _report(
     )
 
 
-def _metrics(figures: Figures, answers: Sequence[Answer]) -> dict[str, float]:
-    truncated = sum(not answer.finished and answer.skipped is None for answer in answers)
+def _metrics(figures: Figures, rows: Sequence[Row]) -> dict[str, float]:
+    truncated = sum(not row["finished"] and row["skipped"] is None for row in rows)
     headline = figures.first
     return {
         **{name: figure.value for name, figure in figures.all.items()},
@@ -153,6 +167,6 @@ def _metrics(figures: Figures, answers: Sequence[Answer]) -> dict[str, float]:
         **{f"high/{name}": figure.interval.high for name, figure in headline.items()},
         **{f"count/{name}": float(figure.total) for name, figure in headline.items()},
         **{f"count/{name}": float(count) for name, count in figures.counts.items()},
-        "truncated": truncated / len(answers),
-        "well_formed": sum(answer.parsed.well_formed for answer in answers) / len(answers),
+        "truncated": truncated / len(rows),
+        "well_formed": sum(row["well_formed"] for row in rows) / len(rows),
     }

@@ -21,6 +21,7 @@ class LocalPolicy:
         self.name, self.engine, self.tokenizer, self.style = name, engine, tokenizer, style
         self.condition = f"prompt style {style}"
         self.template = prompts.template_text(style)
+        self.native_tools = False
 
     def respond(
         self, chats: Sequence[Chat], config: GenerationConfig, on_progress: Progress | None = None
@@ -29,6 +30,8 @@ class LocalPolicy:
         messages = [chat.prompt or prompts.render(self.style, chat.tools, chat.history) for chat in chats]
         encoded = encode_prompts(self.tokenizer, messages)
         fitting = [ids for ids in encoded if len(ids) <= config.max_prompt_tokens]
+        pairs = zip(chats, encoded, strict=True)
+        seeds = [chat.seed for chat, ids in pairs if len(ids) <= config.max_prompt_tokens]
         done = len(encoded) - len(fitting)
 
         def advance(completed: int) -> None:
@@ -51,8 +54,9 @@ class LocalPolicy:
                 fitting,
                 samples=1,
                 max_new_tokens=config.max_response_tokens,
-                temperature=0.0,
+                temperature=config.temperature,
                 batch_tokens=config.batch_tokens,
+                seeds=seeds,
                 on_progress=advance,
             )
             if fitting

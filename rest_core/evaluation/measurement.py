@@ -10,10 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
-from rest_core.config import GenerationConfig, Section
+from rest_core.config import Section
 from rest_core.evaluation.policy import Chat
-
-_NO_LIMITS = {"batch_tokens"}  # of GenerationConfig: changes the time, not the answers
 
 
 class Measurement(Section):
@@ -43,8 +41,3 @@ def items_hash(ids: Sequence[str], chats: Sequence[Chat]) -> str:
 def text_hash(text: str) -> str:
     """SHA-256, in hex; half of a surrogate pair has its own."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def limits(generation: GenerationConfig) -> dict[str, Any]:
-    """The settings of a generation that decide about answers."""
-    return generation.model_dump(mode="json", exclude=_NO_LIMITS)

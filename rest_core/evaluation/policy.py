@@ -23,6 +23,8 @@ class Chat:
     history: tuple[Message, ...]
     prompt: tuple[Message, ...] | None = None
     """The same as the benchmark's own prompt, format instructions included, where it brings one."""
+    seed: int = 0
+    """of the response's randomness, where responses are sampled"""
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,15 @@ class Policy(Protocol):
         """The text of that, published beside the figures."""
         ...
 
+    @property
+    def native_tools(self) -> bool:
+        """Whether tools go to the model as such (`tools=` of its chat template or API), not in a text of ours."""
+        ...
+
     def respond(
         self, chats: Sequence[Chat], config: GenerationConfig, on_progress: Progress | None = None
     ) -> list[Answer]:
-        """The most likely response (temperature 0) to every chat, in their order.
+        """The most likely response to every chat, in their order; at a temperature above 0, one sampled by its seed.
 
         A prompt longer than the limit is not cut: its answer is empty and says so in `skipped`, and the caller counts
         it as failed.

@@ -23,6 +23,7 @@ METHOD = (
     "model",
     "rollout",
     "training",
+    "environments",
     "evaluation",
     "ablation",
     "adapters",

@@ -1,4 +1,4 @@
-"""The benchmark BFCL: single-turn categories with bfcl-eval's own questions and checkers."""
+"""The benchmark BFCL: single-turn and multi-turn categories with bfcl-eval's own questions and checkers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rest_core.config import BfclConfig
+from rest_core.config import BfclConfig, GenerationConfig
 from rest_core.data import bfcl_wheel
-from rest_core.data.tools import read_tool
+from rest_core.environments.environment import Environment
 from rest_core.evaluation.benchmark import Benchmark, Figures, Question, Row
-from rest_core.evaluation.bfcl import categories, checkers, result_files
+from rest_core.evaluation.bfcl import categories, checkers, dialogue_files, multi_turn, result_files
+from rest_core.evaluation.bfcl.executor import Executor
 from rest_core.evaluation.policy import Answer, Chat
 from rest_core.evaluation.statistics import Accuracy
 from rest_core.evaluation.taxonomy import ExpectedCall
@@ -21,16 +22,35 @@ from rest_core.records import Message, ToolCall
 
 log = logging.getLogger(__name__)
 
+MISSED_FUNCTIONS = {
+    True: "multi_turn_miss_func: held-back functions join the tools, with a message that says so (bfcl-eval's wording "
+    "for function-calling models)",
+    False: "multi_turn_miss_func: held-back functions are described in a user message, the tools stay as they were "
+    "(bfcl-eval's wording for prompted models)",
+}
+"""By whether the policy's tools are native."""
+
 
 class Bfcl(Benchmark):
     """The categories that its section names."""
 
     name = "bfcl"
     title = "BFCL"
+    max_steps = multi_turn.MAX_STEPS
 
     def __init__(self, config: BfclConfig) -> None:
         super().__init__(config.generation, config.limit_per_category, config.seed)
         self._categories = categories.select(config.categories)
+        self._max_dialogue_tokens, self._samples = config.max_dialogue_tokens, config.samples
+        self._executor = Executor()
+        self._native_tools = False
+        self._names: dict[str, frozenset[str]] = {}  # that a dialogue may call, by its id
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        if all(category.scorer != "multi_turn" for category in self._categories):
+            return super().limits
+        return super().limits | {"max_dialogue_tokens": self._max_dialogue_tokens, "samples": self._samples}
 
     @property
     def checker(self) -> str:
@@ -49,9 +69,23 @@ class Bfcl(Benchmark):
     def chat(self, question: Question) -> Chat:
         """The functions are described as BFCL describes them to a model."""
         return Chat(
-            tools=tuple(read_tool(function, foreign_types=True) for function in question.entry["function"]),
+            tools=multi_turn.read_functions(question.entry["function"]),
             history=tuple(Message(turn["role"], turn["content"]) for turn in question.entry["question"][0]),
         )
+
+    def environments(self, question: Question, *, native_tools: bool) -> list[Environment]:
+        if categories.CATEGORIES[question.category].scorer != "multi_turn":
+            return []
+        self._native_tools = native_tools
+        self._names[question.id] = multi_turn.callable_names(question.entry)
+        return [
+            multi_turn.BfclDialogue(question.entry, self._executor, native_tools=native_tools)
+            for _ in range(self._samples)
+        ]
+
+    @property
+    def dialogue_generation(self) -> GenerationConfig:
+        return self.generation.model_copy(update={"max_prompt_tokens": self._max_dialogue_tokens})
 
     def judge(self, questions: Sequence[Question], answers: Sequence[Answer]) -> list[Row]:
         """The official verdict on every answer. A question that was not put counts as wrong, whatever its category."""
@@ -82,21 +116,36 @@ class Bfcl(Benchmark):
             notes.append(f"{failed} answers on which the official checker raised an exception count as wrong")
             log.warning("BFCL: %s", notes[-1])
         counts = {name: score.total for name, score in scores.items()} | {"checker_errors": failed}
-        return Figures(scores, categories.averages(scores), counts, tuple(notes), categories.HEADLINE)
+        dialogues = [row for row in rows if "turns" in row]
+        if "multi_turn_miss_func" in scores:
+            notes.append(MISSED_FUNCTIONS[self._native_tools])
+        for name in {row["category"]: None for row in dialogues}:
+            counts[f"skipped_{name}"] = sum(r["skipped"] is not None for r in dialogues if r["category"] == name)
+        averages = categories.averages(scores) | multi_turn.averages_over_samples(dialogues)
+        return Figures(scores, averages, counts, tuple(notes), categories.HEADLINE)
 
     def write_files(self, out: Path, model_name: str, answers: Sequence[Answer], rows: Sequence[Row]) -> None:
-        result_files.write(out, model_name, answers, rows)
+        result_files.clear(out)
+        pairs = [(answer, row) for answer, row in zip(answers, rows, strict=True) if "turns" not in row]
+        result_files.write(out, model_name, pairs)
+        dialogue_files.write(out, model_name, [row for row in rows if "turns" in row], self._names)
+
+    def close(self) -> None:
+        self._executor.close()
 
 
-def _expected(category: str, number: int) -> list[tuple[ExpectedCall, ...] | None]:
+def _expected(category: str, number: int) -> Sequence[Sequence[ExpectedCall | Sequence[str]] | None]:
     """The calls that the official answers to a category's questions hold, in the questions' order.
 
     Questions that want no call expect none; those that any call answers, an unknown one.
     """
-    if categories.CATEGORIES[category].scorer == "relevance":
+    scorer = categories.CATEGORIES[category].scorer
+    if scorer == "relevance":
         return [() if "irrelevance" in category else None] * number
-    answers = bfcl_wheel.questions(category, "possible_answer")
-    return [tuple(_call(*item) for call in answer["ground_truth"] for item in call.items()) for answer in answers]
+    answers = [answer["ground_truth"] for answer in bfcl_wheel.questions(category, "possible_answer")]
+    if scorer == "multi_turn":
+        return answers
+    return [tuple(_call(*item) for call in answer for item in call.items()) for answer in answers]
 
 
 def _call(name: str, accepted: dict[str, list[Any]]) -> ExpectedCall:

@@ -1,8 +1,7 @@
 """BFCL's categories, how each is scored, and the averages that the leaderboard makes of them.
 
 Source: `bfcl_eval/constants/category_mapping.py` and `generate_leaderboard_csv` in
-`bfcl_eval/eval_checker/eval_runner_helper.py` of bfcl-eval 2026.3.23. A further kind of category (multi-turn) is a
-group of rows in `CATEGORIES` with its own scorer, and that scorer's function in `checker_process.py`.
+`bfcl_eval/eval_checker/eval_runner_helper.py` of bfcl-eval 2026.3.23.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ class Category:
     """One of BFCL's question files."""
 
     name: str
-    group: Literal["non_live", "live"]  # also the directory in BFCL's result layout
-    scorer: Literal["ast", "relevance"]  # the rule in checker_process.py; "relevance" serves irrelevance as well
+    group: Literal["non_live", "live", "multi_turn"]  # also the directory in BFCL's result layout
+    scorer: Literal["ast", "relevance", "multi_turn"]
+    """The rule in checker_process.py ("relevance" serves irrelevance as well), or the dialogues of multi_turn.py."""
 
 
 CATEGORIES: dict[str, Category] = {
@@ -40,6 +40,10 @@ CATEGORIES: dict[str, Category] = {
         Category("live_parallel_multiple", "live", "ast"),
         Category("live_irrelevance", "live", "relevance"),
         Category("live_relevance", "live", "relevance"),
+        Category("multi_turn_base", "multi_turn", "multi_turn"),
+        Category("multi_turn_miss_func", "multi_turn", "multi_turn"),
+        Category("multi_turn_miss_param", "multi_turn", "multi_turn"),
+        Category("multi_turn_long_context", "multi_turn", "multi_turn"),
     )
 }
 

@@ -9,23 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rest_core.data.bfcl_wheel import data_folder
+from rest_core.environments.environment import Verdict
 from rest_core.records import ToolCall
 
 _PROCESS = Path(__file__).with_name("checker_process.py")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The official checker's verdict on one entry; a valid one has no error."""
-
-    valid: bool
-    error_type: str | None = None
-    error: str | None = None
 
 
 def failed(error_type: str | None) -> bool:

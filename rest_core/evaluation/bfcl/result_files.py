@@ -19,8 +19,6 @@ prompt that was skipped as too long is wrong for us, and for `bfcl evaluate` a r
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -29,53 +27,55 @@ from typing import Any
 
 from rest_core.evaluation.benchmark import Row
 from rest_core.evaluation.bfcl import checkers
+from rest_core.evaluation.bfcl.calls import block
 from rest_core.evaluation.bfcl.categories import CATEGORIES
 from rest_core.evaluation.evaluation_report import write_jsonl
 from rest_core.evaluation.policy import Answer
-from rest_core.records import ToolCall
 
 HANDLER = "Qwen/Qwen3-1.7B-FC"
 """The `--model` with which `bfcl evaluate` reads our result files."""
 
+SAMPLES = "samples"
+"""The directory of multi-turn samples beyond the first; each has its own `result` and `score` below its number."""
+
 _DIRECTORY = HANDLER.replace("/", "_")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def write(out: Path, model_name: str, answers: Sequence[Answer], rows: Sequence[Row]) -> None:
-    """Write the result file and the score file of every category below `out`.
-
-    Files of an earlier evaluation are removed: `bfcl evaluate` scores every file that it finds there.
-    """
-    for kind in ("result", "score"):
-        if (directory := out / kind / _DIRECTORY).is_dir():
+def clear(out: Path) -> None:
+    """Remove the files of an earlier evaluation: `bfcl evaluate` scores every file that it finds there."""
+    for directory in (out / "result" / _DIRECTORY, out / "score" / _DIRECTORY, out / SAMPLES):
+        if directory.is_dir():
             shutil.rmtree(directory)
+
+
+def write(out: Path, model_name: str, answered: Sequence[tuple[Answer, Row]]) -> None:
+    """Write the result file and the score file of every single-turn category below `out`."""
     by_category: dict[str, list[tuple[Answer, Row]]] = defaultdict(list)
-    for answer, row in zip(answers, rows, strict=True):
+    for answer, row in answered:
         by_category[row["category"]].append((answer, row))
     for name, members in by_category.items():
-        place, stem = Path(_DIRECTORY, CATEGORIES[name].group), f"BFCL_v4_{name}"
         wrong = [_wrong(answer, row, model_name) for answer, row in members if not row["valid"]]
-        correct, total = len(members) - len(wrong), len(members)
-        header = {"accuracy": correct / total, "correct_count": correct, "total_count": total}
-        write_jsonl(out / "result" / place / f"{stem}_result.json", [_result(*member) for member in members])
-        write_jsonl(out / "score" / place / f"{stem}_score.json", [header, *wrong])
+        write_category(out, name, [_result(*member) for member in members], wrong)
+
+
+def write_category(out: Path, name: str, results: Sequence[Row], wrong: Sequence[Row]) -> None:
+    place, stem = Path(_DIRECTORY, CATEGORIES[name].group), f"BFCL_v4_{name}"
+    correct, total = len(results) - len(wrong), len(results)
+    header = {"accuracy": correct / total, "correct_count": correct, "total_count": total}
+    write_jsonl(out / "result" / place / f"{stem}_result.json", results)
+    write_jsonl(out / "score" / place / f"{stem}_score.json", [header, *wrong])
 
 
 def _result(answer: Answer, row: Row) -> dict[str, Any]:
     failed = checkers.failed(row["error_type"])
     entry = {
         "id": row["id"],
-        "result": "" if failed else "\n".join(map(_block, answer.parsed.calls)),
+        "result": "" if failed else "\n".join(map(block, answer.parsed.calls)),
         "input_token_count": answer.prompt_tokens,
         "output_token_count": answer.response_tokens,
         "response": answer.text,
     }
     return entry | ({"checker_error": f"{row['error_type']}: {row['error']}"} if failed else {})
-
-
-def _block(call: ToolCall) -> str:
-    line = json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
-    return f"<tool_call>\n{_SURROGATE.sub(chr(0xFFFD), line)}\n</tool_call>"
 
 
 def _wrong(answer: Answer, row: Row, model_name: str) -> dict[str, Any]:

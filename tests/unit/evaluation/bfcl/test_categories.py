@@ -15,7 +15,7 @@ def test_groups_and_categories_are_taken_once_in_bfcl_order():
         "live_irrelevance",
         "live_relevance",
     ]
-    assert [c.name for c in select(["non_live", "live"])] == list(CATEGORIES)
+    assert [c.name for c in select(["live", "multi_turn", "non_live"])] == list(CATEGORIES)
 
 
 def test_an_unknown_category_is_named_with_the_nearest():
@@ -90,7 +90,7 @@ def test_a_model_that_never_calls_does_not_look_good():
         category.name: Accuracy(4 if "irrelevance" in category.name else 0, 4) for category in CATEGORIES.values()
     }
     found = averages(scores)
-    assert list(found)[:2] == ["call_accuracy", "irrelevance_accuracy"]
+    assert list(found)[:3] == ["call_accuracy", "irrelevance_accuracy", "multi_turn_accuracy"]
     assert (found["call_accuracy"].value, found["irrelevance_accuracy"].value) == (0, 1)
     assert (found["call_accuracy"].total, found["irrelevance_accuracy"].total) == (40, 8)
 
@@ -98,6 +98,7 @@ def test_a_model_that_never_calls_does_not_look_good():
 def test_an_average_with_a_part_missing_is_left_out():
     scores = {name: Accuracy(1, 1) for name in CATEGORIES if name != "simple_java"}
     assert set(averages(scores)) == {
-        *("call_accuracy", "irrelevance_accuracy", "live", "irrelevance_detection", "live_v3")
+        *("call_accuracy", "irrelevance_accuracy", "multi_turn_accuracy", "live", "irrelevance_detection"),
+        *("multi_turn", "live_v3"),
     }
     assert set(averages({"multi_turn_base": Accuracy(1, 2)})) == {"multi_turn_accuracy"}

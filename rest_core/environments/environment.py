@@ -1,0 +1,53 @@
+"""What a tool environment is: tools, user turns, a state that calls change, and a verdict on what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from rest_core.records import Message, Tool, ToolCall
+
+Stop = Literal["completed", "step_limit", "prompt_too_long", "failed"]
+"""Why a dialogue ended: all turns were taken; a turn had too many steps; a prompt was over the limit; the environment
+could not execute a step."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the task was done; a valid verdict has no error."""
+
+    valid: bool
+    error_type: str | None = None  # one of few, to count by
+    error: str | None = None  # in words
+
+
+class EnvironmentFailed(Exception):
+    """A step could not be executed, and the dialogue ends there; the message says why, for people."""
+
+
+class Environment(Protocol):
+    """The environment of one dialogue. Its state is its own: `step` changes it and `verdict` judges it."""
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools that may be called now. They may change between turns."""
+        ...
+
+    def user_turn(self) -> tuple[Message, ...] | None:
+        """Begin the next turn: the messages that open it; None where no turn is left."""
+        ...
+
+    def step(self, calls: Sequence[ToolCall]) -> list[str]:
+        """Execute calls, at least one, in their order; the text of each result.
+
+        Names and arguments are model output and unchecked: a call that cannot be made has an error as its result.
+
+        Raises:
+            EnvironmentFailed: see there.
+        """
+        ...
+
+    def verdict(self, stop: Stop) -> Verdict:
+        """Judge the state after the dialogue has ended."""
+        ...
