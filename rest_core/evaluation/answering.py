@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -86,8 +86,15 @@ def _summed_up(question: Question, dialogues: Sequence[Dialogue]) -> tuple[Answe
         response_tokens=sum(answer.response_tokens for answer in answers),
         finished=all(answer.finished for answer in answers),
         skipped=answers[-1].skipped if answers else None,
+        seconds=_sum(answer.seconds for answer in answers),
     )
     return answer, row
+
+
+def _sum(seconds: Iterable[float | None]) -> float | None:
+    """The sum; None where one is not known."""
+    known = list(seconds)
+    return None if None in known else sum(one for one in known if one is not None)
 
 
 def _columns(dialogue: Dialogue) -> Row:

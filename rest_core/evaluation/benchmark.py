@@ -29,7 +29,8 @@ class Question:
     id: str
     category: str
     entry: Any
-    expected: Sequence[ExpectedCall] | None = None  # the calls that are wanted, where the answer key names them
+    expected: Sequence[ExpectedCall | Sequence[str]] | None = None
+    """The calls that are wanted, where the answer key names them; of a dialogue, those of each turn."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,14 @@ class Benchmark(ABC):
         self.generation, self.limit, self.seed = generation, limit, seed
 
     @property
+    def limits(self) -> dict[str, Any]:
+        """The settings that decide about answers: figures under different ones do not compare."""
+        return limits(self.generation)
+
+    @property
     def checker(self) -> str:
         """The rule that judges, with its version: verdicts of different ones do not compare."""
         return f"rest-pipelines {__version__}"
-
-    @property
-    def limits(self) -> dict[str, Any]:
-        """The settings that decide about answers, for comparisons."""
-        return limits(self.generation)
 
     @abstractmethod
     def questions(self) -> dict[str, list[Question]]:
@@ -108,9 +109,7 @@ class Benchmark(ABC):
         """A row's columns about its answer, for each question: `category`, a verdict a rule, the error.
 
         `evaluate` adds the others of rows.jsonl where `judge` gives none: question, tools, expected calls, calls, kind
-        of error, tokens, seconds.
-
-        Questions that take a dialogue are not among them: their environments judge.
+        of error, tokens, seconds. Questions that take a dialogue are not among them: their environments judge.
         """
 
     @abstractmethod

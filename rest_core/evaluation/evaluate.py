@@ -14,7 +14,7 @@ from rest_core.evaluation.benchmark import Benchmark, Figures, Question, Row
 from rest_core.evaluation.evaluation_report import EvaluationReport
 from rest_core.evaluation.measurement import Measurement, items_hash, text_hash
 from rest_core.evaluation.policy import Answer, Chat, Policy, Progress
-from rest_core.evaluation.taxonomy import kind_of
+from rest_core.evaluation.taxonomy import ExpectedCall, Kind, kind_of
 from rest_core.styles.few_calls import few_calls
 
 log = logging.getLogger(__name__)
@@ -72,14 +72,14 @@ def seeded_subset(items: Sequence[T], limit: int | None, *, seed: int, name: str
 
 def _row(benchmark: Benchmark, question: Question, chat: Chat, answer: Answer, verdict: Row) -> Row:
     """All that is known of an answer; the benchmark's own columns win."""
-    wrong = not all(verdict[rule] for rule in benchmark.rules)
-    kind = kind_of(chat, answer, question.expected, verdict.get("error_type")) if wrong else None
-    expected = None if question.expected is None else [call.to_json() for call in question.expected]
+    expected = None
+    if question.expected is not None:
+        expected = [call.to_json() if isinstance(call, ExpectedCall) else call for call in question.expected]
     return {
         "id": question.id,
         "category": question.category,
         **dict.fromkeys(benchmark.rules),
-        "kind": kind,
+        "kind": _kind(benchmark, question, chat, answer, verdict),
         "error_type": None,
         "error": None,
         "question": [asdict(message) for message in chat.history],
@@ -95,6 +95,15 @@ def _row(benchmark: Benchmark, question: Question, chat: Chat, answer: Answer, v
         "tools": [asdict(tool) for tool in chat.tools],
         **verdict,
     }
+
+
+def _kind(benchmark: Benchmark, question: Question, chat: Chat, answer: Answer, verdict: Row) -> Kind | None:
+    """Why an answer is wrong; None where it is right. Of a dialogue, by its error type alone."""
+    if all(verdict[rule] for rule in benchmark.rules):
+        return None
+    expected = [call for call in question.expected or () if isinstance(call, ExpectedCall)]
+    known = question.expected is not None and len(expected) == len(question.expected)
+    return kind_of(chat, answer, expected if known else None, verdict.get("error_type"))
 
 
 def _measurement(

@@ -132,7 +132,7 @@ def matched(path: Sequence[tuple[Node, int]]) -> int:
 
 def shared_beginnings(sequences: Sequence[Sequence[int]]) -> list[int]:
     """Of each sequence, how many of its first tokens another one has as well."""
-    order = sorted(range(len(sequences)), key=lambda n: sequences[n])
+    order = sorted(range(len(sequences)), key=lambda n: list(sequences[n]))
     shared = [0] * len(sequences)
     for one, other in pairwise(order):
         common = _common(sequences[one], sequences[other], 0)

@@ -47,14 +47,14 @@ class Bfcl(Benchmark):
         self._names: dict[str, frozenset[str]] = {}  # that a dialogue may call, by its id
 
     @property
-    def checker(self) -> str:
-        return f"bfcl-eval {checkers.version()}"
-
-    @property
     def limits(self) -> dict[str, Any]:
-        if not any(category.scorer == "multi_turn" for category in self._categories):
+        if all(category.scorer != "multi_turn" for category in self._categories):
             return super().limits
         return super().limits | {"max_dialogue_tokens": self._max_dialogue_tokens, "samples": self._samples}
+
+    @property
+    def checker(self) -> str:
+        return f"bfcl-eval {checkers.version()}"
 
     def questions(self) -> dict[str, list[Question]]:
         loaded = checkers.questions([category.name for category in self._categories])
@@ -135,18 +135,18 @@ class Bfcl(Benchmark):
         self._executor.close()
 
 
-def _expected(category: str, number: int) -> list[tuple[ExpectedCall, ...] | None]:
+def _expected(category: str, number: int) -> Sequence[Sequence[ExpectedCall | Sequence[str]] | None]:
     """The calls that the official answers to a category's questions hold, in the questions' order.
 
     Questions that want no call expect none; those that any call answers, an unknown one.
     """
     scorer = categories.CATEGORIES[category].scorer
-    if scorer == "multi_turn":  # the answer key is a path, of which others may be as good
-        return [None] * number
     if scorer == "relevance":
         return [() if "irrelevance" in category else None] * number
-    answers = bfcl_wheel.questions(category, "possible_answer")
-    return [tuple(_call(*item) for call in answer["ground_truth"] for item in call.items()) for answer in answers]
+    answers = [answer["ground_truth"] for answer in bfcl_wheel.questions(category, "possible_answer")]
+    if scorer == "multi_turn":
+        return answers
+    return [tuple(_call(*item) for call in answer for item in call.items()) for answer in answers]
 
 
 def _call(name: str, accepted: dict[str, list[Any]]) -> ExpectedCall:

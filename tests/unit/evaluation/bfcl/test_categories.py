@@ -1,3 +1,11 @@
+import csv
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+
 import pytest
 
 from rest_core.errors import UserError
@@ -90,7 +98,7 @@ def test_a_model_that_never_calls_does_not_look_good():
         category.name: Accuracy(4 if "irrelevance" in category.name else 0, 4) for category in CATEGORIES.values()
     }
     found = averages(scores)
-    assert list(found)[:2] == ["call_accuracy", "irrelevance_accuracy"]
+    assert list(found)[:3] == ["call_accuracy", "irrelevance_accuracy", "multi_turn_accuracy"]
     assert (found["call_accuracy"].value, found["irrelevance_accuracy"].value) == (0, 1)
     assert (found["call_accuracy"].total, found["irrelevance_accuracy"].total) == (40, 8)
 
@@ -98,7 +106,59 @@ def test_a_model_that_never_calls_does_not_look_good():
 def test_an_average_with_a_part_missing_is_left_out():
     scores = {name: Accuracy(1, 1) for name in CATEGORIES if name != "simple_java"}
     assert set(averages(scores)) == {
-        *("call_accuracy", "irrelevance_accuracy", "live", "irrelevance_detection", "live_v3"),
-        *("multi_turn", "multi_turn_accuracy"),
+        *("call_accuracy", "irrelevance_accuracy", "multi_turn_accuracy", "live", "irrelevance_detection"),
+        *("multi_turn", "live_v3"),
     }
     assert set(averages({"multi_turn_base": Accuracy(1, 2)})) == {"multi_turn_accuracy"}
+
+
+_OFFICIAL_TABLE = """
+import json, sys, types
+from pathlib import Path
+
+class AnyModel(dict):
+    def __missing__(self, name):
+        return types.SimpleNamespace(display_name="m", url="", org="", license="", input_price=None, output_price=None)
+
+module = types.ModuleType("bfcl_eval.constants.model_config")
+module.MODEL_CONFIG_MAPPING = AnyModel()
+sys.modules[module.__name__] = module
+from bfcl_eval.eval_checker.eval_runner_helper import generate_leaderboard_csv
+
+generate_leaderboard_csv({"m": json.load(sys.stdin)}, Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bfcl_eval") is None, reason="bfcl-eval is not installed")
+def test_averages_equal_the_official_table(tmp_path):
+    generator = random.Random(0)
+    agentic = ("web_search_base", "web_search_no_snippet", "memory_kv", "memory_vector", "memory_rec_sum")
+    scores = {}
+    for name in (*CATEGORIES, *agentic):
+        total = generator.randint(1, 300)
+        scores[name] = Accuracy(generator.randint(0, total), total)
+    table = {name: {"accuracy": score.value, "total_count": score.total} for name, score in scores.items()}
+    subprocess.run(
+        [sys.executable, "-P", "-c", _OFFICIAL_TABLE, str(tmp_path)],
+        input=json.dumps(table),
+        text=True,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "BFCL_PROJECT_ROOT": str(tmp_path)},
+    )
+    names, values = csv.reader((tmp_path / "data_overall.csv").read_text(encoding="utf-8").splitlines())
+    official = dict(zip(names, values, strict=True))
+    columns = {
+        "overall_v4": "Overall Acc",
+        "non_live": "Non-Live AST Acc",
+        "simple": "Non-Live Simple AST",
+        "live": "Live Acc",
+        "multi_turn": "Multi Turn Acc",
+        "web_search": "Web Search Acc",
+        "memory": "Memory Acc",
+        "irrelevance_detection": "Irrelevance Detection",
+    }
+    found = averages(scores)
+    assert {name: f"{found[name].value:.2%}" for name in columns} == {
+        name: official[column] for name, column in columns.items()
+    }

@@ -141,6 +141,7 @@ def test_a_prompt_over_the_limit_is_an_inference_error(tmp_path):
     script = scripts.Script({}, tokens=17)
     (row,) = evaluate(benchmark, script, out=tmp_path).rows
     assert row["error_type"] == "multi_turn:inference_error" and row["stop"] == "prompt_too_long"
+    assert row["kind"] == "skipped"
     assert isinstance(results(tmp_path, "multi_turn_base")[FILES]["result"], str)
 
 
@@ -158,12 +159,23 @@ def test_samples_are_judged_each_on_fresh_state(tmp_path):
     first, second = report.rows
     assert [sample["valid"] for sample in first["samples"]] == [False, True, False] and not first["valid"]
     assert second["valid"]
+    assert (first["kind"], second["kind"]) == ("wrong state after a turn", None)
+    mean = report.figures.averages["multi_turn_base_mean_of_3"]
+    assert mean.total == 2 and mean.interval.low < mean.value < mean.interval.high
     metrics = {name: value for name, value in report.metrics.items() if "multi_turn_base" in name}
     assert metrics["bfcl/multi_turn_base"] == 0.5
     assert metrics["bfcl/multi_turn_base_mean_of_3"] == pytest.approx(4 / 6)
     assert metrics["bfcl/multi_turn_base_pass_at_3"] == 1 and metrics["bfcl/multi_turn_base_pass_hat_3"] == 0.5
     assert results(tmp_path / "samples" / "2", "multi_turn_base").keys() == {FILES, other}
     assert "temperature 1 with seed 0" in " ".join(report.notes)
+
+
+def test_the_answer_key_names_the_calls_of_each_turn():
+    benchmark = scripts.Bfcl(BfclConfig(categories=("multi_turn_base",), max_dialogue_tokens=999))
+    question = benchmark.questions()["multi_turn_base"][0]
+    assert question.expected[0][0] == "cd(folder='document')"
+    assert benchmark.limits["max_dialogue_tokens"] == 999
+    assert "samples" not in scripts.Bfcl(BfclConfig(categories=("live",))).limits
 
 
 def test_several_samples_need_a_temperature():
