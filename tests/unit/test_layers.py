@@ -24,6 +24,7 @@ METHOD = (
     "rollout",
     "training",
     "evaluation",
+    "styles",
     "ablation",
     "adapters",
 )
