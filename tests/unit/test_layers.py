@@ -25,6 +25,7 @@ METHOD = (
     "training",
     "environments",
     "evaluation",
+    "styles",
     "ablation",
     "adapters",
 )
