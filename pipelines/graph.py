@@ -118,7 +118,7 @@ def around(sections: Mapping[str, Any], platform: Platform | None, config: Confi
         place(checked, CATALOGUE["preflight"], platform, config)
         yield tasks
         for name, task in tasks.items():
-            if not CATALOGUE[name].all_inputs:
+            if not (CATALOGUE[name].all_inputs or CATALOGUE[name].after):
                 task.after(checked)
             place(task, CATALOGUE[name], platform, config)
 

@@ -417,6 +417,7 @@ def _of_each_policy(entry: Stage) -> Iterator[Stage]:
             part=one.part,
             sections=(*entry.sections, *one.sections),
             inputs=() if one.stage is None else (("policy", one.stage),),
+            after=("prepare-data",) if one.stage is None else (),  # wrong data is to be reported first
             cached=entry.cached and one.name != "champion",  # the registry may have another one by then
             evaluated=one,
         )
