@@ -150,11 +150,11 @@ def _weights(source: Path | str, model: ModelConfig) -> Mapping[str, Any] | None
     if where.is_dir():
         states = {path.name: path.stat() for path in sorted(where.iterdir()) if path.is_file()}
         return {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
-    from transformers import AutoConfig
+    from huggingface_hub import try_to_load_from_cache
 
-    options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    commit = getattr(AutoConfig.from_pretrained(str(source), **options), "_commit_hash", None)
-    return None if commit is None else {"commit": commit}
+    # Below snapshots/COMMIT/, since the tokenizer was loaded.
+    config = try_to_load_from_cache(str(source), "config.json", revision=model.revision or "main")
+    return {"commit": Path(config).parent.name} if isinstance(config, str) else None
 
 
 def _code() -> str:

@@ -268,3 +268,18 @@ def test_evaluations_that_do_not_compare_stop_no_run(
     one = {"base": {"api_bank": tmp_path / "base"}}
     alone = stages.compare_policies(tracking=tracking, pipeline_run=RUN, evaluations=one, out=tmp_path / "alone")
     assert alone.skipped == "fewer than two policies were evaluated"
+
+
+def test_weights_are_known_by_a_commit_or_by_files(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = tmp_path / "hub" / "models--own--model"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs" / "main").write_text("abc123", encoding="utf-8")
+    (hub / "snapshots" / "abc123").mkdir(parents=True)
+    (hub / "snapshots" / "abc123" / "config.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert loaded._weights("own/model", ModelConfig()) == {"commit": "abc123"}
+    assert loaded._weights("own/unknown", ModelConfig()) is None
+    assert "model.safetensors" in (loaded._weights(tiny_checkpoint, ModelConfig()) or {})
+    assert loaded._weights(tiny_checkpoint, ModelConfig(init="random")) is None

@@ -311,9 +311,8 @@ def _verify(client: MlflowClient, version: ModelVersion, sizes: dict[str, int]) 
 def location_of(client: MlflowClient, version: ModelVersion) -> str:
     """Where a version's checkpoint lies."""
     location: str = client.get_model_version_download_uri(version.name, str(version.version))
-    if location.startswith("runs:/"):
-        location = f"{client.get_run(version.run_id or '').info.artifact_uri}/model"
-    return location
+    of_run = location.startswith("runs:/")
+    return f"{client.get_run(version.run_id or '').info.artifact_uri}/model" if of_run else location
 
 
 def _registered_model(client: MlflowClient, name: str) -> RegisteredModel:
