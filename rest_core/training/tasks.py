@@ -9,7 +9,7 @@ from typing import Any
 from rest_core.chat import encode_sample
 from rest_core.errors import UserError
 from rest_core.records import Sample, Tool
-from rest_core.response import Response, parse
+from rest_core.response import TAGGED, Response, parse
 from rest_core.styles.style import Style
 
 
@@ -34,7 +34,8 @@ def make_tasks(tokenizer: Any, samples: Iterable[Sample], style: Style | None = 
         style: in which the dataset was prepared; None = its prompts and references are in the project's own format.
 
     Raises:
-        UserError: a sample cannot be encoded, see `encode_sample`, or its reference is in another style.
+        UserError: a sample cannot be encoded, see `encode_sample`, or its reference is not in the format of the model
+            family whose style this is.
     """
     return [_task(tokenizer, sample, style) for sample in samples]
 
@@ -44,7 +45,7 @@ def _task(tokenizer: Any, sample: Sample, style: Style | None) -> Task:
     if style is None:
         return Task(sample.id, prompt, parse(sample.reference), sample)
     reference = style.parse(sample.reference, sample.tools)
-    if not reference.well_formed:
+    if reference.dialect is not TAGGED and not reference.well_formed:
         raise UserError(
             f"sample {sample.id}: its reference is not in the style {style.name} ({reference.problems[0]}); prepare "
             "the data with the same model.prompt_style and model.tool_parser"
