@@ -79,6 +79,11 @@ class Benchmark(ABC):
         return limits(self.generation)
 
     @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that is put."""
+        return self.generation.max_prompt_tokens
+
+    @property
     def checker(self) -> str:
         """The rule that judges, with its version: verdicts of different ones do not compare."""
         return f"rest-pipelines {__version__}"

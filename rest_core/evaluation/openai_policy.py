@@ -140,9 +140,11 @@ class OpenAiPolicy:
         body: dict[str, Any] = {
             "model": self.name,
             "messages": self._prompt(chat) if names is None else _dialogue(chat.history, names),
-            "temperature": 0,
+            "temperature": config.temperature,
             "max_tokens": config.max_response_tokens,
         }
+        if config.temperature:
+            body["seed"] = chat.seed % 2**31
         if names is not None:
             body["tools"] = names.described
         started = time.monotonic()

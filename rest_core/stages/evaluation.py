@@ -110,7 +110,8 @@ def evaluate_policy(
             return stage.skip(reason)
         try:
             benchmark = make_benchmark()
-            answering = _policy(stage, benchmark.generation, common)
+            limits = benchmark.generation.model_copy(update={"max_prompt_tokens": benchmark.longest_prompt})
+            answering = _policy(stage, limits, common)
         except Unavailable as missing:
             return stage.skip(str(missing), quiet=missing.expected)
         return _put(stage, benchmark, answering)

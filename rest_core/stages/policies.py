@@ -35,7 +35,7 @@ def remote(specification: str, model: ModelConfig, evaluation: EvaluationConfig,
     """
     name, url = read_specification(specification)
     style = remote_style(model, evaluation.endpoint.prompting)
-    identity = {"policy": specification, "prompting": evaluation.endpoint.prompting, "style": style.name}
+    identity = {"policy": specification, "prompting": evaluation.endpoint.prompting, "style": style.template}
     return OpenAiPolicy(name, url, evaluation.endpoint, style, AnswerJournal(journal, identity))
 
 

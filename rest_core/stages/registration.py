@@ -95,7 +95,6 @@ def _facts(pipeline_run: str, dataset: Path, policy: Path, evaluations: Mapping[
         git_commit=trained["git_commit"],
         image=trained.get("image"),
         limits=(
-            "Evaluated on single-turn tool calls only.",
             f"Prompted in the style {trained['config']['model']['prompt_style']!r}; other prompts give other results.",
         ),
     )

@@ -47,8 +47,16 @@ class Bfcl(Benchmark):
         self._names: dict[str, frozenset[str]] = {}  # that a dialogue may call, by its id
 
     @property
+    def has_dialogues(self) -> bool:
+        return any(category.scorer == "multi_turn" for category in self._categories)
+
+    @property
+    def longest_prompt(self) -> int:
+        return max(self.generation.max_prompt_tokens, self._max_dialogue_tokens if self.has_dialogues else 0)
+
+    @property
     def limits(self) -> dict[str, Any]:
-        if all(category.scorer != "multi_turn" for category in self._categories):
+        if not self.has_dialogues:
             return super().limits
         return super().limits | {"max_dialogue_tokens": self._max_dialogue_tokens, "samples": self._samples}
 
