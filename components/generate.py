@@ -8,7 +8,8 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from rest_core.operations.catalogue import STAGES, Stage
+from rest_core.operations.catalogue import STAGES, inputs_of
+from rest_core.operations.catalogue_entry import Stage
 
 _COMPONENT = '''"""KFP component of the stage {name}, written by `make compile` from the catalogue of stages."""
 {typing}
@@ -49,7 +50,7 @@ def component(stage: Stage) -> str:
     parameters = [f"{section}: dict," for section in stage.sections]
     parameters += [f"{name}: {one.annotation}," for name, one in stage.parameters if not one.optional]
     parameters.append("pipeline_run: str,")
-    for name, producer in stage.all_inputs.items():
+    for name, producer in inputs_of(stage).items():
         many = lists and producer.part == "trial"
         artifact = f"List[dsl.{producer.kind}]" if many else f"dsl.{producer.kind}"
         parameters.append(f"{name}: dsl.Input[{artifact}],{'  # noqa: UP006' if many else ''}")
@@ -83,7 +84,7 @@ def readme(stage: Stage) -> str:
     rows += [
         f"| in | `{name}` | {producer.kind} of {producer.name}"
         f"{', of each trial' if stage.part == 'ablation' and producer.part == 'trial' else ''} |"
-        for name, producer in stage.all_inputs.items()
+        for name, producer in inputs_of(stage).items()
     ]
     rows.append(f"| out | `{stage.output}` | {stage.kind}: {stage.contents}; metrics.json, manifest.json |")
     if stage.page is not None:

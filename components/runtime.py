@@ -20,7 +20,8 @@ from kfp import dsl
 from rest_core import config, logs, manifest
 from rest_core.errors import Preempted, UserError
 from rest_core.operations import pods
-from rest_core.operations.catalogue import CATALOGUE, Stage, evaluations, resolve
+from rest_core.operations.catalogue import CATALOGUE, evaluations, inputs_of
+from rest_core.operations.catalogue_entry import Stage, resolve
 from rest_core.operations.tracking import store
 from rest_core.processes import skip_last_collections
 
@@ -71,7 +72,7 @@ def _keywords(stage: Stage, arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name, parameter in stage.parameters:
         if arguments[name] or not parameter.optional:
             keywords[name] = _read(resolve(parameter.model), arguments[name], name)
-    folders = {name: _paths(arguments[name]) for name in stage.all_inputs}
+    folders = {name: _paths(arguments[name]) for name in inputs_of(stage)}
     if stage.reads_evaluations:
         keywords["evaluations"] = {
             policy: {str(one.benchmark): folders.pop(f"{one.benchmark}_{policy}") for one in evaluations(policy)}

@@ -16,7 +16,8 @@ from kfp.dsl.graph_component import GraphComponent
 from pipelines.platform import Platform
 from rest_core.config import Config
 from rest_core.errors import UserError
-from rest_core.operations.catalogue import CATALOGUE, SECTIONS, Stage
+from rest_core.operations.catalogue import CATALOGUE, SECTIONS, inputs_of
+from rest_core.operations.catalogue_entry import Stage
 from rest_core.operations.status.final import Links
 
 Tasks = dict[str, dsl.PipelineTask]  # by the names of the stages
@@ -78,7 +79,7 @@ def add(
         parameters: those of the stage that are no sections.
     """
     inputs = {}
-    for name, producer in stage.all_inputs.items():
+    for name, producer in inputs_of(stage).items():
         artifact = tasks[producer.name].outputs[producer.output]
         inputs[name] = collect(artifact) if producer.part == "trial" else artifact
     given = {name: sections[name] for name in (*stage.sections, "pipeline_run")}
@@ -118,7 +119,7 @@ def around(sections: Mapping[str, Any], platform: Platform | None, config: Confi
         place(checked, CATALOGUE["preflight"], platform, config)
         yield tasks
         for name, task in tasks.items():
-            if not (CATALOGUE[name].all_inputs or CATALOGUE[name].after):
+            if not (inputs_of(CATALOGUE[name]) or CATALOGUE[name].after):
                 task.after(checked)
             place(task, CATALOGUE[name], platform, config)
 

@@ -11,7 +11,8 @@ from components.images import image
 from pipelines.platform import Platform, StagePlatform
 from rest_core.config import Config
 from rest_core.errors import needs_extra
-from rest_core.operations.catalogue import STAGES, Stage
+from rest_core.operations.catalogue import STAGES
+from rest_core.operations.catalogue_entry import Stage
 from rest_core.operations.pods import (
     GPUS_VARIABLE,
     IMAGE_VARIABLE,

@@ -20,7 +20,8 @@ from pipelines.monitor import Monitor, StageRun
 from rest_core import manifest
 from rest_core.config import Config
 from rest_core.data.prepare import REPORT, describe_drops
-from rest_core.operations.catalogue import CATALOGUE, PIPELINE, Stage
+from rest_core.operations.catalogue import CATALOGUE, PIPELINE
+from rest_core.operations.catalogue_entry import Stage
 from rest_core.operations.result import OVERVIEW_FILE
 from rest_core.operations.tracking import journal, store
 

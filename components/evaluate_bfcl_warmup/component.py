@@ -16,7 +16,7 @@ def evaluate_bfcl_warmup(
     report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
-    """Evaluate a policy on BFCL's single-turn categories, with the official checker."""
+    """Evaluate a policy on BFCL, with the official checkers."""
     arguments = locals()
     from components.runtime import run_component
 

@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from pipelines.cli.options import api_bank_option, configuration, configured, data_option, with_options
-from rest_core.operations.catalogue import CATALOGUE, ENTRIES, Stage, evaluations
+from rest_core.operations.catalogue import CATALOGUE, ENTRIES, evaluations
+from rest_core.operations.catalogue_entry import Stage
 
 _OPTIONS = {
     "api_bank": api_bank_option,

@@ -6,173 +6,14 @@ imports a stage, so that launchers and reports read the catalogue without torch.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import replace
 
 from rest_core.config import Config, PolicyName
+from rest_core.operations.catalogue_entry import EVALUATED, Command, Figure, Parameter, Part, Stage
 
 SECTIONS = tuple(name for name in Config.model_fields if name != "profile")
 """The sections of the configuration, each a parameter of the pipelines."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A metric of a stage that the summary of a run shows."""
-
-    label: str
-    metric: str
-    format: str = ".1%"
-
-    def shown(self, metrics: Mapping[str, float]) -> str:
-        """For people: label and value, with the 95 % interval where it was measured."""
-        text = f"{self.label} {format(metrics[self.metric], self.format)}"
-        low, high = (bound(self.metric, end) for end in ("low", "high"))
-        if low not in metrics or high not in metrics:
-            return text
-        return f"{text} ({format(metrics[low], self.format)}–{format(metrics[high], self.format)})"
-
-
-def bound(metric: str, end: Literal["low", "high"]) -> str:
-    """The metric that has a bound of another one's 95 % interval: "bfcl/low/call_accuracy"."""
-    benchmark, _, name = metric.partition("/")
-    return f"{benchmark}/{end}/{name}"
-
-
-@dataclass(frozen=True)
-class Command:
-    """The command of a stage, `rest NAME`."""
-
-    name: str
-    details: str = ""
-    """A line of its help, after the stage's summary."""
-    examples: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    """Besides those that every stage has: "data", "api_bank", "trial"."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter of a component that is no section of the configuration."""
-
-    model: str
-    """"module:class" of the typed model that it is read as."""
-    annotation: str = "dict"
-    optional: bool = False
-    """Empty by default; the stage is then called without it."""
-
-
-Part = Literal["shared", "trial", "single", "ablation", "cluster"]
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """A policy that the pipelines evaluate on every benchmark."""
-
-    name: PolicyName
-    title: str
-    """In comparisons."""
-    part: Part
-    """Where its evaluations run."""
-    stage: str | None
-    """That makes it; None = it is there before the run."""
-    switch: str | None
-    """The section whose `enabled` is false where it is the same as the one before it, or does not exist."""
-    sections: tuple[str, ...] = ()
-    """That its evaluations read besides."""
-
-
-EVALUATED = (
-    Evaluated("base", "base", "shared", None, None),
-    Evaluated("warmup", "warm-up", "shared", "sft-warmup", "sft"),
-    Evaluated("trained", "ResT", "trial", "rest-rl", "rl"),
-    Evaluated("champion", "champion", "single", None, "registry", sections=("registry",)),
-)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage: a function of `rest_core.stages`, and where it stands in the pipelines."""
-
-    name: str
-    """Of its task, its pod and its MLflow run: "rest-rl"."""
-    function: str
-    """"module:function". It takes sections, parameters and inputs, `pipeline_run` and `out` as keywords."""
-    summary: str
-    """What it does, in one line."""
-    part: Part
-    """Where it runs: once in every pipeline, once a training, at the end of a pipeline with one training, at the end
-    of an ablation, or around all of it on a cluster."""
-    sections: tuple[str, ...]
-    """Sections of `rest_core.config.Config` that it reads; a change of any other leaves its cached output valid."""
-    output: str
-    """Name of the artifact that it makes, a folder."""
-    contents: str
-    """What the output holds."""
-    kind: Literal["Dataset", "Model", "Artifact"] = "Artifact"
-    inputs: tuple[tuple[str, str], ...] = ()
-    """Outputs of other stages that it reads: (parameter, stage)."""
-    reads_evaluations: tuple[PolicyName, ...] = ()
-    """The policies whose report on every benchmark it reads besides, as `evaluations`."""
-    after: tuple[str, ...] = ()
-    """Stages that it waits for without reading their output."""
-    parameters: tuple[tuple[str, Parameter], ...] = ()
-    page: tuple[str, Literal["HTML", "Markdown"]] | None = None
-    """A file of the output that KFP's pages show."""
-    image: Literal["base", "train", "evaluate"] = "base"
-    gpu: bool = False
-    """Whether its pods may have GPUs."""
-    cached: bool = False
-    """Whether KFP may reuse the output of an earlier task that had the same inputs."""
-    switch: str | None = None
-    """The section whose `enabled` switches it off; it then passes its input on, or says why it did nothing."""
-    benchmark: str | None = None
-    """Of an evaluation: the benchmark's name, which its metrics begin with. Pipelines have the stage once a policy."""
-    evaluated: Evaluated | None = None
-    """Of an evaluation in a pipeline: the policy."""
-    command: Command | None = None
-    figures: tuple[Figure, ...] = ()
-
-    @property
-    def identifier(self) -> str:
-        """Its name as Python and platform.yaml spell it: "rest_rl"."""
-        return self.name.replace("-", "_")
-
-    @property
-    def entry(self) -> str:
-        """The identifier that evaluations of all policies share: "evaluate_bfcl"."""
-        suffix = "" if self.evaluated is None else f"_{self.evaluated.name}"
-        return self.identifier.removesuffix(suffix)
-
-    @property
-    def loads_models_or_data(self) -> bool:
-        """Whether it downloads models or data: its pods have the cache volume and the hub's token."""
-        return self.gpu or self.kind == "Dataset"
-
-    @property
-    def all_inputs(self) -> dict[str, Stage]:
-        """The stage whose output each of its inputs is, by parameter; those of the benchmarks included."""
-        found = {parameter: CATALOGUE[producer] for parameter, producer in self.inputs}
-        return found | {f"{one.benchmark}_{name}": one for name in self.reads_evaluations for one in evaluations(name)}
-
-    def enabled(self, config: Config) -> bool:
-        """Whether it does its work under a configuration, or passes on its input, or says why it did nothing."""
-        one = self.evaluated
-        if one is not None and not (one.name in config.evaluation.policies and config.enabled(one.switch)):
-            return False
-        return config.enabled(self.switch)
-
-    def load(self) -> Callable[..., Any]:
-        """Import the function."""
-        loaded: Callable[..., Any] = resolve(self.function)
-        return loaded
-
-
-def resolve(path: str) -> Any:
-    """The object that "module:name" stands for."""
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 _SETTINGS = "rest_core.ablation.settings"
@@ -184,19 +25,17 @@ ENTRIES = (
         summary="Check what the run needs of the cluster, before a GPU is taken; all problems in one report.",
         part="cluster",
         sections=(
-            *(
-                "model",
-                "data",
-                "sft",
-                "rl",
-                "evaluation",
-                "bfcl",
-                "api_bank",
-                "registry",
-                "tracking",
-                "storage",
-                "launch",
-            ),
+            "model",
+            "data",
+            "sft",
+            "rl",
+            "evaluation",
+            "bfcl",
+            "api_bank",
+            "registry",
+            "tracking",
+            "storage",
+            "launch",
         ),
         parameters=(
             ("surroundings", Parameter("rest_core.operations.preflight.surroundings:Surroundings")),
@@ -293,7 +132,7 @@ ENTRIES = (
     Stage(
         name="evaluate-bfcl",
         function="rest_core.stages.evaluation:evaluate_bfcl",
-        summary="Evaluate a policy on BFCL's single-turn categories, with the official checker.",
+        summary="Evaluate a policy on BFCL, with the official checkers.",
         part="trial",
         sections=("model", "evaluation", "bfcl", "tracking"),
         inputs=(("policy", "rest-rl"),),
@@ -446,3 +285,9 @@ def evaluations(policy: PolicyName) -> tuple[Stage, ...]:
 
 PIPELINE = in_parts("shared", "trial", "single")
 """The stages of a pipeline with one training, in their order."""
+
+
+def inputs_of(stage: Stage) -> dict[str, Stage]:
+    """The stage whose output each input of a stage is, by parameter; evaluations that it reads are included."""
+    found = {parameter: CATALOGUE[producer] for parameter, producer in stage.inputs}
+    return found | {f"{one.benchmark}_{name}": one for name in stage.reads_evaluations for one in evaluations(name)}

@@ -14,7 +14,7 @@ from rest_core import manifest
 from rest_core.ablation.settings import AblationConfig
 from rest_core.config import TrackingConfig
 from rest_core.errors import UserError
-from rest_core.operations.catalogue import EVALUATED, bound
+from rest_core.operations.catalogue_entry import EVALUATED, bound
 from rest_core.operations.result import METRICS_FILE, OVERVIEW_FILE, StageResult
 from rest_core.operations.tracking.delivery import INPUT_TAG
 from rest_core.operations.tracking.runs import finish_pipeline

@@ -23,7 +23,7 @@ from rest_core.config import (
     TrackingConfig,
 )
 from rest_core.operations import handoff
-from rest_core.operations.catalogue import EVALUATED
+from rest_core.operations.catalogue_entry import EVALUATED
 from rest_core.operations.result import StageResult
 from rest_core.stages.stage import StageContext, open_stage, passed_on, trial_of
 
@@ -57,7 +57,7 @@ class Unavailable(Exception):
 
 
 def evaluate_bfcl(*, bfcl: BfclConfig, **common: Unpack[Common]) -> StageResult:
-    """BFCL's single-turn categories with the official checkers."""
+    """BFCL with the official checkers: single calls, and dialogues."""
 
     def benchmark() -> Benchmark:
         from rest_core.evaluation.bfcl.benchmark import Bfcl

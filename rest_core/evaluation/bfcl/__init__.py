@@ -1,1 +1,1 @@
-"""BFCL (Berkeley Function-Calling Leaderboard), single-turn categories, with the official questions and checkers."""
+"""BFCL (Berkeley Function-Calling Leaderboard), with the official questions and checkers."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from rest_core.operations.catalogue import benchmarks, bound
+from rest_core.operations.catalogue import benchmarks
+from rest_core.operations.catalogue_entry import bound
 from rest_core.operations.tracking.store import redact, redacted
 
 

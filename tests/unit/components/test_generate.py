@@ -10,7 +10,8 @@ import pytest
 
 from components import generate
 from pipelines.graph import component_of
-from rest_core.operations.catalogue import SECTIONS, STAGES, Stage
+from rest_core.operations.catalogue import SECTIONS, STAGES, inputs_of
+from rest_core.operations.catalogue_entry import Stage
 from rest_core.stages.evaluation import Common
 
 TOP = Path(__file__).resolve().parents[3]
@@ -37,10 +38,10 @@ def test_a_component_takes_what_its_stage_takes(stage: Stage) -> None:
     if "sections" in wanted:  # preflight's: all of them
         wanted = wanted - {"sections"} | set(SECTIONS)
     if stage.reads_evaluations:
-        wanted |= stage.all_inputs.keys()
+        wanted |= inputs_of(stage).keys()
         wanted.remove("evaluations")
     if stage.benchmark is not None:  # what all evaluations take, as far as this policy has it
-        optional = {"policy", "registry", "evaluated"} - stage.all_inputs.keys() - set(stage.sections)
+        optional = {"policy", "registry", "evaluated"} - inputs_of(stage).keys() - set(stage.sections)
         wanted = (wanted - {"common"} | set(get_type_hints(Common))) - optional - {"out"}
     assert set(component.component_spec.inputs) == wanted
     assert set(component.component_spec.outputs) - {"metrics", "page"} == {stage.output}

@@ -16,7 +16,8 @@ from rest_core import manifest
 from rest_core.ablation.settings import Trial
 from rest_core.config import PaperWeights, load
 from rest_core.errors import EXIT_PREEMPTED, Preempted, UserError
-from rest_core.operations.catalogue import CATALOGUE, EVALUATED, Parameter, Stage
+from rest_core.operations.catalogue import CATALOGUE
+from rest_core.operations.catalogue_entry import EVALUATED, Parameter, Stage
 from rest_core.operations.pods import RUN_ID_VARIABLE
 from rest_core.operations.result import StageResult
 

@@ -11,7 +11,7 @@ from rest_core import storage
 from rest_core.config import ModelConfig, RlConfig, StorageConfig, TrackingConfig
 from rest_core.errors import UserError
 from rest_core.operations import handoff
-from rest_core.operations.catalogue import Stage
+from rest_core.operations.catalogue_entry import Stage
 from rest_core.operations.launch import worker
 from rest_core.operations.launch.job import Job
 
