@@ -64,7 +64,7 @@ def test_every_trial_is_trained_with_its_own_weights_and_seed(run: tuple[Path, d
 
 def test_the_report_has_what_was_measured(run: tuple[Path, dict[str, Any], str]) -> None:
     folder, report, out = run
-    assert set(report["comparisons"]) == {"bfcl/simple_python", "reward/after"}
+    assert set(report["comparisons"]) == {"bfcl/simple_python", "bfcl/irrelevance_accuracy", "reward/after"}
     for comparison in report["comparisons"].values():
         assert set(comparison["schemes"]) == {"uniform", "flat"}
         assert set(comparison["differences"]) == {"flat"}
