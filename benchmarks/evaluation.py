@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -110,17 +111,27 @@ ARMS: dict[str, Callable[[dict[str, Any]], Callable[[Answers], Answers]]] = {
 
 def child(arm: str, work_file: str) -> None:
     """One round of one side: its seconds, answers and peak memory as JSON on the last line."""
-    import resource
-
     work = json.loads(Path(work_file).read_text(encoding="utf-8"))
     answer = ARMS[arm](work)
     answer(work["prompts"][:2])
     start = time.perf_counter()
     answers = answer(work["prompts"])
     seconds = time.perf_counter() - start
-    # vLLM computes in a process of its own.
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    sys.stdout.write("\n" + json.dumps({"seconds": seconds, "answers": answers, "peak_gib": peak / 2**20}) + "\n")
+    sys.stdout.write("\n" + json.dumps({"seconds": seconds, "answers": answers, "peak_gib": peak_gib()}) + "\n")
+
+
+def peak_gib() -> float:
+    """The largest resident set of this process and of its children together: vLLM computes in one of its own."""
+    own = str(os.getpid())
+    largest = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+        except OSError:  # the process has ended meanwhile
+            continue
+        if own in (fields["Pid"], fields["PPid"]):
+            largest += int(fields.get("VmHWM", "0 kB").split()[0])
+    return largest / 2**20
 
 
 def work_of(options: argparse.Namespace) -> dict[str, Any]:
