@@ -113,9 +113,10 @@ class Batch:
         self.positions.add_(1)
         self._draw(logits, 0)
 
-    def columns(self) -> int:
-        """Response tokens whose keys and values the next step needs room for."""
-        return min(self.steps - min(self.born) + 1, self.task.max_new_tokens)
+    def columns(self, block: int) -> int:
+        """Room for the response tokens of the oldest row and of the next step, in whole blocks."""
+        needed = self.steps - min(self.born, default=self.steps) + 1
+        return min(-(-needed // block) * block, self.task.max_new_tokens)
 
     def is_over(self) -> bool:
         """Whether the youngest row has all its tokens."""
@@ -159,15 +160,19 @@ class Batch:
         self.ended[first:].logical_or_(over | (drawn[:, 0] == self.task.max_new_tokens))
         self.token[first:] = token[:, None]
 
-    def keep(self, rows: int, vacated: list[int], movers: list[int]) -> None:
-        """Continue with the first `rows` rows, after those at `movers` have taken the places at `vacated`."""
-        assert self.cache is not None
-        self.cache.keep(rows, vacated, movers)
+    def keep(self, rows: int, vacated: list[int], movers: list[int], block: int) -> None:
+        """Continue with the first `rows` rows, after those at `movers` have taken the places at `vacated`.
+
+        Args:
+            block: the responses' buffers are used by so many columns.
+        """
         indices = list(range(rows))
         for there, here in zip(vacated, movers, strict=True):
             indices[there] = here
         self.responses = [self.responses[row] for row in indices]
         self.born = [self.born[row] for row in indices]
+        assert self.cache is not None
+        self.cache.keep(rows, vacated, movers, self.columns(block))
         order = torch.tensor(indices, dtype=torch.int64, device=self.token.device)
         for name in self.STATE:
             setattr(self, name, getattr(self, name)[order])
@@ -275,12 +280,11 @@ class Decoding:
 
     def _grow(self) -> bool:
         """Room for the keys and values of further response tokens, if the oldest row needs it."""
-        cache = self.batch.cache
+        cache, columns = self.batch.cache, self.batch.columns(self.pace.block)
         assert cache is not None
-        if self.batch.columns() <= cache.size.columns:
+        if columns <= cache.columns:
             return False
-        columns = min(cache.size.columns + self.pace.block, self.task.max_new_tokens)
-        cache.allocate(cache.size._replace(columns=columns))
+        cache.see(columns)
         return True
 
     def _rows_for(self, left: int, rows: int) -> int:
@@ -304,7 +308,7 @@ class Decoding:
         if self.tree is not None and self.task.continued:
             for row in leaving:
                 self._remember(row, self.tree)
-        batch.keep(rows, vacated, movers)
+        batch.keep(rows, vacated, movers, self.pace.block)
         self.task.on_ended(len(leaving))
 
     def _remember(self, row: int, tree: PrefixTree) -> None:
@@ -329,7 +333,7 @@ def decode(model: Any, task: Task, pace: Pace, tree: PrefixTree | None = None) -
     """Responses to the prompts of a task.
 
     Args:
-        tree: what is known of earlier prompts and responses, and takes up these.
+        tree: what is known of earlier prompts and responses; beginnings that may come again are added.
 
     Raises:
         Unsupported: the model cannot be decoded over a shared prefix.

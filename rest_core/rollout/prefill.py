@@ -57,7 +57,7 @@ def prefill(
     """Forward passes over the prompts, in runs of at most `tokens_at_once` padded tokens (or one prompt).
 
     Args:
-        tree: what is known of earlier prompts; it takes up the beginnings that prompts share.
+        tree: what is known of earlier prompts; beginnings that prompts share are added.
         shared: with a tree, how many tokens of each prompt another one begins with as well.
 
     Yields:

@@ -67,11 +67,13 @@ class SharedPrefixLayer(CacheLayerMixin):
             into = new[: len(old), :, length - old.shape[2] :] if of_prompts else new[: len(old), :, : old.shape[2]]
             setattr(self, name, into.copy_(old))
 
-    def use(self, prompts: int, width: int, rows: int) -> None:
-        """The views are of so many prompts and rows."""
+    def use(self, size: Size) -> None:
+        """The views have this size."""
         for name, buffer in self._buffers.items():
-            of_prompts = name.startswith("prompt")
-            setattr(self, name, buffer[:prompts, :, buffer.shape[2] - width :] if of_prompts else buffer[:rows])
+            if name.startswith("prompt"):
+                setattr(self, name, buffer[: size.prompts, :, buffer.shape[2] - size.width :])
+            else:
+                setattr(self, name, buffer[: size.rows, :, : size.columns])
 
     def put_prompt(self, prompt: int, keys: Tensor, values: Tensor) -> None:
         """Take over the keys and values (KVH, w, D) of a prompt; zeros stand before them."""
@@ -122,6 +124,8 @@ class SharedPrefixCache(Cache):
         runs: (first prompt, end, width) of neighbours of like length, which are multiplied at once.
         lengths: tokens of each prompt.
         prompt_of_row: the prompt of each row.
+        size: of the buffers.
+        width, columns: W and S, how much of the buffers is in use.
     """
 
     def __init__(self, like: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -130,7 +134,7 @@ class SharedPrefixCache(Cache):
         super().__init__(layers=[*self.own_layers])
         self.device = like[0][0].device
         self.size = Size(0, 0, 0, 0)
-        self.width = 0
+        self.width = self.columns = 0
         self.lengths: list[int] = []
         self.prompt_of_row: list[int] = []
         self.tokens = torch.zeros(0, dtype=torch.int64, device=self.device)
@@ -144,6 +148,7 @@ class SharedPrefixCache(Cache):
     def allocate(self, size: Size) -> None:
         """Buffers of another size, not smaller than what is in use; transient memory is that of one layer."""
         self.size = size
+        self.columns = self.columns or size.columns
         for layer in self.own_layers:
             layer.allocate(size)
         self._arrange()
@@ -166,8 +171,21 @@ class SharedPrefixCache(Cache):
         self.tokens = torch.cat([self.tokens, self.tokens.new_zeros(len(new))])
         self._arrange()
 
-    def keep(self, rows: int, vacated: list[int], movers: list[int]) -> None:
-        """Cut the batch to its first `rows` rows, after those at `movers` have taken the places at `vacated`."""
+    def see(self, columns: int) -> None:
+        """Use so many columns of the responses' buffers: all that the rows have, and room for further tokens."""
+        self.columns = columns
+        if columns > self.size.columns:
+            self.allocate(self.size._replace(columns=columns))
+        else:
+            self._arrange()
+
+    def keep(self, rows: int, vacated: list[int], movers: list[int], columns: int) -> None:
+        """Cut the batch to its first `rows` rows, after those at `movers` have taken the places at `vacated`.
+
+        Args:
+            columns: to use from now on, as far as the buffers go; see `see`.
+        """
+        self.columns = min(columns, self.size.columns)
         for there, here in zip(vacated, movers, strict=True):
             self.prompt_of_row[there] = self.prompt_of_row[here]
         del self.prompt_of_row[rows:]
@@ -195,7 +213,7 @@ class SharedPrefixCache(Cache):
 
     def begin_step(self) -> None:
         """The column that this step writes can be seen."""
-        torch.clamp(self.tokens, max=self.size.columns - 1, out=self.column)
+        torch.clamp(self.tokens, max=self.columns - 1, out=self.column)
         self.bias.scatter_(3, (self.column + self.width)[:, None, None, None], 0.0)
 
     def end_step(self) -> None:
@@ -220,14 +238,14 @@ class SharedPrefixCache(Cache):
         self.width = max(self.lengths, default=0)
         self.column, every_row = torch.empty_like(self.tokens), torch.arange(rows, device=device)
         for layer in self.own_layers:
-            layer.use(len(self.lengths), self.width, rows)
+            layer.use(Size(len(self.lengths), self.width, rows, self.columns))
             layer.column, layer.every_row = self.column, every_row
         self.prompt = self._tensor(self.prompt_of_row)
         padding = self.width - self._tensor(self.lengths)[self.prompt]  # (B,)
         hidden = torch.cat(
             [
                 torch.arange(self.width, device=device) < padding[:, None],
-                torch.arange(self.size.columns, device=device) >= self.tokens[:, None],
+                torch.arange(self.columns, device=device) >= self.tokens[:, None],
             ],
             dim=1,
         )

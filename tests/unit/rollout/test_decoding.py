@@ -56,7 +56,7 @@ def test_a_step_moves_nothing(batch: Batch) -> None:
     batch.step()
     batch.step()
     assert places(batch) == before
-    batch.cache.allocate(batch.cache.size._replace(columns=8))
+    batch.cache.see(8)
     assert places(batch) != before
 
 
@@ -79,7 +79,7 @@ def test_a_step_depends_on_tensors_alone(batch: Batch) -> None:
 def test_prompts_without_rows_leave_the_cache(batch: Batch) -> None:
     cache = batch.cache
     kept = [cache.between(row, 0, cache.lengths[cache.prompt_of_row[row]]) for row in (2, 5)]
-    batch.keep(2, vacated=[0, 1], movers=[2, 5])  # rows of prompts 0 0 1 1 2 2
+    batch.keep(2, vacated=[0, 1], movers=[2, 5], block=4)  # rows of prompts 0 0 1 1 2 2
     assert batch.responses == [2, 5] and sorted(cache.lengths) == [1, 3]
     assert (len(cache.own_layers[0].prompt_keys), cache.width) == (2, 3)  # two prompts, as wide as the longest
     assert cache.row.shape == (2, 1)  # two prompts, one row each
@@ -88,3 +88,14 @@ def test_prompts_without_rows_leave_the_cache(batch: Batch) -> None:
         for (keys, values), (kept_keys, kept_values) in zip(again, layers, strict=True):
             assert torch.equal(keys, kept_keys) and torch.equal(values, kept_values)
     assert cache.own_layers[1].keys.shape[0] == len(batch.token) == len(cache.bias) == 2
+
+
+def test_room_that_only_a_long_response_needed_is_not_computed_for_long(batch: Batch) -> None:
+    batch.cache.see(8)
+    batch.keep(4, vacated=[], movers=[], block=4)
+    assert batch.cache.size.columns == 8 and batch.cache.own_layers[0].keys.shape[2] == 4
+    assert batch.cache.bias.shape[-1] == batch.cache.width + 4
+    for _ in range(3):
+        batch.step()
+        batch.steps += 1
+    assert batch.columns(4) == 4 and batch.columns(2) == 4
