@@ -46,6 +46,8 @@ class AnswerJournal:
             self._answers |= _read(file)
 
     def key(self, chat: Chat, config: GenerationConfig) -> str:
+        if not config.temperature:
+            chat = replace(chat, seed=0)  # nothing is sampled
         asked = {"chat": asdict(chat), "limits": limits(config), "identity": self._identity}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
@@ -63,7 +65,7 @@ class AnswerJournal:
 
 
 def _read(file: Path) -> dict[str, Answer]:
-    *lines, rest = file.read_text(encoding="utf-8").split("\n")
+    *lines, rest = file.read_bytes().split(b"\n")
     if rest:
         log.warning("%s: its last line is not complete and is asked again", file)
     answers = {}
@@ -72,7 +74,7 @@ def _read(file: Path) -> dict[str, Answer]:
             values = json.loads(line)
             key = values.pop("key")
             answers[key] = Answer(**values)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UserError(f"{file}: line {number} is no answer of an evaluation; remove the file") from None
     return answers
 
