@@ -155,6 +155,9 @@ def test_samples_are_judged_each_on_fresh_state(tmp_path):
     texts = {(FILES, 0): bad, (FILES, 1): good, (FILES, 2): bad, **{(other, sample): right for sample in range(3)}}
     benchmark = scripts.Chosen(config)
     benchmark.ids = frozenset({FILES, other})
+    old, foreign = tmp_path / "samples" / "4" / "result" / "Qwen_Qwen3-1.7B-FC", tmp_path / "samples" / "song.wav"
+    old.mkdir(parents=True)
+    foreign.touch()
     report = evaluate(benchmark, scripts.Script(texts), out=tmp_path)
     first, second = report.rows
     assert [sample["valid"] for sample in first["samples"]] == [False, True, False] and not first["valid"]
@@ -167,6 +170,7 @@ def test_samples_are_judged_each_on_fresh_state(tmp_path):
     assert metrics["bfcl/multi_turn_base_mean_of_3"] == pytest.approx(4 / 6)
     assert metrics["bfcl/multi_turn_base_pass_at_3"] == 1 and metrics["bfcl/multi_turn_base_pass_hat_3"] == 0.5
     assert results(tmp_path / "samples" / "2", "multi_turn_base").keys() == {FILES, other}
+    assert foreign.is_file() and not old.exists()
     assert "temperature 1 with seed 0" in " ".join(report.notes)
 
 
