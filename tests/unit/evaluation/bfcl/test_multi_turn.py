@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from itertools import chain
 
 import multi_turn_gold
 import multi_turn_scripts as scripts
@@ -34,6 +35,7 @@ def test_perfect_dialogues_are_right_in_every_category(tmp_path):
         assert report.metrics[f"bfcl/count/skipped_{category}"] == 0
     row = report.rows[0]
     assert row["stop"] == "completed" and row["steps"] == sum(map(len, row["turns"]))
+    assert row["question"] == list(chain(*multi_turn_gold.entries("multi_turn_base")["multi_turn_base_3"]["question"]))
     found = results(tmp_path, "multi_turn_base")["multi_turn_base_3"]
     gold = scripts.gold("multi_turn_base_3")
     assert found["result"] == [[*(block(step[0]) for step in turn), ""] for turn in gold]
