@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 
 import requests
 from requests.auth import AuthBase
@@ -107,7 +107,7 @@ class Endpoint:
             raise self._failed(f"the request cannot be sent: {one_line(error, longest=200)}") from None
         if response.status_code == 200:
             return _completion(content)
-        self._refuse(response.status_code, response.headers, content)
+        raise self._refusal(response.status_code, response.headers, content)
 
     def _content(self, response: requests.Response, until: float) -> bytes:
         """The body, without the key where a server repeats it."""
@@ -122,20 +122,20 @@ class Endpoint:
         content = b"".join(parts)
         return content if self._key is None else content.replace(self._key.encode(), b"***")
 
-    def _refuse(self, status: int, headers: Mapping[str, str], content: bytes) -> NoReturn:
+    def _refusal(self, status: int, headers: Mapping[str, str], content: bytes) -> Exception:
         message, code = _problem(content)
         said = f"answers {status}: {message}"
         if (status in _BUSY or status >= 500) and code != "insufficient_quota":
-            raise _NoAnswer(said, busy=True, wait=_wait(headers.get("Retry-After")))
+            return _NoAnswer(said, busy=True, wait=_wait(headers.get("Retry-After")))
         if status in (400, 413) and (code == "context_length_exceeded" or "context length" in message):
-            raise TooLong(message)
+            return TooLong(message)
         remedies = {
             401: f"set {KEY_VARIABLE} to a key of this endpoint",
             403: f"set {KEY_VARIABLE} to a key that may use this model",
             404: "name a model that it has, and the URL up to and with /v1",
         }
         remedy = "give the address that it leads to" if 300 <= status < 400 else remedies.get(status)
-        raise self._failed(f"{said}; {remedy}" if remedy else said)
+        return self._failed(f"{said}; {remedy}" if remedy else said)
 
     def _failed(self, what: str) -> UserError:
         return UserError(f"{self._url}: {what}")
