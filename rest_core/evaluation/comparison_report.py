@@ -1,6 +1,6 @@
 """A comparison for people and programs: a page, Markdown, JSON, and a table for the terminal.
 
-What models have written is hostile: the page escapes it and allows no script, Markdown and terminal show none of it.
+Model output is hostile: the page escapes it and allows no script, Markdown and terminal show none of it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LONGEST = 4000  # characters of a text on the page
 _NOTE = (
     "Intervals are 95 %: Newcombe's of paired proportions for categories, a paired bootstrap within categories for "
     "averages. p is McNemar's exact test, adjusted by Holm for the number of categories; averages have no test beside "
-    "their interval. All of it is about other questions: what another training would change is not in it."
+    "their interval. Both cover the choice of questions, not the variation between trainings."
 )
 
 

@@ -79,7 +79,7 @@ def test_a_line_that_was_cut_off_is_asked_again(tmp_path: Path, caplog: pytest.L
     file.write_text(file.read_text(encoding="utf-8")[:-5], encoding="utf-8")
     assert remembered(tmp_path, echo, ["a", "b"]) == ["a", "b"]
     assert echo.asked == ["a", "b", "b"]
-    assert "last line is not complete" in caplog.text
+    assert "the last line is incomplete" in caplog.text
 
 
 @pytest.mark.parametrize(
