@@ -166,9 +166,11 @@ def comparison_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
 
     for (benchmark, *_), group in groupby(rows, key=kind):
         figures = list(group)
-        table = Table(benchmark, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        names = [one["policy"] for one in figures[0]["policies"]] + [one["pair"] for one in figures[0]["differences"]]
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column(benchmark, no_wrap=True, min_width=max(map(len, names)))  # in a narrow terminal, too
         for row in figures:
-            table.add_column(row["figure"].partition("/")[2].replace("_", " "), no_wrap=True)
+            table.add_column(row["figure"].partition("/")[2].replace("_", " "), overflow="fold")
         for parts in zip(*(row["policies"] for row in figures), strict=True):
             table.add_row(parts[0]["policy"], *(f"{one['value']:.1%}{_interval(one, '.1%')}" for one in parts))
         table.add_section()

@@ -28,7 +28,7 @@ class Warehouse:
 
     Args:
         stock: pieces of each item at the start.
-        turns: what the user says, one text a turn.
+        turns: the user's messages, one a turn.
         wanted: the state at the end: {"stock": {item: pieces}, "reserved": {customer: {item: pieces}}}.
     """
 
@@ -38,11 +38,11 @@ class Warehouse:
         _tool("release", "Give all that a customer has reserved back to the stock.", customer={"type": "string"}),
     )
 
+    documents = None  # `tools` is no translation of other descriptions
+
     def __init__(self, stock: dict[str, int], turns: Sequence[str], wanted: dict[str, Any]) -> None:
         self.stock, self.reserved = dict(stock), dict[str, dict[str, int]]()
         self._turns, self._wanted = iter(turns), wanted
-
-    documents = None  # `tools` describes them as they are
 
     def user_turn(self) -> tuple[Message, ...] | None:
         text = next(self._turns, None)

@@ -22,9 +22,9 @@ DialogueProgress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True)
 class Step:
-    """One response of a dialogue and what came of it."""
+    """One response of a dialogue and the results of its calls."""
 
-    chat: Chat  # what the policy was given
+    chat: Chat  # that the policy answered
     answer: Answer
     results: tuple[str, ...] = ()  # of each call; none where there is no call or it was not executed
 
@@ -57,7 +57,7 @@ class Dialogue:
         self.history += messages
 
     def chat(self) -> Chat:
-        """What the policy is given for the next step; its randomness depends on nothing but seed and step."""
+        """The chat for the next step; its seed depends on the dialogue's seed and the step's number alone."""
         seed = derive(self.seed, "step", len(self.steps))
         return Chat(
             self.environment.tools,
@@ -107,7 +107,7 @@ def run_dialogues(
 
     Args:
         config: limits of each step's prompt and response, and how responses are sampled.
-        max_steps: a dialogue ends when a turn has so many steps with calls; the last one's are executed.
+        max_steps: a turn with this many steps with calls ends its dialogue; calls of the last step are executed.
         seeds: one a dialogue, needed where responses are sampled.
     """
     dialogues = [Dialogue(environment, seed) for environment, seed in _paired(environments, seeds)]

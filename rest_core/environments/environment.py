@@ -1,4 +1,4 @@
-"""What a tool environment is: tools, user turns, a state that calls change, and a verdict on what was done."""
+"""The interface of a tool environment: tools, user turns, a state that calls change, and a verdict on the result."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Environment(Protocol):
 
     @property
     def documents(self) -> tuple[dict[str, Any], ...] | None:
-        """The tools as their source describes them, where `tools` says that in other words."""
+        """The source's own descriptions of the tools, where `tools` is a translation of them."""
         ...
 
     def user_turn(self) -> tuple[Message, ...] | None:
@@ -49,7 +49,7 @@ class Environment(Protocol):
         Names and arguments are model output and unchecked: a call that cannot be made has an error as its result.
 
         Raises:
-            EnvironmentFailed: see there.
+            EnvironmentFailed: the calls cannot be executed; the dialogue ends.
         """
         ...
 

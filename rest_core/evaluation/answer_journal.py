@@ -1,4 +1,5 @@
-"""Answers that are kept as they come: no question is put to a model again, after a failure or by another run."""
+"""Answers that are kept as they come, so that no model answers a question twice: not after a failure, nor in another
+run."""
 
 from __future__ import annotations
 
@@ -46,6 +47,8 @@ class AnswerJournal:
             self._answers |= _read(file)
 
     def key(self, chat: Chat, config: GenerationConfig) -> str:
+        if not config.temperature:
+            chat = replace(chat, seed=0)  # nothing is sampled
         asked = {"chat": asdict(chat), "limits": limits(config), "identity": self._identity}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
@@ -63,22 +66,22 @@ class AnswerJournal:
 
 
 def _read(file: Path) -> dict[str, Answer]:
-    *lines, rest = file.read_text(encoding="utf-8").split("\n")
+    *lines, rest = file.read_bytes().split(b"\n")
     if rest:
-        log.warning("%s: its last line is not complete and is asked again", file)
+        log.warning("%s: the last line is incomplete; that question is asked again", file)
     answers = {}
     for number, line in enumerate(lines, start=1):
         try:
             values = json.loads(line)
             key = values.pop("key")
             answers[key] = Answer(**values)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UserError(f"{file}: line {number} is no answer of an evaluation; remove the file") from None
     return answers
 
 
 class Remembering:
-    """`Policy` that asks another one only what no earlier evaluation has asked it."""
+    """`Policy` that answers from a journal, and asks another policy only the questions that are not there."""
 
     def __init__(self, policy: Policy, journal: AnswerJournal) -> None:
         self._policy, self._journal = policy, journal
@@ -92,7 +95,7 @@ class Remembering:
         keys = [self._journal.key(chat, config) for chat in chats]
         new = {key: chat for key, chat in zip(keys, chats, strict=True) if self._journal.get(key) is None}
         known = len(chats) - len(new)
-        log.info("%s: %d of %d questions are put, the others are known", self.name, len(new), len(chats))
+        log.info("%s: %d of %d answers are missing in the cache", self.name, len(new), len(chats))
 
         def advance(done: int, _: int) -> None:
             if on_progress is not None:

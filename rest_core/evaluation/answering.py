@@ -27,8 +27,9 @@ def answered(
 ) -> tuple[list[Answer], list[Row]]:
     """The answer to each question, and `Benchmark.judge`'s columns about it.
 
-    The answer of a dialogue sums up its steps: all texts, all tokens. Its columns have the dialogue itself in `turns`
-    and, where there are several samples, all of them in `samples`; the other columns are the first one's.
+    The answer of a dialogue sums up its steps: all texts, all tokens. Its columns have the user's messages of all turns
+    in `question`, the dialogue itself in `turns` and, where there are several samples, all of them in `samples`; the
+    other columns are the first one's.
 
     Args:
         chats: of each question; a dialogue's first.
@@ -75,7 +76,8 @@ def _held(
 
 def _summed_up(question: Question, dialogues: Sequence[Dialogue]) -> tuple[Answer, Row]:
     samples = [_columns(dialogue) for dialogue in dialogues]
-    row = {"category": question.category, **samples[0]}
+    asked = [asdict(message) for message in dialogues[0].history if message.role not in ("assistant", "tool")]
+    row = {"category": question.category, "question": asked, **samples[0]}
     if len(samples) > 1:
         row["samples"] = samples
     steps = dialogues[0].steps

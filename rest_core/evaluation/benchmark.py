@@ -24,7 +24,7 @@ Row = dict[str, Any]  # of rows.jsonl: one a question
 
 @dataclass(frozen=True)
 class Question:
-    """A question of a benchmark; the benchmark needs `entry` to put it and to judge an answer."""
+    """A question of a benchmark; the benchmark makes prompts and verdicts of `entry`."""
 
     id: str
     category: str
@@ -60,7 +60,7 @@ class Benchmark(ABC):
 
     Args:
         generation: limits of prompts and responses.
-        limit: questions of each category that are put, a seeded choice; None puts them all.
+        limit: questions of each category, a seeded choice; None takes them all.
         seed: of that choice.
     """
 
@@ -80,7 +80,7 @@ class Benchmark(ABC):
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens of the longest prompt that is put."""
+        """Tokens of the longest prompt that is allowed."""
         return self.generation.max_prompt_tokens
 
     @property
@@ -94,7 +94,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def chat(self, question: Question) -> Chat:
-        """What puts a question to a policy; of a dialogue, the first chat."""
+        """The chat that a policy answers; of a dialogue, the first."""
 
     def environments(self, question: Question, *, native_tools: bool) -> list[Environment]:
         """The environments of a question that takes a dialogue, one a sample; none where one response answers it.

@@ -54,7 +54,7 @@ def compare(reports: Sequence[Path], names: Sequence[str] | None = None) -> Comp
 
     Args:
         reports: output directories of an evaluation stage, at least two; the first is the baseline.
-        names: what to call them; the names of their models where none are given.
+        names: of the evaluations; by default those of their models.
 
     Raises:
         UserError: a directory holds no evaluation, or they were not measured on the same items with the same template,

@@ -1,6 +1,6 @@
 """A comparison for people and programs: a page, Markdown, JSON, and a table for the terminal.
 
-What models have written is hostile: the page escapes it and allows no script, Markdown and terminal show none of it.
+Model output is hostile: the page escapes it and allows no script, Markdown and terminal show none of it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LONGEST = 4000  # characters of a text on the page
 _NOTE = (
     "Intervals are 95 %: Newcombe's of paired proportions for categories, a paired bootstrap within categories for "
     "averages. p is McNemar's exact test, adjusted by Holm for the number of categories; averages have no test beside "
-    "their interval. All of it is about other questions: what another training would change is not in it."
+    "their interval. Both cover the choice of questions, not the variation between trainings."
 )
 
 
@@ -111,12 +111,15 @@ def tables(comparison: Compared) -> RenderableType:
     shown: list[RenderableType] = []
     for pair in comparison.pairs:
         table = Table(box=box.SIMPLE_HEAD, title=Text(one_line(pair.label)), title_justify="left", padding=(0, 1, 0, 0))
-        for number, heading in enumerate(_header(pair)):
-            table.add_column(Text(one_line(heading)), justify="right" if number else "left", no_wrap=True)
-        for position, (name, difference) in enumerate(_ordered(comparison, pair).items()):
+        first, *others = (Text(one_line(heading)) for heading in _header(pair))
+        figures = _ordered(comparison, pair)
+        table.add_column(first, no_wrap=True, min_width=max(map(len, figures)))  # in a narrow terminal, too
+        for heading in others:
+            table.add_column(heading, justify="right", overflow="fold")
+        for position, (name, difference) in enumerate(figures.items()):
             style = ("green" if difference.value > 0 else "red") if difference.clear else ""
             last = position + 1 in (len(comparison.headline), len(pair.averages))
-            table.add_row(name, *_row(pair, name, difference), style=style, end_section=last)
+            table.add_row(Text(one_line(name)), *_row(pair, name, difference), style=style, end_section=last)
         shown.append(table)
     return Group(*shown)
 

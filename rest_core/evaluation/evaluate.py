@@ -33,8 +33,8 @@ def evaluate(
     Returns:
         The report. Metrics, all below the benchmark's name: its scores and averages, `well_formed` (responses exactly
         in the format) and `truncated` as fractions; `low/…` and `high/…`, the bounds of the headline figures' 95 %
-        intervals; `count/…` as numbers, `count/skipped_prompts` among them; `subset` is 1 where not all questions were
-        put, else 0.
+        intervals; `count/…` as numbers, `count/skipped_prompts` among them; `subset` is 1 where questions were left
+        out, else 0.
 
     Raises:
         UserError: the benchmark's files are missing or not as they should be, or the disk is full.

@@ -33,7 +33,7 @@ class EvaluationReport:
     metrics: dict[str, float]  # for the tracker
     rows: list[Row]  # one a question: `evaluate._row`
     measured: Measurement
-    subset: str | None = None  # which part of the benchmark was put; None where it was all of it
+    subset: str | None = None  # which part of the benchmark was evaluated; None if all of it
     notes: tuple[str, ...] = ()  # how the figures came about
     template: str | None = None  # the prompt's template, where it is ours: figures depend on it
 
@@ -163,7 +163,7 @@ def _figures_table(what: str, figures: Mapping[str, Estimate]) -> Iterator[str]:
 
 
 def _example(row: Row) -> Sequence[str]:
-    """An answer as a list in Markdown; what a model has written is code, on one line."""
+    """An answer as a list in Markdown; model output is code, on one line."""
     asked = row["question"][-1]["content"] if row["question"] else ""
     lines = [f"- `{row['id']}`: {_code(asked)}"]
     if row["expected"] is not None:

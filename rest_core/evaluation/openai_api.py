@@ -81,7 +81,7 @@ class Endpoint:
             except _NoAnswer as problem:
                 failures = 0 if problem.busy else failures + 1
                 pause = min(_LONGEST_PAUSE, FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1.0)
-                pause = pause if problem.wait is None else problem.wait
+                pause = problem.wait or pause
                 if failures >= _MOST_FAILURES:
                     raise self._failed(f"{problem}, {failures} times") from None
                 if time.monotonic() + pause > end:
@@ -104,11 +104,10 @@ class Endpoint:
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
             raise _NoAnswer(f"cannot be reached or broke off ({_cause(error)})") from None
         except (requests.RequestException, UnicodeError) as error:  # an address or a proxy that is none
-            raise self._failed(f"cannot be asked: {one_line(error, longest=200)}") from None
+            raise self._failed(f"the request cannot be sent: {one_line(error, longest=200)}") from None
         if response.status_code == 200:
             return _completion(content)
-        self._refuse(response.status_code, response.headers, content)
-        raise AssertionError
+        raise self._refusal(response.status_code, response.headers, content)
 
     def _content(self, response: requests.Response, until: float) -> bytes:
         """The body, without the key where a server repeats it."""
@@ -117,26 +116,26 @@ class Endpoint:
             parts.append(part)
             size += len(part)
             if size > _MOST_BYTES:
-                raise self._failed(f"answers more than {_MOST_BYTES} bytes")
+                raise self._failed(f"the answer is larger than {_MOST_BYTES} bytes")
             if time.monotonic() > until:
                 raise requests.Timeout
         content = b"".join(parts)
         return content if self._key is None else content.replace(self._key.encode(), b"***")
 
-    def _refuse(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
+    def _refusal(self, status: int, headers: Mapping[str, str], content: bytes) -> Exception:
         message, code = _problem(content)
         said = f"answers {status}: {message}"
         if (status in _BUSY or status >= 500) and code != "insufficient_quota":
-            raise _NoAnswer(said, busy=True, wait=_wait(headers.get("Retry-After")))
+            return _NoAnswer(said, busy=True, wait=_wait(headers.get("Retry-After")))
         if status in (400, 413) and (code == "context_length_exceeded" or "context length" in message):
-            raise TooLong(message)
+            return TooLong(message)
         remedies = {
             401: f"set {KEY_VARIABLE} to a key of this endpoint",
             403: f"set {KEY_VARIABLE} to a key that may use this model",
             404: "name a model that it has, and the URL up to and with /v1",
         }
         remedy = "give the address that it leads to" if 300 <= status < 400 else remedies.get(status)
-        raise self._failed(f"{said}; {remedy}" if remedy else said)
+        return self._failed(f"{said}; {remedy}" if remedy else said)
 
     def _failed(self, what: str) -> UserError:
         return UserError(f"{self._url}: {what}")
@@ -149,7 +148,7 @@ def _completion(content: bytes) -> dict[str, Any]:
         first = choices[0] if isinstance(choices, list) and choices else None
         if isinstance(first, dict) and isinstance(first.get("message"), dict):
             return dict(answer)
-    raise _NoAnswer(f"answers what is no chat completion: {one_line(content[:200], longest=100)}")
+    raise _NoAnswer(f"the answer is no chat completion: {one_line(content[:200], longest=100)}")
 
 
 def _problem(content: bytes) -> tuple[str, str | None]:

@@ -59,7 +59,7 @@ class OpenAiPolicy:
         url: up to and with /v1.
         config: prompting, parallelism, time limits.
         style: of prompts.
-        journal: keeps each answer as it comes; what it has is not asked.
+        journal: keeps each answer as it comes; questions that it has answers to are not sent.
     """
 
     def __init__(self, model: str, url: str, config: EndpointConfig, style: Style, journal: AnswerJournal) -> None:
@@ -81,7 +81,7 @@ class OpenAiPolicy:
         new = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in answers}
         done = len(chats) - len(new)
         if answers:
-            log.info("%d answers are known from an earlier attempt", len(answers))
+            log.info("%d answers are there from an earlier attempt", len(answers))
         if on_progress is not None:
             on_progress(done, len(chats))
         for number, (key, answer) in enumerate(self._answered(new, config), start=done + 1):
@@ -288,5 +288,5 @@ def _count(usage: Any, name: str) -> int:
 
 def _fail(failure: BaseException) -> NoReturn:
     if isinstance(failure, UserError):
-        raise UserError(f"{failure}; what was answered is kept: start it again with the same --out") from None
+        raise UserError(f"{failure}; the answers so far are kept: run the command again with the same --out") from None
     raise failure

@@ -1,4 +1,4 @@
-"""Policies: what an evaluation puts its questions to. A question is data; each policy makes its own prompt of it."""
+"""Policies: models under evaluation, each with its own way to make a prompt of a question."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Chat:
     prompt: tuple[Message, ...] | None = None
     """The same as the benchmark's own prompt, format instructions included, where it brings one."""
     documents: tuple[dict[str, Any], ...] | None = None
-    """The tools as the benchmark describes them, where `tools` says that in other words."""
+    """The benchmark's own descriptions of the tools, where `tools` is a translation of them."""
     seed: int = 0
-    """of the response's randomness, where responses are sampled"""
+    """of the response, where responses are sampled"""
     continues: bool = False
     """Whether a later chat may begin with this one and its answer."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The policy's response to one chat. A chat that was not put to it has no text; `skipped` says why."""
+    """The policy's response to one chat. A chat that was skipped has no text; `skipped` says why."""
 
     text: str
     prompt_tokens: int
@@ -42,7 +42,7 @@ class Answer:
     skipped: str | None = None
     seconds: float | None = None  # from prompt to response; None where answers are made together and not timed singly
     read: Callable[[str], Response] = field(default=parse, repr=False, compare=False)
-    """The parser of the style in which the policy was asked."""
+    """The parser of the style of the prompt."""
 
     @cached_property
     def parsed(self) -> Response:
@@ -73,7 +73,7 @@ class Policy(Protocol):
         ...
 
     def reader(self, chat: Chat) -> Callable[[str], Response]:
-        """What parses the response to a chat; `respond` gives it to the answers."""
+        """The parser of responses to this chat; `respond` sets it as `Answer.read`."""
         ...
 
     def respond(

@@ -17,7 +17,7 @@ _THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 class Kind(StrEnum):
     """Kinds of error, in the order in which they are shown."""
 
-    SKIPPED = "skipped"  # the question was not put, or the dialogue could not be finished
+    SKIPPED = "skipped"  # a prompt was over the limit, or a step of a dialogue could not be executed
     CUT_OFF = "cut off"  # no call before the limit of tokens, or of steps
     NO_CALL = "no call"
     UNREADABLE = "unreadable call"  # something that looks like a call, in no form that is read

@@ -199,7 +199,7 @@ def test_an_endpoint_is_evaluated_and_its_key_is_nowhere(
 
     policy = f"openai:gpt-x@{http_server(answer)}/v1"
     settings = EvaluationConfig.model_validate({"endpoint": {"prompting": "prompt", "parallel": 1}})
-    with pytest.raises(UserError, match=r"400: no, \*\*\*; what was answered is kept"):
+    with pytest.raises(UserError, match=r"400: no, \*\*\*; the answers so far are kept"):
         evaluate("out", policy=policy, evaluation=settings)
     assert "answers 400" in json.loads((tmp_path / "out" / "error.json").read_text())["message"]
     answers += [(200, {"choices": [{"message": {"content": "none"}}]})] * 2

@@ -97,7 +97,7 @@ class Bfcl(Benchmark):
         return self.generation.model_copy(update={"max_prompt_tokens": self._max_dialogue_tokens})
 
     def judge(self, questions: Sequence[Question], answers: Sequence[Answer]) -> list[Row]:
-        """The official verdict on every answer. A question that was not put counts as wrong, whatever its category."""
+        """The official verdict on every answer. A skipped question counts as wrong, whatever its category."""
         calls: dict[str, list[tuple[str, Sequence[ToolCall]]]] = defaultdict(list)
         for question, answer in zip(questions, answers, strict=True):
             calls[question.category].append((question.id, answer.parsed.calls))
@@ -119,7 +119,7 @@ class Bfcl(Benchmark):
         notes = [
             self.checker,
             f"score again: bfcl evaluate --model {result_files.HANDLER} --partial-eval, with BFCL_PROJECT_ROOT set to "
-            "this folder",
+            "this directory",
         ]
         if failed := sum(checkers.failed(row["error_type"]) for row in rows):
             notes.append(f"{failed} answers on which the official checker raised an exception count as wrong")

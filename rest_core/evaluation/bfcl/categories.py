@@ -78,6 +78,15 @@ _ORDER = (
 )
 
 
+_NOT_EVALUATED = {
+    "web_search": "it needs a search engine's key and a network",
+    "memory_vector": "it needs a sentence-transformers model",
+    "memory": "this version has no memory tools",
+    "format_sensitivity": "this version has no prompts in its formats",
+}
+"""Further categories of BFCL, by the beginnings of their names, and why they cannot be chosen."""
+
+
 def select(names: Iterable[str]) -> tuple[Category, ...]:
     """The categories that names of categories and groups mean, each once, in BFCL's order."""
     groups = sorted({category.group for category in CATEGORIES.values()})
@@ -88,6 +97,9 @@ def select(names: Iterable[str]) -> tuple[Category, ...]:
         elif name in groups:
             chosen.update(category.name for category in CATEGORIES.values() if category.group == name)
         else:
+            for beginning, reason in _NOT_EVALUATED.items():
+                if name.startswith(beginning):
+                    raise UserError(f"bfcl.categories: {name} cannot be evaluated: {reason}")
             known = [*groups, *CATEGORIES]
             raise UserError(
                 f"bfcl.categories: unknown category {name!r}{nearest(name, known)} (known: {', '.join(known)})"

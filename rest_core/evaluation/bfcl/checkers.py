@@ -30,7 +30,7 @@ def version() -> str:
 
 
 def questions(categories: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """The questions of every category as BFCL puts them to a model: {"id", "question", "function"}.
+    """The questions of every category as BFCL gives them to a model: {"id", "question", "function"}.
 
     Function descriptions carry BFCL's hints about the language; parameters of Java and JavaScript functions are
     strings there, in the language's own notation.

@@ -1,4 +1,4 @@
-"""The process that executes and judges BFCL's multi-turn calls; `executor_process.py` is what runs in it.
+"""The process that executes and judges BFCL's multi-turn calls; it runs `executor_process.py`.
 
 Calls are model output, and some take all time or memory there is: `power(10, 10**10)`. A signal handler cannot
 interrupt them. So they run in a process of their own that is killed at a deadline and started again; each request

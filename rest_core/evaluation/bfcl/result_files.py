@@ -43,9 +43,10 @@ _DIRECTORY = HANDLER.replace("/", "_")
 
 def clear(out: Path) -> None:
     """Remove the files of an earlier evaluation: `bfcl evaluate` scores every file that it finds there."""
-    for directory in (out / "result" / _DIRECTORY, out / "score" / _DIRECTORY, out / SAMPLES):
-        if directory.is_dir():
-            shutil.rmtree(directory)
+    for place in (out, *(out / SAMPLES).glob("*")):
+        for directory in (place / "result" / _DIRECTORY, place / "score" / _DIRECTORY):
+            if directory.is_dir():
+                shutil.rmtree(directory)
 
 
 def write(out: Path, model_name: str, answered: Sequence[tuple[Answer, Row]]) -> None:

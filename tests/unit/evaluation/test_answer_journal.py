@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,16 @@ def test_a_question_is_put_once_whoever_asks_and_in_whatever_order(tmp_path: Pat
     assert echo.asked[-1] == "a"
 
 
+@pytest.mark.parametrize(("temperature", "asked"), [(0, 1), (0.5, 2)])
+def test_a_seed_makes_another_question_only_where_answers_are_sampled(
+    tmp_path: Path, temperature: float, asked: int
+) -> None:
+    echo, sampling = Echo(), GenerationConfig(temperature=temperature)
+    chats = [replace(chat("a"), seed=seed) for seed in (1, 2)]
+    assert len(Remembering(echo, AnswerJournal(tmp_path, {})).respond(chats, sampling)) == 2
+    assert len(echo.asked) == asked
+
+
 def test_progress_counts_what_is_known(tmp_path: Path) -> None:
     echo, seen = Echo(), []
     remembered(tmp_path, echo, ["a"])
@@ -68,11 +79,14 @@ def test_a_line_that_was_cut_off_is_asked_again(tmp_path: Path, caplog: pytest.L
     file.write_text(file.read_text(encoding="utf-8")[:-5], encoding="utf-8")
     assert remembered(tmp_path, echo, ["a", "b"]) == ["a", "b"]
     assert echo.asked == ["a", "b", "b"]
-    assert "last line is not complete" in caplog.text
+    assert "the last line is incomplete" in caplog.text
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"key": "k", "text": "t"}', '{"key": "k", "surprise": 1}'])
-def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, line: str) -> None:
-    (tmp_path / "x.jsonl").write_text(line + "\n", encoding="utf-8")
+@pytest.mark.parametrize(
+    "line",
+    [b"{", b"[]", b"{}", b'{"key": "k", "text": "t"}', b'{"key": "k", "surprise": 1}', b"\xff", b"[" * 100_000],
+)
+def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "x.jsonl").write_bytes(line + b"\n")
     with pytest.raises(UserError, match=r"x\.jsonl: line 1 is no answer"):
         AnswerJournal(tmp_path, {})

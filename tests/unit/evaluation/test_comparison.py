@@ -130,6 +130,15 @@ def test_terminal_and_markdown_show_figures_and_no_answer(made, tmp_path):
     assert "script" not in markdown
 
 
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_narrow_terminal_shows_every_figures_name(width, made):
+    shown = Console(file=StringIO(), width=width)
+    shown.print(compare([made(BASE), made(WARM)]).table())
+    text = shown.file.getvalue()
+    assert [len(re.findall(rf"^ {name} ", text, re.MULTILINE)) for name in ("both", "easy", "hard")] == [1, 1, 1]
+    assert "…" not in text
+
+
 @pytest.mark.parametrize(
     "settings, policy, named",
     [

@@ -272,7 +272,7 @@ def test_what_was_answered_is_kept_and_only_the_rest_is_asked_again(server: Serv
 
     server.reply = reply
     chats = [question(f"q{n}") for n in range(6)]
-    with pytest.raises(UserError, match="answers 400: no; what was answered is kept"):
+    with pytest.raises(UserError, match="answers 400: no; the answers so far are kept"):
         ask(chats, parallel=1)
     assert [server.count(f"q{n}") for n in range(6)] == [1, 1, 1, 1, 0, 0]
     refused.set()

@@ -21,7 +21,16 @@ from pipelines.graph import compile_to
 from pipelines.local import StageFailed, run_local
 from pipelines.monitor import Monitor, StageRun
 from pipelines.rest_pipeline import build
-from pipelines.summary import StageSummary, Summary, duration, figures, reward_line, show, summarize
+from pipelines.summary import (
+    StageSummary,
+    Summary,
+    comparison_tables,
+    duration,
+    figures,
+    reward_line,
+    show,
+    summarize,
+)
 from rest_core import config, manifest
 from rest_core.config import Config
 from rest_core.errors import EXIT_PREEMPTED, Preempted, UserError
@@ -240,6 +249,22 @@ def test_the_policies_stand_side_by_side_with_their_differences(capsys: pytest.C
     assert "call accuracy" in out and "irrelevance accuracy" in out
     assert out.count("25.0% (14.0% to 40.0%)") == out.count("+25.0% (+10.0% to +40.0%)") == 2
     assert out.count("ResT - base") == 1
+
+
+@pytest.mark.parametrize("width", [40, 70, 80])
+def test_a_narrow_terminal_shows_whose_figures_they_are(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    figure = {"value": 0.25, "low": 0.1, "high": 0.4}
+    row = {
+        "policies": [{"policy": "warm-up", **figure}],
+        "differences": [{"pair": "ResT - warm-up", "clear": True, **figure}],
+    }
+    rules = ("soft", "strict", "published")
+    (table,) = comparison_tables([{"figure": f"api_bank/overall_{rule}", **row} for rule in rules])
+    Console(width=width).print(table)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for name in ("warm-up ", "ResT - warm-up ", "api_bank "):
+        assert sum(line.startswith(name) for line in lines) == 1
+    assert "…" not in "".join(lines)
 
 
 def test_the_summary_says_why_records_were_dropped(tmp_path: Path) -> None:

@@ -33,6 +33,20 @@ def test_an_unknown_category_is_named_with_the_nearest():
         select([])
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("web_search_base", "it needs a search engine's key and a network"),
+        ("memory_vector", "it needs a sentence-transformers model"),
+        ("memory_kv", "this version has no memory tools"),
+        ("format_sensitivity", "this version has no prompts in its formats"),
+    ],
+)
+def test_a_category_of_bfcl_that_cannot_be_evaluated_says_why(name, reason):
+    with pytest.raises(UserError, match=f"bfcl.categories: {name} cannot be evaluated: {reason}"):
+        select([name])
+
+
 def test_averages_against_worked_numbers():
     scores = {
         "simple_python": Accuracy(4, 4),

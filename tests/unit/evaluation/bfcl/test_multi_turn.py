@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from itertools import chain
 
 import multi_turn_gold
 import multi_turn_scripts as scripts
@@ -34,6 +35,7 @@ def test_perfect_dialogues_are_right_in_every_category(tmp_path):
         assert report.metrics[f"bfcl/count/skipped_{category}"] == 0
     row = report.rows[0]
     assert row["stop"] == "completed" and row["steps"] == sum(map(len, row["turns"]))
+    assert row["question"] == list(chain(*multi_turn_gold.entries("multi_turn_base")["multi_turn_base_3"]["question"]))
     found = results(tmp_path, "multi_turn_base")["multi_turn_base_3"]
     gold = scripts.gold("multi_turn_base_3")
     assert found["result"] == [[*(block(step[0]) for step in turn), ""] for turn in gold]
@@ -155,6 +157,9 @@ def test_samples_are_judged_each_on_fresh_state(tmp_path):
     texts = {(FILES, 0): bad, (FILES, 1): good, (FILES, 2): bad, **{(other, sample): right for sample in range(3)}}
     benchmark = scripts.Chosen(config)
     benchmark.ids = frozenset({FILES, other})
+    old, foreign = tmp_path / "samples" / "4" / "result" / "Qwen_Qwen3-1.7B-FC", tmp_path / "samples" / "song.wav"
+    old.mkdir(parents=True)
+    foreign.touch()
     report = evaluate(benchmark, scripts.Script(texts), out=tmp_path)
     first, second = report.rows
     assert [sample["valid"] for sample in first["samples"]] == [False, True, False] and not first["valid"]
@@ -167,6 +172,7 @@ def test_samples_are_judged_each_on_fresh_state(tmp_path):
     assert metrics["bfcl/multi_turn_base_mean_of_3"] == pytest.approx(4 / 6)
     assert metrics["bfcl/multi_turn_base_pass_at_3"] == 1 and metrics["bfcl/multi_turn_base_pass_hat_3"] == 0.5
     assert results(tmp_path / "samples" / "2", "multi_turn_base").keys() == {FILES, other}
+    assert foreign.is_file() and not old.exists()
     assert "temperature 1 with seed 0" in " ".join(report.notes)
 
 
