@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Protocol
@@ -145,11 +145,6 @@ def encode_prompt(
             "others: responses would not begin alike; choose a chat template that ends all prompts alike"
         )
     return ids
-
-
-def encode_prompts(tokenizer: Any, prompts: Iterable[Sequence[Message]]) -> list[list[int]]:
-    """The same of several chats of plain texts."""
-    return [encode_prompt(tokenizer, prompt) for prompt in prompts]
 
 
 def encode_response(tokenizer: Any, text: str) -> list[int]:
