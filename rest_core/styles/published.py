@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from rest_core.call_json import MAX_DEPTH
+from rest_core.data.fields import too_deep
 from rest_core.records import ToolCall
 from rest_core.response import Response
 
@@ -36,7 +37,7 @@ def bfcl_calls(text: str) -> Iterator[ToolCall]:
         if value["name"].strip().lower() != _NO_TOOL:
             given = value["parameters"]
             # What is no object, or nested without end, is a call all the same, and a wrong one.
-            yield ToolCall(value["name"], given if isinstance(given, dict) and not _too_deep(given) else {})
+            yield ToolCall(value["name"], given if isinstance(given, dict) and not too_deep(given, MAX_DEPTH) else {})
 
 
 def api_bank_match(text: str, wanted: ToolCall) -> bool:
@@ -75,17 +76,3 @@ def _lines(text: str) -> Iterator[Any]:
 def _keys(value: Any) -> set[str]:
     """Which of the two keys are "in" a value, as Python has it."""
     return {key for key in ("name", "parameters") if key in value}
-
-
-def _too_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for entry in level
-            for inner in (entry.values() if isinstance(entry, dict) else entry)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return False
-    return True
