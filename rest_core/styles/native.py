@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from rest_core.chat import opening, stop_texts, template_text, with_template
-from rest_core.errors import UserError, nearest
+from rest_core.errors import UserError
 from rest_core.records import Message, Tool, ToolCall
 from rest_core.response import Kind, Response
 from rest_core.styles.formats import FAMILIES
@@ -42,7 +42,7 @@ class NativeStyle(Style):
         parser: a family, or "auto", which looks at the chat template.
 
     Raises:
-        UserError: the chat template takes no tools, or its family is not known.
+        UserError: the chat template takes no tools, or shows no known family.
     """
 
     keeps_prompts = False
@@ -55,10 +55,6 @@ class NativeStyle(Style):
                 "compact, or a model whose template does"
             )
         family = _family(tokenizer, template) if parser == AUTO else parser
-        if family not in FAMILIES:
-            raise UserError(
-                f"model.tool_parser: {family!r} is not known{nearest(family, FAMILIES)} (known: {', '.join(FAMILIES)})"
-            )
         self.name, self.format = f"native, tool parser {family}", FAMILIES[family]()
         self.template = f"The model's own chat template, tool parser {family}:\n\n{template}"
         self._tokenizer = tokenizer
