@@ -23,7 +23,6 @@ readers of `.calls` may recurse.
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from enum import Enum
 
 from rest_core.call_json import MAX_DEPTH as MAX_DEPTH
 from rest_core.call_json import CallSpans as CallSpans
-from rest_core.call_json import Malformed, as_call, scan_object, skip_space
+from rest_core.call_json import Malformed, as_call, json_call, scan_object, skip_space
 from rest_core.call_json import Span as Span
 from rest_core.records import ToolCall
 
@@ -137,14 +136,11 @@ def render(*, think: str | None, calls: Sequence[ToolCall], response: str | None
     if think is not None:
         parts.append(f"<think> {think} </think>")
     if calls:
-        lines = (_ENCODER.encode({"name": call.name, "parameters": call.arguments}) for call in calls)
+        lines = (json_call(call, "parameters") for call in calls)
         parts.append("\n".join(["<tool_call>", *lines, "</tool_call>"]))
     if response is not None:
         parts.append(f"<response> {response} </response>")
     return "\n".join(parts)
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False)  # once: `json.dumps` makes one a call
 
 
 def _first_content(text: str, blocks: Sequence[Block], kind: Kind) -> str | None:
@@ -172,7 +168,7 @@ class Scanned:
     calls: list[tuple[ToolCall, CallSpans]] = field(default_factory=list)
     rejected: list[Span] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
-    stray: int = 0  # tags that open or close nothing
+    stray: list[str] = field(default_factory=list)  # tags that open or close nothing
     inner: int = 0  # tags inside a block
 
 
@@ -204,7 +200,7 @@ def scan(text: str, tags: re.Pattern[str] | None = None, ignored: frozenset[str]
         if not opening[1]:
             body = reader.block(opening.end()) if kind is Kind.TOOL_CALL else _plain(closers[kind], opening.end())
         if body is None:
-            result.stray += 1
+            result.stray.append(opening[0])
             index += 1
             continue
         last = index_of[body.close]
