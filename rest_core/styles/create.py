@@ -29,7 +29,7 @@ def built_in_style(name: str) -> TemplateStyle:
         raise UserError(
             f"model.prompt_style: no style {name!r}{nearest(name, known)} (known: {', '.join(known)}, {FILE}PATH)"
         )
-    return TemplateStyle(_FOLDER / f"{name}.yaml", name)
+    return TemplateStyle(_FOLDER / f"{name}.yaml", built_in=True)
 
 
 def create_style(model: ModelConfig, tokenizer: Any) -> Style:
@@ -42,7 +42,7 @@ def create_style(model: ModelConfig, tokenizer: Any) -> Style:
     if setting == NATIVE:
         return NativeStyle(tokenizer, model.tool_parser)
     if setting.startswith(FILE):
-        return TemplateStyle(Path(setting.removeprefix(FILE)).expanduser(), setting)
+        return TemplateStyle(Path(setting.removeprefix(FILE)).expanduser())
     return built_in_style(setting)
 
 

@@ -46,6 +46,7 @@ class NativeStyle(Style):
     """
 
     keeps_prompts = False
+    native_tools = True
 
     def __init__(self, tokenizer: Any, parser: str = AUTO) -> None:
         template = template_text(tokenizer)

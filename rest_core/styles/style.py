@@ -34,7 +34,9 @@ class Style(ABC):
     """What is published beside figures."""
     format: Format
     keeps_prompts: bool
-    """Whether prompts that data or a benchmark brings are put as they are: they are in the project's own format."""
+    """Whether the prompts of ToolRL's data and API-Bank, which ask for the project's own format, are used unchanged."""
+    native_tools = False
+    """Whether tools go to the chat template as such, not in a text of the style."""
     for_training = True
     thoughts: Thoughts | None = None
 

@@ -80,7 +80,7 @@ class TemplateFile(_Part):
         return self
 
 
-def read_template_file(path: Path, where: str) -> tuple[TemplateFile, str]:
+def read_template_file(path: Path) -> tuple[TemplateFile, str]:
     """The file's fields and its text.
 
     Raises:
@@ -90,17 +90,17 @@ def read_template_file(path: Path, where: str) -> tuple[TemplateFile, str]:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
     except OSError as error:
-        raise UserError(f"{where}: {error.strerror or error}") from None
+        raise UserError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 text (byte {error.start})") from None
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{where}: not valid YAML: {one_line(error)}") from None
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{where}: a prompt template is a mapping of fields, not {type(values).__name__}")
+        raise UserError(f"{path}: a prompt template is a mapping of fields, not {type(values).__name__}")
     try:
         return TemplateFile.model_validate(values), text
     except ValidationError as error:
-        raise UserError(f"{where}: {_problem(error.errors()[0])}") from None
+        raise UserError(f"{path}: {_problem(error.errors()[0])}") from None
 
 
 def compiled(text: str, field: str, where: str, *, of_turn: bool = False) -> tuple[jinja2.Template, set[str]]:

@@ -57,7 +57,7 @@ def test_every_style_of_the_package_names_its_source_and_licence() -> None:
 
 def test_a_file_says_how_prompts_look_and_responses_are_read(tmp_path: Path) -> None:
     made = style(tmp_path, OWN)
-    assert made.name.startswith(f"file:{tmp_path}/own.yaml (sha256 ") and made.template == OWN
+    assert made.name.startswith("own (sha256 ") and made.template == OWN
     calls = [ToolCall("f", {"x": 1}), ToolCall("f", {"x": "é"})]
     said = made.assistant_turn(calls, None)
     assert said.content.count("<tool_call>") == 2 and list(made.parse(said.content).calls) == calls
@@ -98,6 +98,13 @@ def test_a_wrong_file_is_refused_in_one_line_with_file_and_field(
     with pytest.raises(UserError, match=error) as raised:
         style(tmp_path, OWN.replace(old, new))
     assert str(raised.value).startswith(f"{tmp_path}/own.yaml: ") and "\n" not in str(raised.value)
+
+
+def test_a_text_that_fails_with_a_later_dialogue_is_refused_likewise(tmp_path: Path) -> None:
+    made = style(tmp_path, OWN.replace("turn.calls | json", "turn.calls[0].name"))
+    with pytest.raises(UserError, match=r"own.yaml: field messages\[1\].turns: ") as raised:
+        made.render([TOOL], [Message("user", "u"), made.assistant_turn([], "No call.")])
+    assert "\n" not in str(raised.value)
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
