@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from rest_core.config import ModelConfig
+from rest_core.config import PROMPT_STYLES, ModelConfig, validate
 from rest_core.errors import UserError
 from rest_core.records import Message, Tool, ToolCall
-from rest_core.styles.create import built_in_style, built_in_styles, create_style, training_style
+from rest_core.styles.create import built_in_style, create_style, training_style
 
 TOOL = Tool("f", "Does é.", {"type": "object", "properties": {"x": {"type": "number"}}, "required": []})
 DOCUMENT = {
@@ -46,8 +46,8 @@ def style(folder: Path, text: str) -> Any:
 
 
 def test_every_style_of_the_package_names_its_source_and_licence() -> None:
-    assert built_in_styles() == ["compact", "toolrl", "toolrl-bfcl", "toolrl-bfcl-multi-turn"]
-    for name in built_in_styles():
+    assert PROMPT_STYLES == ("native", "compact", "toolrl", "toolrl-bfcl", "toolrl-bfcl-multi-turn")
+    for name in PROMPT_STYLES[1:]:
         made = built_in_style(name)
         assert made.name == name
         assert (
@@ -110,8 +110,8 @@ def test_a_text_that_fails_with_a_later_dialogue_is_refused_likewise(tmp_path: P
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         create_style(ModelConfig(prompt_style=f"file:{tmp_path}/none.yaml"), None)
-    with pytest.raises(UserError, match="no style 'toolrll'; did you mean 'toolrl'"):
-        create_style(ModelConfig(prompt_style="toolrll"), None)
+    with pytest.raises(UserError, match=r"m: prompt_style: no such style; did you mean 'toolrl'\? .*'toolrll'"):
+        validate(ModelConfig, {"prompt_style": "toolrll"}, where="m")
     (tmp_path / "own.yaml").write_bytes(b"\xff")
     with pytest.raises(UserError, match="not UTF-8 text"):
         create_style(ModelConfig(prompt_style=f"file:{tmp_path}/own.yaml"), None)
