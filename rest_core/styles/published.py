@@ -9,6 +9,7 @@ https://github.com/qiancheng0/ToolRL.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -68,9 +69,15 @@ def _lines(text: str) -> Iterator[Any]:
     """The JSON values of the lines of the last block, or of the whole text where there is none."""
     for line in text.split(_OPEN)[-1].split(_CLOSE)[0].strip().split("\n"):
         try:
-            yield json.loads(line, parse_constant=str)
+            yield json.loads(line, parse_constant=str, parse_float=_number)
         except (ValueError, RecursionError):
             continue
+
+
+def _number(text: str) -> float | str:
+    """The number; its text where a float64 cannot hold it, as infinity is no JSON value."""
+    number = float(text)
+    return number if math.isfinite(number) else text
 
 
 def _keys(value: Any) -> set[str]:
