@@ -1,4 +1,4 @@
-"""A prompt template as a YAML file: its fields, and the checks of what a user has written.
+"""A prompt template as a YAML file: its fields and their checks.
 
 docs/evaluation.md shows one. Texts in it are Jinja templates; they run in Jinja's sandbox.
 """
@@ -15,20 +15,18 @@ import jinja2
 import jinja2.meta
 import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from rest_core.config import Section
 from rest_core.errors import UserError, nearest, one_line
 from rest_core.styles.formats import FORMATS
+from rest_core.styles.style import Thoughts
 
 _VARIABLES = {"tools", "documents", "notes", "turns"}
 _TURN_VARIABLES = {"turn", "tools", "documents", "notes"}
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TurnTemplates(_Part):
+class TurnTemplates(Section):
     """The dialogue's turns as messages of their own; a text that is left out is the turn's own."""
 
     user: str | None = None
@@ -42,7 +40,7 @@ class TurnTemplates(_Part):
                 yield role, text
 
 
-class MessageTemplate(_Part):
+class MessageTemplate(Section):
     """A message of the prompt, or all turns of the dialogue."""
 
     role: Literal["system", "user", "assistant"] | None = None
@@ -56,12 +54,7 @@ class MessageTemplate(_Part):
         return self
 
 
-class ThoughtTemplates(_Part):
-    call: str
-    respond: str
-
-
-class TemplateFile(_Part):
+class TemplateFile(Section):
     """The fields of a file."""
 
     name: str = Field(min_length=1)
@@ -71,7 +64,7 @@ class TemplateFile(_Part):
     messages: tuple[MessageTemplate, ...] = Field(min_length=1)
     format: str = "tagged"
     reading: Literal["own", "published"] = "own"
-    thoughts: ThoughtTemplates | None = None
+    thoughts: Thoughts | None = None
 
     @model_validator(mode="after")
     def _known_format(self) -> TemplateFile:

@@ -16,7 +16,7 @@ from rest_core.records import Message, Tool, ToolCall
 from rest_core.response import Response
 from rest_core.styles.formats import FORMATS
 from rest_core.styles.published import published_reading
-from rest_core.styles.style import Document, Style, Thoughts
+from rest_core.styles.style import Document, Style
 from rest_core.styles.template_file import MessageTemplate, TemplateFile, compiled, read_template_file
 
 _KNOWN_TEXTS = 256
@@ -39,8 +39,7 @@ class TemplateStyle(Style):
         self.name = file.name if built_in else f"{file.name} (sha256 {_digest(self.template)})"
         self.keeps_prompts = built_in
         self.format = FORMATS[file.format]()
-        if file.thoughts is not None:
-            self.thoughts = Thoughts(file.thoughts.call, file.thoughts.respond)
+        self.thoughts = file.thoughts
         self._published = file.reading == "published"
         self.for_training = not self._published
         self._messages = _compile(file, self._where)
@@ -78,7 +77,7 @@ class TemplateStyle(Style):
 
 
 class _Turn:
-    """A turn as templates see it; what its response says is read when it is asked for."""
+    """A turn as templates see it; its response is parsed where a template reads a part of it."""
 
     def __init__(self, style: Style, turns: Sequence[Message], place: int) -> None:
         self._style, self._turns, self._place = style, turns, place
@@ -115,7 +114,7 @@ class _Turn:
 
 
 class _Given:
-    """The variables of one prompt, made where a template reads them."""
+    """The variables of one prompt; those that cost time are made where a template reads them."""
 
     def __init__(
         self,
