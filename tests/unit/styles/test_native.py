@@ -123,6 +123,22 @@ def test_a_history_is_put_as_the_chat_template_wants_it(name: str) -> None:
     assert made.decode(ids) == spelled(made, messages, tools=schemas(), add_generation_prompt=True)
 
 
+@pytest.mark.parametrize("name", ONE_CALL)
+def test_several_calls_of_a_turn_become_turns_where_the_template_takes_one(name: str) -> None:
+    made = tokenizer(name)
+    style = NativeStyle(made)
+    turns = [style.assistant_turn([CALL, NOW], None), Message("tool", "result 0"), Message("tool", "result 1")]
+    ids = encode_prompt(made, [Message("user", "u"), *turns], style, TOOLS)
+    messages = [
+        {"role": "user", "content": "u"},
+        turn([CALL], None),
+        {"role": "tool", "content": "result 0"},
+        turn([NOW], None),
+        {"role": "tool", "content": "result 1"},
+    ]
+    assert made.decode(ids) == spelled(made, messages, tools=schemas(), add_generation_prompt=True)
+
+
 def test_system_messages_become_one() -> None:
     style = NativeStyle(tokenizer("qwen2_5"))
     history = [Message("system", "A."), Message("user", "u"), Message("system", "B.")]
