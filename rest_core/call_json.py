@@ -26,6 +26,7 @@ _JSON_TOKEN = re.compile(
     re.VERBOSE,
 )
 _ARGUMENT_KEYS = ("parameters", "arguments")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ENCODER = json.JSONEncoder(ensure_ascii=False)  # once: `json.dumps` makes one a call
 
 
@@ -70,6 +71,17 @@ def dumped(value: Any) -> str:
 def json_call(call: ToolCall, key: str) -> str:
     """A call as a JSON object, with its arguments under `key`."""
     return dumped({"name": call.name, key: call.arguments})
+
+
+def without_surrogates(value: Any) -> Any:
+    """A JSON value in whose texts each half of a surrogate pair, which is no character, is U+FFFD."""
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
+    return value
 
 
 def as_call(

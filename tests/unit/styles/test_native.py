@@ -123,6 +123,16 @@ def test_a_history_is_put_as_the_chat_template_wants_it(name: str) -> None:
     assert made.decode(ids) == spelled(made, messages, tools=schemas(), add_generation_prompt=True)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_of_a_surrogate_pair_in_an_earlier_call_becomes_a_character(name: str) -> None:
+    made = tokenizer(name)
+    style = NativeStyle(made)
+    said = style.write(think=None, calls=[ToolCall("get_weather", {"city": "HALF"})], response=None)
+    half = "\ud800" if FAMILIES[name] == "qwen3_coder" else "\\ud800"  # the others have escapes
+    history = [Message("user", "u"), Message("assistant", said.replace("HALF", half)), Message("tool", "\ud800")]
+    assert made.decode(encode_prompt(made, history, style, TOOLS)).count("\ufffd") == 2
+
+
 @pytest.mark.parametrize("name", ONE_CALL)
 def test_several_calls_of_a_turn_become_turns_where_the_template_takes_one(name: str) -> None:
     made = tokenizer(name)
