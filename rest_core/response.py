@@ -1,4 +1,4 @@
-"""The one parser of a model response: text in, typed spans and calls out.
+"""Responses in the project's own format: text in, typed spans and calls out.
 
 A response is
 
@@ -10,8 +10,8 @@ A response is
     <response> text for the user </response>
 
 with at most one block of each kind, in this order, and at least a `<tool_call>` or a `<response>`. "arguments" is
-accepted for "parameters". Rewards, token regions, evaluation and data validation all read the result of `parse`;
-nothing else in the project looks for tags.
+accepted for "parameters". Rewards, token regions, evaluation and data validation all read a `Response`; the parsers of
+other formats (`rest_core.styles.formats`) give the same type.
 
 A tag inside a string of a call is a part of that string and ends no block.
 
@@ -77,7 +77,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Response:
-    """What a response says, and where. `calls[i]` stands at `call_spans[i]`; spans count characters of `text`."""
+    """A parsed response. `calls[i]` stands at `call_spans[i]`; spans count characters of `text`."""
 
     text: str
     calls: tuple[ToolCall, ...]

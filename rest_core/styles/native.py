@@ -17,7 +17,7 @@ from rest_core.styles.formats.parts import thought
 from rest_core.styles.style import Document, Style
 
 AUTO = "auto"
-# What a chat template of a family has in it; the first that is found counts.
+# Marks of a family in its chat template; the first family that is found counts.
 _SIGNS = (
     ("qwen3_coder", re.compile(r"<function=")),
     ("hermes", re.compile(r"<tool_call>")),
@@ -67,7 +67,7 @@ class NativeStyle(Style):
     def render(
         self, tools: Sequence[Tool], history: Sequence[Message], documents: Sequence[Document] | None = None
     ) -> tuple[Message, ...]:
-        """See `Style.render`: the turns as they are, the data's own system messages as one before them."""
+        """See `Style.render`: the turns unchanged, and before them the data's own system messages as one."""
         notes = [message.content for message in history if message.role == "system"]
         turns = [message for message in history if message.role != "system"]
         return (*([Message("system", "\n\n".join(notes))] if notes else []), *turns)

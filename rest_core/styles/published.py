@@ -1,4 +1,4 @@
-"""How the authors of ToolRL and ResT read a response where they measure, on its raw text.
+"""How the authors of ToolRL and ResT read the raw text of a response in their evaluation.
 
 Their rules differ from ours (`rest_core.response`): the last tool_call block counts, one that is not closed is read up
 to the end of the text, a block inside of thoughts is read like any other, each line is a call by itself, and keys
@@ -24,7 +24,7 @@ _NO_TOOL = "none"
 
 
 def published_reading(response: Response) -> Response:
-    """A response with the calls that the authors' BFCL handler reads; for judging, it has no spans of calls."""
+    """A response with the calls that the authors' BFCL handler reads, for evaluation: without spans of calls."""
     return replace(response, calls=tuple(bfcl_calls(response.text)), call_spans=())
 
 

@@ -1,4 +1,4 @@
-"""What all formats of model families share: from the parts that a parser has found to a `Response`.
+"""Shared by the formats of model families: from the parts that a parser has found to a `Response`.
 
 A family's response is: thoughts, then words, then calls, each of them optional. In a `Response` the words are blocks of
 the kind RESPONSE with empty tags, so that regions and rewards read them as they read the project's own format.
@@ -35,7 +35,7 @@ class Format(Protocol):
 
 @dataclass
 class Parts:
-    """What a parser has found in a text, in the order of the text."""
+    """The parts that a parser has found in a text, in its order."""
 
     blocks: list[Block] = field(default_factory=list)  # thoughts and calls, disjoint
     calls: list[tuple[ToolCall, CallSpans]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Parts:
 
 
 def made_response(text: str, parts: Parts, dialect: Dialect, separators: str = "") -> Response:
-    """The response of these parts; what stands between them is words.
+    """The response of these parts; text between them is words.
 
     `tags` name its parts, calls in a row as one: the format rules of rewards compare them with the reference's.
     Thoughts in their place are left out of them: whether a family's model thinks is a setting of its chat template.

@@ -1,7 +1,8 @@
 """Python literals in a text, read without `eval`: strings, numbers, constants, lists, tuples and dicts.
 
-A pushdown automaton over tokens, as `rest_core.call_json`: one pass, no recursion, nesting bounded. Values are JSON
-values; a tuple becomes a list.
+A pushdown automaton over tokens, as in `rest_core.call_json`: one pass, no recursion, nesting bounded, and the place of
+an error or of the literal's end is known, as model output needs it (`rest_core.data.python_calls` reads calls in data
+files, with names of any kind and arithmetic). Values are JSON values; a tuple becomes a list.
 """
 
 from __future__ import annotations
