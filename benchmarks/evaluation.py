@@ -136,7 +136,7 @@ def peak_gib() -> float:
 
 def work_of(options: argparse.Namespace) -> dict[str, Any]:
     """The prompts and what else every side needs."""
-    from rest_core.chat import encode_prompts
+    from rest_core.chat import encode_prompt
     from rest_core.config import BfclConfig, ModelConfig
     from rest_core.evaluation.bfcl.benchmark import Bfcl
     from rest_core.evaluation.evaluate import seeded_subset
@@ -154,8 +154,8 @@ def work_of(options: argparse.Namespace) -> dict[str, Any]:
         for question in seeded_subset(questions, options.limit, seed=0, name=category)
     ]
     style = create_style(config, tokenizer)
-    messages = [style.render(chat.tools, chat.history) for chat in chats]
-    ids = [prompt for prompt in encode_prompts(tokenizer, messages) if len(prompt) <= options.longest]
+    encoded = [encode_prompt(tokenizer, style.render(chat.tools, chat.history)) for chat in chats]
+    ids = [prompt for prompt in encoded if len(prompt) <= options.longest]
     return {
         "prompts": ids,
         "longest": max(map(len, ids)),

@@ -1,6 +1,6 @@
-"""Calls as JSON objects in a text: where they and their parts stand, and what they say.
+"""Calls as JSON objects: how they are written, and where in a text they and their parts stand.
 
-Text is hostile: nothing here recurses, and each scan passes over its part of the text once.
+Text is hostile: no scan recurses, and each passes over its part of the text once.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _JSON_TOKEN = re.compile(
     re.VERBOSE,
 )
 _ARGUMENT_KEYS = ("parameters", "arguments")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ENCODER = json.JSONEncoder(ensure_ascii=False)  # once: `json.dumps` makes one a call
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,27 @@ class Member:
 
     key: str
     value: Span
+
+
+def dumped(value: Any) -> str:
+    """A value as chat templates' `tojson` writes it."""
+    return _ENCODER.encode(value)
+
+
+def json_call(call: ToolCall, key: str) -> str:
+    """A call as a JSON object, with its arguments under `key`."""
+    return dumped({"name": call.name, key: call.arguments})
+
+
+def without_surrogates(value: Any) -> Any:
+    """A JSON value in whose texts each half of a surrogate pair, which is no character, is U+FFFD."""
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
+    return value
 
 
 def as_call(
@@ -178,6 +201,7 @@ def _is_float64(number: str) -> bool:
 
 
 def skip_space(text: str, position: int) -> int:
+    """The place behind JSON's white space at `position`."""
     match = _JSON_SPACE.match(text, position)
     assert match is not None  # the pattern matches the empty string
     return match.end()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
+from rest_core.call_json import without_surrogates
 from rest_core.errors import UserError, one_line
 from rest_core.records import Message, Sample, Tool
 from rest_core.response import Kind, parse
@@ -132,7 +133,8 @@ def encode_prompt(
     """
     messages, variables = (_plain(prompt), {}) if style is None else style.chat_input(prompt, tools)
     try:
-        ids = _encode(tokenizer, messages, **variables)
+        # A model may have written half of a surrogate pair in a call of an earlier turn; tokenizers refuse it.
+        ids = _encode(tokenizer, without_surrogates(messages), **variables)
     except (ValueError, TypeError, TemplateError) as error:  # no template at all, or one that refuses
         raise UserError(
             f"{_template(tokenizer)} refuses messages of the roles {_roles(prompt)} "
@@ -145,11 +147,6 @@ def encode_prompt(
             "others: responses would not begin alike; choose a chat template that ends all prompts alike"
         )
     return ids
-
-
-def encode_prompts(tokenizer: Any, prompts: Iterable[Sequence[Message]]) -> list[list[int]]:
-    """The same of several chats of plain texts."""
-    return [encode_prompt(tokenizer, prompt) for prompt in prompts]
 
 
 def encode_response(tokenizer: Any, text: str) -> list[int]:

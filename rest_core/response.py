@@ -1,4 +1,4 @@
-"""The one parser of a model response: text in, typed spans and calls out.
+"""Responses in the project's own format: text in, typed spans and calls out.
 
 A response is
 
@@ -10,8 +10,8 @@ A response is
     <response> text for the user </response>
 
 with at most one block of each kind, in this order, and at least a `<tool_call>` or a `<response>`. "arguments" is
-accepted for "parameters". Rewards, token regions, evaluation and data validation all read the result of `parse`;
-nothing else in the project looks for tags.
+accepted for "parameters". Rewards, token regions, evaluation and data validation all read a `Response`; the parsers of
+other formats (`rest_core.styles.formats`) give the same type.
 
 A tag inside a string of a call is a part of that string and ends no block.
 
@@ -23,7 +23,6 @@ readers of `.calls` may recurse.
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from enum import Enum
 
 from rest_core.call_json import MAX_DEPTH as MAX_DEPTH
 from rest_core.call_json import CallSpans as CallSpans
-from rest_core.call_json import Malformed, as_call, scan_object, skip_space
+from rest_core.call_json import Malformed, as_call, json_call, scan_object, skip_space
 from rest_core.call_json import Span as Span
 from rest_core.records import ToolCall
 
@@ -78,7 +77,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Response:
-    """What a response says, and where. `calls[i]` stands at `call_spans[i]`; spans count characters of `text`."""
+    """A parsed response. `calls[i]` stands at `call_spans[i]`; spans count characters of `text`."""
 
     text: str
     calls: tuple[ToolCall, ...]
@@ -137,14 +136,11 @@ def render(*, think: str | None, calls: Sequence[ToolCall], response: str | None
     if think is not None:
         parts.append(f"<think> {think} </think>")
     if calls:
-        lines = (_ENCODER.encode({"name": call.name, "parameters": call.arguments}) for call in calls)
+        lines = (json_call(call, "parameters") for call in calls)
         parts.append("\n".join(["<tool_call>", *lines, "</tool_call>"]))
     if response is not None:
         parts.append(f"<response> {response} </response>")
     return "\n".join(parts)
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False)  # once: `json.dumps` makes one a call
 
 
 def _first_content(text: str, blocks: Sequence[Block], kind: Kind) -> str | None:
@@ -172,7 +168,7 @@ class Scanned:
     calls: list[tuple[ToolCall, CallSpans]] = field(default_factory=list)
     rejected: list[Span] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
-    stray: int = 0  # tags that open or close nothing
+    stray: list[str] = field(default_factory=list)  # tags that open or close nothing
     inner: int = 0  # tags inside a block
 
 
@@ -204,7 +200,7 @@ def scan(text: str, tags: re.Pattern[str] | None = None, ignored: frozenset[str]
         if not opening[1]:
             body = reader.block(opening.end()) if kind is Kind.TOOL_CALL else _plain(closers[kind], opening.end())
         if body is None:
-            result.stray += 1
+            result.stray.append(opening[0])
             index += 1
             continue
         last = index_of[body.close]

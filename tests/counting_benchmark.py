@@ -53,7 +53,7 @@ class Counting(Benchmark):
 class Scripted:
     """A policy that answers some items rightly; its answer to the others is a text."""
 
-    condition, native_tools = "style plain", False
+    condition, native_tools, keeps_prompts = "style plain", False, True
 
     def __init__(self, name, right, wrong="", template="T"):
         self.name, self.right, self.wrong, self.template = name, set(right), wrong, template

@@ -32,7 +32,7 @@ BROKEN = '<tool_call>\n{"name": "ls", "arguments": {\n</tool_call>'
 class Script:
     """A `Policy` whose text for a step is found by the step's seed."""
 
-    name, condition, template = "script", "scripted", ""
+    name, condition, template, keeps_prompts = "script", "scripted", "", True
 
     def __init__(
         self,

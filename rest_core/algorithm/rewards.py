@@ -5,7 +5,7 @@ Three schemes:
     rest    the ResT authors': a format rule of its own, on ranges that move with the training step
     strict  ours: the same ranges as toolrl, without the ways to cheat that the other two leave open
 
-All read the result of the one parser. `toolrl` and `rest` compare values as Python does (True == 1, 2.0 == 2);
+All read a parsed `Response`. `toolrl` and `rest` compare values as Python does (True == 1, 2.0 == 2);
 `strict` compares them as JSON values, types included.
 """
 

@@ -6,15 +6,19 @@ has changed.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rest_core.config.rl import EngineConfig, LoraConfig, RlConfig, TransformersEngineConfig
 from rest_core.config.section import Section
+from rest_core.errors import nearest
 
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
 EMBEDDED_DATA = "embedded:bfcl-executable"
+STYLE_TEMPLATES = Path(__file__).parents[1] / "styles" / "templates"
+PROMPT_STYLES = ("native", *sorted(path.stem for path in STYLE_TEMPLATES.glob("*.yaml")))
 
 
 class ModelConfig(Section):
@@ -26,14 +30,22 @@ class ModelConfig(Section):
     """compute type; master weights are always float32. A CPU that cannot multiply bfloat16 computes in float32"""
     trust_remote_code: bool = False
     """run Python code that comes with the checkpoint"""
-    prompt_style: str = Field("toolrl", pattern=r"^([a-z0-9-]+|file:.+)$")
-    """how questions are put and answers are read (docs/evaluation.md): toolrl, compact, native, or file:PATH"""
+    prompt_style: str = "toolrl"
+    """prompt template and response format (docs/evaluation.md): toolrl, compact, native, or file:PATH"""
     tool_parser: Literal["auto", "hermes", "llama3_json", "pythonic", "mistral", "qwen3_coder"] = "auto"
     """prompt_style=native: how the model's family writes calls, by vLLM's names; auto = by its chat template"""
     enable_thinking: bool | None = None
     """variable of the chat template; null = as the template has it"""
     init: Literal["pretrained", "random"] = "pretrained"
     """'random' keeps the architecture and draws new weights (tests)"""
+
+    @field_validator("prompt_style")
+    @classmethod
+    def _known_style(cls, style: str) -> str:
+        if style not in PROMPT_STYLES and not style.startswith("file:"):
+            known = ", ".join(PROMPT_STYLES)
+            raise ValueError(f"no such style{nearest(style, PROMPT_STYLES)} (known: {known}, file:PATH)")
+        return style
 
 
 class DataSource(Section):
@@ -99,7 +111,7 @@ PolicyName = Literal["base", "warmup", "trained", "champion"]
 
 
 class EndpointConfig(Section):
-    """How a policy `openai:MODEL@URL` is asked; the key is OPENAI_API_KEY, from the environment alone."""
+    """Requests to a policy `openai:MODEL@URL`; the key is OPENAI_API_KEY, from the environment alone."""
 
     prompting: Literal["tools", "prompt"] = "tools"
     """tools = the request has the tools, and the structured calls of the answer count; prompt = the prompt of
@@ -113,12 +125,12 @@ class EndpointConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Which policies a pipeline evaluates on every benchmark, and by what they are run."""
+    """Which policies a pipeline evaluates on every benchmark, and the engine that runs them."""
 
     policies: tuple[PolicyName, ...] = ("base", "warmup", "trained", "champion")
     """base = model.source, warmup = after sft, trained = after rl, champion = the registry's, where it has one"""
     engine: EngineConfig = Field(TransformersEngineConfig(), discriminator="engine")
-    """what generates the responses, as rl.engine"""
+    """generates the responses; settings as of rl.engine"""
     endpoint: EndpointConfig = EndpointConfig()
 
 

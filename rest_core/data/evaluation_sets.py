@@ -56,7 +56,7 @@ def evaluation_questions(api_bank: Path | None = None) -> dict[str, list[str]]:
 
 
 def _bfcl() -> dict[str, list[str]]:
-    """All categories. Format sensitivity has no questions of its own: it puts those of others in other words."""
+    """All categories. Format sensitivity has no questions of its own: it rewords prompts of others."""
     sets = {f"bfcl/{name}": _questions(bfcl_wheel.questions(name)) for name in bfcl_wheel.categories()}
     return sets | {"bfcl/memory_prerequisites": _questions(bfcl_wheel.memory_prerequisites())}
 

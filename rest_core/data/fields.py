@@ -77,10 +77,10 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def too_deep(value: Any) -> bool:
-    """Whether lists and objects are nested beyond `MAX_DEPTH`; other values may be walked by recursion."""
+def too_deep(value: Any, most: int = MAX_DEPTH) -> bool:
+    """Whether lists and objects are nested beyond `most`; other values may be walked by recursion."""
     level = [value] if isinstance(value, dict | list) else []
-    for _ in range(MAX_DEPTH):
+    for _ in range(most):
         if not level:
             return False
         below: list[Any] = []

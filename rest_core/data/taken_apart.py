@@ -1,4 +1,4 @@
-"""Prompts in ToolRL's own words as the dialogues that they were made of, for styles that put dialogues otherwise."""
+"""From ToolRL's own prompts back to dialogues, for styles with a prompt of another form."""
 
 from __future__ import annotations
 

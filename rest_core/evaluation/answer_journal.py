@@ -86,7 +86,7 @@ class Remembering:
     def __init__(self, policy: Policy, journal: AnswerJournal) -> None:
         self._policy, self._journal = policy, journal
         self.name, self.condition, self.template = policy.name, policy.condition, policy.template
-        self.native_tools = policy.native_tools
+        self.native_tools, self.keeps_prompts = policy.native_tools, policy.keeps_prompts
 
     def respond(
         self, chats: Sequence[Chat], config: GenerationConfig, on_progress: Progress | None = None

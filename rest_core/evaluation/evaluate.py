@@ -109,7 +109,7 @@ def _kind(benchmark: Benchmark, question: Question, chat: Chat, answer: Answer, 
 def _measurement(
     benchmark: Benchmark, policy: Policy, questions: Sequence[Question], chats: Sequence[Chat]
 ) -> Measurement:
-    prompted = policy.native_tools or any(chat.prompt is None for chat in chats)
+    prompted = not policy.keeps_prompts or any(chat.prompt is None for chat in chats)
     return Measurement(
         benchmark=benchmark.name,
         items=items_hash([question.id for question in questions], chats),

@@ -23,7 +23,7 @@ class LocalPolicy:
         self.name, self.engine, self.tokenizer, self.style = name, engine, tokenizer, style
         self.condition = f"prompt style {style.name}"
         self.template = style.template
-        self.native_tools = not style.keeps_prompts
+        self.native_tools, self.keeps_prompts = style.native_tools, style.keeps_prompts
 
     def respond(
         self, chats: Sequence[Chat], config: GenerationConfig, on_progress: Progress | None = None
@@ -68,12 +68,12 @@ class LocalPolicy:
 
     def reader(self, chat: Chat) -> Callable[[str], Response]:
         """See `Policy.reader`. A benchmark's own prompt asks for the project's own response format."""
-        if chat.prompt is not None and self.style.keeps_prompts:
+        if chat.prompt is not None and self.keeps_prompts:
             return parse
         return partial(self.style.parse, tools=chat.tools)
 
     def _encode(self, chat: Chat) -> list[int]:
-        if chat.prompt is not None and self.style.keeps_prompts:
+        if chat.prompt is not None and self.keeps_prompts:
             return encode_prompt(self.tokenizer, chat.prompt)
         prompt = self.style.render(chat.tools, chat.history, chat.documents)
         return encode_prompt(self.tokenizer, prompt, self.style, chat.tools)

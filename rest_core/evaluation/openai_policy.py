@@ -65,6 +65,7 @@ class OpenAiPolicy:
     def __init__(self, model: str, url: str, config: EndpointConfig, style: Style, journal: AnswerJournal) -> None:
         self.name, self._url, self._config, self._style, self._journal = model, url, config, style, journal
         self.native_tools = config.prompting == "tools"
+        self.keeps_prompts = not self.native_tools and style.keeps_prompts
         self.condition = "tools of the chat-completions API" if self.native_tools else f"prompt style {style.name}"
         self.template = _TEMPLATE if self.native_tools else style.template
 
@@ -94,7 +95,7 @@ class OpenAiPolicy:
 
     def reader(self, chat: Chat) -> Callable[[str], Response]:
         """See `rest_core.evaluation.policy.Policy`: structured calls are in the project's own format."""
-        if self.native_tools or chat.prompt is not None:
+        if self.native_tools or (chat.prompt is not None and self.keeps_prompts):
             return parse
         return partial(self._style.parse, tools=chat.tools)
 
@@ -163,7 +164,8 @@ class OpenAiPolicy:
         )
 
     def _prompt(self, chat: Chat) -> list[dict[str, Any]]:
-        rendered = chat.prompt or self._style.render(chat.tools, chat.history, chat.documents)
+        own = chat.prompt if self.keeps_prompts else None
+        rendered = own or self._style.render(chat.tools, chat.history, chat.documents)
         return [_plain(message) for message in rendered]
 
 

@@ -72,6 +72,11 @@ class Policy(Protocol):
         """Whether tools go to the model as such (`tools=` of its chat template or API), not in a text of ours."""
         ...
 
+    @property
+    def keeps_prompts(self) -> bool:
+        """Whether a benchmark's own prompt is used unchanged."""
+        ...
+
     def reader(self, chat: Chat) -> Callable[[str], Response]:
         """The parser of responses to this chat; `respond` sets it as `Answer.read`."""
         ...

@@ -1,4 +1,4 @@
-"""A warning that a model hardly calls tools where it should: mostly the style cannot read its calls."""
+"""A warning that a model hardly calls tools where it should, mostly because the style cannot read its calls."""
 
 from __future__ import annotations
 

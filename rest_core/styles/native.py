@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from rest_core.chat import opening, stop_texts, template_text, with_template
-from rest_core.errors import UserError, nearest
+from rest_core.errors import UserError
 from rest_core.records import Message, Tool, ToolCall
 from rest_core.response import Kind, Response
 from rest_core.styles.formats import FAMILIES
@@ -17,7 +17,7 @@ from rest_core.styles.formats.parts import thought
 from rest_core.styles.style import Document, Style
 
 AUTO = "auto"
-# What a chat template of a family has in it; the first that is found counts.
+# Marks of a family in its chat template; the first family that is found counts.
 _SIGNS = (
     ("qwen3_coder", re.compile(r"<function=")),
     ("hermes", re.compile(r"<tool_call>")),
@@ -31,6 +31,7 @@ _SIGNS = (
     ("llama3_json", re.compile(r'Environment: ipython|\{"name": function name, "parameters"')),
 )
 _DATE = "26 Jul 2024"  # Llama's templates take it where there is no clock; with a clock, prompts differ from day to day
+_QUESTION = {"role": "user", "content": "?"}
 _PROBE_TOOL = Tool("f", "An example.", {"type": "object", "properties": {}, "required": []})
 
 
@@ -42,10 +43,11 @@ class NativeStyle(Style):
         parser: a family, or "auto", which looks at the chat template.
 
     Raises:
-        UserError: the chat template takes no tools, or its family is not known.
+        UserError: the chat template takes no tools, or shows no known family.
     """
 
     keeps_prompts = False
+    native_tools = True
 
     def __init__(self, tokenizer: Any, parser: str = AUTO) -> None:
         template = template_text(tokenizer)
@@ -55,26 +57,26 @@ class NativeStyle(Style):
                 "compact, or a model whose template does"
             )
         family = _family(tokenizer, template) if parser == AUTO else parser
-        if family not in FAMILIES:
-            raise UserError(
-                f"model.tool_parser: {family!r} is not known{nearest(family, FAMILIES)} (known: {', '.join(FAMILIES)})"
-            )
         self.name, self.format = f"native, tool parser {family}", FAMILIES[family]()
         self.template = f"The model's own chat template, tool parser {family}:\n\n{template}"
         self._tokenizer = tokenizer
         self._takes_thoughts = "reasoning_content" in template
         self._variables = {"date_string": _DATE} if "date_string" in template else {}
+        self._takes_several_calls = self._renders_several_calls()
 
     def render(
         self, tools: Sequence[Tool], history: Sequence[Message], documents: Sequence[Document] | None = None
     ) -> tuple[Message, ...]:
-        """See `Style.render`: the turns as they are, the data's own system messages as one before them."""
+        """See `Style.render`: the turns unchanged, and before them the data's own system messages as one."""
         notes = [message.content for message in history if message.role == "system"]
         turns = [message for message in history if message.role != "system"]
         return (*([Message("system", "\n\n".join(notes))] if notes else []), *turns)
 
     def chat_input(self, prompt: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[dict[str, Any]], Document]:
-        """See `Style.chat_input`: with calls and their results as the chat template expects them."""
+        """See `Style.chat_input`: with calls and their results as the chat template expects them.
+
+        Where it refuses several calls in a turn (Llama's), each call but the first is a turn before its own result.
+        """
         messages: list[dict[str, Any]] = []
         waiting: list[dict[str, Any]] = []  # calls without a result
         made = 0
@@ -90,13 +92,15 @@ class NativeStyle(Style):
                 call = waiting.pop(0) if waiting else _call(ToolCall("", {}), made)
                 entry |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
             messages.append(entry)
+        if not self._takes_several_calls:
+            messages = _one_call_a_turn(messages)
         return messages, {**self._variables, **({"tools": [_schema(tool) for tool in tools]} if tools else {})}
 
     def write(self, *, think: str | None, calls: Sequence[ToolCall], response: str | None) -> str:
-        """See `Style.write`: what the chat template itself makes of such a turn, where it can be had.
+        """See `Style.write`: as the chat template itself writes such a turn.
 
-        A template that refuses the turn (Llama's refuse several calls), or loses a part of it, leaves that to the
-        family's own format. Where the template has switched thinking off there are no thoughts.
+        Where the template refuses the turn (Llama's refuse several calls) or drops a part of it, the family's own
+        format is used. Where the template switches thinking off there are no thoughts.
         """
         if opening(self._tokenizer).no_thoughts:
             think = None
@@ -107,7 +111,6 @@ class NativeStyle(Style):
 
     def _by_template(self, think: str | None, calls: Sequence[ToolCall], response: str | None) -> str | None:
         """The turn as the chat template writes it behind a prompt; None where that cannot be read back."""
-        question = [{"role": "user", "content": "?"}]
         wanted = ((think or "").strip(), (response or "").strip(), [call.name for call in calls])
         words = response or ""
         if think is not None and not self._takes_thoughts:
@@ -115,8 +118,8 @@ class NativeStyle(Style):
         turn = self._turn(think, words, [_call(call, n) for n, call in enumerate(calls)])
         options: dict[str, Any] = {**self._variables, "tools": [_schema(_PROBE_TOOL)], "tokenize": False}
         try:
-            whole = with_template(self._tokenizer, [*question, turn], add_generation_prompt=False, **options)
-            begun = with_template(self._tokenizer, question, add_generation_prompt=True, **options)
+            whole = with_template(self._tokenizer, [_QUESTION, turn], add_generation_prompt=False, **options)
+            begun = with_template(self._tokenizer, [_QUESTION], add_generation_prompt=True, **options)
         except (ValueError, TypeError, TemplateError):
             return None
         if not whole.startswith(begun):
@@ -127,6 +130,18 @@ class NativeStyle(Style):
         read = self.format.parse(written)
         found = (read.think or "", read.response or "", [call.name for call in read.calls])
         return written if found == wanted and read.well_formed else None
+
+    def _renders_several_calls(self) -> bool:
+        """Whether the chat template takes a turn of several calls."""
+        calls = [_call(ToolCall(_PROBE_TOOL.name, {}), number) for number in range(2)]
+        results = [{"role": "tool", "content": "", "tool_call_id": c["id"], "name": _PROBE_TOOL.name} for c in calls]
+        messages = [_QUESTION, self._turn(None, "", calls), *results]
+        options: dict[str, Any] = {**self._variables, "tools": [_schema(_PROBE_TOOL)], "tokenize": False}
+        try:
+            with_template(self._tokenizer, messages, **options)
+        except (ValueError, TypeError, TemplateError):
+            return False
+        return True
 
     def _thoughts_and_words(self, read: Response) -> tuple[str | None, str]:
         """Of an assistant's turn; thoughts stay in the words where the template has no place for them."""
@@ -155,6 +170,21 @@ def _family(tokenizer: Any, template: str) -> str:
         f"the chat template of {tokenizer.name_or_path!r} writes calls in no known way; set model.tool_parser to one "
         f"of {', '.join(FAMILIES)}, or choose model.prompt_style=toolrl or compact"
     )
+
+
+def _one_call_a_turn(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The dialogue with each call but a turn's first as a turn of its own, before its result."""
+    made: list[dict[str, Any]] = []
+    later: dict[str, Any] = {}  # calls of the last turn but its first, by id
+    for message in messages:
+        if message["role"] == "assistant":
+            calls = message.get("tool_calls", [])
+            later = {call["id"]: call for call in calls[1:]}
+            message = {**message, "tool_calls": calls[:1]} if later else message
+        elif (call := later.pop(message.get("tool_call_id", ""), None)) is not None:
+            made.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        made.append(message)
+    return made
 
 
 def _schema(tool: Tool) -> dict[str, Any]:

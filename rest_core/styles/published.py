@@ -1,4 +1,4 @@
-"""How the authors of ToolRL and ResT read a response where they measure, on its raw text.
+"""How the authors of ToolRL and ResT read the raw text of a response in their evaluation.
 
 Their rules differ from ours (`rest_core.response`): the last tool_call block counts, one that is not closed is read up
 to the end of the text, a block inside of thoughts is read like any other, each line is a call by itself, and keys
@@ -9,11 +9,13 @@ https://github.com/qiancheng0/ToolRL.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from rest_core.call_json import MAX_DEPTH
+from rest_core.data.fields import too_deep
 from rest_core.records import ToolCall
 from rest_core.response import Response
 
@@ -22,7 +24,7 @@ _NO_TOOL = "none"
 
 
 def published_reading(response: Response) -> Response:
-    """A response with the calls that the authors' BFCL handler reads; for judging, it has no spans of calls."""
+    """A response with the calls that the authors' BFCL handler reads, for evaluation: without spans of calls."""
     return replace(response, calls=tuple(bfcl_calls(response.text)), call_spans=())
 
 
@@ -36,7 +38,7 @@ def bfcl_calls(text: str) -> Iterator[ToolCall]:
         if value["name"].strip().lower() != _NO_TOOL:
             given = value["parameters"]
             # What is no object, or nested without end, is a call all the same, and a wrong one.
-            yield ToolCall(value["name"], given if isinstance(given, dict) and not _too_deep(given) else {})
+            yield ToolCall(value["name"], given if isinstance(given, dict) and not too_deep(given, MAX_DEPTH) else {})
 
 
 def api_bank_match(text: str, wanted: ToolCall) -> bool:
@@ -67,25 +69,17 @@ def _lines(text: str) -> Iterator[Any]:
     """The JSON values of the lines of the last block, or of the whole text where there is none."""
     for line in text.split(_OPEN)[-1].split(_CLOSE)[0].strip().split("\n"):
         try:
-            yield json.loads(line, parse_constant=str)
+            yield json.loads(line, parse_constant=str, parse_float=_number)
         except (ValueError, RecursionError):
             continue
+
+
+def _number(text: str) -> float | str:
+    """The number; its text where a float64 cannot hold it, as infinity is no JSON value."""
+    number = float(text)
+    return number if math.isfinite(number) else text
 
 
 def _keys(value: Any) -> set[str]:
     """Which of the two keys are "in" a value, as Python has it."""
     return {key for key in ("name", "parameters") if key in value}
-
-
-def _too_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for entry in level
-            for inner in (entry.values() if isinstance(entry, dict) else entry)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return False
-    return True

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from rest_core.config import Section
 from rest_core.records import Message, Tool, ToolCall
 from rest_core.response import Response
 from rest_core.styles.formats import Format
@@ -14,8 +14,7 @@ from rest_core.styles.formats import Format
 Document = dict[str, Any]  # a tool as its source describes it: {"name", "description", "parameters"}
 
 
-@dataclass(frozen=True)
-class Thoughts:
+class Thoughts(Section):
     """Thoughts of references that have none of their own."""
 
     call: str
@@ -31,10 +30,12 @@ class Style(ABC):
     name: str
     """For configurations, messages and reports."""
     template: str
-    """What is published beside figures."""
+    """The text that is published beside figures."""
     format: Format
     keeps_prompts: bool
-    """Whether prompts that data or a benchmark brings are put as they are: they are in the project's own format."""
+    """Whether the prompts of ToolRL's data and API-Bank, which ask for the project's own format, are used unchanged."""
+    native_tools = False
+    """Whether tools go to the chat template as such, not in a text of the style."""
     for_training = True
     thoughts: Thoughts | None = None
 
@@ -52,7 +53,7 @@ class Style(ABC):
         """
 
     def chat_input(self, prompt: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[dict[str, Any]], Document]:
-        """What the tokenizer's chat template gets for a prompt: messages, and further variables."""
+        """The input of the tokenizer's chat template for a prompt: messages, and further variables."""
         return [{"role": message.role, "content": message.content} for message in prompt], {}
 
     def parse(self, text: str, tools: Sequence[Tool] = ()) -> Response:

@@ -1,4 +1,4 @@
-"""A prompt template as a YAML file: its fields, and the checks of what a user has written.
+"""A prompt template as a YAML file: its fields and their checks.
 
 docs/evaluation.md shows one. Texts in it are Jinja templates; they run in Jinja's sandbox.
 """
@@ -15,20 +15,18 @@ import jinja2
 import jinja2.meta
 import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from rest_core.config import Section
 from rest_core.errors import UserError, nearest, one_line
 from rest_core.styles.formats import FORMATS
+from rest_core.styles.style import Thoughts
 
 _VARIABLES = {"tools", "documents", "notes", "turns"}
 _TURN_VARIABLES = {"turn", "tools", "documents", "notes"}
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TurnTemplates(_Part):
+class TurnTemplates(Section):
     """The dialogue's turns as messages of their own; a text that is left out is the turn's own."""
 
     user: str | None = None
@@ -42,7 +40,7 @@ class TurnTemplates(_Part):
                 yield role, text
 
 
-class MessageTemplate(_Part):
+class MessageTemplate(Section):
     """A message of the prompt, or all turns of the dialogue."""
 
     role: Literal["system", "user", "assistant"] | None = None
@@ -56,12 +54,7 @@ class MessageTemplate(_Part):
         return self
 
 
-class ThoughtTemplates(_Part):
-    call: str
-    respond: str
-
-
-class TemplateFile(_Part):
+class TemplateFile(Section):
     """The fields of a file."""
 
     name: str = Field(min_length=1)
@@ -71,7 +64,7 @@ class TemplateFile(_Part):
     messages: tuple[MessageTemplate, ...] = Field(min_length=1)
     format: str = "tagged"
     reading: Literal["own", "published"] = "own"
-    thoughts: ThoughtTemplates | None = None
+    thoughts: Thoughts | None = None
 
     @model_validator(mode="after")
     def _known_format(self) -> TemplateFile:
@@ -80,7 +73,7 @@ class TemplateFile(_Part):
         return self
 
 
-def read_template_file(path: Path, where: str) -> tuple[TemplateFile, str]:
+def read_template_file(path: Path) -> tuple[TemplateFile, str]:
     """The file's fields and its text.
 
     Raises:
@@ -90,17 +83,17 @@ def read_template_file(path: Path, where: str) -> tuple[TemplateFile, str]:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
     except OSError as error:
-        raise UserError(f"{where}: {error.strerror or error}") from None
+        raise UserError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 text (byte {error.start})") from None
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{where}: not valid YAML: {one_line(error)}") from None
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{where}: a prompt template is a mapping of fields, not {type(values).__name__}")
+        raise UserError(f"{path}: a prompt template is a mapping of fields, not {type(values).__name__}")
     try:
         return TemplateFile.model_validate(values), text
     except ValidationError as error:
-        raise UserError(f"{where}: {_problem(error.errors()[0])}") from None
+        raise UserError(f"{path}: {_problem(error.errors()[0])}") from None
 
 
 def compiled(text: str, field: str, where: str, *, of_turn: bool = False) -> tuple[jinja2.Template, set[str]]:

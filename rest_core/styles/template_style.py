@@ -16,7 +16,7 @@ from rest_core.records import Message, Tool, ToolCall
 from rest_core.response import Response
 from rest_core.styles.formats import FORMATS
 from rest_core.styles.published import published_reading
-from rest_core.styles.style import Document, Style, Thoughts
+from rest_core.styles.style import Document, Style
 from rest_core.styles.template_file import MessageTemplate, TemplateFile, compiled, read_template_file
 
 _KNOWN_TEXTS = 256
@@ -27,54 +27,57 @@ class TemplateStyle(Style):
 
     Args:
         path: the file.
-        name: of the style, as a configuration says it.
+        built_in: whether the file comes with the project; the name of another gets the file's hash.
 
     Raises:
         UserError: the file cannot be read, or a field of it is wrong; one line with file and field.
     """
 
-    keeps_prompts = True
-
-    def __init__(self, path: Path, name: str) -> None:
-        file, self.template = read_template_file(path, str(path))
-        self.name = name if not name.startswith("file:") else f"{name} (sha256 {_digest(self.template)})"
+    def __init__(self, path: Path, *, built_in: bool = False) -> None:
+        self._where = str(path)
+        file, self.template = read_template_file(path)
+        self.name = file.name if built_in else f"{file.name} (sha256 {_digest(self.template)})"
+        self.keeps_prompts = built_in
         self.format = FORMATS[file.format]()
-        if file.thoughts is not None:
-            self.thoughts = Thoughts(file.thoughts.call, file.thoughts.respond)
+        self.thoughts = file.thoughts
         self._published = file.reading == "published"
         self.for_training = not self._published
-        self._messages = _compile(file, str(path))
-        self._try_out(str(path))
+        self._messages = _compile(file, self._where)
+        self._try_out()
 
     def render(
         self, tools: Sequence[Tool], history: Sequence[Message], documents: Sequence[Document] | None = None
     ) -> tuple[Message, ...]:
-        """See `Style.render`."""
+        """See `Style.render`.
+
+        Raises:
+            UserError: a text of the template fails with this dialogue; one line with file and field.
+        """
         notes = tuple([message.content for message in history if message.role == "system"])
         turns = [message for message in history if message.role != "system"]
         given = _Given(tools, documents, notes, [_Turn(self, turns, place) for place in range(len(turns))])
-        return tuple([made for message in self._messages for made in message.render(given)])
+        made: list[Message] = []
+        for field, message in zip(_fields(self._messages), self._messages, strict=True):
+            try:
+                made += message.render(given)
+            except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+                raise UserError(f"{self._where}: field {field}: {one_line(error)}") from None
+        return tuple(made)
 
     def parse(self, text: str, tools: Sequence[Tool] = ()) -> Response:
         """See `Style.parse`."""
         read = self.format.parse(text, tools)
         return published_reading(read) if self._published else read
 
-    def _try_out(self, where: str) -> None:
-        """Render an example, so that what is wrong with a template shows now; raises `UserError`."""
+    def _try_out(self) -> None:
+        """Render an example, so that errors in a template show now; raises `UserError`."""
         tool = Tool("tool", "Example.", {"type": "object", "properties": {"x": {"type": "string"}}, "required": []})
         call = self.assistant_turn([ToolCall("tool", {"x": "a"})], None)
-        turns = [Message("system", "s"), Message("user", "u"), call, Message("tool", "r")]
-        for field, message in zip(_fields(self._messages), self._messages, strict=True):
-            try:
-                given = _Given((tool,), None, ("s",), [_Turn(self, turns[1:], place) for place in range(3)])
-                message.render(given)
-            except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
-                raise UserError(f"{where}: field {field}: {one_line(error)}") from None
+        self.render((tool,), [Message("system", "s"), Message("user", "u"), call, Message("tool", "r")])
 
 
 class _Turn:
-    """A turn as templates see it; what its response says is read when it is asked for."""
+    """A turn as templates see it; its response is parsed where a template reads a part of it."""
 
     def __init__(self, style: Style, turns: Sequence[Message], place: int) -> None:
         self._style, self._turns, self._place = style, turns, place
@@ -111,7 +114,7 @@ class _Turn:
 
 
 class _Given:
-    """The variables of one prompt, made where a template reads them."""
+    """The variables of one prompt; those that cost time are made where a template reads them."""
 
     def __init__(
         self,

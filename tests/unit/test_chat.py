@@ -5,14 +5,7 @@ from typing import Any
 
 import pytest
 
-from rest_core.chat import (
-    Opening,
-    encode_prompt,
-    encode_prompts,
-    encode_response,
-    encode_sample,
-    opening,
-)
+from rest_core.chat import Opening, encode_prompt, encode_response, encode_sample, opening
 from rest_core.errors import UserError
 from rest_core.records import Message, Sample, ToolCall
 from rest_core.response import render
@@ -25,7 +18,6 @@ def test_a_prompt_ends_where_the_answer_begins(tiny_tokenizer: Any) -> None:
     assert tiny_tokenizer.decode(ids) == (
         "<|start|>system\nbe brief<|end|>\n<|start|>user\nhei ☃<|end|>\n<|start|>assistant\n"
     )
-    assert encode_prompts(tiny_tokenizer, [PROMPT, PROMPT[1:]]) == [ids, encode_prompt(tiny_tokenizer, PROMPT[1:])]
 
 
 def test_a_response_ends_with_the_end_and_begins_with_nothing(tiny_tokenizer: Any) -> None:

@@ -19,7 +19,6 @@ from rest_core.data.readers import bfcl_executable, glaive, jsonl, sharegpt, too
 from rest_core.data.taken_apart import dialogue_of
 from rest_core.errors import UserError, nearest
 from rest_core.records import Sample
-from rest_core.response import TAGGED
 from rest_core.styles.style import Style
 
 Use = Literal["sft", "rl"]
@@ -134,16 +133,11 @@ def samples_of(records: Iterable[Record | Rejected], format: str, style: Style) 
             continue
         try:
             content = READERS[name].read(record)
-            if isinstance(content, Verbatim) and not _as_it_is(style):
+            if isinstance(content, Verbatim) and not style.keeps_prompts:
                 content = dialogue_of(content)
             yield from dialogues.samples(content, record, style=style, source=name)
         except Unreadable as error:
             yield error.rejected(record.where)
-
-
-def _as_it_is(style: Style) -> bool:
-    """Whether a record's own prompt and reference, in the project's format, are kept word for word."""
-    return style.keeps_prompts and style.format.dialect is TAGGED
 
 
 def _unknown(fields: Mapping[str, Any]) -> str:

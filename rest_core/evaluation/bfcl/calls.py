@@ -13,11 +13,11 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+from rest_core.call_json import without_surrogates
 from rest_core.records import ToolCall
 
 REFUSED = ToolCall("refused_call", {})
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def executor_text(call: ToolCall) -> str:
@@ -48,7 +48,7 @@ def harmless(call: ToolCall, tools: Collection[str] | None = None) -> ToolCall:
         tools is not None and call.name not in tools
     ):
         return REFUSED
-    arguments: dict[str, Any] = _without_surrogates(call.arguments)
+    arguments: dict[str, Any] = without_surrogates(call.arguments)
     return ToolCall(call.name, arguments)
 
 
@@ -61,20 +61,6 @@ def block(call: ToolCall) -> str:
     """The call as the handler that reads our result files expects it."""
     line = json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
     return f"<tool_call>\n{without_surrogates(line)}\n</tool_call>"
-
-
-def without_surrogates(text: str) -> str:
-    return _SURROGATE.sub("\ufffd", text)
-
-
-def _without_surrogates(value: Any) -> Any:
-    if isinstance(value, str):
-        return without_surrogates(value)
-    if isinstance(value, list):
-        return [_without_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
-    return value
 
 
 def _is_plain(name: str) -> bool:

@@ -20,9 +20,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from rest_core.call_json import json_call
 from rest_core.records import Tool, ToolCall
-from rest_core.response import Block, Dialect, Kind, Response, Scanned, Span, read_block, scan
-from rest_core.styles.formats.parts import Parts, joined, json_call, made_response, thought
+from rest_core.response import Block, Dialect, Kind, Response, Span, read_block, scan
+from rest_core.styles.formats.parts import Parts, made_response, thought
 
 _TAG = re.compile(r"<(/?)(think|tool_call)>")
 _OPENING = "<tool_call>"
@@ -34,9 +35,8 @@ class Hermes:
 
     def parse(self, text: str, tools: Sequence[Tool] = ()) -> Response:
         found = scan(text, _TAG, _FURTHER_KEYS)
-        parts = Parts(found.blocks, found.calls, found.rejected)
+        parts = Parts(found.blocks, found.calls, found.rejected, found.stray)
         if found.stray:
-            parts.stray = _stray_tags(text, found)
             _read_open_block(text, parts)
         if found.inner:
             parts.problems.append("a tag inside a block")
@@ -46,13 +46,7 @@ class Hermes:
 
     def write(self, *, think: str | None, calls: Sequence[ToolCall], response: str | None) -> str:
         blocks = (f"<tool_call>\n{json_call(call, 'arguments')}\n</tool_call>" for call in calls)
-        return thought(think) + joined([response, *blocks])
-
-
-def _stray_tags(text: str, found: Scanned) -> list[str]:
-    ends = [0, *[block.close_tag.end for block in found.blocks]]
-    starts = [*[block.open_tag.start for block in found.blocks], len(text)]
-    return [tag[0] for start, end in zip(ends, starts, strict=True) for tag in _TAG.finditer(text, start, end)]
+        return thought(think) + "\n".join(part for part in (response, *blocks) if part)
 
 
 def _read_open_block(text: str, parts: Parts) -> None:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rest_core.call_json import Malformed, as_call, scan_object
+from rest_core.call_json import Malformed, as_call, json_call, scan_object
 from rest_core.records import Tool, ToolCall
 from rest_core.response import Block, Dialect, Kind, Response, Span
-from rest_core.styles.formats.parts import Parts, json_call, made_response, think_blocks, thought
+from rest_core.styles.formats.parts import Parts, made_response, think_blocks, thought
 
 _MARK = "<|python_tag|>"
 _THINK = re.compile(r"<(/?)think>")

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rest_core.call_json import CallSpans, Malformed, Span, as_call, object_at, scan_object, skip_space
+from rest_core.call_json import CallSpans, Malformed, Span, as_call, json_call, object_at, scan_object, skip_space
 from rest_core.records import Tool, ToolCall
 from rest_core.response import Block, Dialect, Kind, Response
-from rest_core.styles.formats.parts import Parts, dumped, json_call, made_response, think_blocks
+from rest_core.styles.formats.parts import Parts, made_response, think_blocks
 
 _MARK = "[TOOL_CALLS]"
 _SQUARE, _ANGLED = re.compile(r"\[(/?)THINK\]"), re.compile(r"<(/?)think>")
@@ -25,13 +25,6 @@ _FURTHER_KEYS = frozenset({"id", "type"})
 
 class Mistral:
     dialect = Dialect("mistral", re.compile(r"\[TOOL_CALLS\]"))
-
-    def __init__(self, named: bool = False, mark: str = "[TOOL_CALLS]") -> None:
-        """Args:
-        named: write calls as from v11 on.
-        mark: written before calls, with the space that some templates have behind it.
-        """
-        self._named, self._mark = named, mark
 
     def parse(self, text: str, tools: Sequence[Tool] = ()) -> Response:
         parts = Parts()
@@ -45,11 +38,8 @@ class Mistral:
         return made_response(text, parts, self.dialect)
 
     def write(self, *, think: str | None, calls: Sequence[ToolCall], response: str | None) -> str:
-        if self._named:
-            written = "".join(f"{_MARK}{call.name}[ARGS]{dumped(call.arguments)}" for call in calls)
-        else:
-            objects = ", ".join(json_call(call, "arguments") for call in calls)
-            written = f"{self._mark}[{objects}]" if calls else ""
+        objects = ", ".join(json_call(call, "arguments") for call in calls)
+        written = f"{_MARK}[{objects}]" if calls else ""
         return ("" if think is None else f"[THINK]{think}[/THINK]") + (response or "") + written
 
 

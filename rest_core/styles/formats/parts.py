@@ -1,4 +1,4 @@
-"""What all formats of model families share: from the parts that a parser has found to a `Response`.
+"""Shared by the formats of model families: from the parts that a parser has found to a `Response`.
 
 A family's response is: thoughts, then words, then calls, each of them optional. In a `Response` the words are blocks of
 the kind RESPONSE with empty tags, so that regions and rewards read them as they read the project's own format.
@@ -6,16 +6,13 @@ the kind RESPONSE with empty tags, so that regions and rewards read them as they
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from rest_core.records import Tool, ToolCall
 from rest_core.response import Block, CallSpans, Dialect, Kind, Response, Span
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class Format(Protocol):
@@ -38,7 +35,7 @@ class Format(Protocol):
 
 @dataclass
 class Parts:
-    """What a parser has found in a text, in the order of the text."""
+    """The parts that a parser has found in a text, in its order."""
 
     blocks: list[Block] = field(default_factory=list)  # thoughts and calls, disjoint
     calls: list[tuple[ToolCall, CallSpans]] = field(default_factory=list)
@@ -48,7 +45,7 @@ class Parts:
 
 
 def made_response(text: str, parts: Parts, dialect: Dialect, separators: str = "") -> Response:
-    """The response of these parts; what stands between them is words.
+    """The response of these parts; text between them is words.
 
     `tags` name its parts, calls in a row as one: the format rules of rewards compare them with the reference's.
     Thoughts in their place are left out of them: whether a family's model thinks is a setting of its chat template.
@@ -73,29 +70,9 @@ def made_response(text: str, parts: Parts, dialect: Dialect, separators: str = "
     )
 
 
-def empty_block(kind: Kind, content: Span) -> Block:
-    """A block without tags."""
-    return Block(kind, Span(content.start, content.start), content, Span(content.end, content.end))
-
-
-def json_call(call: ToolCall, key: str) -> str:
-    """A call as families write it in JSON, with its arguments under `key`."""
-    return f'{{"name": {dumped(call.name)}, "{key}": {dumped(call.arguments)}}}'
-
-
-def dumped(value: Any) -> str:
-    """A value as chat templates' `tojson` writes it."""
-    return _ENCODER.encode(value)
-
-
 def thought(think: str | None) -> str:
     """A think block and the line breaks behind it, as Qwen's templates write it; nothing without thoughts."""
     return "" if think is None else f"<think>\n{think}\n</think>\n\n"
-
-
-def joined(parts: Iterable[str | None]) -> str:
-    """Parts that are not empty, each on lines of its own."""
-    return "\n".join(part for part in parts if part)
 
 
 def think_blocks(text: str, tags: re.Pattern[str], parts: Parts) -> int:
@@ -123,7 +100,8 @@ def _with_words(text: str, blocks: Sequence[Block], separators: str) -> list[Blo
         end = len(text) if block is None else block.open_tag.start
         found = _stripped(text, place, end, separators)
         if found is not None:
-            made.append(empty_block(Kind.RESPONSE, found))
+            before, behind = Span(found.start, found.start), Span(found.end, found.end)
+            made.append(Block(Kind.RESPONSE, before, found, behind))
         if block is not None:
             made.append(block)
             place = block.close_tag.end

@@ -1,7 +1,8 @@
 """Python literals in a text, read without `eval`: strings, numbers, constants, lists, tuples and dicts.
 
-A pushdown automaton over tokens, as `rest_core.call_json`: one pass, no recursion, nesting bounded. Values are JSON
-values; a tuple becomes a list.
+A pushdown automaton over tokens, as in `rest_core.call_json`: one pass, no recursion, nesting bounded, and the place of
+an error or of the literal's end is known, as model output needs it (`rest_core.data.python_calls` reads calls in data
+files, with names of any kind and arithmetic). Values are JSON values; a tuple becomes a list.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-from rest_core.call_json import MAX_DEPTH, Malformed
+from rest_core.call_json import MAX_DEPTH, Malformed, skip_space
 
-_SPACE = re.compile(r"[ \t\n\r]*+")
 _TOKEN = re.compile(
     r"""[ \t\n\r]*+(?:
         ('(?:[^'\\\n]++|\\.)*+'|"(?:[^"\\\n]++|\\.)*+")                          # 1 string
@@ -39,13 +39,12 @@ class _Open:
     filled: bool = False  # a value has been read, and no comma behind it
 
 
-def read_literal(text: str, start: int, limit: int | None = None) -> tuple[Any, int]:
+def read_literal(text: str, start: int) -> tuple[Any, int]:
     """The literal at `start`, white space before it skipped, and where it ends; raises `Malformed`."""
-    limit = len(text) if limit is None else limit
     stack: list[_Open] = []
     position = start
     while True:
-        match = _TOKEN.match(text, position, limit)
+        match = _TOKEN.match(text, position)
         if match is None:
             raise Malformed(skip_space(text, position))
         string, number, constant, mark = match.groups()
@@ -68,13 +67,6 @@ def read_literal(text: str, start: int, limit: int | None = None) -> tuple[Any, 
         if not stack:
             return value, position
         _take_value(stack[-1], value, begin)
-
-
-def skip_space(text: str, position: int) -> int:
-    """The place behind the white space at `position`."""
-    match = _SPACE.match(text, position)
-    assert match is not None  # the pattern matches the empty string
-    return match.end()
 
 
 def _wants_value(container: _Open) -> bool:

@@ -13,11 +13,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rest_core.call_json import CallSpans, Malformed, Span
+from rest_core.call_json import CallSpans, Malformed, Span, dumped, skip_space
 from rest_core.records import Tool, ToolCall
 from rest_core.response import Block, Dialect, Kind, Response
-from rest_core.styles.formats.parts import Parts, dumped, made_response, think_blocks, thought
-from rest_core.styles.formats.python_literals import read_literal, skip_space
+from rest_core.styles.formats.parts import Parts, made_response, think_blocks, thought
+from rest_core.styles.formats.python_literals import read_literal
 
 _THINK = re.compile(r"<(/?)think>")
 _OPENING = re.compile(r"<\|(?:python_start|python_tag|tool_call_start)\|>")
@@ -31,9 +31,6 @@ _KEY = re.compile(r"\s*+([^\W\d]\w*+)\s*+=(?!=)")
 
 class Pythonic:
     dialect = Dialect("pythonic", re.compile(rf"{_OPENING.pattern}|\[\s*+{_NAME}\s*+\("))
-
-    def __init__(self, opening: str = "", closing: str = "") -> None:
-        self._opening, self._closing = opening, closing
 
     def parse(self, text: str, tools: Sequence[Tool] = ()) -> Response:
         parts = Parts()
@@ -54,9 +51,7 @@ class Pythonic:
 
     def write(self, *, think: str | None, calls: Sequence[ToolCall], response: str | None) -> str:
         written = ", ".join(f"{call.name}({_arguments(call.arguments)})" for call in calls)
-        marked = f"{self._opening}[{written}]{self._closing}" if calls else ""
-        words = response or ""
-        return thought(think) + (words + marked if self._opening else marked or words)
+        return thought(think) + (f"[{written}]" if calls else response or "")
 
     def _read_list(self, text: str, opening: re.Match[str] | None, begun: re.Match[str], parts: Parts) -> int:
         """Read the list whose bracket ends `begun`; returns where its block ends."""

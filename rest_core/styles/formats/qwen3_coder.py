@@ -19,10 +19,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rest_core.call_json import CallSpans, Malformed, Span, object_at, scan_object
+from rest_core.call_json import CallSpans, Malformed, Span, dumped, object_at, scan_object
 from rest_core.records import Tool, ToolCall
 from rest_core.response import Block, Dialect, Kind, Response
-from rest_core.styles.formats.parts import Parts, dumped, made_response, think_blocks, thought
+from rest_core.styles.formats.parts import Parts, made_response, think_blocks, thought
 from rest_core.styles.formats.python_literals import read_literal
 
 _THINK = re.compile(r"<(/?)think>")

@@ -17,6 +17,7 @@ from rest_core.records import Message, Sample, Tool, ToolCall
 from rest_core.response import parse
 from rest_core.styles.create import built_in_style
 from rest_core.styles.native import NativeStyle
+from rest_core.styles.template_style import TemplateStyle
 from rest_core.training.tasks import make_tasks
 
 TOOL = Tool("f", "", {"type": "object", "properties": {"x": {}}})
@@ -66,6 +67,15 @@ def test_what_is_not_as_toolrl_writes_it_is_rejected(user: str, reference: str, 
     with pytest.raises(Unreadable) as raised:
         dialogue_of(verbatim(user, reference))
     assert raised.value.reason == reason
+
+
+def test_a_template_of_the_users_own_is_used_for_toolrls_data(toolrl_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("name: own\nmessages: [{role: system, content: Mine.}, {turns: {}}]\n", encoding="utf-8")
+    entries = list(readers.read(toolrl_folder / "rlla_test.parquet", "auto", TemplateStyle(path)))
+    samples = [entry for entry in entries if isinstance(entry, Sample)]
+    assert len(samples) > len(entries) / 2
+    assert all(sample.prompt[0] == Message("system", "Mine.") for sample in samples)
 
 
 def native(tokenizer: object) -> NativeStyle:

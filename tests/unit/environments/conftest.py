@@ -17,7 +17,7 @@ TOP = Path(__file__).resolve().parents[3]
 class ScriptedPolicy:
     """A `Policy` whose answer to a chat is a function of it; `waves` has the chats of each call."""
 
-    name, condition, template, native_tools = "script", "scripted", "", False
+    name, condition, template, native_tools, keeps_prompts = "script", "scripted", "", False, True
 
     def __init__(self, script: Callable) -> None:
         self.script, self.waves = script, []

@@ -18,7 +18,7 @@ def chat(text: str) -> Chat:
 
 
 class Echo:
-    name, condition, template, native_tools = "echo", "none", "", False
+    name, condition, template, native_tools, keeps_prompts = "echo", "none", "", False, True
 
     def __init__(self) -> None:
         self.asked: list[str] = []

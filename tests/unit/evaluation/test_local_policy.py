@@ -7,6 +7,7 @@ from rest_core.records import Message, Tool, ToolCall
 from rest_core.response import parse
 from rest_core.styles.create import built_in_style
 from rest_core.styles.native import NativeStyle
+from rest_core.styles.template_style import TemplateStyle
 
 
 def chat(text: str) -> Chat:
@@ -84,6 +85,18 @@ def test_a_native_style_puts_tools_into_the_chat_template_and_reads_its_calls(sc
     assert '"description": "Does."' in engine.prompts[0] and engine.prompts[0].endswith("<|user|>u<|end|><|assistant|>")
     assert answer.parsed.calls == (ToolCall("f", {"x": 1}),) and answer.parsed.well_formed
     assert policy.native_tools and policy.condition == "prompt style native, tool parser hermes"
+
+
+def test_a_template_of_the_users_own_replaces_a_benchmarks_prompt(scripted, tokenizer, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("name: own\nmessages: [{role: user, content: 'Q: {{ turns[-1].content }}'}]\nformat: hermes\n")
+    engine = scripted(lambda prompt, position: '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>')
+    policy = LocalPolicy("m", engine, tokenizer, TemplateStyle(path))
+    asked = Chat((), (Message("user", "u"),), prompt=(Message("user", "in the benchmark's own words"),))
+    (answer,) = policy.respond([asked], GenerationConfig())
+    assert engine.prompts[0].endswith("<|user|>Q: u<|end|><|assistant|>")
+    assert answer.parsed.calls == (ToolCall("f", {}),)
+    assert not policy.native_tools and not policy.keeps_prompts
 
 
 def test_an_empty_think_block_in_the_prompt_is_no_part_of_an_answer(scripted, tokenizer, monkeypatch):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
-import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -63,10 +61,7 @@ def template(name: str) -> tuple[str, str]:
     """A chat template, and the token that ends its turns."""
     if name in _OWN:
         return _OWN[name]
-    spec = find_spec("trl")
-    if spec is None or spec.origin is None:
-        pytest.skip("TRL, which has the chat templates, is not installed")
-    text = (Path(spec.origin).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    text = (files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
     return text, "<|eot_id|>" if name.startswith("llama") else "<|im_end|>"
 
 

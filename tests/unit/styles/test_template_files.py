@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from rest_core.config import ModelConfig
+from rest_core.config import PROMPT_STYLES, ModelConfig, validate
 from rest_core.errors import UserError
 from rest_core.records import Message, Tool, ToolCall
-from rest_core.styles.create import built_in_style, built_in_styles, create_style, training_style
+from rest_core.styles.create import built_in_style, create_style, training_style
 
 TOOL = Tool("f", "Does é.", {"type": "object", "properties": {"x": {"type": "number"}}, "required": []})
 DOCUMENT = {
@@ -46,8 +46,8 @@ def style(folder: Path, text: str) -> Any:
 
 
 def test_every_style_of_the_package_names_its_source_and_licence() -> None:
-    assert built_in_styles() == ["compact", "toolrl", "toolrl-bfcl", "toolrl-bfcl-multi-turn"]
-    for name in built_in_styles():
+    assert PROMPT_STYLES == ("native", "compact", "toolrl", "toolrl-bfcl", "toolrl-bfcl-multi-turn")
+    for name in PROMPT_STYLES[1:]:
         made = built_in_style(name)
         assert made.name == name
         assert (
@@ -57,7 +57,7 @@ def test_every_style_of_the_package_names_its_source_and_licence() -> None:
 
 def test_a_file_says_how_prompts_look_and_responses_are_read(tmp_path: Path) -> None:
     made = style(tmp_path, OWN)
-    assert made.name.startswith(f"file:{tmp_path}/own.yaml (sha256 ") and made.template == OWN
+    assert made.name.startswith("own (sha256 ") and made.template == OWN
     calls = [ToolCall("f", {"x": 1}), ToolCall("f", {"x": "é"})]
     said = made.assistant_turn(calls, None)
     assert said.content.count("<tool_call>") == 2 and list(made.parse(said.content).calls) == calls
@@ -100,11 +100,18 @@ def test_a_wrong_file_is_refused_in_one_line_with_file_and_field(
     assert str(raised.value).startswith(f"{tmp_path}/own.yaml: ") and "\n" not in str(raised.value)
 
 
+def test_a_text_that_fails_with_a_later_dialogue_is_refused_likewise(tmp_path: Path) -> None:
+    made = style(tmp_path, OWN.replace("turn.calls | json", "turn.calls[0].name"))
+    with pytest.raises(UserError, match=r"own.yaml: field messages\[1\].turns: ") as raised:
+        made.render([TOOL], [Message("user", "u"), made.assistant_turn([], "No call.")])
+    assert "\n" not in str(raised.value)
+
+
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         create_style(ModelConfig(prompt_style=f"file:{tmp_path}/none.yaml"), None)
-    with pytest.raises(UserError, match="no style 'toolrll'; did you mean 'toolrl'"):
-        create_style(ModelConfig(prompt_style="toolrll"), None)
+    with pytest.raises(UserError, match=r"m: prompt_style: no such style; did you mean 'toolrl'\? .*'toolrll'"):
+        validate(ModelConfig, {"prompt_style": "toolrll"}, where="m")
     (tmp_path / "own.yaml").write_bytes(b"\xff")
     with pytest.raises(UserError, match="not UTF-8 text"):
         create_style(ModelConfig(prompt_style=f"file:{tmp_path}/own.yaml"), None)
