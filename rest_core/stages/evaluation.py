@@ -133,8 +133,9 @@ def _off(
         return f"switched off (evaluation.policies does not name {evaluated})"
     one = next(one for one in EVALUATED if one.name == evaluated)
     if policy is not None and passed_on(policy):
-        before = "base model" if handoff.is_base_model(Path(policy)) else "warm-up"
-        return f"{one.switch} is off: the policy is the {before}, which is evaluated as such"
+        name, title = ("base", "base model") if handoff.is_base_model(Path(policy)) else ("warmup", "warm-up")
+        rest = "is evaluated as such" if name in evaluation.policies else f"evaluation.policies leaves out ({name})"
+        return f"{one.switch} is off: the policy is the {title}, which {rest}"
     return None
 
 

@@ -150,6 +150,8 @@ def test_a_policy_that_is_the_one_before_is_not_evaluated_again(
 ) -> None:
     policy = _passed_on(tmp_path / "policy", base=base, source=tiny_checkpoint)
     assert evaluate("out", policy=policy, evaluated=evaluated).skipped == reason
+    alone = evaluate("alone", policy=policy, evaluated=evaluated, evaluation=EvaluationConfig(policies=(evaluated,)))
+    assert "evaluated as such" not in str(alone.skipped) and "evaluation.policies leaves out" in str(alone.skipped)
 
 
 @pytest.mark.usefixtures("unsent")
