@@ -43,13 +43,13 @@ class Common(TypedDict):
     policy: NotRequired[Path | str]
     """A directory, a hub id, or openai:MODEL@URL; absent for the base model and the champion."""
     registry: NotRequired[RegistryConfig]
-    """That has the champion."""
+    """The registry whose champion is evaluated; absent for every other policy."""
     evaluated: NotRequired[PolicyName]
-    """Which of the pipeline's policies this is; absent by hand."""
+    """Which of the pipeline's policies this is; absent in `rest eval-…`."""
 
 
 class Unavailable(Exception):
-    """There are no questions, or no policy to put them to: the stage is skipped, and the message says why."""
+    """There are no questions, or no policy to answer them: the stage is skipped, and the message says why."""
 
     def __init__(self, reason: str, *, expected: bool = False) -> None:
         super().__init__(reason)
@@ -114,7 +114,7 @@ def evaluate_policy(
             answering = _policy(stage, limits, common)
         except Unavailable as missing:
             return stage.skip(str(missing), quiet=missing.expected)
-        return _put(stage, benchmark, answering)
+        return _evaluate(stage, benchmark, answering)
 
 
 def _off(
@@ -140,7 +140,7 @@ def _off(
 
 
 def _policy(stage: StageContext, limits: GenerationConfig, common: Common) -> Policy:
-    """The policy that answers; the base model and the champion are asked only what no earlier run has asked them."""
+    """The policy that answers; the base model and the champion reuse their answers in earlier runs."""
     from rest_core.evaluation.openai_policy import PREFIX
     from rest_core.stages import policies
 
@@ -165,8 +165,8 @@ def _policy(stage: StageContext, limits: GenerationConfig, common: Common) -> Po
     return policies.remembering(best, champion.location, model, evaluation, champion.identity)
 
 
-def _put(stage: StageContext, benchmark: Benchmark, policy: Policy) -> StageResult:
-    """Put the benchmark's questions; the report, its table and its figures go to the stage's run."""
+def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Policy) -> StageResult:
+    """Evaluate the policy; the report, its table and its figures go to the stage's run."""
     from rest_core.evaluation.evaluate import evaluate
 
     out = stage.out
