@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -175,14 +174,13 @@ def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Policy) -> Stag
     for file in ("report.md", "report.json", "rows.jsonl", "accuracy.png"):
         stage.run.artifact(out / file)
     stage.run.table(report.rows, "answers")
-    ids = hashlib.sha256("\n".join(str(row["id"]) for row in report.rows).encode()).hexdigest()
-    limits = benchmark.generation
+    measured = report.measured
+    limits = ", ".join(f"{name} {value}" for name, value in measured.limits.items())
     measured_on = (
-        f"{len(report.rows)} items {ids[:12]}, {policy.condition}, up to {limits.max_prompt_tokens} + "
-        f"{limits.max_response_tokens} tokens, bfcl-eval {manifest.package_versions().get('bfcl-eval', 'unknown')}"
+        f"{len(report.rows)} items {measured.items[:12]}, {measured.condition}, {limits}, checked by {measured.checker}"
     )
     stage.run.dataset(
-        benchmark.name, source=report.title, digest_sha256=ids, rows=len(report.rows), context="evaluation"
+        benchmark.name, source=report.title, digest_sha256=measured.items, rows=len(report.rows), context="evaluation"
     )
     return stage.finish(report.metrics, measured_on=measured_on)
 
