@@ -1,6 +1,6 @@
 # Images of the pipeline's stages; docs/images.md says what each holds, its size, and what the arguments mean.
 #
-#   base      compare-and-register, aggregate, report-status: Kubeflow, MLflow and S3, no torch
+#   base      compare-policies, compare-and-register, aggregate, report-status: Kubeflow, MLflow and S3, no torch
 #   train     preflight, sft-warmup, rest-rl
 #   evaluate  prepare-data, the evaluations
 #

@@ -245,7 +245,7 @@ ENTRIES = (
 
 
 def _of_each_policy(entry: Stage) -> Iterator[Stage]:
-    """The evaluations of an entry, one a policy; any other entry as it is."""
+    """The evaluations of an entry, one per policy; any other entry unchanged."""
     if entry.benchmark is None:
         yield entry
         return
@@ -263,7 +263,7 @@ def _of_each_policy(entry: Stage) -> Iterator[Stage]:
 
 
 STAGES = tuple(stage for entry in ENTRIES for stage in _of_each_policy(entry))
-"""The stages of the pipelines: an evaluation stands there once a policy."""
+"""The stages of the pipelines: each evaluation occurs once per policy."""
 
 CATALOGUE = {stage.name: stage for stage in (*ENTRIES, *STAGES)}
 

@@ -69,11 +69,11 @@ class Evaluated:
     part: Part
     """Where its evaluations run."""
     stage: str | None
-    """That makes it; None = it is there before the run."""
+    """The stage that makes it; None = it exists before the run."""
     switch: str | None
     """The section whose `enabled` is false where it is the same as the one before it, or does not exist."""
     sections: tuple[str, ...] = ()
-    """That its evaluations read besides."""
+    """Sections that its evaluations read in addition."""
 
 
 EVALUATED = (
@@ -121,7 +121,7 @@ class Stage:
     switch: str | None = None
     """The section whose `enabled` switches it off; it then passes its input on, or says why it did nothing."""
     benchmark: str | None = None
-    """Of an evaluation: the benchmark's name, which its metrics begin with. Pipelines have the stage once a policy."""
+    """Of an evaluation: the benchmark's name, which its metrics begin with. Pipelines have it once per policy."""
     evaluated: Evaluated | None = None
     """Of an evaluation in a pipeline: the policy."""
     command: Command | None = None

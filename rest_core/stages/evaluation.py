@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,13 +42,13 @@ class Common(TypedDict):
     policy: NotRequired[Path | str]
     """A directory, a hub id, or openai:MODEL@URL; absent for the base model and the champion."""
     registry: NotRequired[RegistryConfig]
-    """That has the champion."""
+    """The registry whose champion is evaluated; absent for every other policy."""
     evaluated: NotRequired[PolicyName]
-    """Which of the pipeline's policies this is; absent by hand."""
+    """Which of the pipeline's policies this is; absent in `rest eval-…`."""
 
 
 class Unavailable(Exception):
-    """There are no questions, or no policy to put them to: the stage is skipped, and the message says why."""
+    """There are no questions, or no policy to answer them: the stage is skipped, and the message says why."""
 
     def __init__(self, reason: str, *, expected: bool = False) -> None:
         super().__init__(reason)
@@ -114,7 +113,7 @@ def evaluate_policy(
             answering = _policy(stage, limits, common)
         except Unavailable as missing:
             return stage.skip(str(missing), quiet=missing.expected)
-        return _put(stage, benchmark, answering)
+        return _evaluate(stage, benchmark, answering)
 
 
 def _off(
@@ -133,13 +132,14 @@ def _off(
         return f"switched off (evaluation.policies does not name {evaluated})"
     one = next(one for one in EVALUATED if one.name == evaluated)
     if policy is not None and passed_on(policy):
-        before = "base model" if handoff.is_base_model(Path(policy)) else "warm-up"
-        return f"{one.switch} is off: the policy is the {before}, which is evaluated as such"
+        name, title = ("base", "base model") if handoff.is_base_model(Path(policy)) else ("warmup", "warm-up")
+        rest = "is evaluated as such" if name in evaluation.policies else f"evaluation.policies leaves out ({name})"
+        return f"{one.switch} is off: the policy is the {title}, which {rest}"
     return None
 
 
 def _policy(stage: StageContext, limits: GenerationConfig, common: Common) -> Policy:
-    """The policy that answers; the base model and the champion are asked only what no earlier run has asked them."""
+    """The policy that answers; the base model and the champion reuse their answers in earlier runs."""
     from rest_core.evaluation.openai_policy import PREFIX
     from rest_core.stages import policies
 
@@ -164,8 +164,8 @@ def _policy(stage: StageContext, limits: GenerationConfig, common: Common) -> Po
     return policies.remembering(best, champion.location, model, evaluation, champion.identity)
 
 
-def _put(stage: StageContext, benchmark: Benchmark, policy: Policy) -> StageResult:
-    """Put the benchmark's questions; the report, its table and its figures go to the stage's run."""
+def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Policy) -> StageResult:
+    """Evaluate the policy; the report, its table and its figures go to the stage's run."""
     from rest_core.evaluation.evaluate import evaluate
 
     out = stage.out
@@ -174,14 +174,13 @@ def _put(stage: StageContext, benchmark: Benchmark, policy: Policy) -> StageResu
     for file in ("report.md", "report.json", "rows.jsonl", "accuracy.png"):
         stage.run.artifact(out / file)
     stage.run.table(report.rows, "answers")
-    ids = hashlib.sha256("\n".join(str(row["id"]) for row in report.rows).encode()).hexdigest()
-    limits = benchmark.generation
+    measured = report.measured
+    limits = ", ".join(f"{name} {value}" for name, value in measured.limits.items())
     measured_on = (
-        f"{len(report.rows)} items {ids[:12]}, {policy.condition}, up to {limits.max_prompt_tokens} + "
-        f"{limits.max_response_tokens} tokens, bfcl-eval {manifest.package_versions().get('bfcl-eval', 'unknown')}"
+        f"{len(report.rows)} items {measured.items[:12]}, {measured.condition}, {limits}, checked by {measured.checker}"
     )
     stage.run.dataset(
-        benchmark.name, source=report.title, digest_sha256=ids, rows=len(report.rows), context="evaluation"
+        benchmark.name, source=report.title, digest_sha256=measured.items, rows=len(report.rows), context="evaluation"
     )
     return stage.finish(report.metrics, measured_on=measured_on)
 

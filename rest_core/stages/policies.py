@@ -68,11 +68,11 @@ def local(
     require_visible()
     policy = policies.fetched(source)
     tokenizer = load_tokenizer(policy, model)
-    engine: Any = _LoadedWhenAsked(policy, tokenizer, model, evaluation, generation)
+    engine: Any = _LoadedOnFirstUse(policy, tokenizer, model, evaluation, generation)
     return LocalPolicy(name, engine, tokenizer, create_style(model, tokenizer))
 
 
-class _LoadedWhenAsked:
+class _LoadedOnFirstUse:
     """An `Engine` that loads its model with the first prompts."""
 
     def __init__(self, *settings: Any) -> None:
@@ -117,10 +117,10 @@ def remembering(
     evaluation: EvaluationConfig,
     weights: Mapping[str, Any] | None = None,
 ) -> Policy:
-    """The policy with the answers that this user's earlier runs have had of the same model; it is asked the rest.
+    """The policy, reusing its answers in earlier runs of this user: it answers new questions only.
 
-    They are kept below the cache directory, by everything that decides them: weights, prompting, engine, packages, and
-    this project's code.
+    Answers are kept below the cache directory, by everything that decides them: weights, prompting, engine, packages,
+    and this project's code.
 
     Args:
         source: of the weights.

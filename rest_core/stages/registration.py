@@ -32,7 +32,8 @@ def compare_and_register(
     """Register the trained model as `challenger`, compare it with the champion, and close the pipeline's run.
 
     Args:
-        evaluations: reports by benchmark, on the trained policy, and on the warm-up, which that is where rl is off.
+        evaluations: directories of evaluations by policy and benchmark: of the trained policy, and of the warm-up,
+            which is what is registered where rl is off.
     """
     from rest_core.operations.tracking import registry as models
     from rest_core.operations.tracking.store import connect

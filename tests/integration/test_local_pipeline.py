@@ -69,7 +69,7 @@ def test_every_stage_is_done_and_measured(run: tuple[Path, dict[str, Any], str])
     assert "irrelevance accuracy" in out and "ResT - base" in out
 
 
-def test_the_base_model_is_answered_from_the_cache_by_a_second_run(run: tuple[Path, dict[str, Any], str]) -> None:
+def test_the_base_models_answers_are_kept_for_later_runs(run: tuple[Path, dict[str, Any], str]) -> None:
     folder, _, _ = run
     kept = list((folder / "cache" / "rest-pipelines" / "answers").glob("*/*.jsonl"))
     base = folder.glob("runs/tiny/artifacts/*/evaluate-*-base/report/rows.jsonl")

@@ -56,7 +56,7 @@ PRIVATE = {
     "kubeflow": {"kubeflow.trainer.backends.kubernetes.backend"},
     "torch": {"_dynamo", "_is_mkldnn_bf16_supported", "_linear_pointwise", "_reorder_linear_weight"},
     "transformers": {
-        *("_attn_implementation", "_can_set_attn_implementation", "_commit_hash", "_no_split_modules"),
+        *("_attn_implementation", "_can_set_attn_implementation", "_no_split_modules"),
         *("transformers.core_model_loading", "transformers.integrations.sdpa_attention"),
         *("transformers.masking_utils", "transformers.models.auto.modeling_auto"),
     },

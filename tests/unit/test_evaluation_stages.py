@@ -120,6 +120,21 @@ def test_the_base_model_costs_once_for_the_same_items_and_settings(
 
 
 @pytest.mark.usefixtures("unsent")
+def test_the_registry_is_given_all_that_decides_whether_figures_compare(
+    evaluate: Evaluate, tmp_path: Path, small_api_bank: Path, tiny_checkpoint: Path
+) -> None:
+    changes: dict[str, Any] = {"one": {}, "same": {"batch_tokens": 4096}, "other": {"temperature": 0.5}}
+    measured = {}
+    for out, change in changes.items():
+        generation = SHORT.model_copy(update=change)
+        section = ApiBankConfig(location=str(small_api_bank), generation=generation)
+        evaluate(out, policy=str(tiny_checkpoint), api_bank=section)
+        measured[out] = manifest.read(tmp_path / out)["counts"]["measured_on"]
+    assert measured["one"] == measured["same"]
+    assert measured["other"] == measured["one"].replace("temperature 0.0", "temperature 0.5") != measured["one"]
+
+
+@pytest.mark.usefixtures("unsent")
 def test_what_is_evaluated_by_hand_is_asked_each_time(
     evaluate: Evaluate, loads: list[str], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -150,6 +165,8 @@ def test_a_policy_that_is_the_one_before_is_not_evaluated_again(
 ) -> None:
     policy = _passed_on(tmp_path / "policy", base=base, source=tiny_checkpoint)
     assert evaluate("out", policy=policy, evaluated=evaluated).skipped == reason
+    alone = evaluate("alone", policy=policy, evaluated=evaluated, evaluation=EvaluationConfig(policies=(evaluated,)))
+    assert "evaluated as such" not in str(alone.skipped) and "evaluation.policies leaves out" in str(alone.skipped)
 
 
 @pytest.mark.usefixtures("unsent")

@@ -53,11 +53,13 @@ def check_data(location: str) -> str:
 
 
 def check_api_bank(api_bank: ApiBankConfig) -> str:
-    """The same for API-Bank; where its published files cannot be reached, the stage is skipped."""
+    """The same for API-Bank; where its published files cannot be reached, its evaluations are skipped."""
     try:
         return check_data(api_bank.location or f"{published.PREFIX}api-bank")
     except published.Unreachable as problem:
-        raise NotAllowed(f"evaluate-api-bank will be skipped, unless they are in its pod's cache: {problem}") from None
+        raise NotAllowed(
+            f"its evaluations will be skipped, unless the files are in their pods' cache: {problem}"
+        ) from None
 
 
 def _on_hub(name: str, kind: Kind, revision: str | None) -> str:

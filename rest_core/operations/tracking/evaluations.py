@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rest_core.errors import UserError
 from rest_core.evaluation.evaluation_report import REPORT_FILE, ROWS_FILE
 from rest_core.operations.tracking import registry, store
-from rest_core.operations.tracking.delivery import PIPELINE_RUN_TAG, STAGE_TAG
+from rest_core.operations.tracking.delivery import PIPELINE_RUN_TAG, STAGE_TAG, TRIAL_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +36,8 @@ def is_reference(text: str) -> bool:
 def find(client: MlflowClient, text: str, benchmark: str) -> Found:
     """The evaluation on a benchmark that a run id, `models:/NAME/VERSION` or `NAME@ALIAS` stands for.
 
-    The run of a pipeline, and a version that it registered, stand for the evaluation of the policy that it trained.
+    The run of a pipeline, and a version that it registered, stand for the evaluation of the policy that it trained;
+    likewise the run of a trial. An ablation trains several policies: its run stands for none.
 
     Args:
         client: from `store.connect`.
@@ -44,7 +45,7 @@ def find(client: MlflowClient, text: str, benchmark: str) -> Found:
         benchmark: "bfcl" or "api_bank"; an evaluation's own run is taken whatever it is.
 
     Raises:
-        UserError: there is no such run or version, or no evaluation of it that has finished.
+        UserError: there is no such run or version, or not exactly one policy of it with a finished evaluation.
     """
     if _RUN.fullmatch(text):
         run = _run(client, text)
@@ -93,18 +94,21 @@ def _run(client: MlflowClient, run_id: str) -> Run:
 
 
 def _trained(client: MlflowClient, run: Run, benchmark: str, name: str) -> Run:
-    """The newest finished evaluation of the trained policy in the pipeline run that a run belongs to."""
-    pipeline_run = run.data.tags.get(PIPELINE_RUN_TAG)
+    """The newest finished evaluation of the trained policy in the pipeline run, or trial, that a run belongs to."""
+    pipeline_run, trial = (run.data.tags.get(tag) for tag in (PIPELINE_RUN_TAG, TRIAL_TAG))
     stage = f"evaluate-{benchmark.replace('_', '-')}"
     if pipeline_run is not None:
         for wanted in (f"{stage}-trained", stage):
+            tags = {PIPELINE_RUN_TAG: pipeline_run, STAGE_TAG: wanted} | ({TRIAL_TAG: trial} if trial else {})
+            conditions = [f"tags.`{tag}` = '{value}'" for tag, value in tags.items()]
             found = client.search_runs(
                 [run.info.experiment_id],
-                f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run}' and tags.`{STAGE_TAG}` = '{wanted}' "
-                "and attributes.status = 'FINISHED'",
+                " and ".join([*conditions, "attributes.status = 'FINISHED'"]),
                 order_by=["attributes.start_time DESC"],
                 max_results=1,
             )
+            if found and trial is None and TRIAL_TAG in found[0].data.tags:
+                raise UserError(f"{name}: an ablation has a policy per trial; give the run of a trial or an evaluation")
             if found:
                 return found[0]
     raise UserError(

@@ -131,7 +131,7 @@ def test_reports_of_the_benchmarks_come_as_evaluations(run: Run, tmp_path: Path)
     assert many["evaluations"]["base"]["bfcl"] == [tmp_path / "bfcl_base"] * 2
 
 
-def test_an_evaluation_is_told_which_policy_it_measures(run: Run) -> None:
+def test_an_evaluation_gets_the_policy_that_it_measures(run: Run) -> None:
     assert run(replace(PLAIN, evaluated=EVALUATED[0])) == {"pipeline_run": "my run", "evaluated": "base"}
 
 

@@ -117,7 +117,7 @@ def test_published_files_are_asked_for_and_not_downloaded(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(published, "RAW_URL", "http://127.0.0.1:1")
-    with pytest.raises(NotAllowed, match="evaluate-api-bank will be skipped"):
+    with pytest.raises(NotAllowed, match="its evaluations will be skipped"):
         sources.check_api_bank(ApiBankConfig())
     with pytest.raises(UserError, match="cannot be downloaded"):
         sources.check_data("published:toolrl/rlla_sft.json")

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from rest_core.errors import UserError
 from rest_core.operations.tracking import evaluations
-from rest_core.operations.tracking.delivery import KIND_TAG, PIPELINE_RUN_TAG, STAGE_TAG
+from rest_core.operations.tracking.delivery import KIND_TAG, PIPELINE_RUN_TAG, STAGE_TAG, TRIAL_TAG
 
 
 class Store:
@@ -19,9 +19,12 @@ class Store:
         self.client, self.place = client, place
         self.experiment = client.create_experiment("test", artifact_location=(place / "artifacts").as_uri())
 
-    def run(self, pipeline: str, stage: str | None, *files: str, status: str = "FINISHED") -> str:
+    def run(
+        self, pipeline: str, stage: str | None, *files: str, status: str = "FINISHED", trial: str | None = None
+    ) -> str:
         kind = "stage" if stage else "pipeline"
         tags = {PIPELINE_RUN_TAG: pipeline, KIND_TAG: kind} | ({STAGE_TAG: stage} if stage else {})
+        tags |= {TRIAL_TAG: trial} if trial else {}
         run_id = str(self.client.create_run(self.experiment, tags=tags, run_name=stage or pipeline).info.run_id)
         for name in files:
             (self.place / name).write_text(f"{pipeline} {stage}", encoding="utf-8")
@@ -74,6 +77,14 @@ def test_a_pipelines_run_and_its_version_stand_for_the_trained_policy(made: Stor
 def test_a_pipeline_with_one_evaluation_a_benchmark(made: Store) -> None:
     made.run("a", "evaluate-bfcl", *BOTH)
     assert made.stage_of(made.run("a", "rest-rl")) == "a evaluate-bfcl"
+
+
+def test_of_an_ablation_a_trial_stands_for_its_policy_and_the_whole_for_none(made: Store) -> None:
+    evaluated = {trial: made.run("a", "evaluate-bfcl-trained", trial=trial) for trial in ("paper", "uniform")}
+    trained = made.run("a", "rest-rl", trial="paper")
+    assert evaluations.find(made.client, trained, "bfcl").run.info.run_id == evaluated["paper"]
+    with pytest.raises(UserError, match="an ablation has a policy per trial; give the run of a trial"):
+        evaluations.find(made.client, made.run("a", None), "bfcl")
 
 
 @pytest.mark.parametrize("text", ["runs/base", "runs/3", "a" * 31, "https://x/y@z", ""])
