@@ -73,6 +73,9 @@ class DataConfig(Section):
     max_response_tokens: int = Field(2048, ge=8)
     """limit for the reference response"""
     validation_fraction: float = Field(0.05, ge=0, lt=1)
+    """held out from both stages, by families: the steps of a dialogue, and requests that the same calls answer"""
+    rl_fraction: float | None = Field(None, gt=0, lt=1)
+    """of the samples that serve both stages, RL trains on this share and SFT on the others; null = both train on all"""
     seed: int = 0
 
 

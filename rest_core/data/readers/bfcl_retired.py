@@ -3,8 +3,8 @@
 Question files hold {id, question: [[{role, content}]], function: [BFCL function schemas]}; the answers are
 ["f(n=20, p=1/6)", …], or possible answers [{"f": {"n": [20, 21]}}], a list of accepted values for each argument.
 
-Left out: `chatable`, of whose 200 questions 197 are those of scored categories, and `multi_turn_composite`, whose
-dialogues begin as those of multi_turn_base do.
+Left out: `chatable`, of whose 200 questions 197 are those of scored categories, and `multi_turn_composite`, of whose
+200 dialogues 49 begin as those of multi_turn_base do.
 """
 
 from __future__ import annotations
