@@ -144,8 +144,7 @@ def rest_rl(
         tokenizer = load_tokenizer(policy, model)
         style = training_style(model, tokenizer)
         tasks = make_tasks(tokenizer, map(to_sample, load_split(dataset, "rl")), style)
-        held_out = load_split(dataset, "rl_validation") if rl.evaluate_every else []
-        validation = make_tasks(tokenizer, map(to_sample, held_out), style)
+        validation = make_tasks(tokenizer, map(to_sample, load_split(dataset, "rl_validation")), style)
         stage.run.dataset("rl", source=str(dataset), digest_sha256=digest, rows=len(tasks), context="training")
         master = load_model(policy, model)
         trainer = RlTrainer(

@@ -37,21 +37,22 @@ def identity(inputs: str, model: ModelConfig, config: RlConfig) -> dict[str, Any
     }
 
 
-def check(config: RlConfig, lengths: Sequence[int], *, held_out: int) -> None:
+def check(config: RlConfig, lengths: Sequence[int], *, held_out: Sequence[int]) -> None:
     """Refuse prompts that the settings do not fit.
 
     Args:
         lengths: tokens of each training prompt.
-        held_out: how many held-out prompts there are.
+        held_out: tokens of each held-out prompt.
     """
     if not lengths:
         raise UserError("there are no training prompts: the dataset's split 'rl' is empty")
-    longest, response = max(lengths), config.max_response_tokens
+    response = config.max_response_tokens
     budgets = {  # the least that each budget has to hold at once
-        "micro_batch_tokens": ("response", longest + response),
-        "rollout_batch_tokens": (f"group of {config.group_size}", longest + config.group_size * response),
+        "micro_batch_tokens": ("response", max(lengths), 1),
+        "rollout_batch_tokens": (f"group of {config.group_size}", max(*lengths, *held_out, 0), config.group_size),
     }
-    for name, (what, needed) in budgets.items():
+    for name, (what, longest, responses) in budgets.items():
+        needed = longest + responses * response
         if getattr(config, name) < needed:
             raise UserError(
                 f"rl.{name} ({getattr(config, name)}) does not hold one {what}: the longest prompt has {longest} "

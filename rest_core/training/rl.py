@@ -35,7 +35,7 @@ from rest_core.training.sampling import Sampler, finite_logits, resample, timed
 from rest_core.training.schedule import Schedule
 from rest_core.training.setup import set_up
 from rest_core.training.stop import GraceOver, Stopper, StopRequested
-from rest_core.training.tasks import Task
+from rest_core.training.tasks import Task, prompt_lengths
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class RlTrainer:
         tasks: the training prompts, in a fixed order.
         folder: where checkpoints and tables of completions go.
         fingerprint: what else decides the result (hash of the data, the model's source …).
-        validation: held-out prompts that task accuracy is measured on.
+        validation: held-out prompts that task accuracy and reward are measured on.
         algorithm: what judges and weighs responses; by default ResT as `config` has it.
         mirror: where else checkpoints go; None = as `config` has it.
     """
@@ -69,7 +69,7 @@ class RlTrainer:
         mirror: str | None = None,
     ) -> None:
         self.config = config
-        check(config, [len(task.prompt_ids) for task in tasks], held_out=len(validation))
+        check(config, prompt_lengths(tasks), held_out=prompt_lengths(validation))
         keep_freed_memory()
         dtype = compute_dtype(model_config)
         self.accelerator = create_accelerator(half=dtype is torch.bfloat16)
@@ -84,7 +84,7 @@ class RlTrainer:
             config,
             self.accelerator,
             dtype=dtype,
-            max_tokens=max(len(task.prompt_ids) for task in (*tasks, *validation)) + config.max_response_tokens,
+            max_tokens=max(prompt_lengths((*tasks, *validation))) + config.max_response_tokens,
             before_update=self._stop.hold,
         )
         self.optimizer = self.update.optimizer

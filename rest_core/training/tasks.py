@@ -40,6 +40,11 @@ def make_tasks(tokenizer: Any, samples: Iterable[Sample], style: Style | None = 
     return [_task(tokenizer, sample, style) for sample in samples]
 
 
+def prompt_lengths(tasks: Iterable[Task]) -> list[int]:
+    """Tokens of each prompt."""
+    return [len(task.prompt_ids) for task in tasks]
+
+
 def _task(tokenizer: Any, sample: Sample, style: Style | None) -> Task:
     prompt, _ = encode_sample(tokenizer, sample, style)
     if style is None:
