@@ -36,7 +36,11 @@ def evaluate(root: Path, *categories: str, seconds: float = 900) -> dict[str, st
 
 
 def dialogues(root: Path, category: str, scripts: dict[str, list[str]], *, fc: bool) -> dict[str, Any]:
-    """Run the official loop with scripted answers; id → {"messages", "tools" (a step), "turns" (responses)}."""
+    """Run the official loop with scripted answers, in their order: a memory category's conversations come first.
+
+    Returns:
+        id → {"messages", "tools" (a step), "turns" (responses)}.
+    """
     request = json.dumps({"fc": fc, "category": category, "scripts": scripts})
     reply: dict[str, Any] = json.loads(_run(root, ["dialogues"], request, 900))
     return reply
@@ -152,7 +156,8 @@ def _dialogues() -> None:
         _add_execution_results_prompting = _add_execution_results_FC
 
     found = {}
-    entries = {entry["id"]: entry for entry in utils.load_dataset_entry(request["category"], include_prereq=False)}
+    entries = {entry["id"]: entry for entry in utils.load_dataset_entry(request["category"])}
+    utils.populate_initial_settings_for_memory_test_cases(entries.values(), utils.RESULT_PATH / "snapshots")
     with contextlib.redirect_stdout(io.StringIO()):
         for id_, script in request["scripts"].items():
             # Its name is a part of the instances' names, which show in some results.

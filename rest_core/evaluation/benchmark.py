@@ -6,10 +6,10 @@ This module and those of the benchmarks import quickly: configurations are check
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from rest_core import __version__
 from rest_core.config import GenerationConfig
@@ -18,6 +18,9 @@ from rest_core.evaluation.measurement import limits
 from rest_core.evaluation.policy import Answer, Chat
 from rest_core.evaluation.statistics import Accuracy, Average, Estimate, Mean
 from rest_core.evaluation.taxonomy import ExpectedCall
+
+if TYPE_CHECKING:
+    from rest_core.environments.dialogue import Dialogue
 
 Row = dict[str, Any]  # of rows.jsonl: one a question
 
@@ -31,6 +34,19 @@ class Question:
     entry: Any
     expected: Sequence[ExpectedCall | Sequence[str]] | None = None
     """The calls that are wanted, where the answer key names them; of a dialogue, those of each turn."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dialogue that is to be held; id and sample decide its seed."""
+
+    id: str
+    sample: int  # from 0
+    environment: Environment
+
+
+Hold: TypeAlias = "Callable[[Sequence[Task]], list[Dialogue]]"
+"""Holds all dialogues together with the policy under evaluation; gives them in their order."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,14 @@ class Benchmark(ABC):
     @abstractmethod
     def chat(self, question: Question) -> Chat:
         """The chat that a policy answers; of a dialogue, the first."""
+
+    def prepare(self, questions: Sequence[Question], hold: Hold, *, native_tools: bool) -> None:  # noqa: B027
+        """Hold the dialogues whose outcome `environments` needs; none by default.
+
+        Args:
+            questions: all that will be asked.
+            native_tools: of the policy.
+        """
 
     def environments(self, question: Question, *, native_tools: bool) -> list[Environment]:
         """The environments of a question that takes a dialogue, one a sample; none where one response answers it.

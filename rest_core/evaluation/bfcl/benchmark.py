@@ -1,4 +1,4 @@
-"""The benchmark BFCL: single-turn and multi-turn categories with bfcl-eval's own questions and checkers."""
+"""The benchmark BFCL: single-turn, multi-turn and memory categories with bfcl-eval's own questions and checkers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from rest_core.config import BfclConfig, GenerationConfig
 from rest_core.data import bfcl_wheel
 from rest_core.environments.environment import Environment
-from rest_core.evaluation.benchmark import Benchmark, Figures, Question, Row
-from rest_core.evaluation.bfcl import categories, checkers, dialogue_files, multi_turn, result_files
+from rest_core.evaluation.benchmark import Benchmark, Figures, Hold, Question, Row
+from rest_core.evaluation.bfcl import categories, checkers, dialogue_files, memory, multi_turn, result_files
 from rest_core.evaluation.bfcl.executor import Executor
 from rest_core.evaluation.policy import Answer, Chat
 from rest_core.evaluation.statistics import Accuracy
@@ -45,10 +45,14 @@ class Bfcl(Benchmark):
         self._executor = Executor()
         self._native_tools = False
         self._names: dict[str, frozenset[str]] = {}  # that a dialogue may call, by its id
+        self._conversations: dict[str, dict[str, Any]] = {}  # those of memory categories, by id, in their order
+        self._memories = memory.Memories()
+        if any(category.scorer == "memory" for category in self._categories):
+            memory.check_packages()
 
     @property
     def has_dialogues(self) -> bool:
-        return any(category.scorer == "multi_turn" for category in self._categories)
+        return any(category.has_dialogues for category in self._categories)
 
     @property
     def longest_prompt(self) -> int:
@@ -66,6 +70,9 @@ class Bfcl(Benchmark):
 
     def questions(self) -> dict[str, list[Question]]:
         loaded = checkers.questions([category.name for category in self._categories])
+        for name, entries in loaded.items():
+            self._conversations |= {entry["id"]: entry for entry in entries if memory.is_conversation(entry)}
+            loaded[name] = [entry for entry in entries if not memory.is_conversation(entry)]
         return {
             name: [
                 Question(entry["id"], name, entry, expected)
@@ -82,15 +89,25 @@ class Bfcl(Benchmark):
             documents=tuple(question.entry["function"]),
         )
 
+    def prepare(self, questions: Sequence[Question], hold: Hold, *, native_tools: bool) -> None:
+        """Have the policy write the memories that the questions are about."""
+        self._native_tools, self._memories = native_tools, memory.Memories()
+        needed = {id_: None for question in questions for id_ in question.entry.get("depends_on", ())}
+        conversations = [entry for id_, entry in self._conversations.items() if id_ in needed]
+        self._names |= {entry["id"]: multi_turn.callable_names(entry) for entry in conversations}
+        self._memories.write(conversations, self._samples, self._executor, hold)
+
     def environments(self, question: Question, *, native_tools: bool) -> list[Environment]:
-        if categories.CATEGORIES[question.category].scorer != "multi_turn":
+        if not categories.CATEGORIES[question.category].has_dialogues:
             return []
-        self._native_tools = native_tools
         self._names[question.id] = multi_turn.callable_names(question.entry)
-        return [
-            multi_turn.BfclDialogue(question.entry, self._executor, native_tools=native_tools)
-            for _ in range(self._samples)
-        ]
+        return [self._environment(question, sample, native_tools) for sample in range(self._samples)]
+
+    def _environment(self, question: Question, sample: int, native_tools: bool) -> Environment:
+        entry = question.entry
+        if categories.CATEGORIES[question.category].scorer == "memory":
+            return memory.MemoryDialogue(entry, self._executor, self._memories.of(entry, sample))
+        return multi_turn.BfclDialogue(entry, self._executor, native_tools=native_tools)
 
     @property
     def dialogue_generation(self) -> GenerationConfig:
@@ -130,6 +147,12 @@ class Bfcl(Benchmark):
             notes.append(MISSED_FUNCTIONS[self._native_tools])
         for name in {row["category"]: None for row in dialogues}:
             counts[f"skipped_{name}"] = sum(r["skipped"] is not None for r in dialogues if r["category"] == name)
+        if failed := [one for one in self._memories.conversations if one.error is not None]:
+            notes.append(
+                f"{len(failed)} of {len(self._memories.conversations)} conversations about memories could not go on, "
+                f"and left the memory as it was; the first: {failed[0].entry['id']}: {failed[0].error}"
+            )
+            log.warning("BFCL: %s", notes[-1])
         averages = categories.averages(scores) | multi_turn.averages_over_samples(dialogues)
         return Figures(scores, averages, counts, tuple(notes), categories.HEADLINE)
 
@@ -138,6 +161,7 @@ class Bfcl(Benchmark):
         pairs = [(answer, row) for answer, row in zip(answers, rows, strict=True) if "turns" not in row]
         result_files.write(out, model_name, pairs)
         dialogue_files.write(out, model_name, [row for row in rows if "turns" in row], self._names)
+        dialogue_files.write_conversations(out, self._memories.conversations, self._names)
 
     def close(self) -> None:
         self._executor.close()
@@ -151,6 +175,8 @@ def _expected(category: str, number: int) -> Sequence[Sequence[ExpectedCall | Se
     scorer = categories.CATEGORIES[category].scorer
     if scorer == "relevance":
         return [() if "irrelevance" in category else None] * number
+    if scorer == "memory":  # whose answers are words
+        return [None] * number
     answers = [answer["ground_truth"] for answer in bfcl_wheel.questions(category, "possible_answer")]
     if scorer == "multi_turn":
         return answers

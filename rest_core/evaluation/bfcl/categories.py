@@ -19,9 +19,18 @@ class Category:
     """One of BFCL's question files."""
 
     name: str
-    group: Literal["non_live", "live", "multi_turn"]  # also the directory in BFCL's result layout
-    scorer: Literal["ast", "relevance", "multi_turn"]
-    """The rule in checker_process.py ("relevance" serves irrelevance as well), or the dialogues of multi_turn.py."""
+    group: Literal["non_live", "live", "multi_turn", "agentic"]
+    scorer: Literal["ast", "relevance", "multi_turn", "memory"]
+    """The rule in checker_process.py ("relevance" serves irrelevance as well), or the module with its dialogues."""
+
+    @property
+    def directory(self) -> str:
+        """In BFCL's result layout."""
+        return f"agentic/{self.name.replace('_', '/', 1)}" if self.scorer == "memory" else self.group
+
+    @property
+    def has_dialogues(self) -> bool:
+        return self.scorer in ("multi_turn", "memory")
 
 
 CATEGORIES: dict[str, Category] = {
@@ -44,13 +53,15 @@ CATEGORIES: dict[str, Category] = {
         Category("multi_turn_miss_func", "multi_turn", "multi_turn"),
         Category("multi_turn_miss_param", "multi_turn", "multi_turn"),
         Category("multi_turn_long_context", "multi_turn", "multi_turn"),
+        Category("memory_kv", "agentic", "memory"),
+        Category("memory_rec_sum", "agentic", "memory"),
     )
 }
 
 _SIMPLE = ("simple_python", "simple_java", "simple_javascript")
 _LIVE_AST = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")
 _AST = (*_SIMPLE, "multiple", "parallel", "parallel_multiple", *_LIVE_AST)
-HEADLINE = ("call_accuracy", "irrelevance_accuracy", "multi_turn_accuracy")
+HEADLINE = ("call_accuracy", "irrelevance_accuracy", "multi_turn_accuracy", "memory_accuracy")
 """The averages to read first, and never as one: a model that makes no call at all has the best irrelevance."""
 
 _MULTI_TURN = tuple(f"multi_turn_{part}" for part in ("base", "miss_func", "miss_param", "long_context"))
@@ -81,7 +92,9 @@ _ORDER = (
 _NOT_EVALUATED = {
     "web_search": "it needs a search engine's key and a network",
     "memory_vector": "it needs a sentence-transformers model",
-    "memory": "this version has no memory tools",
+    "memory": "a part of it, memory_vector, needs a sentence-transformers model; name memory_kv and memory_rec_sum",
+    "agentic": "parts of it need a network (web_search) and a sentence-transformers model (memory_vector); name "
+    "memory_kv and memory_rec_sum",
     "format_sensitivity": "this version has no prompts in its formats",
 }
 """Further categories of BFCL, by the beginnings of their names, and why they cannot be chosen."""
@@ -89,7 +102,7 @@ _NOT_EVALUATED = {
 
 def select(names: Iterable[str]) -> tuple[Category, ...]:
     """The categories that names of categories and groups mean, each once, in BFCL's order."""
-    groups = sorted({category.group for category in CATEGORIES.values()})
+    groups = ("live", "multi_turn", "non_live")
     chosen: set[str] = set()
     for name in names:
         if name in CATEGORIES:
@@ -116,7 +129,8 @@ def averages(scores: Mapping[str, Accuracy]) -> dict[str, Average]:
 
     - `call_accuracy`: of those whose calls are checked in one turn (live_relevance accepts any call, and is not one).
     - `irrelevance_accuracy`: of those that want no call.
-    - `multi_turn_accuracy`: of the dialogues.
+    - `multi_turn_accuracy`: of the multi-turn dialogues.
+    - `memory_accuracy`: of the questions about memories.
 
     The leaderboard's, in its version 4:
 
@@ -150,7 +164,8 @@ def averages(scores: Mapping[str, Accuracy]) -> dict[str, Average]:
         total = sum(scores[member].total for member in members if member in scores)
         add(name, {member: scores[member].total / total if member in scores else 0.0 for member in members})
 
-    for name, members in zip(HEADLINE, (_AST, _UNWEIGHTED["irrelevance_detection"], _MULTI_TURN), strict=True):
+    parts = (_AST, _UNWEIGHTED["irrelevance_detection"], _MULTI_TURN, _UNWEIGHTED["memory"])
+    for name, members in zip(HEADLINE, parts, strict=True):
         add_by_questions(name, [member for member in members if member in scores])
     for name, members in _BY_QUESTIONS.items():
         add_by_questions(name, members)

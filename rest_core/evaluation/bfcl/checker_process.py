@@ -106,7 +106,7 @@ def _check_within_limit(check: Callable[[], Verdict]) -> Verdict:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     if "load" in request:
-        return {category: utils.load_dataset_entry(category, include_prereq=False) for category in request["load"]}
+        return {category: utils.load_dataset_entry(category) for category in request["load"]}
     return {category: _check_category(category, outputs) for category, outputs in request["check"].items()}
 
 

@@ -33,7 +33,7 @@ def questions(categories: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """The questions of every category as BFCL gives them to a model: {"id", "question", "function"}.
 
     Function descriptions carry BFCL's hints about the language; parameters of Java and JavaScript functions are
-    strings there, in the language's own notation.
+    strings there, in the language's own notation. Memory categories have their conversations among the questions.
     """
     loaded: dict[str, list[dict[str, Any]]] = _ask({"load": list(categories)})
     return loaded

@@ -60,11 +60,18 @@ def write(out: Path, model_name: str, answered: Sequence[tuple[Answer, Row]]) ->
 
 
 def write_category(out: Path, name: str, results: Sequence[Row], wrong: Sequence[Row]) -> None:
-    place, stem = Path(_DIRECTORY, CATEGORIES[name].group), f"BFCL_v4_{name}"
     correct, total = len(results) - len(wrong), len(results)
     header = {"accuracy": correct / total, "correct_count": correct, "total_count": total}
-    write_jsonl(out / "result" / place / f"{stem}_result.json", results)
-    write_jsonl(out / "score" / place / f"{stem}_score.json", [header, *wrong])
+    write_results(out, name, results)
+    write_jsonl(out / "score" / _place(name) / f"BFCL_v4_{name}_score.json", [header, *wrong])
+
+
+def write_results(out: Path, name: str, results: Sequence[Row]) -> None:
+    write_jsonl(out / "result" / _place(name) / f"BFCL_v4_{name}_result.json", results)
+
+
+def _place(name: str) -> Path:
+    return Path(_DIRECTORY, CATEGORIES[name.removesuffix("_prereq")].directory)
 
 
 def _result(answer: Answer, row: Row) -> dict[str, Any]:
