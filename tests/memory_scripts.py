@@ -48,13 +48,13 @@ class Chosen(Bfcl):
         questions, self._conversations = loaded()
         return {c.name: [q for q in questions[c.name] if q.id in self.ids] for c in self._categories}
 
-    def prepare(self, questions: Any, hold: Any, *, native_tools: bool) -> None:
+    def prepare(self, questions: Any, policy: Any, hold: Any) -> None:
         def remembered(tasks: Any) -> Any:
             dialogues = hold(tasks)
             self.held.update((task.id, dialogue) for task, dialogue in zip(tasks, dialogues, strict=True))
             return dialogues
 
-        super().prepare(questions, remembered, native_tools=native_tools)
+        super().prepare(questions, policy, remembered)
 
 
 def run(

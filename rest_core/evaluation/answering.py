@@ -32,14 +32,15 @@ def answered(
         chats: of each question; a dialogue's first.
         on_progress: of the single responses; dialogues have a bar of their own.
     """
-    native = policy.native_tools
-    benchmark.prepare(questions, partial(_held, benchmark, policy), native_tools=native)
-    environments = [benchmark.environments(question, native_tools=native) for question in questions]
+    benchmark.prepare(questions, policy, partial(_held, benchmark, policy))
+    environments = [benchmark.environments(question, native_tools=policy.native_tools) for question in questions]
     single = [n for n, made in enumerate(environments) if not made]
     found: dict[int, tuple[Answer, Row]] = {}
     if single:
         asked = [replace(chats[n], seed=derive(benchmark.seed, "answer", questions[n].id)) for n in single]
-        answers = policy.respond(asked, benchmark.generation, on_progress)
+        given = policy.respond(asked, benchmark.generation, on_progress)
+        readers = [benchmark.reader(questions[n]) for n in single]
+        answers = [replace(one, read=read or one.read) for one, read in zip(given, readers, strict=True)]
         rows = benchmark.judge([questions[n] for n in single], answers)
         found.update(zip(single, zip(answers, rows, strict=True), strict=True))
     places = [(n, sample) for n, made in enumerate(environments) for sample in range(len(made))]

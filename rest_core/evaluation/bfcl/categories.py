@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rest_core.errors import UserError, nearest
+from rest_core.evaluation.bfcl.formats import FORMATS
 from rest_core.evaluation.statistics import Accuracy, Average
 
 
@@ -19,9 +20,15 @@ class Category:
     """One of BFCL's question files."""
 
     name: str
-    group: Literal["non_live", "live", "multi_turn", "agentic"]
-    scorer: Literal["ast", "relevance", "multi_turn", "memory"]
-    """The rule in checker_process.py ("relevance" serves irrelevance as well), or the module with its dialogues."""
+    group: Literal["non_live", "live", "multi_turn", "agentic", "format_sensitivity"]
+    scorer: Literal["ast", "relevance", "multi_turn", "memory", "format"]
+    """The rule in checker_process.py ("relevance" serves irrelevance as well), or the module with its dialogues; of the
+    formats "format", which is "ast" for what formats.py reads."""
+
+    @property
+    def file(self) -> str:
+        """BFCL's own name: all formats are one category there."""
+        return self.group if self.scorer == "format" else self.name
 
     @property
     def directory(self) -> str:
@@ -55,6 +62,7 @@ CATEGORIES: dict[str, Category] = {
         Category("multi_turn_long_context", "multi_turn", "multi_turn"),
         Category("memory_kv", "agentic", "memory"),
         Category("memory_rec_sum", "agentic", "memory"),
+        *(Category(name, "format_sensitivity", "format") for name in FORMATS),
     )
 }
 
@@ -95,14 +103,13 @@ _NOT_EVALUATED = {
     "memory": "a part of it, memory_vector, needs a sentence-transformers model; name memory_kv and memory_rec_sum",
     "agentic": "parts of it need a network (web_search) and a sentence-transformers model (memory_vector); name "
     "memory_kv and memory_rec_sum",
-    "format_sensitivity": "this version has no prompts in its formats",
 }
 """Further categories of BFCL, by the beginnings of their names, and why they cannot be chosen."""
 
 
 def select(names: Iterable[str]) -> tuple[Category, ...]:
     """The categories that names of categories and groups mean, each once, in BFCL's order."""
-    groups = ("live", "multi_turn", "non_live")
+    groups = ("format_sensitivity", "live", "multi_turn", "non_live")
     chosen: set[str] = set()
     for name in names:
         if name in CATEGORIES:
@@ -113,7 +120,7 @@ def select(names: Iterable[str]) -> tuple[Category, ...]:
             for beginning, reason in _NOT_EVALUATED.items():
                 if name.startswith(beginning):
                     raise UserError(f"bfcl.categories: {name} cannot be evaluated: {reason}")
-            known = [*groups, *CATEGORIES]
+            known = [*groups, *(name for name, one in CATEGORIES.items() if one.scorer != "format")]
             raise UserError(
                 f"bfcl.categories: unknown category {name!r}{nearest(name, known)} (known: {', '.join(known)})"
             )
