@@ -115,7 +115,8 @@ class Bfcl(Benchmark):
         """
         if not policy.keeps_prompts and any("prompt" in question.entry for question in questions):
             raise UserError(
-                f"bfcl.categories: format_sensitivity has prompts of its own, which {policy.condition} does not use; "
+                f"bfcl.categories: format_sensitivity has prompts of its own, and "
+                f"a policy under {policy.condition} takes none; "
                 "set model.prompt_style to a built-in one such as toolrl, and for an endpoint "
                 "evaluation.endpoint.prompting=prompt"
             )
@@ -174,12 +175,9 @@ class Bfcl(Benchmark):
             notes.append(MISSED_FUNCTIONS[self._native_tools])
         for name in {row["category"]: None for row in dialogues}:
             counts[f"skipped_{name}"] = sum(r["skipped"] is not None for r in dialogues if r["category"] == name)
-        if failed := [one for one in self._memories.conversations if one.error is not None]:
-            notes.append(
-                f"{len(failed)} of {len(self._memories.conversations)} conversations about memories could not go on, "
-                f"and left the memory as it was; the first: {failed[0].entry['id']}: {failed[0].error}"
-            )
-            log.warning("BFCL: %s", notes[-1])
+        if note := self._memories.failures():
+            notes.append(note)
+            log.warning("BFCL: %s", note)
         averages = (
             categories.averages(scores) | multi_turn.averages_over_samples(dialogues) | format_sensitivity.mean(rows)
         )

@@ -131,6 +131,16 @@ class Memories:
         """The memory with which a conversation or a question begins now."""
         return self.by_scenario.get((scenario_of(entry), sample))
 
+    def failures(self) -> str | None:
+        """How many conversations could not go on; None where all could."""
+        failed = [one for one in self.conversations if one.error is not None]
+        if not failed:
+            return None
+        return (
+            f"{len(failed)} of {len(self.conversations)} conversations that write memory could not go on, and left it "
+            f"as it was; the first is {failed[0].entry['id']}: {failed[0].error}"
+        )
+
     def _keep(self, entry: Entry, sample: int, made: MemoryDialogue, dialogue: Dialogue) -> None:
         assert dialogue.stop is not None
         memory, error = self.of(entry, sample), dialogue.error if dialogue.stop != "step_limit" else None

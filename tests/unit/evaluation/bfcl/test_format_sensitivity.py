@@ -57,5 +57,7 @@ def test_a_policy_that_takes_no_prompt_text_is_refused(condition, tmp_path):
     policy = Other({})
     policy.condition = condition
     benchmark = format_answers.Loaded(BfclConfig(categories=("format_sensitivity",), limit_per_category=1))
-    with pytest.raises(UserError, match=f"has prompts of its own, which {condition} does not use; set model.prompt_st"):
+    with pytest.raises(
+        UserError, match=f"has prompts of its own, and a policy under {condition} takes none; set model"
+    ):
         evaluate(benchmark, policy, out=tmp_path)

@@ -118,7 +118,7 @@ def test_a_conversation_that_cannot_go_on_leaves_the_memory_as_it_was(tmp_path):
     assert [held[name]["memory"]["memory"] for name in (first, second)] == ["one"] * 2
     assert "too much memory" in held[second]["error"]
     assert held[third]["memory"] == {"memory": "one" + " three" * 21} and len(held[third]["result"]) == 1
-    assert any("1 of 5 conversations about memories could not go on" in note for note in report.notes)
+    assert any("1 of 5 conversations that write memory could not go on" in note for note in report.notes)
 
 
 @needs_packages
