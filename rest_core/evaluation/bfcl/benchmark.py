@@ -115,7 +115,7 @@ class Bfcl(Benchmark):
         """
         if not policy.keeps_prompts and any("prompt" in question.entry for question in questions):
             raise UserError(
-                f"bfcl.categories: format_sensitivity has prompts of its own, and "
+                "bfcl.categories: format_sensitivity has prompts of its own, and "
                 f"a policy under {policy.condition} takes none; "
                 "set model.prompt_style to a built-in one such as toolrl, and for an endpoint "
                 "evaluation.endpoint.prompting=prompt"
