@@ -21,7 +21,7 @@ from rest_core import manifest
 from rest_core.config import Config
 from rest_core.data.prepare import REPORT, describe_drops
 from rest_core.operations.catalogue import CATALOGUE, PIPELINE
-from rest_core.operations.catalogue_entry import Stage
+from rest_core.operations.catalogue_entry import Stage, bound
 from rest_core.operations.result import OVERVIEW_FILE
 from rest_core.operations.tracking import journal, store
 
@@ -198,14 +198,20 @@ def figures(stage: StageSummary) -> str:
 
 
 def reward_line(summary: Summary) -> str:
-    """Whether the reward rose on the training prompts, with the numbers."""
+    """Whether training has raised the reward, with the numbers; a 95 % interval that holds 0 decides nothing."""
     metrics = next(stage.metrics or {} for stage in summary.stages if stage.name == "rest-rl")
-    if "reward/before" not in metrics or "reward/after" not in metrics:
+    if "reward/change" not in metrics:
         return "Reward before and after training: not measured"
-    before, after = metrics["reward/before"], metrics["reward/after"]
-    verdict = "[green]above[/]" if after > before else "[bold yellow]NOT above[/]"
-    change = f"{before:+.3f} before, {after:+.3f} after, {after - before:+.3f}"
-    return f"Reward on the training prompts: {change}: {verdict} the reward before"
+    change = metrics["reward/change"]
+    low, high = (metrics.get(bound("reward/change", end), change) for end in ("low", "high"))
+    verdict = "[green]higher[/]" if low > 0 else "[bold yellow]LOWER[/]" if high < 0 else "[yellow]no clear change[/]"
+    prompts = next(
+        f"{metrics[name]:.0f} {title}"
+        for name, title in (("reward/held_out_prompts", "held-out"), ("reward/training_prompts", "training"))
+        if name in metrics
+    )
+    numbers = f"{metrics['reward/before']:+.3f} before, {metrics['reward/after']:+.3f} after"
+    return f"Reward on {prompts} prompts: {numbers}, {change:+.3f} ({low:+.3f} to {high:+.3f}): {verdict}"
 
 
 def duration(seconds: float) -> str:

@@ -257,7 +257,8 @@ class RlConfig(Section):
     table_every: int = Field(10, ge=1)
     """steps between tables of completions"""
     reward_probe_prompts: int = Field(32, ge=0)
-    """training prompts on which reward is measured before and after; 0 = off"""
+    """prompts on which reward is measured before and after: held-out ones (the dataset's split rl_validation) where
+    there are so many, else training prompts; 0 = off"""
     seed: int = 0
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from rest_core.config.section import Section
 from rest_core.errors import nearest
 
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
-EMBEDDED_DATA = "embedded:bfcl-executable"
+EMBEDDED_DATA = "embedded:bfcl-retired"
 STYLE_TEMPLATES = Path(__file__).parents[1] / "styles" / "templates"
 PROMPT_STYLES = ("native", *sorted(path.stem for path in STYLE_TEMPLATES.glob("*.yaml")))
 
@@ -52,7 +52,7 @@ class DataSource(Section):
     location: str
     """embedded:NAME, a hub id, a path, a glob, or an s3:// URI"""
     format: Literal[
-        "auto", "jsonl", "sharegpt", "trl", "glaive", "toolace", "xlam", "toolrl-sft", "toolrl-rl", "bfcl-executable"
+        "auto", "jsonl", "sharegpt", "trl", "glaive", "toolace", "xlam", "toolrl-sft", "toolrl-rl", "bfcl-retired"
     ] = "auto"
     """the reader; 'auto' looks at each record"""
     use: tuple[Literal["sft", "rl"], ...] = ("sft", "rl")
@@ -73,6 +73,9 @@ class DataConfig(Section):
     max_response_tokens: int = Field(2048, ge=8)
     """limit for the reference response"""
     validation_fraction: float = Field(0.05, ge=0, lt=1)
+    """held out from both stages, by families: the steps of a dialogue, and requests that the same calls answer"""
+    rl_fraction: float | None = Field(None, gt=0, lt=1)
+    """of the samples that serve both stages, RL trains on this share and SFT on the others; null = both train on all"""
     seed: int = 0
 
 

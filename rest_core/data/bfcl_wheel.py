@@ -39,5 +39,10 @@ def memory_prerequisites() -> Iterator[dict[str, Any]]:
 
 def questions(category: str, folder: str = ".") -> Iterator[dict[str, Any]]:
     """The entries of a category's file below `data/folder`, e.g. ("exec_simple", "unused_datasets/question")."""
-    for record in sound_records(data_folder() / folder / f"{PREFIX}{category}.json", "install bfcl-eval again"):
+    return entries(f"{folder}/{PREFIX}{category}.json")
+
+
+def entries(file: str) -> Iterator[dict[str, Any]]:
+    """The entries of a file of JSON lines below `data`."""
+    for record in sound_records(data_folder() / file, "install bfcl-eval again"):
         yield record.fields

@@ -22,13 +22,15 @@ class Traits:
 
     `dialogue` and `answer` are shingles of the prompt's dialogue and of the reference without its thoughts; `identity`
     hashes normalised dialogue, tools and answer; `opening` is the normalised first user turn, which the steps of one
-    dialogue share; `questions` are the user's turns, all together and the last alone.
+    dialogue share; `calls` are the answer's to a single user turn, None where one of them has no arguments or there is
+    none; `questions` are the user's turns, all together and the last alone.
     """
 
     identity: str
     dialogue: Shingles
     answer: Shingles
     opening: str
+    calls: str | None
     questions: tuple[str, ...]
 
 
@@ -39,6 +41,8 @@ def traits(sample: Sample, reference: Response) -> Traits:
     answer = "\n".join([*calls, reference.response or ""])
     tools = sorted(json.dumps([tool.name, tool.description, tool.parameters], sort_keys=True) for tool in sample.tools)
     turns = user_turns(sample.prompt)
+    single = len(turns) == 1 and all(message.role in ("system", "user") for message in sample.prompt)
+    telling = single and calls and all(call.arguments for call in reference.calls)
     # The answer is compared with its signs: −5 and 5 are different calls.
     content = json.dumps([normalised(dialogue), tools, " ".join(answer.split())])
     return Traits(
@@ -46,6 +50,7 @@ def traits(sample: Sample, reference: Response) -> Traits:
         dialogue=shingles(dialogue),
         answer=shingles(answer),
         opening=normalised(turns[0]),
+        calls="\n".join(calls) if telling else None,
         questions=tuple(dict.fromkeys((normalised(" ".join(turns)), normalised(turns[-1])))),
     )
 

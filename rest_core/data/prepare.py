@@ -23,7 +23,7 @@ from rest_core.data.dedupe import EvaluationOverlap, Traits, duplicates, traits
 from rest_core.data.fields import Rejected
 from rest_core.data.readers import Use
 from rest_core.data.sources import SourceFile
-from rest_core.data.split import validation_groups
+from rest_core.data.split import chosen_groups, families
 from rest_core.data.validate import problem
 from rest_core.disk import disk_errors
 from rest_core.errors import UserError
@@ -263,15 +263,22 @@ def _without_duplicates(candidates: Sequence[_Candidate], threshold: float, drop
 
 
 def _split(pools: Mapping[Use, Sequence[_Candidate]], data: DataConfig) -> dict[str, list[_Candidate]]:
-    """Training and validation for each use. The steps of one dialogue stay together, in both uses."""
-    held_out: set[str] = set()
-    for pool in pools.values():
-        openings = [candidate.traits.opening for candidate in pool]
-        held_out |= validation_groups(openings, data.validation_fraction, data.seed)
+    """Training and validation for each use. A family of samples stays together, in both uses."""
+    family_of = families((member.traits.opening, member.traits.calls) for pool in pools.values() for member in pool)
+    found = {use: [family_of[member.traits.opening] for member in pool] for use, pool in pools.items()}
+    chosen = (chosen_groups(names, data.validation_fraction, data.seed) for names in found.values())
+    held_out: set[str] = set().union(*chosen)
+    left_out: dict[Use, set[str]] = {"sft": set(), "rl": set()}
+    shared = (set(found["sft"]) & set(found["rl"])) - held_out
+    if data.rl_fraction is not None and len(shared) > 1:
+        for_rl = chosen_groups([name for name in found["rl"] if name in shared], data.rl_fraction, data.seed)
+        left_out = {"sft": for_rl, "rl": shared - for_rl}
     splits: dict[str, list[_Candidate]] = {}
     for use, pool in pools.items():
-        splits[use] = [candidate for candidate in pool if candidate.traits.opening not in held_out]
-        splits[f"{use}_validation"] = [candidate for candidate in pool if candidate.traits.opening in held_out]
+        named = list(zip(pool, found[use], strict=True))
+        without = held_out | left_out[use]
+        splits[use] = [member for member, name in named if name not in without]
+        splits[f"{use}_validation"] = [member for member, name in named if name in held_out]
     return splits
 
 

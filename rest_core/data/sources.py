@@ -1,7 +1,7 @@
 """Where data comes from: a configured source as local files, each with its format and its use.
 
 A location is
-    embedded:bfcl-executable   BFCL's retired executable questions in the installed bfcl-eval package
+    embedded:bfcl-retired      BFCL's retired questions in the installed bfcl-eval package
     published:NAME             a public file of ToolRL at a pinned commit (`rest_core.data.published`)
     owner/name                 a dataset of the Hugging Face hub, where no such path exists
     s3://bucket/…              an object, a prefix or a glob
@@ -91,7 +91,7 @@ def resolve(source: DataSource, cache: Path | None = None) -> list[SourceFile]:
                 f"{source.location}: no such embedded data{nearest(source.location, [EMBEDDED_DATA])} "
                 f"(known: {EMBEDDED_DATA})"
             )
-        return [SourceFile(None, "bfcl-executable", source.use)]
+        return [SourceFile(None, "bfcl-retired", source.use)]
     found = _local_files(source.location, cache or storage.cache_folder())
     kept = _without_other_splits(_formats(found, source), source.location)
     several = len({format for _, format in kept}) > 1

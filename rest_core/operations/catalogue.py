@@ -126,6 +126,7 @@ ENTRIES = (
         figures=(
             Figure("reward before", "reward/before", "+.3f"),
             Figure("after", "reward/after", "+.3f"),
+            Figure("change", "reward/change", "+.3f"),
             Figure("tokens/s", "rl/tokens_per_second", ".0f"),
         ),
     ),

@@ -99,14 +99,21 @@ def evaluate_policy(
     if "registry" in common:
         sections["registry"] = common["registry"]
     trial = None if policy is None else trial_of(policy)
+    off = _off(name, section, common["evaluation"], evaluated, policy)
     with open_stage(
-        stage_name, common["out"], common["tracking"], common["pipeline_run"], trial=trial, **sections
+        stage_name,
+        common["out"],
+        common["tracking"],
+        common["pipeline_run"],
+        trial=trial,
+        off=off is not None,
+        **sections,
     ) as stage:
         stage.on_parent = evaluated in (None, "trained")  # others' figures would take the place of its own there
         if policy is not None:
             stage.add_policy(policy)
-        if reason := _off(name, section, common["evaluation"], evaluated, policy):
-            return stage.skip(reason)
+        if off is not None:
+            return stage.skip(off)
         try:
             benchmark = make_benchmark()
             limits = benchmark.generation.model_copy(update={"max_prompt_tokens": benchmark.longest_prompt})

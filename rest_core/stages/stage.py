@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,14 @@ class StageContext:
 
 
 class _NoRun:
-    """The MLflow run of a process that is not the first: nothing is recorded twice."""
+    """Of a process that is not the first, since nothing is recorded twice; and of a stage that is off."""
 
     run_id: str | None = None
 
     def _nothing(self, *_: object, **__: object) -> None:
         return
 
-    metrics = summary = tags = table = figure = artifact = dataset = _nothing
+    metrics = summary = tags = table = figure = artifact = dataset = fail = _nothing
 
     def wait(self, timeout: float) -> bool:
         return True
@@ -106,9 +106,13 @@ def open_stage(
     pipeline_run: str,
     storage_config: StorageConfig = NO_STORAGE,
     trial: Trial | None = None,
+    off: bool = False,
     **sections: BaseModel,
 ) -> Iterator[StageContext]:
-    """Everything around a stage: its folder, its MLflow run (in its trial's), and its errors in one line."""
+    """Everything around a stage: its folder, its MLflow run (in its trial's), and its errors in one line.
+
+    One that is `off` has no run: an empty one would stand among those that people compare.
+    """
     recorded = sections  # in MLflow they are a profile, for whoever reproduces the stage; tags have the trial
     trial_run = None
     if trial is not None:
@@ -126,7 +130,9 @@ def open_stage(
             clear(out)
         spool = out.with_name(f"{out.name}.tracking")
         with (
-            stage_run(
+            nullcontext(_NoRun())
+            if off
+            else stage_run(
                 tracking, stage=name, pipeline_run=pipeline_run, spool=spool, parameters=recorded, trial=trial_run
             ) as run,
             ending_together(lambda failure: _record_failure(name, out, run, failure)),
@@ -143,7 +149,7 @@ def open_stage(
         raise problem from error
 
 
-def _record_failure(name: str, out: Path, run: Recorder, failure: ProcessError) -> None:
+def _record_failure(name: str, out: Path, run: Recorder | _NoRun, failure: ProcessError) -> None:
     """Leave another process's failure where this one's own would be."""
     if failure.exit_code == EXIT_USER_ERROR:
         write_error(name, out, UserError(failure.message))

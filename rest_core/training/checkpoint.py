@@ -65,7 +65,7 @@ class TrainingState(_Strict):
     step: _Step  # steps that are done; the data cursor and the curriculum follow from it
     version: int = Field(0, ge=0, le=10**12)  # optimizer updates that are done
     learning_rate: float | None = Field(None, ge=0)  # of the last update, which a step without one reports again
-    reward_before: float | None = None  # the reward probe before training
+    rewards_before: tuple[float | None, ...] | None = None  # the reward probe before training
     region_entropy: dict[str, tuple[NonNegativeFloat, NonNegativeFloat]]  # decayed sum (nats) and count by region
     evaluated: _Step | None = None  # the last step that was evaluated on the task
     best: Best | None = None

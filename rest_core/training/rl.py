@@ -137,9 +137,9 @@ class RlTrainer:
         config, state = self.config, self.state
         if state is None:
             with self._stop.at_once():
-                before = self.probe.mean_reward()
+                before = self.probe.rewards()
             entropy = self.algorithm.entropy.state()
-            state = self.state = TrainingState(step=0, reward_before=before, region_entropy=entropy)
+            state = self.state = TrainingState(step=0, rewards_before=before, region_entropy=entropy)
         hidden = None if self._main else True  # None: hidden where there is no terminal
         with tqdm(total=config.steps, initial=state.step, desc="rest-rl", unit="step", disable=hidden) as bar:
             while True:
@@ -227,9 +227,9 @@ class RlTrainer:
                 self.progress.load_best(state.best.step, self.model)
                 self.engine.synchronise(self.model, self.update.version)
         with self._stop.at_once():
-            after = self.probe.mean_reward()
-        if state.reward_before is not None and after is not None:
-            result |= {"reward/before": state.reward_before, "reward/after": after}
+            after = self.probe.rewards()
+        if state.rewards_before is not None and after is not None:
+            result |= self.probe.change(state.rewards_before, after)
         return result | self.progress.finish(state)
 
     def _resume(self) -> TrainingState | None:

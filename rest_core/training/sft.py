@@ -132,12 +132,16 @@ def _arguments(config: SftConfig, model_config: ModelConfig, folder: Path) -> Tr
 
 
 class Collator:
-    """Pads rows {input_ids, labels} on the right to the longest of the batch."""
+    """Pads rows {input_ids, labels} on the right to the longest of the batch.
+
+    The model is to give logits from the first position whose next token has a loss: over a prompt they would cost a
+    quarter of a small model's time, for nothing. `shift_labels` (B, `logits_to_keep`) are the next tokens there.
+    """
 
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor | int]:
         width = max(len(row["input_ids"]) for row in rows)
         shape = (len(rows), width)
         ids, labels = torch.full(shape, self.pad_id), torch.full(shape, IGNORED)
@@ -147,7 +151,15 @@ class Collator:
             ids[index, :length] = torch.tensor(row["input_ids"])
             labels[index, :length] = torch.tensor(row["labels"])
             attention[index, :length] = 1
-        return {"input_ids": ids, "labels": labels, "attention_mask": attention}
+        following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        first = int((following != IGNORED).any(dim=0).to(torch.int8).argmax())
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "attention_mask": attention,
+            "shift_labels": following[:, first:].contiguous(),
+            "logits_to_keep": width - first,
+        }
 
 
 class _Report(TrainerCallback):

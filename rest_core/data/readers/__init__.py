@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rest_core.data import dialogues, files
 from rest_core.data.dialogues import Dialogue, Verbatim
 from rest_core.data.fields import Record, Rejected, Unreadable, shown
-from rest_core.data.readers import bfcl_executable, glaive, jsonl, sharegpt, toolrl, trl, xlam
+from rest_core.data.readers import bfcl_retired, glaive, jsonl, sharegpt, toolrl, trl, xlam
 from rest_core.data.taken_apart import dialogue_of
 from rest_core.errors import UserError, nearest
 from rest_core.records import Sample
@@ -50,7 +50,7 @@ READERS: dict[str, Reader] = {
     ),
     "toolace": Reader(sharegpt.read, frozenset({"system", "conversations"}), sharegpt.is_toolace),
     "xlam": Reader(xlam.read, frozenset({"query", "tools", "answers"})),
-    "bfcl-executable": Reader(bfcl_executable.read, frozenset({"question", "function", "ground_truth"})),
+    "bfcl-retired": Reader(bfcl_retired.read, frozenset({"question", "function", "ground_truth"})),
     "glaive": Reader(glaive.read, has=glaive.has_chat),
     "sharegpt": Reader(sharegpt.read, frozenset({"conversations"})),
     "trl": Reader(trl.read, frozenset({"prompt", "completion"})),
@@ -109,8 +109,8 @@ def read(path: Path, format: str, style: Style) -> Iterator[Sample | Rejected]:
 
 
 def read_embedded(style: Style) -> Iterator[Sample | Rejected]:
-    """The samples of BFCL's retired executable questions in the installed bfcl-eval package."""
-    return samples_of(bfcl_executable.records(), "bfcl-executable", style)
+    """The samples of BFCL's retired questions in the installed bfcl-eval package."""
+    return samples_of(bfcl_retired.records(), "bfcl-retired", style)
 
 
 def reader_of(format: str) -> Reader:

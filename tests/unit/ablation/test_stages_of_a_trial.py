@@ -14,7 +14,16 @@ from pipelines.cli import cli
 from rest_core import manifest, stages
 from rest_core.ablation.collect import collect
 from rest_core.ablation.settings import AblationConfig, Trial
-from rest_core.config import BfclConfig, EvaluationConfig, ModelConfig, PaperWeights, RlConfig, TrackingConfig
+from rest_core.config import (
+    ApiBankConfig,
+    BfclConfig,
+    EvaluationConfig,
+    ModelConfig,
+    PaperWeights,
+    RlConfig,
+    TrackingConfig,
+)
+from rest_core.data.published import Unreachable
 from rest_core.errors import UserError
 from rest_core.operations.tracking.delivery import deliver
 from rest_core.operations.tracking.store import open_client
@@ -100,23 +109,28 @@ def test_what_mlflow_keeps_of_a_trial_reproduces_it(policy: Path, tracking: Trac
     assert manifest.read(tmp_path / "again")["config"] == manifest.read(policy)["config"]
 
 
-def test_an_evaluation_belongs_to_its_policys_trial(policy: Path, tracking: TrackingConfig, tmp_path: Path) -> None:
-    out = tmp_path / "bfcl"
-    stages.evaluate_bfcl(
-        model=ModelConfig(),
-        evaluation=EvaluationConfig(),
-        bfcl=BfclConfig(enabled=False),
-        tracking=tracking,
-        pipeline_run="abl",
-        policy=policy,
-        out=out,
-    )
-    (result,) = collect([out])
+def test_an_evaluation_belongs_to_its_policys_trial(
+    policy: Path, tracking: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(uri: str) -> Path:
+        raise Unreachable(f"{uri}: no network")
+
+    monkeypatch.setattr("rest_core.data.published.fetch", unreachable)
+    common: dict[str, Any] = {"model": ModelConfig(), "evaluation": EvaluationConfig(), "tracking": tracking}
+    common |= {"pipeline_run": "abl", "policy": policy}
+    stages.evaluate_api_bank(**common, api_bank=ApiBankConfig(), out=tmp_path / "api-bank")
+    stages.evaluate_bfcl(**common, bfcl=BfclConfig(enabled=False), out=tmp_path / "bfcl")
+    (result,) = collect([tmp_path / "api-bank", tmp_path / "bfcl"])
     assert result.trial == TRIAL
-    assert result.skipped == {"evaluate-bfcl": "switched off (bfcl.enabled=false)"}
-    assert manifest.read(out)["inputs"]["policy"] == manifest.read(policy)["sha256"]
+    assert result.skipped == {
+        "evaluate-api-bank": "published:api-bank: no network",
+        "evaluate-bfcl": "switched off (bfcl.enabled=false)",
+    }
+    assert manifest.read(tmp_path / "bfcl")["inputs"]["policy"] == manifest.read(policy)["sha256"]
     deliver(tmp_path)
-    assert "evaluate-bfcl · entropy-only · seed 4" in by_name(tracking)
+    runs = by_name(tracking)
+    assert "evaluate-api-bank · entropy-only · seed 4" in runs
+    assert not any(name.startswith("evaluate-bfcl") for name in runs)  # it is off, and has no run to compare
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_done(tracking: TrackingConfig, tmp_path: Path) -> None:

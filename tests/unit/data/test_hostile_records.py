@@ -59,7 +59,7 @@ FIELDS = {
     "trl": {"prompt": turns | words, "completion": turns | values},
     "glaive": {"chat": words | values, "system": words},
     "xlam": {"query": words | values, "answers": values},
-    "bfcl-executable": {"question": st.lists(turns, max_size=2) | values, "ground_truth": values, "function": tools},
+    "bfcl-retired": {"question": st.lists(turns, max_size=2) | values, "ground_truth": values, "function": tools},
     "toolrl-rl": {"prompt": turns | values, "reward_model": values},
     "toolrl-sft": {"instruction": words, "input": words | values, "output": values},
 }

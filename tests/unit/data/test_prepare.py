@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,34 @@ def test_what_validates_in_one_use_trains_in_none(run: Run, tmp_path: Path):
     assert not held_out & (questions("sft") | questions("rl"))
 
 
+def test_rl_fraction_divides_what_serves_both(run: Run, tmp_path: Path):
+    path = write(tmp_path / "own.jsonl", *MANY)
+    report = run(path, validation_fraction=0.1, rl_fraction=0.25)
+    assert report["splits"] == {"sft": 27, "sft_validation": 4, "rl": 9, "rl_validation": 4}
+    parts = [ids(tmp_path / "out", name) for name in ("sft", "rl", "rl_validation")]
+    assert len(set().union(*parts)) == 40
+    assert ids(tmp_path / "out", "sft_validation") == parts[2]
+
+
+def test_rl_fraction_leaves_alone_what_serves_one_stage(run: Run, tmp_path: Path):
+    both, rl = write(tmp_path / "both.jsonl", *MANY[:20]), write(tmp_path / "rl.jsonl", *MANY[20:])
+    report = run(both, DataSource(location=str(rl), use=("rl",)), validation_fraction=0, rl_fraction=0.25)
+    assert report["splits"] == {"sft": 15, "sft_validation": 0, "rl": 25, "rl_validation": 0}
+
+
+def test_rl_fraction_does_not_divide_a_single_record(run: Run, tmp_path: Path):
+    report = run(write(tmp_path / "own.jsonl", MANY[0]), rl_fraction=0.25)
+    assert report["splits"] == {"sft": 1, "sft_validation": 0, "rl": 1, "rl_validation": 0}
+
+
+def test_rewordings_of_a_request_stay_on_one_side(run: Run, tmp_path: Path):
+    again = [record(f"Tell me the weather forecast for {city}.", city) for city in CITIES]
+    run(write(tmp_path / "own.jsonl", *MANY, *again), validation_fraction=0.3, rl_fraction=0.5)
+    names = {split: ids(tmp_path / "out", split) for split in ("sft", "rl", "rl_validation")}
+    lines = {split: Counter(int(name.rpartition("-")[2]) % 40 for name in found) for split, found in names.items()}
+    assert all(count == 2 for found in lines.values() for count in found.values())
+
+
 def test_a_record_that_repeats_in_one_use_is_kept_for_the_other(run: Run, tmp_path: Path):
     sft = write(tmp_path / "sft.jsonl", MANY[0], *MANY[5:])
     both = write(tmp_path / "both.jsonl", *MANY[:5])
@@ -238,10 +267,14 @@ def test_a_tokenizer_without_a_usable_chat_template_is_named(
 
 
 def test_embedded_data_is_prepared_whole(run: Run):
-    report = run(DataSource(location="embedded:bfcl-executable"), questions=evaluation_questions())
-    assert report["sources"]["embedded:bfcl-executable"] == {
-        "read": 240,
-        "dropped": {"argument not declared by the tool": 1},  # exec_multiple_45 books a room with a price
+    report = run(DataSource(location="embedded:bfcl-retired"), questions=evaluation_questions())
+    assert report["sources"]["embedded:bfcl-retired"] == {
+        "read": 549,
+        "dropped": {
+            "argument of the wrong type": 27,  # of sql
+            "overlaps bfcl/live_irrelevance": 2,  # rest_46, rest_69
+            "argument not declared by the tool": 1,  # exec_multiple_45 books a room with a price
+        },
     }
 
 

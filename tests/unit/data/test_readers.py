@@ -142,21 +142,87 @@ def test_deeply_nested_tool_schema_is_rejected(tmp_path: Path, in_a_string: bool
     assert isinstance(rejected, Rejected) and rejected.reason == "nested too deeply"
 
 
-def test_bfcl_executable_questions_are_all_read():
+def retired() -> tuple[dict[str, Sample], list[Rejected]]:
+    """The embedded data: samples by the record's id, and what cannot be read."""
     found = list(readers.read_embedded(COMPACT))
-    samples = [f for f in found if isinstance(f, Sample)]
-    assert len(samples) == len(found) == 240
-    assert Counter(s.id.rpartition("_")[0] for s in samples) == {
-        "bfcl-executable/exec_simple": 100,
-        "bfcl-executable/exec_multiple": 50,
-        "bfcl-executable/exec_parallel": 50,
-        "bfcl-executable/exec_parallel_multiple": 40,
+    samples = {f.id.removeprefix("bfcl-retired/"): f for f in found if isinstance(f, Sample)}
+    return samples, [f for f in found if isinstance(f, Rejected)]
+
+
+def test_retired_questions_are_counted_by_category():
+    samples, rejected = retired()
+    assert Counter(name.rpartition("_")[0] for name in samples) == {
+        "exec_simple": 100,
+        "exec_multiple": 50,
+        "exec_parallel": 50,
+        "exec_parallel_multiple": 40,
+        "sql": 70,
+        "rest": 70,
+        "withheld_exec_simple": 100,
+        "withheld_exec_multiple": 42,
     }
-    by_id = {s.id.partition("/")[2]: response.parse(s.reference).calls for s in samples}
-    assert by_id["exec_multiple_0"] == (ToolCall("calc_binomial_probability", {"n": 20, "k": 5, "p": 1 / 6}),)
-    assert ToolCall("calculate_mean", {"numbers": [1, 3, 4, 6, 8]}) in by_id["exec_parallel_multiple_18"]
-    assert any(250000 in call.arguments.values() for call in by_id["exec_parallel_multiple_11"])
-    assert all(response.parse(s.reference).well_formed for s in samples)
+    assert Counter(r.reason for r in rejected) == {"argument of the wrong type": 27}
+    assert all(r.where.startswith("bfcl-eval: record sql_") for r in rejected)
+    assert all(response.parse(s.reference).well_formed for s in samples.values())
+
+
+def test_retired_answers():
+    samples, rejected = retired()
+    calls = {name: response.parse(sample.reference).calls for name, sample in samples.items()}
+    assert calls["exec_multiple_0"] == (ToolCall("calc_binomial_probability", {"n": 20, "k": 5, "p": 1 / 6}),)
+    assert ToolCall("calculate_mean", {"numbers": [1, 3, 4, 6, 8]}) in calls["exec_parallel_multiple_18"]
+    assert any(250000 in call.arguments.values() for call in calls["exec_parallel_multiple_11"])
+    grade = {"sql_keyword": "UPDATE", "table_name": "StudentGrades", "columns": ["MathGrade"]}
+    grade |= {"update_values": ["95"], "conditions": [["StudentID = 12345"]]}
+    assert calls["sql_4"] == (ToolCall("sql.execute", grade),)
+    assert calls["sql_98"][0].arguments["insert_values"] == [["E123", "John", "Doe", "Manager"]]
+    assert calls["sql_82"][0].arguments["columns"][:2] == ["InvestorName", "InvestmentType"]  # no list of values there
+    assert calls["rest_30"] == (ToolCall("requests.get", {"url": "http://ip-api.com/json", "params": {"lang": "fr"}}),)
+    assert calls["rest_1"][0].arguments["params"] == {"lat": 40.7128, "lon": -74.006}
+    unread = {r.where.split("sql_")[1].split(":")[0] for r in rejected}
+    # INSERT INTO is no keyword of the tool; rows or alternatives; a number for a string; a table's name in a list.
+    assert {"8", "9", "19", "14", "15"} <= unread and unread.isdisjoint({"4", "82", "98"})
+
+
+def test_retired_questions_whose_tool_is_withheld():
+    samples, _ = retired()
+    for name, sample in samples.items():
+        if name.startswith("withheld_"):
+            asked = samples[name.removeprefix("withheld_")]
+            assert sample.prompt[-1] == asked.prompt[-1]
+            assert response.parse(sample.reference).calls == ()
+            assert response.parse(sample.reference).response == NO_TOOL_FITS
+            called = {call.name for call in response.parse(asked.reference).calls}
+            assert sample.tools and called.isdisjoint(tool.name for tool in sample.tools)
+    assert [tool.name for tool in samples["withheld_exec_simple_28"].tools] == ["sort_array"]  # a circle's area
+    assert [tool.name for tool in samples["withheld_exec_multiple_30"].tools] == [
+        "retrieve_city_based_on_zipcode",
+        "calculate_displacement",
+    ]
+    assert "withheld_exec_multiple_41" not in samples  # calculate_slope would be half of a linear regression
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "field"),
+    [
+        ([{"f": {"n": ["many"]}}], None, ""),
+        ([{"f": {"n": [["many"]]}}], "argument of the wrong type", "ground_truth[0].n"),
+        ([{"f": {"n": []}}], "argument of the wrong type", "ground_truth[0].n"),
+        ([{"f": {}, "g": {}}], "call cannot be read", "ground_truth[0]"),
+        ([{"g": {}}], "tool does not exist", "ground_truth[0]"),
+        (["f(n=open('x'))"], "call cannot be read", "ground_truth[0]"),
+        (None, "field missing", "ground_truth"),
+    ],
+)
+def test_possible_answers_that_cannot_be_read_are_named(tmp_path: Path, answer: Any, reason: str | None, field: str):
+    tool = {"name": "f", "parameters": {"type": "dict", "properties": {"n": {"type": "string"}}}}
+    path = write_jsonl(tmp_path / "own.jsonl", {"question": [ASK], "function": [tool], "ground_truth": answer})
+    (found,) = readers.read(path, "bfcl-retired", COMPACT)
+    if reason is None:
+        assert isinstance(found, Sample)
+        assert response.parse(found.reference).calls == (ToolCall("f", {"n": "many"}),)
+    else:
+        assert isinstance(found, Rejected) and found.reason == reason and f"'{field}'" in found.where
 
 
 def test_toolrl_files_are_kept_word_for_word(toolrl_folder: Path):

@@ -24,7 +24,7 @@ def located(location: object, **settings: object) -> list[tuple[str, str, tuple[
 
 
 def test_embedded_data():
-    assert located("embedded:bfcl-executable") == [("embedded:bfcl-executable", "bfcl-executable", ("sft", "rl"))]
+    assert located("embedded:bfcl-retired") == [("embedded:bfcl-retired", "bfcl-retired", ("sft", "rl"))]
 
 
 def test_file_folder_and_glob(tmp_path: Path):
@@ -59,7 +59,7 @@ def test_s3_object_prefix_and_glob(empty_s3: Any, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        ("embedded:bfcl-executables", "did you mean 'embedded:bfcl-executable'"),
+        ("embedded:bfcl-retireds", "did you mean 'embedded:bfcl-retired'"),
         ("data/gone.jsonl", "no such file"),
         ("./gone/folder", "no such file or folder"),
         ("/gone/*.jsonl", "no file matches"),

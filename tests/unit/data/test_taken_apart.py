@@ -108,7 +108,7 @@ def test_a_data_set_is_prepared_and_read_in_the_models_own_format(
 ) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template)  # type: ignore[attr-defined]
     style = native(tokenizer)
-    data = DataConfig(sources=(DataSource(location="embedded:bfcl-executable", limit=30),), max_prompt_tokens=8192)
+    data = DataConfig(sources=(DataSource(location="embedded:bfcl-retired", limit=30),), max_prompt_tokens=8192)
     report = prepare(data, style=style, tokenizer=tokenizer, evaluation_questions={}, out=tmp_path)  # type: ignore[arg-type]
     assert report["prompt_style"] == "native, tool parser hermes" and report["splits"]["rl"] > 20
     samples = [to_sample(row) for row in load_split(tmp_path, "rl")]

@@ -207,13 +207,15 @@ def _summary(*stage: StageSummary, **values: Any) -> Summary:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "verdict"), [(-1.0, -0.5, "above"), (0.5, 0.5, "NOT above"), (0.5, 0.0, "NOT above")]
+    ("low", "high", "verdict"), [(0.1, 0.9, "higher"), (-0.1, 0.9, "no clear change"), (-0.9, -0.1, "LOWER")]
 )
-def test_the_reward_line_says_whether_it_rose(before: float, after: float, verdict: str) -> None:
-    trained = StageSummary("rest-rl", "done", metrics={"reward/before": before, "reward/after": after})
-    line = reward_line(_summary(trained))
-    assert f"{before:+.3f} before, {after:+.3f} after" in line
-    assert (f"]{verdict}[/]") in line
+def test_the_reward_line_says_whether_it_rose(low: float, high: float, verdict: str) -> None:
+    change = (low + high) / 2
+    metrics = {"reward/before": 1.0, "reward/after": 1.0 + change, "reward/change": change}
+    metrics |= {"reward/low/change": low, "reward/high/change": high, "reward/held_out_prompts": 16.0}
+    line = reward_line(_summary(StageSummary("rest-rl", "done", metrics=metrics)))
+    assert line.startswith(f"Reward on 16 held-out prompts: +1.000 before, {1 + change:+.3f} after, {change:+.3f} (")
+    assert f"]{verdict}[/]" in line
 
 
 def test_without_a_probe_the_reward_line_claims_nothing() -> None:

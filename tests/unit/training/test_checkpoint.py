@@ -58,7 +58,7 @@ def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         straight.step(number)
     best = Best(step=2, accuracy=0.5)
-    straight.save(3, version=3, reward_before=None, best=best, tables={"step-000001.json": "0" * 64})
+    straight.save(3, version=3, rewards_before=(0.5, None), best=best, tables={"step-000001.json": "0" * 64})
     other = Training(tmp_path)
     other.model["unused"](torch.ones(1, 2)).sum().backward()
     other.step(99)  # moments and weights of its own, all to be replaced
@@ -66,7 +66,7 @@ def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     assert path == tmp_path / "step-000003"
     state, parameters, moments, history = other.checkpoints.read(path)
     load_full_state(other.model, other.optimizer, parameters, moments)
-    assert (state.step, state.version, state.reward_before, state.best) == (3, 3, None, best)
+    assert (state.step, state.version, state.rewards_before, state.best) == (3, 3, (0.5, None), best)
     assert state.region_entropy == ENTROPY and state.tables == {"step-000001.json": "0" * 64}
     assert history == b'{"step": 0, "loss": NaN}\n'
     for number in (4, 5):

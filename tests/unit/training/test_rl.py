@@ -725,7 +725,32 @@ def test_gradient_checkpointing_changes_no_weight(trainer: Trainer) -> None:
 
 def test_the_probe_measures_the_same_thing_each_time(trainer: Trainer) -> None:
     made = trainer(settings(), Log())
-    assert made.probe.mean_reward() == made.probe.mean_reward()
-    assert trainer(settings(reward_probe_prompts=0), Log()).probe.mean_reward() is None
+    rewards = made.probe.rewards()
+    assert rewards is not None and len(rewards) == 3 and rewards == made.probe.rewards()
+    assert trainer(settings(reward_probe_prompts=0), Log()).probe.rewards() is None
     result = trainer(settings(reward_probe_prompts=0), Log(), folder="other").train()
     assert "reward/before" not in result
+
+
+def test_the_probe_takes_held_out_prompts_where_they_are_enough(trainer: Trainer) -> None:
+    config = settings(reward_probe_prompts=2)
+    few, enough = trainer(config, Log(), validation=TASKS[:1]), trainer(config, Log(), validation=TASKS[-2:])
+    asked: list[str] = []
+    for made in (few, enough):
+        respond = made.sampler.responses
+        made.sampler.responses = lambda tasks, *rest, respond=respond: (  # type: ignore[method-assign]
+            asked.extend(task.id for task in tasks) or respond(tasks, *rest)
+        )
+        made.probe.rewards()
+    assert asked[:2] == [few.sampler.tasks[n].id for n in few.schedule.visited(range(2))]
+    assert asked[2:] == [task.id for task in TASKS[-2:]]
+
+
+def test_the_change_of_the_reward_is_paired_by_prompt(trainer: Trainer) -> None:
+    probe = trainer(settings(), Log()).probe
+    figures = probe.change((0.0, 1.0, None, 2.0), (1.0, 3.0, 5.0, 5.0))
+    assert figures["reward/before"] == 1.0 and figures["reward/after"] == 3.0 and figures["reward/change"] == 2.0
+    # Student: 2 -+ 4.303 * 1 / sqrt(3)
+    assert (figures["reward/low/change"], figures["reward/high/change"]) == pytest.approx((-0.484, 4.484), abs=1e-3)
+    assert figures["reward/training_prompts"] == 3
+    assert "reward/low/change" not in probe.change((1.0,), (2.0,)) and probe.change((None,), (1.0,)) == {}

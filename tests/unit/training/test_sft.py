@@ -86,6 +86,19 @@ def test_rows_are_padded_without_loss_or_attention(tiny_tokenizer: Any) -> None:
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
+def test_logits_begin_where_the_first_response_does(tiny_model: Any) -> None:
+    rows = [
+        {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, -100, 8, 9]},
+        {"input_ids": [4, 3, 2, 1], "labels": [-100, -100, 2, 1]},
+    ]
+    batch = sft.Collator(pad_id=0)(rows)
+    assert batch["logits_to_keep"] == 4
+    assert batch["shift_labels"].tolist() == [[-100, 8, 9, -100], [2, 1, -100, -100]]
+    whole = {name: batch[name] for name in ("input_ids", "labels", "attention_mask")}
+    with torch.no_grad():
+        assert float(tiny_model(**batch).loss) == pytest.approx(float(tiny_model(**whole).loss), rel=1e-6)
+
+
 def test_the_reported_loss_is_that_of_the_response_tokens(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     log = Log()
     rows = sft.encode(tiny_tokenizer, SAMPLES)

@@ -94,7 +94,7 @@ def test_data_that_is_there(s3: None, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     assert "is there" in sources.check_data(str(tmp_path / "*.jsonl"))
     assert "is there" in sources.check_data("s3://bucket/data/*.jsonl")
-    assert "comes with the image" in sources.check_data("embedded:bfcl-executable")
+    assert "comes with the image" in sources.check_data("embedded:bfcl-retired")
 
 
 @pytest.mark.parametrize(
