@@ -4,6 +4,8 @@ As a script, with vendors' clients replaced by stubs (nothing that is used here 
 
     official_bfcl.py evaluate CATEGORY …       scores $BFCL_PROJECT_ROOT/result
     official_bfcl.py dialogues                 reads {"fc", "category", "scripts": {id: [text, …]}} on standard input
+    official_bfcl.py decode                    reads [[format, text], …]
+    official_bfcl.py formats                   reads {id: text} of format_sensitivity
 """
 
 from __future__ import annotations
@@ -31,14 +33,30 @@ def evaluate(root: Path, *categories: str, seconds: float = 900) -> dict[str, st
     wrong = {}
     for path in (root / "score").rglob("*_score.json"):
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        wrong.update({entry["id"]: entry["error"]["error_type"] for entry in lines[1:]})
+        wrong.update({entry["id"]: entry.get("error_type") or entry["error"]["error_type"] for entry in lines[1:]})
     return wrong
 
 
 def dialogues(root: Path, category: str, scripts: dict[str, list[str]], *, fc: bool) -> dict[str, Any]:
-    """Run the official loop with scripted answers; id → {"messages", "tools" (a step), "turns" (responses)}."""
+    """Run the official loop with scripted answers, in their order: a memory category's conversations come first.
+
+    Returns:
+        id → {"messages", "tools" (a step), "turns" (responses)}.
+    """
     request = json.dumps({"fc": fc, "category": category, "scripts": scripts})
     reply: dict[str, Any] = json.loads(_run(root, ["dialogues"], request, 900))
+    return reply
+
+
+def decode(root: Path, texts: list[tuple[str, str]]) -> list[str | None]:
+    """The calls that the official decoder of answer formats finds, as Python; None where it fails. It runs code."""
+    reply: list[str | None] = json.loads(_run(root, ["decode"], json.dumps(texts), 900))
+    return reply
+
+
+def formats(root: Path, texts: dict[str, str]) -> dict[str, str]:
+    """Score answers to format_sensitivity as a prompted model's; id → error type of every wrong one. It runs code."""
+    reply: dict[str, str] = json.loads(_run(root, ["formats"], json.dumps(texts), 900))
     return reply
 
 
@@ -152,7 +170,8 @@ def _dialogues() -> None:
         _add_execution_results_prompting = _add_execution_results_FC
 
     found = {}
-    entries = {entry["id"]: entry for entry in utils.load_dataset_entry(request["category"], include_prereq=False)}
+    entries = {entry["id"]: entry for entry in utils.load_dataset_entry(request["category"])}
+    utils.populate_initial_settings_for_memory_test_cases(entries.values(), utils.RESULT_PATH / "snapshots")
     with contextlib.redirect_stdout(io.StringIO()):
         for id_, script in request["scripts"].items():
             # Its name is a part of the instances' names, which show in some results.
@@ -163,8 +182,54 @@ def _dialogues() -> None:
     json.dump(found, sys.stdout)
 
 
+def _decode() -> None:
+    _import_official()
+    from bfcl_eval.constants.enums import ReturnFormat
+    from bfcl_eval.model_handler.utils import default_decode_ast_prompting, parse_prompt_variation_params
+
+    found: list[str | None] = []
+    for config, text in json.load(sys.stdin):
+        written, tagged, *_ = parse_prompt_variation_params(config)
+        try:
+            found.append(repr(default_decode_ast_prompting(text, ReturnFormat(written), tagged)))
+        except Exception:
+            found.append(None)
+    json.dump(found, sys.stdout)
+
+
+def _formats() -> None:
+    handler_class = _import_official()
+    from bfcl_eval.constants.enums import Language, ReturnFormat
+    from bfcl_eval.eval_checker.eval_runner import _evaluate_single_ast_entry
+    from bfcl_eval.model_handler.utils import default_decode_ast_prompting, parse_prompt_variation_params
+    from bfcl_eval.utils import load_dataset_entry, load_ground_truth_entry
+
+    handler_class.decode_ast = staticmethod(default_decode_ast_prompting)
+    category, texts, wrong = "format_sensitivity", json.load(sys.stdin), {}
+    entries = load_dataset_entry(category, include_prereq=False, include_language_specific_hint=False)
+    for entry, answer in zip(entries, load_ground_truth_entry(category), strict=True):
+        if (id_ := entry["id"]) not in texts:
+            continue
+        written, tagged, *_ = parse_prompt_variation_params(id_.split(":")[1])
+        verdict = _evaluate_single_ast_entry(
+            handler_class,
+            id_,
+            texts[id_],
+            answer["ground_truth"],
+            entry,
+            HANDLER,
+            category,
+            Language.PYTHON,
+            ReturnFormat(written),
+            tagged,
+        )
+        if not verdict["valid"]:
+            wrong[id_] = verdict["error_type"]
+    json.dump(wrong, sys.stdout)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "evaluate":
         _evaluate(sys.argv[2:])
     else:
-        _dialogues()
+        {"dialogues": _dialogues, "decode": _decode, "formats": _formats}[sys.argv[1]]()

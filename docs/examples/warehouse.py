@@ -44,7 +44,7 @@ class Warehouse:
         self.stock, self.reserved = dict(stock), dict[str, dict[str, int]]()
         self._turns, self._wanted = iter(turns), wanted
 
-    def user_turn(self) -> tuple[Message, ...] | None:
+    def user_turn(self, said: str) -> tuple[Message, ...] | None:
         text = next(self._turns, None)
         return None if text is None else (Message("user", text),)
 

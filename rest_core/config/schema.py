@@ -140,14 +140,14 @@ class EvaluationConfig(Section):
 class BfclConfig(Section):
     enabled: bool = True
     categories: tuple[str, ...] = ("non_live", "live")
-    """categories, or the groups non_live, live and multi_turn"""
+    """categories, or the groups non_live, live, multi_turn and format_sensitivity"""
     limit_per_category: int | None = Field(None, ge=1)
     """a seeded subset; the summary names it"""
     generation: GenerationConfig = GenerationConfig()
     max_dialogue_tokens: int = Field(49152, ge=16)
-    """generation.max_prompt_tokens of multi-turn categories, whose prompts grow from step to step"""
+    """generation.max_prompt_tokens of multi-turn and memory categories, whose prompts grow from step to step"""
     samples: int = Field(1, ge=1)
-    """dialogues of each multi-turn item; several give pass@k and pass^k, and need generation.temperature above 0"""
+    """dialogues of each multi-turn or memory item; several give pass@k and pass^k, at a temperature above 0"""
     seed: int = 0
 
     @model_validator(mode="after")

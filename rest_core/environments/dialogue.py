@@ -8,7 +8,8 @@ wave is one step of each, and one call of `Policy.respond`, so that batches are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from rest_core.config import GenerationConfig
 from rest_core.environments.environment import Environment, EnvironmentFailed, Stop
@@ -18,6 +19,8 @@ from rest_core.seeds import derive
 
 DialogueProgress = Callable[[int, int, int], None]
 """Called with the number of dialogues that have ended, of all dialogues, and of all steps so far."""
+
+SHOWN_CHARACTERS = 2000  # of a result, in files: a file that a tool printed may be long
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,16 @@ class Step:
     @property
     def calls(self) -> tuple[ToolCall, ...]:
         return self.answer.parsed.calls
+
+    def to_json(self) -> dict[str, Any]:
+        """For files; long results are shortened."""
+        return {
+            "response": self.answer.text,
+            "calls": [asdict(call) for call in self.calls],
+            "results": [_shortened(result) for result in self.results],
+            "prompt_tokens": self.answer.prompt_tokens,
+            "response_tokens": self.answer.response_tokens,
+        }
 
 
 @dataclass
@@ -48,9 +61,18 @@ class Dialogue:
     def steps(self) -> list[Step]:
         return [step for turn in self.turns for step in turn]
 
-    def begin_turn(self) -> None:
-        """Take the user's next messages; without any the dialogue is complete."""
-        if (messages := self.environment.user_turn()) is None:
+    def begin_turn(self, said: str = "") -> None:
+        """Take the user's next messages; without any the dialogue is complete.
+
+        Args:
+            said: the response that ended the turn before.
+        """
+        try:
+            messages = self.environment.user_turn(said)
+        except EnvironmentFailed as error:
+            self.stop, self.error = "failed", str(error)
+            return
+        if messages is None:
             self.stop = "completed"
             return
         self.turns.append([])
@@ -75,7 +97,7 @@ class Dialogue:
         self.history.append(Message("assistant", answer.text))
         if not answer.parsed.calls:
             self.turns[-1].append(Step(chat, answer))
-            self.begin_turn()
+            self.begin_turn(answer.text)
             return
         try:
             results = self.environment.step(answer.parsed.calls)
@@ -134,3 +156,8 @@ def run_dialogues(
 
 def _paired(environments: Sequence[Environment], seeds: Sequence[int] | None) -> list[tuple[Environment, int]]:
     return list(zip(environments, seeds if seeds is not None else [0] * len(environments), strict=True))
+
+
+def _shortened(text: str) -> str:
+    more = len(text) - SHOWN_CHARACTERS
+    return text if more <= 0 else f"{text[:SHOWN_CHARACTERS]}… ({more} more characters)"

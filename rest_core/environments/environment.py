@@ -23,7 +23,8 @@ class Verdict:
 
 
 class EnvironmentFailed(Exception):
-    """A step could not be executed, and the dialogue ends there; the message says why, for people."""
+    """A step could not be executed, or a turn not begun, and the dialogue ends there; the message says why, for
+    people."""
 
 
 class Environment(Protocol):
@@ -39,8 +40,15 @@ class Environment(Protocol):
         """The source's own descriptions of the tools, where `tools` is a translation of them."""
         ...
 
-    def user_turn(self) -> tuple[Message, ...] | None:
-        """Begin the next turn: the messages that open it; None where no turn is left."""
+    def user_turn(self, said: str) -> tuple[Message, ...] | None:
+        """Begin the next turn: the messages that open it; None where no turn is left.
+
+        Args:
+            said: the response that ended the turn before, which has no call; "" at the first turn.
+
+        Raises:
+            EnvironmentFailed: the turn cannot begin; the dialogue ends.
+        """
         ...
 
     def step(self, calls: Sequence[ToolCall]) -> list[str]:

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from functools import partial
 
 from tqdm import tqdm
 
-from rest_core.environments.dialogue import Dialogue, Step, run_dialogues
-from rest_core.environments.environment import Environment
-from rest_core.evaluation.benchmark import Benchmark, Question, Row
+from rest_core.environments.dialogue import Dialogue, run_dialogues
+from rest_core.evaluation.benchmark import Benchmark, Question, Row, Task
 from rest_core.evaluation.policy import Answer, Chat, Policy, Progress
 from rest_core.seeds import derive
-
-SHOWN_CHARACTERS = 2000  # of a result, in rows: a file that a tool printed may be long
 
 
 def answered(
@@ -35,17 +32,19 @@ def answered(
         chats: of each question; a dialogue's first.
         on_progress: of the single responses; dialogues have a bar of their own.
     """
+    benchmark.prepare(questions, policy, partial(_held, benchmark, policy))
     environments = [benchmark.environments(question, native_tools=policy.native_tools) for question in questions]
     single = [n for n, made in enumerate(environments) if not made]
     found: dict[int, tuple[Answer, Row]] = {}
     if single:
         asked = [replace(chats[n], seed=derive(benchmark.seed, "answer", questions[n].id)) for n in single]
-        answers = policy.respond(asked, benchmark.generation, on_progress)
+        given = policy.respond(asked, benchmark.generation, on_progress)
+        readers = [benchmark.reader(questions[n]) for n in single]
+        answers = [replace(one, read=read or one.read) for one, read in zip(given, readers, strict=True)]
         rows = benchmark.judge([questions[n] for n in single], answers)
         found.update(zip(single, zip(answers, rows, strict=True), strict=True))
     places = [(n, sample) for n, made in enumerate(environments) for sample in range(len(made))]
-    seeds = [derive(benchmark.seed, "dialogue", questions[n].id, sample) for n, sample in places]
-    held = _held(benchmark, policy, [environments[n][sample] for n, sample in places], seeds)
+    held = _held(benchmark, policy, [Task(questions[n].id, sample, environments[n][sample]) for n, sample in places])
     samples: dict[int, list[Dialogue]] = defaultdict(list)
     for (n, _), dialogue in zip(places, held, strict=True):
         samples[n].append(dialogue)
@@ -53,23 +52,22 @@ def answered(
     return [found[n][0] for n in range(len(questions))], [found[n][1] for n in range(len(questions))]
 
 
-def _held(
-    benchmark: Benchmark, policy: Policy, environments: Sequence[Environment], seeds: Sequence[int]
-) -> list[Dialogue]:
-    if not environments:
+def _held(benchmark: Benchmark, policy: Policy, tasks: Sequence[Task]) -> list[Dialogue]:
+    """One dialogue a task, all together."""
+    if not tasks:
         return []
-    with tqdm(desc=f"{benchmark.title}: dialogues", total=len(environments), unit="dialogue", disable=None) as bar:
+    with tqdm(desc=f"{benchmark.title}: dialogues", total=len(tasks), unit="dialogue", disable=None) as bar:
 
         def advance(ended: int, of: int, steps: int) -> None:
             bar.update(ended - bar.n)
             bar.set_postfix(steps=steps)
 
         return run_dialogues(
-            environments,
+            [task.environment for task in tasks],
             policy,
             benchmark.dialogue_generation,
             max_steps=benchmark.max_steps,
-            seeds=seeds,
+            seeds=[derive(benchmark.seed, "dialogue", task.id, task.sample) for task in tasks],
             on_progress=advance,
         )
 
@@ -110,20 +108,5 @@ def _columns(dialogue: Dialogue) -> Row:
         "steps": len(answers),
         "calls": [asdict(call) for step in dialogue.steps for call in step.calls],
         "well_formed": bool(answers) and all(answer.parsed.well_formed for answer in answers),
-        "turns": [[_shown(step) for step in turn] for turn in dialogue.turns],
+        "turns": [[step.to_json() for step in turn] for turn in dialogue.turns],
     }
-
-
-def _shown(step: Step) -> dict[str, Any]:
-    return {
-        "response": step.answer.text,
-        "calls": [asdict(call) for call in step.calls],
-        "results": [_shortened(result) for result in step.results],
-        "prompt_tokens": step.answer.prompt_tokens,
-        "response_tokens": step.answer.response_tokens,
-    }
-
-
-def _shortened(text: str) -> str:
-    more = len(text) - SHOWN_CHARACTERS
-    return text if more <= 0 else f"{text[:SHOWN_CHARACTERS]}… ({more} more characters)"

@@ -6,18 +6,22 @@ This module and those of the benchmarks import quickly: configurations are check
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from rest_core import __version__
 from rest_core.config import GenerationConfig
 from rest_core.environments.environment import Environment
 from rest_core.evaluation.measurement import limits
-from rest_core.evaluation.policy import Answer, Chat
+from rest_core.evaluation.policy import Answer, Chat, Policy
 from rest_core.evaluation.statistics import Accuracy, Average, Estimate, Mean
 from rest_core.evaluation.taxonomy import ExpectedCall
+from rest_core.response import Response
+
+if TYPE_CHECKING:
+    from rest_core.environments.dialogue import Dialogue
 
 Row = dict[str, Any]  # of rows.jsonl: one a question
 
@@ -34,6 +38,19 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Task:
+    """A dialogue that is to be held; id and sample decide its seed."""
+
+    id: str
+    sample: int  # from 0
+    environment: Environment
+
+
+Hold: TypeAlias = "Callable[[Sequence[Task]], list[Dialogue]]"
+"""Holds all dialogues together with the policy under evaluation; gives them in their order."""
+
+
+@dataclass(frozen=True)
 class Figures:
     """The figures of an evaluation, by names that get the benchmark's before them ("bfcl/live")."""
 
@@ -42,6 +59,7 @@ class Figures:
     counts: Mapping[str, int] = field(default_factory=dict)  # under "count/"
     notes: tuple[str, ...] = ()  # how the figures came about
     headline: tuple[str, ...] = ()  # the scores and averages to read first
+    values: Mapping[str, float] = field(default_factory=dict)  # further metrics, without an interval
 
     @property
     def all(self) -> dict[str, Estimate]:
@@ -83,6 +101,10 @@ class Benchmark(ABC):
         """Tokens of the longest prompt that is allowed."""
         return self.generation.max_prompt_tokens
 
+    def subset_of(self, category: str) -> str:
+        """Categories that give the same name, and have as many questions, are limited to the same places of them."""
+        return category
+
     @property
     def checker(self) -> str:
         """The rule that judges, with its version: verdicts of different ones do not compare."""
@@ -95,6 +117,20 @@ class Benchmark(ABC):
     @abstractmethod
     def chat(self, question: Question) -> Chat:
         """The chat that a policy answers; of a dialogue, the first."""
+
+    def prepare(self, questions: Sequence[Question], policy: Policy, hold: Hold) -> None:  # noqa: B027
+        """Hold the dialogues whose outcome `environments` needs; none by default.
+
+        Args:
+            questions: all that the policy will be asked.
+
+        Raises:
+            UserError: the questions cannot be put to this policy.
+        """
+
+    def reader(self, question: Question) -> Callable[[str], Response] | None:
+        """The parser of a single response, where the benchmark's own prompt asks for a format of its own."""
+        return None
 
     def environments(self, question: Question, *, native_tools: bool) -> list[Environment]:
         """The environments of a question that takes a dialogue, one a sample; none where one response answers it.

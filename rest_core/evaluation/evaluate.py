@@ -43,7 +43,7 @@ def evaluate(
     questions = [
         question
         for category, entries in available.items()
-        for question in seeded_subset(entries, benchmark.limit, seed=benchmark.seed, name=category)
+        for question in seeded_subset(entries, benchmark.limit, seed=benchmark.seed, name=benchmark.subset_of(category))
     ]
     chats = [benchmark.chat(question) for question in questions]
     try:
@@ -170,6 +170,7 @@ def _metrics(figures: Figures, rows: Sequence[Row]) -> dict[str, float]:
     headline = figures.first
     return {
         **{name: figure.value for name, figure in figures.all.items()},
+        **figures.values,
         **{f"low/{name}": figure.interval.low for name, figure in headline.items()},
         **{f"high/{name}": figure.interval.high for name, figure in headline.items()},
         **{f"count/{name}": float(figure.total) for name, figure in headline.items()},

@@ -29,6 +29,7 @@ class Kind(StrEnum):
     WRONG_VALUE = "wrong value"
     WRONG_STATE = "wrong state after a turn"  # of a dialogue, like the next
     MISSING_RESULT = "missing result in a turn"
+    WRONG_ANSWER = "wrong answer in words"  # to a question about a memory
     CHECKER = "the checker failed"
     OTHER = "other"
 
@@ -62,6 +63,8 @@ _OFFICIAL = {
     "empty_turn_model_response": Kind.NO_CALL,
     "instance_state_mismatch": Kind.WRONG_STATE,
     "execution_response_mismatch": Kind.MISSING_RESULT,
+    "answer_not_found": Kind.WRONG_ANSWER,
+    "no_last_message": Kind.CUT_OFF,
 }
 """By a part of bfcl-eval's error types, "simple_function_checker:wrong_count"; those left out are compared here."""
 _COMPARED = {Kind.WRONG_COUNT, Kind.WRONG_TOOL, Kind.MISSING, Kind.EXTRA, Kind.WRONG_VALUE}

@@ -157,6 +157,7 @@ ENTRIES = (
             Figure("call accuracy", "bfcl/call_accuracy"),
             Figure("irrelevance", "bfcl/irrelevance_accuracy"),
             Figure("multi-turn", "bfcl/multi_turn_accuracy"),
+            Figure("memory", "bfcl/memory_accuracy"),
         ),
     ),
     Stage(

@@ -23,6 +23,7 @@ from pipelines import cli
 from rest_core.config import LoraConfig
 from rest_core.data import bfcl_wheel
 from rest_core.errors import UserError
+from rest_core.evaluation.bfcl import memory
 from rest_core.model import embedded
 from rest_core.model.loading import with_lora
 from rest_core.operations.launch import trainer
@@ -110,6 +111,7 @@ def test_every_import_is_declared_and_what_is_declared_is_imported() -> None:
 def _private_names(trees: list[ast.Module]) -> set[str]:
     """Names with an underscore that are used of other packages' objects: read, set or overridden, and not our own."""
     own, used, standard_library = set(), set(), {"_exit", "_replace"}
+    bfcl_eval = {"_dump_core_memory_to_context", "_flush_memory_to_local_file"}  # is installed in one version alone
     for node in (node for tree in trees for node in ast.walk(tree)):
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
@@ -124,7 +126,7 @@ def _private_names(trees: list[ast.Module]) -> set[str]:
                 used.update(alias.name for alias in aliases)
             case ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name)), *_]):
                 used.add(name)
-    names = {name.removeprefix("super.") for name in used - own - standard_library}
+    names = {name.removeprefix("super.") for name in used - own - standard_library - bfcl_eval}
     return {name for name in names if re.match("_[a-zA-Z]", name) and name != "_typeshed"}
 
 
@@ -152,7 +154,9 @@ def test_the_lock_has_the_versions_that_the_project_asks_for() -> None:
 
 
 def test_the_error_messages_name_the_versions_that_setup_installs() -> None:
-    assert {bfcl_wheel.REQUIREMENT, embedded.REQUIREMENT} == set(pinned("no-deps.txt").values())
+    assert {bfcl_wheel.REQUIREMENT, embedded.REQUIREMENT, *memory.REQUIREMENTS.values()} == set(
+        pinned("no-deps.txt").values()
+    )
 
 
 def test_the_local_pipeline_needs_no_extra() -> None:

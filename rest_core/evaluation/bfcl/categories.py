@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rest_core.errors import UserError, nearest
+from rest_core.evaluation.bfcl.formats import FORMATS
 from rest_core.evaluation.statistics import Accuracy, Average
 
 
@@ -19,9 +20,24 @@ class Category:
     """One of BFCL's question files."""
 
     name: str
-    group: Literal["non_live", "live", "multi_turn"]  # also the directory in BFCL's result layout
-    scorer: Literal["ast", "relevance", "multi_turn"]
-    """The rule in checker_process.py ("relevance" serves irrelevance as well), or the dialogues of multi_turn.py."""
+    group: Literal["non_live", "live", "multi_turn", "agentic", "format_sensitivity"]
+    scorer: Literal["ast", "relevance", "multi_turn", "memory", "format"]
+    """The rule in checker_process.py ("relevance" serves irrelevance as well), or the module with its dialogues; of the
+    formats "format", which is "ast" for what formats.py reads."""
+
+    @property
+    def file(self) -> str:
+        """BFCL's own name: all formats are one category there."""
+        return self.group if self.scorer == "format" else self.name
+
+    @property
+    def directory(self) -> str:
+        """In BFCL's result layout."""
+        return f"agentic/{self.name.replace('_', '/', 1)}" if self.scorer == "memory" else self.group
+
+    @property
+    def has_dialogues(self) -> bool:
+        return self.scorer in ("multi_turn", "memory")
 
 
 CATEGORIES: dict[str, Category] = {
@@ -44,13 +60,16 @@ CATEGORIES: dict[str, Category] = {
         Category("multi_turn_miss_func", "multi_turn", "multi_turn"),
         Category("multi_turn_miss_param", "multi_turn", "multi_turn"),
         Category("multi_turn_long_context", "multi_turn", "multi_turn"),
+        Category("memory_kv", "agentic", "memory"),
+        Category("memory_rec_sum", "agentic", "memory"),
+        *(Category(name, "format_sensitivity", "format") for name in FORMATS),
     )
 }
 
 _SIMPLE = ("simple_python", "simple_java", "simple_javascript")
 _LIVE_AST = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")
 _AST = (*_SIMPLE, "multiple", "parallel", "parallel_multiple", *_LIVE_AST)
-HEADLINE = ("call_accuracy", "irrelevance_accuracy", "multi_turn_accuracy")
+HEADLINE = ("call_accuracy", "irrelevance_accuracy", "multi_turn_accuracy", "memory_accuracy")
 """The averages to read first, and never as one: a model that makes no call at all has the best irrelevance."""
 
 _MULTI_TURN = tuple(f"multi_turn_{part}" for part in ("base", "miss_func", "miss_param", "long_context"))
@@ -81,15 +100,16 @@ _ORDER = (
 _NOT_EVALUATED = {
     "web_search": "it needs a search engine's key and a network",
     "memory_vector": "it needs a sentence-transformers model",
-    "memory": "this version has no memory tools",
-    "format_sensitivity": "this version has no prompts in its formats",
+    "memory": "a part of it, memory_vector, needs a sentence-transformers model; name memory_kv and memory_rec_sum",
+    "agentic": "parts of it need a network (web_search) and a sentence-transformers model (memory_vector); name "
+    "memory_kv and memory_rec_sum",
 }
 """Further categories of BFCL, by the beginnings of their names, and why they cannot be chosen."""
 
 
 def select(names: Iterable[str]) -> tuple[Category, ...]:
     """The categories that names of categories and groups mean, each once, in BFCL's order."""
-    groups = sorted({category.group for category in CATEGORIES.values()})
+    groups = ("format_sensitivity", "live", "multi_turn", "non_live")
     chosen: set[str] = set()
     for name in names:
         if name in CATEGORIES:
@@ -100,7 +120,7 @@ def select(names: Iterable[str]) -> tuple[Category, ...]:
             for beginning, reason in _NOT_EVALUATED.items():
                 if name.startswith(beginning):
                     raise UserError(f"bfcl.categories: {name} cannot be evaluated: {reason}")
-            known = [*groups, *CATEGORIES]
+            known = [*groups, *(name for name, one in CATEGORIES.items() if one.scorer != "format")]
             raise UserError(
                 f"bfcl.categories: unknown category {name!r}{nearest(name, known)} (known: {', '.join(known)})"
             )
@@ -116,7 +136,8 @@ def averages(scores: Mapping[str, Accuracy]) -> dict[str, Average]:
 
     - `call_accuracy`: of those whose calls are checked in one turn (live_relevance accepts any call, and is not one).
     - `irrelevance_accuracy`: of those that want no call.
-    - `multi_turn_accuracy`: of the dialogues.
+    - `multi_turn_accuracy`: of the multi-turn dialogues.
+    - `memory_accuracy`: of the questions about memories.
 
     The leaderboard's, in its version 4:
 
@@ -150,7 +171,8 @@ def averages(scores: Mapping[str, Accuracy]) -> dict[str, Average]:
         total = sum(scores[member].total for member in members if member in scores)
         add(name, {member: scores[member].total / total if member in scores else 0.0 for member in members})
 
-    for name, members in zip(HEADLINE, (_AST, _UNWEIGHTED["irrelevance_detection"], _MULTI_TURN), strict=True):
+    parts = (_AST, _UNWEIGHTED["irrelevance_detection"], _MULTI_TURN, _UNWEIGHTED["memory"])
+    for name, members in zip(HEADLINE, parts, strict=True):
         add_by_questions(name, [member for member in members if member in scores])
     for name, members in _BY_QUESTIONS.items():
         add_by_questions(name, members)

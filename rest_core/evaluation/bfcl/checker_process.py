@@ -18,9 +18,11 @@ import signal
 import sys
 import types
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
+TUPLE = "\0tuple"  # the only key of an object that stands for a tuple; the same in checkers.py
 CHECK_SECONDS = 2.0  # for one entry; an honest one takes less than a millisecond
 
 
@@ -35,6 +37,18 @@ def _replace_vendor_clients() -> None:
     module = types.ModuleType("bfcl_eval.constants.model_config")
     module.MODEL_CONFIG_MAPPING = _AnyModel()  # type: ignore[attr-defined]
     sys.modules[module.__name__] = module
+
+
+def _replace_retries_and_parsers() -> None:
+    """What the module with the prompts of format_sensitivity imports besides, and these do not use."""
+    tenacity = types.ModuleType("tenacity")
+    for name in ("retry", "retry_if_exception_message", "retry_if_exception_type", "wait_random_exponential"):
+        setattr(tenacity, name, None)
+    sys.modules[tenacity.__name__] = tenacity
+    for language in ("java", "javascript"):
+        module = types.ModuleType(f"bfcl_eval.model_handler.parser.{language.replace('javascript', 'js')}_parser")
+        setattr(module, f"parse_{language}_function_call", None)
+        sys.modules[module.__name__] = module
 
 
 _replace_vendor_clients()
@@ -70,13 +84,29 @@ def _relevance(category: str, calls: Calls, entry: dict[str, Any], answer: Any) 
 
 def _check_category(category: str, outputs: list[dict[str, Any]]) -> list[Verdict]:
     entries = utils.load_dataset_entry(category, include_prereq=False, include_language_specific_hint=False)
+    formats = utils.is_format_sensitivity(category)
     if utils.is_relevance_or_irrelevance(category):
         check, answers = _relevance, [None] * len(entries)
     else:
         # Answers belong to questions by position; bfcl-eval says that some of their ids differ.
         check, answers = _ast, utils.load_ground_truth_entry(category)
     pairs = {entry["id"]: (entry, answer) for entry, answer in zip(entries, answers, strict=True)}
-    return [_check_within_limit(partial(check, category, output["calls"], *pairs[output["id"]])) for output in outputs]
+    return [
+        _check_within_limit(
+            partial(check, id_.split(":")[-1] if formats else category, _received(output["calls"]), *pairs[id_])
+        )
+        for output in outputs
+        for id_ in [output["id"]]
+    ]
+
+
+def _received(value: Any) -> Any:
+    """A value as it was before `checkers` wrote its tuples as JSON."""
+    if isinstance(value, list):
+        return [_received(item) for item in value]
+    if isinstance(value, dict) and value.keys() == {TUPLE}:
+        return tuple(map(_received, value[TUPLE]))
+    return {key: _received(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _check_within_limit(check: Callable[[], Verdict]) -> Verdict:
@@ -104,9 +134,21 @@ def _check_within_limit(check: Callable[[], Verdict]) -> Verdict:
     return verdict
 
 
+def _load(category: str) -> list[dict[str, Any]]:
+    """The entries; those of format_sensitivity have the official "prompt" as well."""
+    entries: list[dict[str, Any]] = utils.load_dataset_entry(category)
+    if utils.is_format_sensitivity(category):
+        _replace_retries_and_parsers()
+        from bfcl_eval.model_handler.utils import system_prompt_pre_processing_chat_model as prompted
+
+        for entry in entries:
+            entry["prompt"] = prompted(deepcopy(entry["question"][0]), entry["function"], entry["id"])
+    return entries
+
+
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     if "load" in request:
-        return {category: utils.load_dataset_entry(category, include_prereq=False) for category in request["load"]}
+        return {category: _load(category) for category in request["load"]}
     return {category: _check_category(category, outputs) for category, outputs in request["check"].items()}
 
 

@@ -16,6 +16,7 @@ from rest_core.data.bfcl_wheel import data_folder
 from rest_core.environments.environment import Verdict
 from rest_core.records import ToolCall
 
+_TUPLE = "\0tuple"  # the same in checker_process.py
 _PROCESS = Path(__file__).with_name("checker_process.py")
 
 
@@ -33,7 +34,8 @@ def questions(categories: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """The questions of every category as BFCL gives them to a model: {"id", "question", "function"}.
 
     Function descriptions carry BFCL's hints about the language; parameters of Java and JavaScript functions are
-    strings there, in the language's own notation.
+    strings there, in the language's own notation. Memory categories have their conversations among the questions. Those
+    of format_sensitivity have a "prompt" with BFCL's own instructions.
     """
     loaded: dict[str, list[dict[str, Any]]] = _ask({"load": list(categories)})
     return loaded
@@ -46,11 +48,22 @@ def check(outputs: Mapping[str, Sequence[tuple[str, Sequence[ToolCall]]]]) -> di
     converts values either: for Java and JavaScript the questions ask for strings, and a value that is none is wrong.
     """
     request = {
-        category: [{"id": id_, "calls": [{call.name: call.arguments} for call in calls]} for id_, calls in entries]
+        category: [
+            {"id": id_, "calls": [{call.name: _sent(call.arguments)} for call in calls]} for id_, calls in entries
+        ]
         for category, entries in outputs.items()
     }
     reply = _ask({"check": request})
     return {category: [_verdict(raw) for raw in verdicts] for category, verdicts in reply.items()}
+
+
+def _sent(value: Any) -> Any:
+    """A value of which JSON keeps the tuples, which are no lists for the checker."""
+    if isinstance(value, tuple):
+        return {_TUPLE: [_sent(item) for item in value]}
+    if isinstance(value, list):
+        return [_sent(item) for item in value]
+    return {key: _sent(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _verdict(raw: dict[str, Any]) -> Verdict:

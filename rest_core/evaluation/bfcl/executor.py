@@ -1,4 +1,4 @@
-"""The process that executes and judges BFCL's multi-turn calls; it runs `executor_process.py`.
+"""The process that executes and judges the calls of BFCL's dialogues; it runs `executor_process.py`.
 
 Calls are model output, and some take all time or memory there is: `power(10, 10**10)`. A signal handler cannot
 interrupt them. So they run in a process of their own that is killed at a deadline and started again; each request
@@ -25,7 +25,9 @@ from rest_core.environments.environment import EnvironmentFailed, Verdict
 _PROCESS = Path(__file__).with_name("executor_process.py")
 _START_SECONDS = 120.0
 OUT_OF_MEMORY = 3  # exit code, the same in executor_process.py
+Memory = dict[str, Any]
 _KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")  # no other, credentials among them, reaches the process
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # numpy's take address space for each
 
 
 class Executor:
@@ -43,23 +45,49 @@ class Executor:
         self._log: IO[bytes] | None = None
         self._resources = ExitStack()
 
-    def execute(self, id_: str, steps: Sequence[Sequence[str]]) -> list[str]:
+    def execute(self, id_: str, steps: Sequence[Sequence[str]], memory: Memory | None = None) -> list[str]:
         """Results of the last step's calls, after those of all steps before.
 
         Args:
             id_: of the dialogue, which decides classes and their initial state.
             steps: calls as Python text, of every step so far.
+            memory: that a dialogue of a memory category begins with.
 
         Raises:
             EnvironmentFailed: the calls took too much time or memory.
         """
-        results: list[str] = self._ask({"execute": id_, "steps": steps})["results"]
+        results: list[str] = self._ask({"execute": id_, "steps": steps, "memory": memory})["results"]
         return results
 
     def judge(self, id_: str, turns: Sequence[Sequence[Sequence[str]]]) -> Verdict:
         """The official verdict on a dialogue's calls, by turn and step, on fresh state."""
+        return self._judged({"judge": id_, "turns": turns})
+
+    def memory_prompt(self, id_: str, memory: Memory | None) -> str:
+        """The official system prompt of a memory category's dialogue, with the memory that it begins with.
+
+        Raises:
+            EnvironmentFailed: the process has ended.
+        """
+        prompt: str = self._ask({"show": id_, "memory": memory})["prompt"]
+        return prompt
+
+    def memory_after(self, id_: str, steps: Sequence[Sequence[str]], memory: Memory | None) -> Memory:
+        """The memory after a dialogue's calls: the content of bfcl-eval's own snapshot file.
+
+        Raises:
+            EnvironmentFailed: it is too large.
+        """
+        kept: Memory = self._ask({"keep": id_, "steps": steps, "memory": memory})["memory"]
+        return kept
+
+    def judge_answer(self, id_: str, answer: str) -> Verdict:
+        """The official verdict on the answer to a memory category's question; "" is none."""
+        return self._judged({"judge_answer": id_, "answer": answer})
+
+    def _judged(self, request: dict[str, Any]) -> Verdict:
         try:
-            reply = self._ask({"judge": id_, "turns": turns})
+            reply = self._ask(request)
         except EnvironmentFailed as error:
             return Verdict(False, "checker_error:EnvironmentFailed", str(error))
         return Verdict(reply["valid"], reply.get("error_type"), reply.get("error"))
@@ -103,7 +131,7 @@ class Executor:
                 stdout=log,
                 stderr=log,
                 cwd=scratch / "empty",
-                env={**kept, "BFCL_PROJECT_ROOT": str(scratch / "bfcl"), "TZ": "UTC", "PYTHONUTF8": "1"},
+                env={**kept, "BFCL_PROJECT_ROOT": str(scratch / "bfcl"), "TZ": "UTC", "PYTHONUTF8": "1"} | _ONE_THREAD,
                 pass_fds=[theirs.fileno()],
             )
         try:

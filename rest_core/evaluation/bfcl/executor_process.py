@@ -1,4 +1,4 @@
-"""bfcl-eval's multi-turn executor and checker, in a process that can be killed; `executor.py` starts it.
+"""bfcl-eval's executor of dialogues, and their checkers, in a process that can be killed; `executor.py` starts it.
 
 A script, not a module to import: it reads and writes JSON on the socket whose number is its argument. It uses nothing
 but the standard library and bfcl-eval, whose code runs unchanged but for one thing: where it passes a call to `eval`,
@@ -6,6 +6,10 @@ the name finds the strict evaluator below.
 
 Requests: {"execute": id, "steps": [[call, …], …]} gives the results of the last step; {"judge": id, "turns": [[[call,
 …], …], …]} the verdict. Calls are Python text. Every request begins with fresh instances and replays all calls.
+
+Dialogues of memory categories begin with a memory, {"memory": …}, which is the content of bfcl-eval's snapshot file, or
+null where nothing was kept. {"show": id} gives the system prompt with it; {"keep": id, "steps": …} the memory after the
+steps; {"judge_answer": id, "answer": text} the verdict.
 """
 
 import ast
@@ -17,9 +21,12 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from bfcl_eval import utils
+from bfcl_eval.constants import default_prompts, eval_config
+from bfcl_eval.eval_checker.agentic_eval.agentic_checker import agentic_checker
 from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_utils
 from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import multi_turn_checker
 
@@ -113,15 +120,92 @@ def _category(name: str) -> dict[str, tuple[dict[str, Any], list[list[str]]]]:
     return {entry["id"]: (entry, answer["ground_truth"]) for entry, answer in zip(entries, answers, strict=True)}
 
 
-def _execute(id_: str, steps: list[list[str]]) -> dict[str, Any]:
+@cache
+def _memory_category(name: str) -> dict[str, tuple[dict[str, Any], list[str]]]:
+    """Id → the official entry of a question and its accepted answers, or of a conversation, which has none."""
+    entries = utils.load_dataset_entry(name, include_prereq=True)
+    answers = utils.load_ground_truth_entry(name)
+    questions = [entry["id"] for entry in entries if not utils.is_memory_prereq(entry["id"])]
+    accepted = {id_: answer["ground_truth"] for id_, answer in zip(questions, answers, strict=True)}
+    return {entry["id"]: (entry, accepted.get(entry["id"], [])) for entry in entries}
+
+
+def _memory_entry(id_: str) -> tuple[dict[str, Any], list[str]]:
+    return _memory_category(utils.extract_test_category_from_id(id_, remove_prereq=True))[id_]
+
+
+def _execute(id_: str, steps: list[list[str]], memory: Any = None) -> dict[str, Any]:
+    return {"results": _replay(id_, steps, memory)[0]}
+
+
+def _replay(id_: str, steps: list[list[str]], memory: Any = None) -> tuple[list[str], dict[str, Any]]:
+    """The results of the last step's calls, and the instances by class."""
     category = id_.rsplit("_", 1)[0]
-    entry, _ = _category(category)[id_]
+    if utils.is_memory(category):
+        entry, _ = _memory_entry(id_)
+        initial = _with_memory(entry, memory)
+    else:
+        entry, _ = _category(category)[id_]
+        initial = entry["initial_config"]
     results: list[str] = []
-    for calls in steps:
-        results, _ = multi_turn_utils.execute_multi_turn_func_call(
-            calls, entry["initial_config"], entry["involved_classes"], MODEL, id_, "long_context" in category
+    instances: dict[str, Any] = {}
+    for calls in [[], *steps]:  # as the official loop does, first none: that makes the instances
+        results, instances = multi_turn_utils.execute_multi_turn_func_call(
+            calls, initial, entry["involved_classes"], MODEL, id_, "long_context" in category
         )
-    return {"results": results}
+    return results, instances
+
+
+def _with_memory(entry: dict[str, Any], memory: Any) -> dict[str, Any]:
+    """The initial configuration, with `memory` as the snapshot that the official class reads."""
+    utils.populate_initial_settings_for_memory_test_cases([entry], eval_config.RESULT_PATH)
+    snapshot = _snapshot(entry)
+    if memory is None:
+        snapshot.unlink(missing_ok=True)
+    else:
+        snapshot.parent.mkdir(parents=True, exist_ok=True)
+        snapshot.write_text(json.dumps(memory), encoding="utf-8")
+    return dict(entry["initial_config"])
+
+
+def _snapshot(entry: dict[str, Any]) -> Path:
+    directory = eval_config.RESULT_PATH / utils.get_directory_structure_by_id(entry["id"]) / "memory_snapshot"
+    return Path(directory, f"{entry['scenario']}_final.json")
+
+
+def _show(id_: str, memory: Any) -> dict[str, Any]:
+    """Rule of `add_memory_instruction_system_prompt` in `model_handler/utils.py`."""
+    entry, _ = _memory_entry(id_)
+    kind = "UNIFIED" if "rec_sum" in id_ else "CORE_ARCHIVAL"
+    template: str = getattr(default_prompts, f"MEMORY_BACKEND_INSTRUCTION_{kind}")
+    (instance,) = _replay(id_, [], memory)[1].values()
+    prompt = template.format(
+        scenario_setting=default_prompts.MEMORY_AGENT_SETTINGS[entry["scenario"]],
+        memory_content=instance._dump_core_memory_to_context(),
+    )
+    return {"prompt": prompt}
+
+
+def _keep(id_: str, steps: list[list[str]], memory: Any) -> dict[str, Any]:
+    entry, _ = _memory_entry(id_)
+    for instance in _replay(id_, steps, memory)[1].values():
+        instance._flush_memory_to_local_file()
+    kept = _snapshot(entry).read_text(encoding="utf-8")
+    if len(kept) > LARGEST:
+        os._exit(OUT_OF_MEMORY)
+    return {"memory": json.loads(kept)}
+
+
+def _judge_answer(id_: str, answer: str) -> dict[str, Any]:
+    """Rule of `eval_runner._evaluate_single_agentic_entry`, of the last response without a call."""
+    if not answer:
+        error = "Cannot find the last chat message that is not a function call."
+        return {"valid": False, "error_type": "agentic:no_last_message", "error": error}
+    _, accepted = _memory_entry(id_)
+    found = agentic_checker(answer, accepted)
+    if found["valid"]:
+        return {"valid": True}
+    return {"valid": False, "error_type": found["error_type"], "error": f"{found['error_message']} {accepted}"}
 
 
 def _judge(id_: str, turns: Turns) -> dict[str, Any]:
@@ -150,12 +234,19 @@ def _judge(id_: str, turns: Turns) -> dict[str, Any]:
     return {"valid": False, "error_type": found["error_type"], "error": f"{found['error_message']} {shown}".strip()}
 
 
+_REQUESTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "execute": _execute,
+    "judge": _judge,
+    "show": _show,
+    "keep": _keep,
+    "judge_answer": _judge_answer,
+}
+
+
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
-        if "execute" in request:
-            reply = _execute(request["execute"], request["steps"])
-        else:
-            reply = _judge(request["judge"], request["turns"])
+        (name, id_), *rest = request.items()
+        reply = _REQUESTS[name](id_, **dict(rest))
     finally:
         for name in _instances():
             del vars(multi_turn_utils)[name]

@@ -43,7 +43,7 @@ class BfclDialogue:
     def documents(self) -> tuple[dict[str, Any], ...]:
         return tuple(self._functions)
 
-    def user_turn(self) -> tuple[Message, ...] | None:
+    def user_turn(self, said: str) -> tuple[Message, ...] | None:
         number = len(self._turns)
         if number == len(self._entry["question"]):
             return None
@@ -55,7 +55,7 @@ class BfclDialogue:
     def step(self, calls: Sequence[ToolCall]) -> list[str]:
         self._turns[-1].append([executor_text(call) for call in calls])
         try:
-            return self._executor.execute(self._entry["id"], [step for turn in self._turns for step in turn])
+            return self._execute()
         except EnvironmentFailed as error:
             self._error = str(error)
             raise
@@ -65,6 +65,14 @@ class BfclDialogue:
         if stop in ("prompt_too_long", "failed"):
             return Verdict(False, INFERENCE_ERROR, self._error or "a prompt is over the limit")
         return self._executor.judge(self._entry["id"], self._turns)
+
+    @property
+    def _steps(self) -> list[list[str]]:
+        return [step for turn in self._turns for step in turn]
+
+    def _execute(self) -> list[str]:
+        """Results of the last step."""
+        return self._executor.execute(self._entry["id"], self._steps)
 
     def _add(self, functions: list[dict[str, Any]]) -> str:
         if not self._native_tools:

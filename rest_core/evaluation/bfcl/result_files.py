@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from rest_core.evaluation.bfcl.calls import block
 from rest_core.evaluation.bfcl.categories import CATEGORIES
 from rest_core.evaluation.evaluation_report import write_jsonl
 from rest_core.evaluation.policy import Answer
+from rest_core.records import ToolCall
 
 HANDLER = "Qwen/Qwen3-1.7B-FC"
 """The `--model` with which `bfcl evaluate` reads our result files."""
@@ -49,29 +50,44 @@ def clear(out: Path) -> None:
                 shutil.rmtree(directory)
 
 
-def write(out: Path, model_name: str, answered: Sequence[tuple[Answer, Row]]) -> None:
-    """Write the result file and the score file of every single-turn category below `out`."""
-    by_category: dict[str, list[tuple[Answer, Row]]] = defaultdict(list)
+def write(out: Path, model_name: str, answered: Sequence[tuple[Answer, Row]], header: Mapping[str, Any]) -> None:
+    """Write the result file and the score file of every single-turn category below `out`.
+
+    Args:
+        header: further figures of format_sensitivity.
+    """
+    by_file: dict[str, list[tuple[Answer, Row]]] = defaultdict(list)
     for answer, row in answered:
-        by_category[row["category"]].append((answer, row))
-    for name, members in by_category.items():
+        by_file[CATEGORIES[row["category"]].file].append((answer, row))
+    for name, members in by_file.items():
         wrong = [_wrong(answer, row, model_name) for answer, row in members if not row["valid"]]
-        write_category(out, name, [_result(*member) for member in members], wrong)
+        further = header if name == "format_sensitivity" else {}
+        write_category(out, name, [_result(*member) for member in members], wrong, further)
 
 
-def write_category(out: Path, name: str, results: Sequence[Row], wrong: Sequence[Row]) -> None:
-    place, stem = Path(_DIRECTORY, CATEGORIES[name].group), f"BFCL_v4_{name}"
+def write_category(
+    out: Path, name: str, results: Sequence[Row], wrong: Sequence[Row], header: Mapping[str, Any] | None = None
+) -> None:
     correct, total = len(results) - len(wrong), len(results)
-    header = {"accuracy": correct / total, "correct_count": correct, "total_count": total}
-    write_jsonl(out / "result" / place / f"{stem}_result.json", results)
-    write_jsonl(out / "score" / place / f"{stem}_score.json", [header, *wrong])
+    first = {"accuracy": correct / total, "correct_count": correct, "total_count": total, **(header or {})}
+    write_results(out, name, results)
+    write_jsonl(out / "score" / _place(name) / f"BFCL_v4_{name}_score.json", [first, *wrong])
+
+
+def write_results(out: Path, name: str, results: Sequence[Row]) -> None:
+    write_jsonl(out / "result" / _place(name) / f"BFCL_v4_{name}_result.json", results)
+
+
+def _place(name: str) -> Path:
+    category = CATEGORIES.get(name.removesuffix("_prereq"))
+    return Path(_DIRECTORY, name if category is None else category.directory)
 
 
 def _result(answer: Answer, row: Row) -> dict[str, Any]:
     failed = checkers.failed(row["error_type"])
     entry = {
         "id": row["id"],
-        "result": "" if failed else "\n".join(map(block, answer.parsed.calls)),
+        "result": "" if failed else "\n".join(block(_written(call, row)) for call in answer.parsed.calls),
         "input_token_count": answer.prompt_tokens,
         "output_token_count": answer.response_tokens,
         "response": answer.text,
@@ -79,11 +95,24 @@ def _result(answer: Answer, row: Row) -> dict[str, Any]:
     return entry | ({"checker_error": f"{row['error_type']}: {row['error']}"} if failed else {})
 
 
+def _written(call: ToolCall, row: Row) -> ToolCall:
+    """A tuple, which only calls in Python have, becomes a list; of a wrong answer a text, which is no list either."""
+    return call if row["valid"] else ToolCall(call.name, _without_tuples(call.arguments))
+
+
+def _without_tuples(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return repr(value)
+    if isinstance(value, list):
+        return [_without_tuples(item) for item in value]
+    return {key: _without_tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
 def _wrong(answer: Answer, row: Row, model_name: str) -> dict[str, Any]:
     return {
         "id": row["id"],
         "model_name": model_name,
-        "test_category": row["category"],
+        "test_category": CATEGORIES[row["category"]].file,
         "valid": False,
         "error": [row["error"]],
         "error_type": row["error_type"],

@@ -107,6 +107,23 @@ def test_an_environment_that_fails_ends_its_dialogue_alone(scripted, warehouse):
     assert dialogues[0].error == "no disk" and dialogues[0].steps[0].calls and not dialogues[0].steps[0].results
 
 
+def test_the_next_turn_learns_what_ended_the_last_and_may_fail(scripted, warehouse):
+    said = []
+
+    class Listening(warehouse.Warehouse):
+        def user_turn(self, text):
+            said.append(text)
+            if len(said) == 3:
+                raise EnvironmentFailed("no user")
+            return super().user_turn(text)
+
+    (dialogue,) = run_dialogues(
+        [Listening(STOCK, TURNS[:1] * 3, {})], scripted(lambda chat: done()), LIMITS, max_steps=9
+    )
+    assert said == ["", *[step.answer.text for step in dialogue.steps]] and said[1]
+    assert (dialogue.stop, dialogue.error, len(dialogue.turns)) == ("failed", "no user", 2)
+
+
 def test_seeds_differ_by_dialogue_and_step_and_not_by_the_others(scripted, warehouse):
     def seeds(count):
         made = [warehouse.Warehouse(STOCK, TURNS, WANTED) for _ in range(count)]

@@ -20,7 +20,7 @@ from rest_core.styles.create import built_in_style
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("bfcl_eval") is None, reason="bfcl-eval is not installed")
 
-SINGLE_TURN = [category.name for category in CATEGORIES.values() if category.group != "multi_turn"]
+SINGLE_TURN = [category.name for category in CATEGORIES.values() if category.group in ("non_live", "live")]
 LONG = GenerationConfig(max_prompt_tokens=100_000, max_response_tokens=50_000)
 BROKEN = '<think> t </think>\n<tool_call>\n{"name": "f", "parameters": {\n</tool_call>'
 
