@@ -20,6 +20,7 @@ from rest_core.errors import UserError, one_line
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _KEY = re.compile(r"[!-~]+")  # what a header takes
+_SHORTEST_SECRET = 16  # characters; a shorter key stands in for none ("EMPTY"), and may be a word of an answer
 _BUSY = {408, 409, 425, 429}  # and 5xx
 _MOST_BYTES = 1 << 24  # of an answer
 _MOST_FAILURES = 5  # in a row, to connect or to get a whole answer
@@ -120,7 +121,9 @@ class Endpoint:
             if time.monotonic() > until:
                 raise requests.Timeout
         content = b"".join(parts)
-        return content if self._key is None else content.replace(self._key.encode(), b"***")
+        if self._key is None or len(self._key) < _SHORTEST_SECRET:
+            return content
+        return content.replace(self._key.encode(), b"***")
 
     def _refusal(self, status: int, headers: Mapping[str, str], content: bytes) -> Exception:
         message, code = _problem(content)

@@ -336,3 +336,12 @@ def test_without_a_key_none_is_sent(server: Server, ask: Ask, monkeypatch: pytes
     monkeypatch.delenv(openai_api.KEY_VARIABLE)
     ask([question("Weather?")])
     assert "Authorization" not in server.headers[0]
+
+
+def test_a_key_that_is_no_secret_may_be_a_word_of_an_answer(
+    server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(openai_api.KEY_VARIABLE, "EMPTY")
+    server.reply = lambda body: completion("The list is EMPTY.")
+    assert ask([question("What is in the list?")], prompting="prompt")[0].text == "The list is EMPTY."
+    assert server.headers[0]["Authorization"] == "Bearer EMPTY"
