@@ -80,3 +80,8 @@ def _forbidden(modules: str, imports: tuple[str, ...]) -> list[str]:
 )
 def test_imports_go_down_only(modules: str, imports: tuple[str, ...]) -> None:
     assert _forbidden(modules, imports) == []
+
+
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    names = [path.name for path in (TOP / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))  # pytest imports them by it
