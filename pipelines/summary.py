@@ -203,15 +203,18 @@ def reward_line(summary: Summary) -> str:
     if "reward/change" not in metrics:
         return "Reward before and after training: not measured"
     change = metrics["reward/change"]
-    low, high = (metrics.get(bound("reward/change", end), change) for end in ("low", "high"))
-    verdict = "[green]higher[/]" if low > 0 else "[bold yellow]LOWER[/]" if high < 0 else "[yellow]no clear change[/]"
+    interval, verdict = "", "[yellow]no clear change[/]"
+    if (low := metrics.get(bound("reward/change", "low"))) is not None:
+        high = metrics[bound("reward/change", "high")]
+        interval = f" ({low:+.3f} to {high:+.3f})"
+        verdict = "[green]higher[/]" if low > 0 else "[bold yellow]LOWER[/]" if high < 0 else verdict
     prompts = next(
         f"{metrics[name]:.0f} {title}"
         for name, title in (("reward/held_out_prompts", "held-out"), ("reward/training_prompts", "training"))
         if name in metrics
     )
     numbers = f"{metrics['reward/before']:+.3f} before, {metrics['reward/after']:+.3f} after"
-    return f"Reward on {prompts} prompts: {numbers}, {change:+.3f} ({low:+.3f} to {high:+.3f}): {verdict}"
+    return f"Reward on {prompts} prompts: {numbers}, {change:+.3f}{interval}: {verdict}"
 
 
 def duration(seconds: float) -> str:

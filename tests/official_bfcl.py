@@ -192,7 +192,7 @@ def _decode() -> None:
         written, tagged, *_ = parse_prompt_variation_params(config)
         try:
             found.append(repr(default_decode_ast_prompting(text, ReturnFormat(written), tagged)))
-        except Exception:
+        except Exception:  # as bfcl-eval's own runner, which takes any for an answer that cannot be read
             found.append(None)
     json.dump(found, sys.stdout)
 

@@ -134,8 +134,8 @@ def _arguments(config: SftConfig, model_config: ModelConfig, folder: Path) -> Tr
 class Collator:
     """Pads rows {input_ids, labels} on the right to the longest of the batch.
 
-    The model is to give logits from the first position whose next token has a loss: over a prompt they would cost a
-    quarter of a small model's time, for nothing. `shift_labels` (B, `logits_to_keep`) are the next tokens there.
+    The model gives logits from the first position whose next token has a loss, since a prompt's are not used.
+    `shift_labels` (B, `logits_to_keep`) are the next tokens there.
     """
 
     def __init__(self, pad_id: int) -> None:

@@ -218,6 +218,12 @@ def test_the_reward_line_says_whether_it_rose(low: float, high: float, verdict: 
     assert f"]{verdict}[/]" in line
 
 
+def test_one_prompt_decides_nothing() -> None:
+    metrics = {"reward/before": 1.0, "reward/after": 2.0, "reward/change": 1.0, "reward/training_prompts": 1.0}
+    line = reward_line(_summary(StageSummary("rest-rl", "done", metrics=metrics)))
+    assert line.endswith("1 training prompts: +1.000 before, +2.000 after, +1.000: [yellow]no clear change[/]")
+
+
 def test_without_a_probe_the_reward_line_claims_nothing() -> None:
     assert "not measured" in reward_line(_summary(StageSummary("rest-rl", "done", metrics={"rl/steps": 2.0})))
 
