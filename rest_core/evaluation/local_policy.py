@@ -17,10 +17,16 @@ from rest_core.styles.style import Style
 
 class LocalPolicy:
     """`rest_core.evaluation.policy.Policy` on an engine; the tokenizer's chat template is applied once, to the whole
-    prompt."""
+    prompt.
 
-    def __init__(self, name: str, engine: Engine, tokenizer: Any, style: Style) -> None:
+    Args:
+        context: tokens that the model can see, prompt and response together; a prompt that leaves no room for the
+            longest response is skipped. None where it has no limit of its own.
+    """
+
+    def __init__(self, name: str, engine: Engine, tokenizer: Any, style: Style, context: int | None = None) -> None:
         self.name, self.engine, self.tokenizer, self.style = name, engine, tokenizer, style
+        self.context = context
         self.condition = f"prompt style {style.name}"
         self.template = style.template
         self.native_tools, self.keeps_prompts = style.native_tools, style.keeps_prompts
@@ -30,9 +36,9 @@ class LocalPolicy:
     ) -> list[Answer]:
         """See `rest_core.evaluation.policy.Policy`."""
         encoded = [self._encode(chat) for chat in chats]
-        fitting = [ids for ids in encoded if len(ids) <= config.max_prompt_tokens]
-        pairs = zip(chats, encoded, strict=True)
-        seeds = [chat.seed for chat, ids in pairs if len(ids) <= config.max_prompt_tokens]
+        limit, why = self._longest_prompt(config)
+        fitting = [ids for ids in encoded if len(ids) <= limit]
+        seeds = [chat.seed for chat, ids in zip(chats, encoded, strict=True) if len(ids) <= limit]
         done = len(encoded) - len(fitting)
 
         def advance(completed: int) -> None:
@@ -42,8 +48,8 @@ class LocalPolicy:
                 on_progress(done, len(encoded))
 
         def answer(chat: Chat, ids: list[int]) -> Answer:
-            if len(ids) > config.max_prompt_tokens:
-                reason = f"prompt of {len(ids)} tokens is over the limit of {config.max_prompt_tokens}"
+            if len(ids) > limit:
+                reason = f"prompt of {len(ids)} tokens is over the limit of {limit}{why}"
                 return Answer("", len(ids), 0, finished=False, skipped=reason)
             rollout = next(rollouts)[0]
             text = decode_response(rollout.response_ids, self.tokenizer)
@@ -65,6 +71,13 @@ class LocalPolicy:
             else ()
         )
         return [answer(chat, ids) for chat, ids in zip(chats, encoded, strict=True)]
+
+    def _longest_prompt(self, config: GenerationConfig) -> tuple[int, str]:
+        """In tokens, and why it is fewer than configured."""
+        room = None if self.context is None else self.context - config.max_response_tokens
+        if room is None or room >= config.max_prompt_tokens:
+            return config.max_prompt_tokens, ""
+        return room, f" (the model's {self.context} without {config.max_response_tokens} for the response)"
 
     def reader(self, chat: Chat) -> Callable[[str], Response]:
         """See `Policy.reader`. A benchmark's own prompt asks for the project's own response format."""

@@ -101,6 +101,16 @@ def load_model(source: str | Path, config: ModelConfig, *, dtype: torch.dtype = 
     return model
 
 
+def context_length(source: str | Path, config: ModelConfig) -> int | None:
+    """Tokens that the model can see, prompt and response together; None where its configuration sets no limit."""
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        architecture = AutoConfig.from_pretrained(resolve(source), **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {source}: {_first_line(error)}") from None
+    return getattr(architecture.get_text_config(), "max_position_embeddings", None)
+
+
 def _require_whole(loading: dict[str, Any], source: str | Path) -> None:
     """transformers fills gaps of a checkpoint with random numbers; here they are an error."""
     for what, names in (

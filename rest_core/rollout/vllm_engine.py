@@ -39,6 +39,7 @@ class VllmEngine:
         dtype: compute type.
         vocabulary: the policy's ids.
         max_tokens: prompt and response together are at most this long.
+        setting: the configuration's name of `config`, for error messages.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class VllmEngine:
         dtype: torch.dtype,
         vocabulary: Vocabulary,
         max_tokens: int,
+        setting: str = "rl.engine",
     ) -> None:
         # One process for scheduler and model: weights are handed over as they lie. vLLM reads this when it is made.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -56,13 +58,13 @@ class VllmEngine:
             from vllm import LLM, SamplingParams, TokensPrompt
         except ImportError as error:
             raise UserError(
-                f"rl.engine=vllm needs vLLM {VERSION} or later in this environment ({error}); "
-                "pip install 'rest-pipelines[vllm]', or use rl.engine.engine=vllm_server with a server in an "
+                f"{setting}.engine=vllm needs vLLM {VERSION} or later in this environment ({error}); "
+                f"pip install 'rest-pipelines[vllm]', or use {setting}.engine=vllm_server with a server in an "
                 "environment of its own"
             ) from None
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise UserError(
-                "rl.engine=vllm runs in a training of one process; with several use rl.engine.engine=vllm_server"
+                f"{setting}.engine=vllm runs in a training of one process; with several use {setting}.engine=vllm_server"
             )
         self._parameters, self._prompt = SamplingParams, TokensPrompt
         self.dtype, self.vocabulary = dtype, vocabulary
@@ -83,7 +85,7 @@ class VllmEngine:
                     skip_tokenizer_init=True,
                     generation_config="vllm",  # no sampling settings of the checkpoint's
                     dtype=str(dtype).removeprefix("torch."),
-                    max_model_len=max_tokens,
+                    max_model_len=min(max_tokens, _positions(architecture) or max_tokens),
                     logprobs_mode="raw_logprobs",
                     worker_extension_cls=WORKER,
                     disable_log_stats=True,
@@ -92,7 +94,7 @@ class VllmEngine:
             except (ValueError, RuntimeError) as error:
                 raise UserError(
                     f"vLLM could not be started: {one_line(error)}; give it more or less memory by "
-                    "rl.engine.gpu_memory_utilization, or use rl.engine.engine=transformers"
+                    f"{setting}.gpu_memory_utilization, or use {setting}.engine=transformers"
                 ) from error
         self._sleeps = cuda
         self._sleep()
@@ -173,6 +175,11 @@ class _Progress(tqdm):
     def update(self, n: float | None = 1) -> bool | None:
         self.report(int(n or 0))
         return super().update(n)
+
+
+def _positions(architecture: Any) -> int | None:
+    """Tokens that the policy can see; vLLM refuses a longer context."""
+    return getattr(architecture.get_text_config(), "max_position_embeddings", None)
 
 
 def _architectures(architecture: Any) -> list[str]:

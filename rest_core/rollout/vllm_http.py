@@ -42,14 +42,14 @@ ONCE = AGAIN.new(total=0)
 
 
 class Server:
-    """JSON over HTTP to one vLLM server. A proxy is never asked: the server is part of the training.
+    """JSON over HTTP to one vLLM server. A proxy is never asked: the server belongs to the trainer or evaluation.
 
     What fails is a `UserError` that says what to do. A server that cannot be reached is tried again: each request asks
     for the same thing, however often it is made.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, timeout: float, setting: str = "rl.engine") -> None:
+        self.url, self.setting = url.rstrip("/"), setting
         self.timeout = timeout
         self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, timeout=timeout)
 
@@ -60,7 +60,7 @@ class Server:
         except _Unreachable as error:
             raise UserError(
                 f"rollout server {self.url}: {error} ({path}); look at its log and start it again "
-                "(`rest serve-rollouts`), then start the training again: it resumes from its last checkpoint"
+                "(`rest serve-rollouts`), then run the same command again; a training resumes from its last checkpoint"
             ) from None
 
     def wait(self) -> None:
@@ -78,7 +78,7 @@ class Server:
                 if time.monotonic() > end:
                     raise UserError(
                         f"rollout server {self.url}: {error}, for {self.timeout:g} s; start it with "
-                        "`rest serve-rollouts`, and set rl.engine.url to where it listens"
+                        f"`rest serve-rollouts`, and set {self.setting}.url to where it listens"
                     ) from None
                 time.sleep(min(2.0, self.timeout))
         log.info("rollout server %s runs vLLM %s", self.url, version)
@@ -96,8 +96,8 @@ class Server:
             response = self._pool.request(method, f"{self.url}{path}", json=body, retries=retries)
         except ReadTimeoutError:
             raise UserError(
-                f"{where}: no answer to {path} within {self.timeout:g} s; raise rl.engine.timeout, or lower "
-                "rl.max_response_tokens"
+                f"{where}: no answer to {path} within {self.timeout:g} s; raise {self.setting}.timeout, or lower "
+                "max_response_tokens"
             ) from None
         except MaxRetryError as error:
             kind = "broke off its answer" if isinstance(error.reason, ProtocolError) else "cannot be reached"

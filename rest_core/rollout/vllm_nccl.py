@@ -21,7 +21,9 @@ class NcclTransfer:
 
     def __init__(self, server: Server) -> None:
         if not torch.cuda.is_available():
-            raise UserError("rl.engine.weights=nccl hands weights over between GPUs, none is here; set it to folder")
+            raise UserError(
+                f"{server.setting}.weights=nccl hands weights over between GPUs, none is here; set it to folder"
+            )
         self.server = server
         self.round: list[tuple[str, torch.Tensor]] = []
         self._transfer: Any = None
@@ -35,8 +37,8 @@ class NcclTransfer:
             )
         except ImportError as error:
             raise UserError(
-                f"rl.engine.weights=nccl needs vLLM {VERSION} or later beside the trainer ({error}); "
-                "pip install 'rest-pipelines[vllm]', or set rl.engine.weights=folder"
+                f"{self.server.setting}.weights=nccl needs vLLM {VERSION} or later beside the trainer ({error}); "
+                f"pip install 'rest-pipelines[vllm]', or set {self.server.setting}.weights=folder"
             ) from None
         self.round = list(weights.items())
         transfer = self

@@ -39,12 +39,15 @@ class VllmServerEngine:
         config: where the server is, and how weights get there.
         dtype: type in which the weights are sent; the server's own.
         vocabulary: the policy's ids.
+        setting: the configuration's name of `config`, for error messages.
     """
 
-    def __init__(self, config: VllmServerConfig, *, dtype: torch.dtype, vocabulary: Vocabulary) -> None:
-        self.config, self.dtype, self.vocabulary = config, dtype, vocabulary
+    def __init__(
+        self, config: VllmServerConfig, *, dtype: torch.dtype, vocabulary: Vocabulary, setting: str = "rl.engine"
+    ) -> None:
+        self.config, self.dtype, self.vocabulary, self.setting = config, dtype, vocabulary, setting
         self.version = -1  # no weights are known to be there yet
-        self.server = Server(config.url, config.timeout)
+        self.server = Server(config.url, config.timeout, setting)
         self._label = ""
         self._owner = uuid4().hex[:12]  # distinguishes this training's weights from another one's
         self._nccl: Any = None
@@ -190,7 +193,7 @@ class VllmServerEngine:
         except OSError as error:
             where = self.config.folder or tempfile.gettempdir()
             raise UserError(
-                f"rl.engine.folder: weights could not be written to {where}: {error.strerror or error}"
+                f"{self.setting}.folder: weights could not be written to {where}: {error.strerror or error}"
             ) from None
 
 

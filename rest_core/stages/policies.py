@@ -17,7 +17,7 @@ from rest_core.evaluation.answer_journal import AnswerJournal, Remembering
 from rest_core.evaluation.local_policy import LocalPolicy
 from rest_core.evaluation.openai_policy import OpenAiPolicy, read_specification
 from rest_core.evaluation.policy import Policy
-from rest_core.model.loading import load_model, load_tokenizer, resolve
+from rest_core.model.loading import context_length, load_model, load_tokenizer, resolve
 from rest_core.model.precision import compute_dtype
 from rest_core.operations import policies
 from rest_core.operations.preflight.gpu import require_visible
@@ -69,7 +69,7 @@ def local(
     policy = policies.fetched(source)
     tokenizer = load_tokenizer(policy, model)
     engine: Any = _LoadedOnFirstUse(policy, tokenizer, model, evaluation, generation)
-    return LocalPolicy(name, engine, tokenizer, create_style(model, tokenizer))
+    return LocalPolicy(name, engine, tokenizer, create_style(model, tokenizer), context_length(policy, model))
 
 
 class _LoadedOnFirstUse:
@@ -107,7 +107,9 @@ def _engine(
             prefix_bytes=int(generation.prefix_cache_gib * 2**30),
         )
     most = generation.max_prompt_tokens + generation.max_response_tokens
-    return create_engine(evaluation.engine, loaded, tokenizer, dtype=dtype, max_tokens=most)
+    return create_engine(
+        evaluation.engine, loaded, tokenizer, dtype=dtype, max_tokens=most, setting="evaluation.engine"
+    )
 
 
 def remembering(

@@ -25,7 +25,6 @@ from rest_core.errors import UserError
 from rest_core.model.loading import with_lora
 from rest_core.records import Rollout
 from rest_core.response import parse
-from rest_core.rollout.create import create_engine
 from rest_core.rollout.transformers_engine import TransformersEngine
 from rest_core.rollout.vllm_sampling import Vocabulary
 from rest_core.rollout.vllm_server import VllmServerEngine
@@ -384,11 +383,3 @@ def test_the_transfer_between_gpus_is_where_we_look_for_it() -> None:
     )
     done = subprocess.run([str(PYTHON), "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_an_error_says_where_vllm_is_missing(checkpoint: tuple[Path, Any], tiny_tokenizer: Any) -> None:
-    if importlib.util.find_spec("vllm") is not None:
-        pytest.skip("vLLM is in this environment")
-    config = RlConfig(engine={"engine": "vllm"}).engine
-    with pytest.raises(UserError, match=r"rl\.engine=vllm needs vLLM"):
-        create_engine(config, checkpoint[1], tiny_tokenizer, dtype=torch.float32, max_tokens=64)

@@ -50,6 +50,17 @@ def test_a_prompt_over_the_limit_is_skipped_not_cut(scripted, tokenizer):
     assert seen == [(2, 4), (3, 4), (4, 4)]
 
 
+def test_a_prompt_that_leaves_no_room_for_the_longest_response_is_skipped(scripted, tokenizer):
+    engine = scripted(lambda prompt, position: "yes")
+    policy = LocalPolicy("m", engine, tokenizer, built_in_style("compact"), context=160)
+    config = GenerationConfig(max_prompt_tokens=1000, max_response_tokens=100)
+    short, long = policy.respond([chat("a"), chat("b" * 100)], config)
+    assert (short.text, short.skipped, long.text) == ("yes", None, "")
+    assert long.skipped == (
+        f"prompt of {long.prompt_tokens} tokens is over the limit of 60 (the model's 160 without 100 for the response)"
+    )
+
+
 def test_nothing_is_generated_when_no_prompt_fits(scripted, tokenizer):
     engine = scripted(lambda prompt, position: pytest.fail("asked"))
     answers = respond(engine, tokenizer, [chat("x" * 500)], GenerationConfig(max_prompt_tokens=100))

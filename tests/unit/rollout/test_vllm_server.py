@@ -200,8 +200,8 @@ def resetting(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
         (answering(503, b"starting"), r"answers 503 \(/inference/v1/generate\); look at its log and start it again"),
         (answering(200, b"<html>"), r"answers what is no JSON object: b'<html>'"),
         (answering(200, b"[1]"), r"answers what is no JSON object"),
-        (breaking_off, r"broke off its answer: .*IncompleteRead.*start the training again"),
-        (resetting, r"(broke off its answer|cannot be reached).*start the training again"),
+        (breaking_off, r"broke off its answer: .*IncompleteRead.*run the same command again"),
+        (resetting, r"(broke off its answer|cannot be reached).*run the same command again"),
     ],
 )
 def test_a_server_that_fails(engine: VllmServerEngine, fake: Fake, answer: Answer, problem: str) -> None:

@@ -37,8 +37,18 @@ def test_the_engine_starts_with_the_policys_weights(tiny_model: Any, tiny_tokeni
     made = create_engine(RlConfig().engine, tiny_model, tiny_tokenizer, dtype=torch.float32, max_tokens=64)
     assert isinstance(made, TransformersEngine)
     if importlib.util.find_spec("vllm") is None:
-        with pytest.raises(UserError, match=r"rl\.engine=vllm needs vLLM .* in this environment"):
+        needs = r"\.engine=vllm needs vLLM .* in this environment"
+        with pytest.raises(UserError, match=r"rl\.engine" + needs):
             create_engine(VllmEngineConfig(), tiny_model, tiny_tokenizer, dtype=torch.float32, max_tokens=64)
+        with pytest.raises(UserError, match=r"evaluation\.engine" + needs):
+            create_engine(
+                VllmEngineConfig(),
+                tiny_model,
+                tiny_tokenizer,
+                dtype=torch.float32,
+                max_tokens=64,
+                setting="evaluation.engine",
+            )
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
