@@ -58,6 +58,10 @@ class Evaluation:
             for id_, row in self.rows.items():
                 name = row["category"] if self.measured.rules == ("valid",) else f"{row['category']}_{rule}"
                 found.setdefault(name, {})[id_] = row[rule]
+        for id_, row in self.rows.items():  # pass@k and pass^k, where an item has several samples
+            right = [sample["valid"] for sample in row.get("samples", ())]
+            for name, rule in (("at", any), ("hat", all)) if right else ():
+                found.setdefault(f"{row['category']}_pass_{name}_{len(right)}", {})[id_] = rule(right)
         return found
 
     @property
@@ -174,6 +178,13 @@ def _is_row(row: Any, rules: Sequence[str]) -> bool:
         isinstance(row, dict)
         and all(isinstance(row.get(name), str) for name in texts)
         and all(isinstance(row.get(rule), bool) for rule in rules)
+        and _are_samples(row.get("samples", []))
+    )
+
+
+def _are_samples(samples: Any) -> bool:
+    return isinstance(samples, list) and all(
+        isinstance(sample, dict) and isinstance(sample.get("valid"), bool) for sample in samples
     )
 
 

@@ -74,6 +74,24 @@ def test_each_is_compared_with_the_first_and_with_the_one_before(made):
     assert not {a for a in values for b in values if b.startswith(f"{a}/")}  # MLflow keeps metrics in files
 
 
+def test_several_samples_are_compared_by_pass_at_k_and_pass_hat_k(made):
+    outs = [made(WARM), made(REST)]
+    samples = {"hard-0": ([True, True], [True, False]), "hard-1": ([False, False], [False, True])}
+    for n, out in enumerate(outs):
+        rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+        for row in rows:
+            if row["category"] == "hard":
+                valid = samples.get(row["id"], ([False, False], [False, False]))[n]
+                row["samples"] = [{"valid": one} for one in valid]
+        (out / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compare(outs).pairs[0].categories
+    assert list(found) == ["easy", "hard", "hard_pass_at_2", "hard_pass_hat_2"]
+    any_, all_ = found["hard_pass_at_2"], found["hard_pass_hat_2"]
+    assert (any_.gained, any_.lost, any_.total) == (("hard-1",), (), 10)
+    assert (all_.gained, all_.lost) == ((), ("hard-0",))
+    assert (any_.value, all_.value) == pytest.approx((0.1, -0.1))
+
+
 def test_an_evaluation_compared_with_itself_differs_in_nothing(made):
     out = made(WARM)
     comparison = compare([out, out])
@@ -176,6 +194,11 @@ def test_an_older_report_says_what_to_do(made):
         ("rows.jsonl", "", "no answers"),
         ("rows.jsonl", "[" * 100_000, "not JSON"),
         ("rows.jsonl", '{"id": "a", "category": "easy", "response": "", "valid": 1}\n', "line 1 is no answer"),
+        (
+            "rows.jsonl",
+            '{"id": "a", "category": "easy", "response": "", "valid": true, "samples": [true]}\n',
+            "line 1 is no answer",
+        ),
     ],
 )
 def test_a_broken_directory_is_named(made, file, content, named):
