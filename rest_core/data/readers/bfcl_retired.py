@@ -27,8 +27,10 @@ _REST_CALLS = f"{_FOLDER}/executable_eval_sanity_check/api_status_check_ground_t
 _WRONG = ("sql_71", "sql_76", "sql_77")
 # exec_simple has two questions in a row for each tool; 50 places on is a tool for something else, for each of them.
 _OTHER_TOOL = 50
-# Without the tool that is called, the tools left could still serve in part ("calculate_slope" for a linear regression).
-_SERVED_IN_PART = frozenset(f"exec_multiple_{number}" for number in (40, 41, 42, 43, 44, 45, 46, 49))
+# One question in so many is asked again without its tool: a small model that is seldom asked for a call learns to refuse.
+_WITHHELD_EVERY = 3
+# Without the tool that is called, the tools left could still serve in part ("calculate_total_price" for a booking).
+_SERVED_IN_PART = frozenset({"exec_multiple_42", "exec_multiple_45"})
 
 
 def records() -> Iterator[Record]:
@@ -54,9 +56,9 @@ def _answered(category: str, answers: Mapping[str, Any]) -> Iterator[dict[str, A
 
 def _withheld(simple: Sequence[dict[str, Any]], multiple: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """exec_simple's questions with another question's tool, exec_multiple's without the tool that is called."""
-    for place, entry in enumerate(simple):
+    for place, entry in list(enumerate(simple))[::_WITHHELD_EVERY]:
         yield _no_call(entry, simple[(place + _OTHER_TOOL) % len(simple)]["function"])
-    for entry in multiple:
+    for entry in multiple[::_WITHHELD_EVERY]:
         if entry["id"] not in _SERVED_IN_PART:
             called = {answer.partition("(")[0] for answer in entry["ground_truth"]}
             yield _no_call(entry, [tool for tool in entry["function"] if tool["name"] not in called])

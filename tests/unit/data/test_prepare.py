@@ -269,7 +269,7 @@ def test_a_tokenizer_without_a_usable_chat_template_is_named(
 def test_embedded_data_is_prepared_whole(run: Run):
     report = run(DataSource(location="embedded:bfcl-retired"), questions=evaluation_questions())
     assert report["sources"]["embedded:bfcl-retired"] == {
-        "read": 549,
+        "read": 456,
         "dropped": {
             "argument of the wrong type": 27,  # of sql
             "overlaps bfcl/live_irrelevance": 2,  # rest_46, rest_69
