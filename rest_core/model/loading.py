@@ -15,6 +15,7 @@ from rest_core.chat import opening
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError, needs_extra
 from rest_core.model import embedded
+from rest_core.model.context import context_of
 from rest_core.model.parameters import without_adapters
 from rest_core.token_bytes import token_bytes
 
@@ -102,13 +103,13 @@ def load_model(source: str | Path, config: ModelConfig, *, dtype: torch.dtype = 
 
 
 def context_length(source: str | Path, config: ModelConfig) -> int | None:
-    """Tokens that the model can see, prompt and response together; None where its configuration sets no limit."""
+    """`rest_core.model.context.context_of` a model, by its configuration alone."""
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         architecture = AutoConfig.from_pretrained(resolve(source), **options)
     except (OSError, ValueError) as error:
         raise UserError(f"model {source}: {_first_line(error)}") from None
-    return getattr(architecture.get_text_config(), "max_position_embeddings", None)
+    return context_of(architecture)
 
 
 def _require_whole(loading: dict[str, Any], source: str | Path) -> None:

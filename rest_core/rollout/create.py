@@ -12,7 +12,13 @@ from rest_core.token_bytes import stop_ids
 
 
 def create_engine(
-    config: EngineConfig, master: Any, tokenizer: Any, *, dtype: torch.dtype, max_tokens: int, setting: str = "rl.engine"
+    config: EngineConfig,
+    master: Any,
+    tokenizer: Any,
+    *,
+    dtype: torch.dtype,
+    max_tokens: int,
+    setting: str = "rl.engine",
 ) -> Engine:
     """An engine that holds the weights of `master`, as version 0.
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from rest_core.config import VllmEngineConfig
 from rest_core.errors import UserError, one_line
+from rest_core.model.context import context_of
 from rest_core.model.parameters import checkpoint_tensors, without_wrapper
 from rest_core.records import Rollout
 from rest_core.rollout.engine import seed_of_each
@@ -64,7 +65,8 @@ class VllmEngine:
             ) from None
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise UserError(
-                f"{setting}.engine=vllm runs in a training of one process; with several use {setting}.engine=vllm_server"
+                f"{setting}.engine=vllm runs in a training of one process; with several use "
+                f"{setting}.engine=vllm_server"
             )
         self._parameters, self._prompt = SamplingParams, TokensPrompt
         self.dtype, self.vocabulary = dtype, vocabulary
@@ -85,7 +87,7 @@ class VllmEngine:
                     skip_tokenizer_init=True,
                     generation_config="vllm",  # no sampling settings of the checkpoint's
                     dtype=str(dtype).removeprefix("torch."),
-                    max_model_len=min(max_tokens, _positions(architecture) or max_tokens),
+                    max_model_len=min(max_tokens, context_of(architecture) or max_tokens),  # vLLM refuses more
                     logprobs_mode="raw_logprobs",
                     worker_extension_cls=WORKER,
                     disable_log_stats=True,
@@ -175,11 +177,6 @@ class _Progress(tqdm):
     def update(self, n: float | None = 1) -> bool | None:
         self.report(int(n or 0))
         return super().update(n)
-
-
-def _positions(architecture: Any) -> int | None:
-    """Tokens that the policy can see; vLLM refuses a longer context."""
-    return getattr(architecture.get_text_config(), "max_position_embeddings", None)
 
 
 def _architectures(architecture: Any) -> list[str]:

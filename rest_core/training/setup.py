@@ -10,8 +10,11 @@ import torch
 from accelerate import Accelerator
 
 from rest_core.config import RlConfig
+from rest_core.errors import UserError
+from rest_core.model.context import context_of
 from rest_core.model.loading import with_lora
 from rest_core.model.logprobs import Policy
+from rest_core.model.parameters import without_wrapper
 from rest_core.rollout.create import create_engine
 from rest_core.rollout.engine import Engine
 from rest_core.training.distributed import prepare, prepare_frozen
@@ -34,7 +37,16 @@ def set_up(
         dtype: compute type of the rollouts.
         max_tokens: the longest prompt and response together.
         before_update: called before each optimizer step.
+
+    Raises:
+        UserError: the model cannot see so many tokens.
     """
+    context = context_of(without_wrapper(model).config)
+    if context is not None and max_tokens > context:
+        raise UserError(
+            f"rl.max_response_tokens: the longest prompt and response have {max_tokens} tokens together, the model "
+            f"sees {context}; lower rl.max_response_tokens or data.max_prompt_tokens"
+        )
     reference = None
     if config.loss.kl_coefficient:
         reference = Policy(copy.deepcopy(model).requires_grad_(False).eval()).to(accelerator.device)

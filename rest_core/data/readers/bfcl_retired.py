@@ -27,7 +27,7 @@ _REST_CALLS = f"{_FOLDER}/executable_eval_sanity_check/api_status_check_ground_t
 _WRONG = ("sql_71", "sql_76", "sql_77")
 # exec_simple has two questions in a row for each tool; 50 places on is a tool for something else, for each of them.
 _OTHER_TOOL = 50
-# One question in so many is asked again without its tool: a small model that is seldom asked for a call learns to refuse.
+# One question in so many is asked again without its tool; were it each, a small model would learn to refuse.
 _WITHHELD_EVERY = 3
 # Without the tool that is called, the tools left could still serve in part ("calculate_total_price" for a booking).
 _SERVED_IN_PART = frozenset({"exec_multiple_42", "exec_multiple_45"})

@@ -541,6 +541,12 @@ def test_sampling_from_a_policy_that_has_diverged_is_told(trainer: Trainer) -> N
         made.train()
 
 
+def test_what_the_model_cannot_see_is_refused_before_the_first_step(trainer: Trainer) -> None:
+    config = settings(max_response_tokens=600, micro_batch_tokens=1024, rollout_batch_tokens=4096)
+    with pytest.raises(UserError, match=r"rl\.max_response_tokens: .* have 603 tokens together, the model sees 512"):
+        trainer(config, Log())
+
+
 def test_a_policy_that_is_broken_from_the_start_is_told(trainer: Trainer) -> None:
     made = trainer(settings(), Log())
     with torch.no_grad():
