@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
-from tqdm import tqdm
-
 from rest_core.environments.dialogue import Dialogue, run_dialogues
 from rest_core.evaluation.benchmark import Benchmark, Question, Row, Task
 from rest_core.evaluation.policy import Answer, Chat, Policy, Progress
+from rest_core.progress_bar import ProgressBar
 from rest_core.seeds import derive
 
 
@@ -56,7 +55,7 @@ def _held(benchmark: Benchmark, policy: Policy, tasks: Sequence[Task]) -> list[D
     """One dialogue a task, all together."""
     if not tasks:
         return []
-    with tqdm(desc=f"{benchmark.title}: dialogues", total=len(tasks), unit="dialogue", disable=None) as bar:
+    with ProgressBar(desc=f"{benchmark.title}: dialogues", total=len(tasks), unit="dialogue") as bar:
 
         def advance(ended: int, of: int, steps: int) -> None:
             bar.update(ended - bar.n)

@@ -60,8 +60,9 @@ class Evaluation:
                 found.setdefault(name, {})[id_] = row[rule]
         for id_, row in self.rows.items():  # pass@k and pass^k, where an item has several samples
             right = [sample["valid"] for sample in row.get("samples", ())]
-            for name, rule in (("at", any), ("hat", all)) if right else ():
-                found.setdefault(f"{row['category']}_pass_{name}_{len(right)}", {})[id_] = rule(right)
+            if right:
+                found.setdefault(f"{row['category']}_pass_at_{len(right)}", {})[id_] = any(right)
+                found.setdefault(f"{row['category']}_pass_hat_{len(right)}", {})[id_] = all(right)
         return found
 
     @property

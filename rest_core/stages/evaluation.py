@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 
-from tqdm import tqdm
-
 from rest_core import manifest
 from rest_core.config import (
     ApiBankConfig,
@@ -24,6 +22,7 @@ from rest_core.config import (
 from rest_core.operations import handoff
 from rest_core.operations.catalogue_entry import EVALUATED
 from rest_core.operations.result import StageResult
+from rest_core.progress_bar import ProgressBar
 from rest_core.stages.stage import StageContext, open_stage, passed_on, trial_of
 
 if TYPE_CHECKING:
@@ -194,8 +193,8 @@ def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Policy) -> Stag
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar behind a callback (done, total); quiet where there is no terminal."""
-    with tqdm(desc=what, unit="response", disable=None) as bar:
+    """A progress bar behind a callback (done, total)."""
+    with ProgressBar(desc=what, unit="response") as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total
