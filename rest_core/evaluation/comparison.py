@@ -109,6 +109,12 @@ def _differences(first: Evaluation, other: Evaluation) -> Iterator[tuple[str, An
     categories = [{id_: row["category"] for id_, row in one.rows.items()} for one in (first, other)]
     changed = {id_ for id_, category in categories[0].items() if categories[1][id_] != category}
     yield "items of other categories", _named(changed), "none"
+    counts = [{id_: len(row.get("samples", ())) for id_, row in one.rows.items()} for one in (first, other)]
+    yield (
+        "items with other numbers of samples",
+        _named({id_ for id_ in counts[0] if counts[0][id_] != counts[1][id_]}),
+        "none",
+    )
 
 
 def _named(ids: set[str]) -> str:

@@ -90,6 +90,8 @@ def test_several_samples_are_compared_by_pass_at_k_and_pass_hat_k(made):
     assert (any_.gained, any_.lost, any_.total) == (("hard-1",), (), 10)
     assert (all_.gained, all_.lost) == ((), ("hard-0",))
     assert (any_.value, all_.value) == pytest.approx((0.1, -0.1))
+    with pytest.raises(UserError, match=r"items with other numbers of samples: 10 \(hard-0, "):
+        compare([outs[0], made(REST)])
 
 
 def test_an_evaluation_compared_with_itself_differs_in_nothing(made):
