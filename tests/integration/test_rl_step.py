@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 _SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "rl_step.py"
-_SIZE = ["--steps", "2", "--prompts", "2", "--prompt-tokens", "700", "--new-tokens", "8", "--threads", "1"]
+_SIZE = ["--steps", "2", "--prompts", "2", "--prompt-tokens", "400", "--new-tokens", "8", "--threads", "1"]
 
 
 def _run(model: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -47,11 +47,11 @@ def test_sides_do_the_same_work(tiny_checkpoint: Path, tmp_path: Path, arms: str
             assert min(step["phases"][phase] for phase in ("rollout", "update", "optimizer")) > 0
             assert step["memory"]["rss"] > 50 * 2**20
             # Ours: each prompt once; a response's last token is no input.
-            assert step["body_tokens"] == (2 * 700 + 2 * 4 * 7 if name == "ours" else 2 * 4 * 708)
+            assert step["body_tokens"] == (2 * 400 + 2 * 4 * 7 if name == "ours" else 2 * 4 * 408)
     for step in sides["ours"]["samples"]["steps"]:
         assert step["check"]["grad_norm"] > 0  # the rewards differ within each group: there is something to learn
     assert (tmp_path / "rl_step-cpu.png").stat().st_size > 10_000
-    assert "a: 2 prompts of 700 tokens, G = 4, 8 new tokens each" in done.stdout
+    assert "a: 2 prompts of 400 tokens, G = 4, 8 new tokens each" in done.stdout
 
 
 @pytest.mark.slow
