@@ -20,9 +20,10 @@ from pipelines.monitor import Monitor, StageRun
 from rest_core import manifest
 from rest_core.config import Config
 from rest_core.data.prepare import REPORT, describe_drops
+from rest_core.evaluation import gate
 from rest_core.operations.catalogue import CATALOGUE, PIPELINE
 from rest_core.operations.catalogue_entry import Stage, bound
-from rest_core.operations.result import OVERVIEW_FILE
+from rest_core.operations.result import OVERVIEW_FILE, REGISTERED_FILE
 from rest_core.operations.tracking import journal, store
 
 RunStatus = Literal["succeeded", "failed", "interrupted"]
@@ -63,6 +64,7 @@ class Summary:
     mlflow: str  # where to look
     unsent: int  # tracking records that MLflow has not got
     comparison: tuple[Mapping[str, Any], ...] = ()  # of the policies, as compare-policies has left it
+    gate: tuple[Mapping[str, Any], ...] = ()  # conditions for becoming champion, as compare-and-register has left them
 
 
 def summarize(
@@ -83,13 +85,15 @@ def summarize(
         if parents
         else store.where_to_look(uri),
         unsent=unsent,
-        comparison=_comparison(monitor.stages.get("compare-policies")),
+        comparison=tuple(_left(monitor.stages.get("compare-policies"), OVERVIEW_FILE) or ()),
+        gate=tuple((_left(monitor.stages.get("compare-and-register"), REGISTERED_FILE) or {}).get("conditions", ())),
     )
 
 
-def _comparison(run: StageRun | None) -> tuple[Mapping[str, Any], ...]:
-    found = [] if run is None else list(run.folder.glob(f"*/{OVERVIEW_FILE}"))
-    return tuple(json.loads(found[0].read_text(encoding="utf-8"))) if found else ()
+def _left(run: StageRun | None, file: str) -> Any:
+    """What a stage has left in a JSON file of its output; None where it has left none."""
+    found = [] if run is None else list(run.folder.glob(f"*/{file}"))
+    return json.loads(found[0].read_text(encoding="utf-8")) if found else None
 
 
 def in_spools(folder: Path) -> tuple[list[journal.RunIds], int]:
@@ -144,6 +148,8 @@ def show(summary: Summary, console: Console) -> None:
     for table in comparison_tables(summary.comparison):
         console.print(table)
     tell(reward_line(summary))
+    if summary.gate:
+        console.print(gate.table(summary.gate))
     skipped: dict[str, list[str]] = {}
     for stage in summary.stages:
         if stage.status == "skipped":

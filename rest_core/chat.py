@@ -56,7 +56,7 @@ def opening(tokenizer: Any) -> Opening:
         UserError: the template ends its prompts in other tags of the response format.
     """
     known = _CACHE.get(tokenizer)
-    key = (tokenizer.chat_template, _variables(tokenizer))
+    key = (tokenizer.chat_template, tuple(template_variables(tokenizer).items()))
     if known is None or known[0] != key:
         known = _CACHE[tokenizer] = (key, _opened_by_template(tokenizer))
     return known[1]
@@ -203,7 +203,7 @@ def encode_sample(tokenizer: Any, sample: Sample, style: ChatInput | None = None
 
 def with_template(tokenizer: Any, messages: Sequence[dict[str, Any]], **options: Any) -> Any:
     """What the tokenizer's chat template makes of messages, with the variables that are set on the tokenizer."""
-    return tokenizer.apply_chat_template(messages, **dict(_variables(tokenizer)), **options)
+    return tokenizer.apply_chat_template(messages, **template_variables(tokenizer), **options)
 
 
 def template_text(tokenizer: Any) -> str:
@@ -230,9 +230,9 @@ def _plain(prompt: Sequence[Message]) -> list[dict[str, Any]]:
     return [{"role": message.role, "content": message.content} for message in prompt]
 
 
-def _variables(tokenizer: Any) -> tuple[tuple[str, Any], ...]:
+def template_variables(tokenizer: Any) -> dict[str, Any]:
     """Of the chat template: `rest_core.model.loading.load_tokenizer` leaves them on the tokenizer."""
-    return tuple(getattr(tokenizer, "template_variables", {}).items())
+    return dict(getattr(tokenizer, "template_variables", {}))
 
 
 def _template(tokenizer: Any) -> str:

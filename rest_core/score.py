@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rest_core.algorithm.regions import Region, read_response
-from rest_core.algorithm.rewards import SCHEMES, Reward, tool_reward
+from rest_core.algorithm.rewards import SCHEMES, Reward, reward_ranges, tool_reward
 from rest_core.algorithm.weights import relative_frequency, token_weights
 from rest_core.chat import continuation, opening
 from rest_core.config import WeightsConfig
@@ -48,6 +48,18 @@ class ScoredResponse:
     reference: Response
     rewards: dict[str, Reward]  # by reward scheme
     tokens: tuple[Piece, ...]  # in order, one a token, end of sequence included
+
+    @property
+    def format_problem(self) -> str | None:
+        """Why a format reward is not the highest; None where all schemes give it."""
+        given, wanted = self.response, self.reference
+        if given.tags != wanted.tags:
+            return f"the response has the tags {_listed(given.tags)}, the reference {_listed(wanted.tags)}"
+        if given.problems:
+            return given.problems[0]
+        if self.rewards["toolrl"].format < reward_ranges("toolrl", 0)[0].high:
+            return "toolrl wants a line break between the parts and around the calls, and nothing else"
+        return None
 
     def segments(self) -> Iterator[Piece]:
         """Neighbouring tokens of one region and weight as one piece."""
@@ -106,6 +118,10 @@ def score_response(
         rewards={scheme: tool_reward(response, wanted, scheme=scheme, step=step) for scheme in SCHEMES},
         tokens=tuple(_pieces(ids, regions, values, tokenizer)),
     )
+
+
+def _listed(tags: Sequence[str]) -> str:
+    return " ".join(tags) or "none"
 
 
 def _pieces(ids: list[int], regions: Tensor, weights: Tensor, tokenizer: Any) -> Iterator[Piece]:

@@ -15,6 +15,7 @@ def preflight(
     bfcl: dict,
     api_bank: dict,
     registry: dict,
+    gate: dict,
     tracking: dict,
     storage: dict,
     launch: dict,

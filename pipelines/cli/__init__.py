@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from pipelines.cli import ablation, cluster, compare, pipeline, registry, rollouts, score, stages
+from pipelines.cli import ablation, cluster, compare, pipeline, registry, rollouts, score, serving, stages
 from rest_core.errors import EXIT_INTERRUPTED
 from rest_core.processes import errors_reported, fail, skip_last_collections
 
@@ -35,7 +35,7 @@ def cli() -> None:
     """
 
 
-for module in (pipeline, ablation, cluster, stages, compare, rollouts, registry, score):
+for module in (pipeline, ablation, cluster, stages, compare, rollouts, registry, serving, score):
     for command in module.COMMANDS:
         cli.add_command(command)
 

@@ -27,9 +27,7 @@ def compared(command: Command) -> Command:
             metavar="NAME",
             help="Scheme that the others are held against.",
         ),
-        click.option(
-            "--metric", metavar="NAME", help="The figure that decides; default: the profile's registry.metric."
-        ),
+        click.option("--metric", metavar="NAME", help="The figure that decides; default: the profile's gate.metric."),
         click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the intervals."),
     )
     return with_options(command, options)
@@ -168,7 +166,7 @@ def aggregate(
 
     logs.configure(sys.stderr, level=logging.WARNING, libraries=())
     compare(
-        ablation=_settings(baseline, metric or config.registry.metric, confidence),
+        ablation=_settings(baseline, metric or config.gate.metric, confidence),
         tracking=config.tracking,
         pipeline_run=run_name or new_pipeline_run("aggregate"),
         evaluations={"trained": {"given": evaluations}},
@@ -200,7 +198,7 @@ def settings(
     return {
         "schemes": parse_schemes(schemes),
         "seeds": _seeds(seeds),
-        "ablation": _settings(baseline, metric or config.registry.metric, confidence),
+        "ablation": _settings(baseline, metric or config.gate.metric, confidence),
         "parallelism": parallelism,
     }
 

@@ -1,4 +1,4 @@
-"""`rest promote | ui | sync`: what MLflow holds after a run."""
+"""`rest promote | history | ui | sync`: what MLflow holds after a run."""
 
 from __future__ import annotations
 
@@ -11,64 +11,81 @@ import click
 from pipelines.cli.options import configuration, configured
 from rest_core.errors import UserError
 
+_WIDTH = 140  # of the table where it goes to a file or a pipe
+
 
 @click.command()
 @configured
 @click.option("--version", metavar="N|ALIAS", help="Version to promote; default: the challenger.")
-@click.option(
-    "--metric", metavar="NAME", help="Figure that decides, higher is better; default: the profile's registry.metric."
-)
 @click.option("--reason", metavar="TEXT", help="Kept in the model's history.")
 @click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
-@click.option("--force", is_flag=True, help="Promote against the rule; the history says so.")
-@click.option("--history", "show_history", is_flag=True, help="List the promotions so far instead.")
+@click.option("--force", is_flag=True, help="Promote although the gate refuses; the history says so.")
+@click.option("--rollback", is_flag=True, help="Go back to the champion before this one.")
 def promote(
     profile: str,
     overrides: tuple[str, ...],
     version: str | None,
-    metric: str | None,
     reason: str | None,
     dry_run: bool,
     force: bool,
-    show_history: bool,
+    rollback: bool,
 ) -> None:
     """Make a registered version the champion.
 
-    Refused where the champion is better, unless forced.
+    The section `gate` of the configuration decides: the version must be clearly better than the champion on the same
+    questions, and better than its base model.
 
     \b
     Examples:
       rest promote --dry-run
       rest promote --reason "better on live categories"
-      rest promote --version 3 --force        back to an older version
-      rest promote --history
+      rest promote --set gate.margin=0.02     not clearly worse by more than 2 points is enough
+      rest promote --rollback
     """
+    if rollback and (version is not None or force):
+        raise UserError("--rollback goes with neither --version nor --force; leave them out")
     config = configuration(profile, overrides)
+    from rich.console import Console
+
     from rest_core import logs
-    from rest_core.operations.tracking import registry, store
+    from rest_core.operations.tracking import promotion, registry, store
 
     logs.configure(sys.stderr, level=logging.WARNING, libraries=("mlflow",))
     client = store.connect(config.tracking)
-    if show_history:
-        for promotion in registry.history(client, config.registry.name):
-            click.echo(
-                f"{promotion.at}  {promotion.describe()}" + (f"  ({promotion.reason})" if promotion.reason else "")
+    name = config.registry.name
+    if rollback:
+        move = promotion.roll_back(client, name, config.gate, dry_run=dry_run, reason=reason)
+    else:
+        console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+        try:
+            move, verdict = promotion.promote(
+                client, name, config.gate, version=version, force=force, dry_run=dry_run, reason=reason
             )
-        return
-    metric = metric or config.registry.metric
-    promotion = registry.promote(
-        client,
-        config.registry.name,
-        version=version,
-        metric=metric,
-        force=force,
-        dry_run=dry_run,
-        reason=reason,
-    )
-    click.echo(promotion.describe())
-    promoted = registry.get_version(client, config.registry.name, promotion.version)
-    for missing in registry.missing_links(client, promoted, metric):
+        except promotion.Refused as refusal:
+            console.print(refusal.verdict.table())
+            raise
+        console.print(verdict.table())
+    click.echo(move.describe())
+    for missing in registry.missing_links(client, registry.get_version(client, name, move.version)):
         click.echo(f"lineage: {missing}", err=True)
+
+
+@click.command()
+@configured
+def history(profile: str, overrides: tuple[str, ...]) -> None:
+    """List the moves of a model's champion, oldest first.
+
+    \b
+    Examples:
+      rest history
+      rest history --set registry.name=my-model
+    """
+    config = configuration(profile, overrides)
+    from rest_core.operations.tracking import promotion, store
+
+    for move in promotion.history(store.connect(config.tracking), config.registry.name):
+        reason = f"  ({move.reason})" if move.reason else ""
+        click.echo(f"{move.at}  {move.actor}  {move.describe()}{reason}")
 
 
 @click.command()
@@ -115,4 +132,4 @@ def sync(folder: Path) -> None:
         raise UserError(f"{folder}: {delivery.left} records wait: {delivery.problem}")
 
 
-COMMANDS = (promote, ui, sync)
+COMMANDS = (promote, history, ui, sync)

@@ -103,6 +103,8 @@ def score(
         region_entropy=region_entropy,
         read_by=FORMATS[format_name](),
     )
+    if not result.reference.well_formed:
+        raise UserError(f"{reference_file}: not well formed ({result.reference.problems[0]}); a reference must be")
     console = Console(highlight=False)
     _show_parse(console, result.response)
     _show_rewards(console, result, step)
@@ -165,6 +167,7 @@ def _show_parse(console: Console, response: Response) -> None:
 def _show_rewards(console: Console, result: ScoredResponse, step: int) -> None:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("scheme")
@@ -174,6 +177,8 @@ def _show_rewards(console: Console, result: ScoredResponse, step: int) -> None:
         table.add_row(scheme, *(f"{value:+.3f}" for value in (reward.format, reward.correctness, reward.total)))
     console.print(f"\n[bold]Reward[/] (step {step})")
     console.print(table)
+    if (problem := result.format_problem) is not None:
+        console.print(Text(f"  format: {problem}"), soft_wrap=True)
 
 
 def _show_regions(console: Console, result: ScoredResponse, place: str) -> None:

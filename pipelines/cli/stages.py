@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -63,10 +63,12 @@ def _command(stage: Stage) -> click.Command:
 
             keywords["trial"] = as_trained(trial, config.rl)
         # A policy may be a hub id or a URI, which are no paths.
-        inputs = {name: value if name == "policy" else _local(value) for name, value in folders.items()}
+        inputs = {name: value if name == "policy" else _local(value) for name, value in folders.items() if value}
         if stage.reads_evaluations:
-            reports = {str(one.benchmark): inputs.pop(str(one.benchmark)) for one in evaluations("trained")}
-            keywords["evaluations"] = {"trained": reports}
+            keywords["evaluations"] = {
+                policy: {one: inputs.pop(option) for option, one in _reports(policy).items() if option in inputs}
+                for policy in ("trained", "base")
+            }
         result = stage.load()(**keywords, **inputs, pipeline_run=pipeline_run, out=out)
         if not is_main_process():
             return
@@ -81,7 +83,7 @@ def _command(stage: Stage) -> click.Command:
 
     options = [_OPTIONS[name] for name in command.options]
     options += [
-        click.option(f"--{name.replace('_', '-')}", name, required=True, metavar="DIR", help=text)
+        click.option(f"--{name.replace('_', '-')}", name, required=name in dict(stage.inputs), metavar="DIR", help=text)
         for name, text in _folders(stage).items()
     ]
     examples = "\n".join(f"  rest {command.name} {example}" for example in command.examples)
@@ -92,12 +94,13 @@ def _command(stage: Stage) -> click.Command:
 def _folders(stage: Stage) -> dict[str, str]:
     """The folders that a stage reads, and what the help says of each."""
     texts = {}
-    producers = {name: CATALOGUE[producer] for name, producer in stage.inputs}
-    if stage.reads_evaluations:  # by hand those of the policy alone
-        producers |= {str(one.benchmark): one for one in evaluations("trained")}
-    for name, producer in producers.items():
-        assert producer.command is not None
-        texts[name] = f"Folder that `rest {producer.command.name}` made."
+    for name, producer in stage.inputs:
+        command = CATALOGUE[producer].command
+        assert command is not None
+        texts[name] = f"Folder that `rest {command.name}` made."
+    if stage.reads_evaluations:  # by hand those that the gate needs
+        texts |= {option: f"Evaluation of the policy on {one}." for option, one in _reports("trained").items()}
+        texts |= {option: f"Evaluation of its base model on {one}." for option, one in _reports("base").items()}
     if "dataset" in texts:
         texts["dataset"] = "Folder that `rest prepare` made; like the others it may be an s3:// URI."
     if "policy" in texts:
@@ -105,6 +108,12 @@ def _folders(stage: Stage) -> dict[str, str]:
         if stage.benchmark is not None:
             texts["policy"] += " Or openai:MODEL@URL, behind an OpenAI-compatible endpoint; the key is OPENAI_API_KEY."
     return texts
+
+
+def _reports(policy: Literal["trained", "base"]) -> dict[str, str]:
+    """The benchmark of each option that names an evaluation."""
+    suffix = "" if policy == "trained" else f"_{policy}"
+    return {f"{one.benchmark}{suffix}": str(one.benchmark) for one in evaluations(policy)}
 
 
 def _local(folder: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,6 +16,7 @@ from rest_core.errors import UserError, nearest
 T = TypeVar("T", bound=BaseModel)
 
 # Settings of samplers that training must not have, whatever their value.
+_HINTS = 3
 _TRUNCATION = {"top_p", "top_k", "min_p", "repetition_penalty"}
 
 
@@ -74,11 +76,34 @@ def _first_problem(model: type[BaseModel], error: Any) -> str:
                 f"{name}: training samples from the policy's whole distribution, a truncated or penalised one biases "
                 "the ratio; leave it out"
             )
-        return f"unknown key {name!r}{nearest(str(key), [known for one in sections for known in one.model_fields])}"
+        return f"unknown key {name!r}{_nearest_key(model, place, str(key), sections)}"
+    if error["type"] == "union_tag_invalid":
+        tag, field = error["ctx"]["tag"], error["ctx"]["discriminator"].strip("'")
+        known = [one.strip(" '") for one in error["ctx"]["expected_tags"].split(",")]
+        return f"{name}.{field}: unknown {field} {tag!r}{nearest(tag, known)} (known: {', '.join(known)})"
     ours = error["type"] == "value_error"  # raised by a validator of a section, about fields that it names
     message = str(error["ctx"]["error"]) if ours else error["msg"].lower()
     got = "" if ours and isinstance(error["input"], dict) else f" (got {error['input']!r:.80})"
     return f"{f'{name}: ' if name else ''}{message}{got}"
+
+
+def _nearest_key(
+    model: type[BaseModel], place: tuple[int | str, ...], key: str, sections: list[type[BaseModel]]
+) -> str:
+    """A hint: the key of this name elsewhere in the configuration, else the nearest one in the same sections."""
+    elsewhere = [path for path in dict.fromkeys(_paths(model)) if path.rpartition(".")[2] == key]
+    inside = [path for path in elsewhere if path.startswith(f"{'.'.join(map(str, place))}.")]  # below the same section
+    if found := (inside or elsewhere)[:_HINTS]:
+        return f"; did you mean {' or '.join(map(repr, found))}?"
+    return nearest(key, [known for one in sections for known in one.model_fields])
+
+
+def _paths(model: type[BaseModel], before: str = "") -> Iterator[str]:
+    """The keys of a section and of those in it, with their paths."""
+    for name, field in model.model_fields.items():
+        yield f"{before}{name}"
+        for inner in _models_in(field.annotation):
+            yield from _paths(inner, f"{before}{name}.")
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

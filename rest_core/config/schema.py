@@ -170,10 +170,30 @@ class RegistryConfig(Section):
     enabled: bool = True
     name: str = "rest-tool-use"
     """name of the registered model"""
-    metric: str = "bfcl/call_accuracy"
-    """the metric that promotion compares"""
     destination: str | None = None
     """folder or s3:// URI for the checkpoint; null = the run's artifacts"""
+
+
+class GateConfig(Section):
+    """What a version must show to become `champion`; differences are paired, on the same items, as fractions."""
+
+    metric: str = "bfcl/call_accuracy"
+    """the figure that decides, higher is better"""
+    margin: float = Field(0.0, ge=0, le=1)
+    """how far below the champion's the figure may lie, by the lower bound of the difference's 95 % interval; 0 = it
+    must be clearly better"""
+    max_category_loss: float = Field(0.0, ge=0, le=1)
+    """no category may be clearly worse than the champion's, and by more than this"""
+    better_than_base: bool = True
+    """the figure must be clearly better than the base model's; without a champion it must be in any case"""
+    min_well_formed: float = Field(0.5, ge=0, le=1)
+    """share of responses exactly in the format"""
+    min_questions: int = Field(40, ge=1)
+    """behind the figure"""
+    approval_tag: str | None = Field(None, min_length=1)
+    """a tag of the version that somebody must have set, e.g. in MLflow's pages; null = none"""
+    webhook: str | None = Field(None, pattern=r"^https?://")
+    """a URL that gets a JSON POST of each move of `champion`; null = none"""
 
 
 class StorageConfig(Section):
@@ -238,6 +258,7 @@ class Config(Section):
     bfcl: BfclConfig = BfclConfig()
     api_bank: ApiBankConfig = ApiBankConfig()
     registry: RegistryConfig = RegistryConfig()
+    gate: GateConfig = GateConfig()
     tracking: TrackingConfig = TrackingConfig()
     storage: StorageConfig = StorageConfig()
     launch: LaunchConfig = LaunchConfig()

@@ -118,7 +118,7 @@ def stratified_interval(strata: Iterable[tuple[float, Tally]], low: float = 0.0,
     resampled, value, inverse = np.zeros(RESAMPLES), 0.0, 0.0
     for weight, tally in strata:
         values, counts = np.array(list(tally), float), np.array(list(tally.values()), float)
-        items = counts.sum()
+        items = float(counts.sum())
         drawn = max(1, int(items) - 1)
         resampled += weight * (generator.multinomial(drawn, counts / items, RESAMPLES) @ values) / drawn
         value += weight * float(counts @ values) / items

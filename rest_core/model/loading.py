@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,21 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rest_core import storage
-from rest_core.chat import opening
+from rest_core.chat import opening, template_variables
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError, needs_extra
 from rest_core.model import embedded
 from rest_core.model.context import context_of
 from rest_core.model.parameters import without_adapters
+from rest_core.response import TAGGED
+from rest_core.serving.plugin import PLUGIN_FILE, plugin_source
+from rest_core.styles.chat_template import chat_template, own_template
+from rest_core.styles.style import Style
 from rest_core.token_bytes import token_bytes
+
+log = logging.getLogger(__name__)
+
+_READABLE = 0o644  # safetensors writes files that nobody else may read
 
 
 def resolve(source: str | Path) -> str:
@@ -66,6 +77,8 @@ def load_tokenizer(source: str | Path, config: ModelConfig) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"tokenizer of {source}: {_first_line(error)}") from None
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = own_template(tokenizer.chat_template)
     if not tokenizer.chat_template:
         raise UserError(f"tokenizer of {source}: no chat template; use an instruct model")
     if tokenizer.eos_token_id is None:
@@ -143,8 +156,13 @@ def with_lora(model: Any, lora: LoraConfig) -> Any:
     return peft.get_peft_model(model, settings)
 
 
-def save_policy(model: Any, tokenizer: Any, out: Path, *, dtype: torch.dtype) -> None:
-    """Write a flat checkpoint that transformers and vLLM read: adapters merged, weights in `dtype`, safetensors."""
+def save_policy(model: Any, tokenizer: Any, out: Path, *, dtype: torch.dtype, style: Style | None = None) -> None:
+    """Write a flat checkpoint that transformers and vLLM read: adapters merged, weights in `dtype`, safetensors.
+
+    Args:
+        style: that it was trained in: its chat template then writes this style's prompts, and where responses are in
+            the project's own format vLLM's parser for it lies beside the weights. None = as the tokenizer has it.
+    """
     model = without_adapters(model)
     cast: dict[int, torch.Tensor] = {}  # by storage, so that tied weights stay one and are written once
     state = {
@@ -155,7 +173,28 @@ def save_policy(model: Any, tokenizer: Any, out: Path, *, dtype: torch.dtype) ->
     described = copy.deepcopy(model.config)  # save_pretrained describes the model's own type
     described.dtype = dtype
     described.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with _chat_template_of(style, tokenizer):
+        tokenizer.save_pretrained(out)
+    if style is not None and style.format.dialect is TAGGED:
+        (out / PLUGIN_FILE).write_text(plugin_source(), encoding="utf-8")
+    for path in out.iterdir():
+        if path.is_file():
+            path.chmod(_READABLE)
+
+
+@contextmanager
+def _chat_template_of(style: Style | None, tokenizer: Any) -> Iterator[None]:
+    """Within the block the tokenizer's chat template writes the prompts of a style."""
+    own = tokenizer.chat_template
+    if style is not None and isinstance(own, str):
+        try:
+            tokenizer.chat_template = chat_template(style, own, template_variables(tokenizer))
+        except UserError as problem:
+            log.warning("the checkpoint keeps the model's own chat template: %s", problem)
+    try:
+        yield
+    finally:
+        tokenizer.chat_template = own
 
 
 def _configured_stop_ids(where: str, options: dict[str, Any]) -> list[int]:

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
 ERROR_FILE = "error.json"
 OVERVIEW_FILE = "overview.json"  # of compare-policies: the headline figures of all policies
+REGISTERED_FILE = "registered.json"  # of compare-and-register: the version, and what the gate says of it
 
 
 @dataclass(frozen=True)

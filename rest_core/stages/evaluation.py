@@ -158,11 +158,11 @@ def _policy(stage: StageContext, limits: GenerationConfig, common: Common) -> Po
         stage.add_input("policy", model.source)
         base = policies.local(_model_name(model.source, model), model.source, model, evaluation, limits)
         return policies.remembering(base, model.source, model, evaluation)
-    from rest_core.operations.tracking.champion import find
+    from rest_core.operations.tracking import versions
 
     if not registry.enabled:
         raise Unavailable("switched off (registry.enabled=false)", expected=True)
-    champion = find(common["tracking"], registry)
+    champion = versions.champion(common["tracking"], registry)
     if champion is None:
         raise Unavailable(f"{registry.name} has no champion yet", expected=True)
     stage.add_input("policy", champion.location)

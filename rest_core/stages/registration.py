@@ -1,4 +1,4 @@
-"""A trained model into the registry, next to its champion."""
+"""A trained model into the registry, and before the gate to `champion`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rest_core import manifest
-from rest_core.config import RegistryConfig, TrackingConfig
+from rest_core.config import GateConfig, RegistryConfig, TrackingConfig
 from rest_core.errors import UserError
+from rest_core.evaluation.evaluation_report import REPORT_FILE, ROWS_FILE
 from rest_core.operations import handoff
-from rest_core.operations.result import METRICS_FILE, StageResult
+from rest_core.operations.result import METRICS_FILE, REGISTERED_FILE, StageResult
+from rest_core.operations.tracking.evaluations import artifact_directory
 from rest_core.operations.tracking.runs import finish_pipeline
 from rest_core.stages.stage import open_stage, passed_on
 
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 def compare_and_register(
     *,
     registry: RegistryConfig,
+    gate: GateConfig,
     tracking: TrackingConfig,
     pipeline_run: str,
     dataset: Path,
@@ -29,18 +32,22 @@ def compare_and_register(
     evaluations: Mapping[str, Mapping[str, Path]],
     out: Path,
 ) -> StageResult:
-    """Register the trained model as `challenger`, compare it with the champion, and close the pipeline's run.
+    """Register the trained model as `challenger`, put it to the gate, and close the pipeline's run.
 
     Args:
-        evaluations: directories of evaluations by policy and benchmark: of the trained policy, and of the warm-up,
-            which is what is registered where rl is off.
+        evaluations: directories of evaluations by policy and benchmark: of the trained policy; of the warm-up, which is
+            what is registered where rl is off; of the base model and the champion, which the gate compares it with.
+
+    Raises:
+        UserError: an evaluation is of other weights than those that are registered, or of another base model.
     """
+    from rest_core.operations.tracking import promotion
     from rest_core.operations.tracking import registry as models
     from rest_core.operations.tracking.store import connect
 
-    with open_stage("compare-and-register", out, tracking, pipeline_run, registry=registry) as stage:
+    with open_stage("compare-and-register", out, tracking, pipeline_run, registry=registry, gate=gate) as stage:
         checkpoint = Path(policy)
-        reports = _reports_on(checkpoint, evaluations)
+        reports = _measured(_reports_on(checkpoint, evaluations))
         for name, folder in {"dataset": dataset, "policy": policy, **reports}.items():
             stage.add_input(name, folder)
         if not registry.enabled:
@@ -49,19 +56,25 @@ def compare_and_register(
             result = stage.skip("nothing was trained: the policy is the base model")
         else:
             facts = _facts(pipeline_run, dataset, checkpoint, reports)
+            others = {name: _measured(evaluations.get(name, {})) for name in ("base", "champion")}
+            _require_own(checkpoint, reports, others["base"])
+            stored: list[tuple[str | None, dict[str, Path]]] = [(None, reports), *others.items()]
+            for beside, folders in stored:
+                for benchmark, folder in folders.items():
+                    for file in (REPORT_FILE, ROWS_FILE):
+                        stage.run.artifact(folder / file, artifact_directory(benchmark, beside))
             checkpoint = handoff.fetch(checkpoint)
             client = connect(tracking)
             if not stage.run.wait(timeout=60) or stage.run.run_id is None:
                 raise UserError("MLflow has not taken the stage's run within 60 s; start the stage again")
             made = models.register_model(client, registry, checkpoint=checkpoint, run_id=stage.run.run_id, facts=facts)
-            comparison = models.compare_with_champion(client, made.name, made.version, metric=registry.metric)
-            log.info("%s", comparison)
-            stage.run.tags(
-                {"rest.registered": f"{made.name} version {made.version}", "rest.compared_with_champion": comparison}
-            )
-            record = {"name": made.name, "version": made.version, "source": made.source, "location": made.location}
-            record["compared_with_champion"] = comparison
-            (out / "registered.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            verdict, line = promotion.would_promote(client, made.name, gate, made.version)
+            log.info("%s", line)
+            stage.run.tags({"rest.registered": f"{made.name} version {made.version}", "rest.gate": line})
+            record: dict[str, Any] = {"name": made.name, "version": made.version}
+            record |= {"source": made.source, "location": made.location}
+            record |= {"gate": line, "conditions": verdict.to_json()}
+            (out / REGISTERED_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             result = stage.finish({"registry/version": float(made.version)}, registered=record)
     finish_pipeline(tracking, pipeline_run=pipeline_run, spool=out.with_name(f"{out.name}.finish.tracking"))
     return result
@@ -69,6 +82,28 @@ def compare_and_register(
 
 def _reports_on(policy: Path, evaluations: Mapping[str, Mapping[str, Path]]) -> Mapping[str, Path]:
     return evaluations["warmup" if passed_on(policy) and "warmup" in evaluations else "trained"]
+
+
+def _measured(folders: Mapping[str, Path]) -> dict[str, Path]:
+    """The evaluations that were not skipped."""
+    return {name: folder for name, folder in folders.items() if "skipped" not in manifest.read(folder)["counts"]}
+
+
+def _require_own(policy: Path, evaluations: Mapping[str, Path], of_base: Mapping[str, Path]) -> None:
+    """Raise `UserError` unless the evaluations are of the policy, and those of its base model of that one."""
+    made = manifest.read(policy)
+    weights = {made["sha256"]} | ({made["inputs"].get("policy")} if passed_on(policy) else set())
+    source = made["config"]["model"]["source"]
+    by_stage = (Path(source) / manifest.FILE_NAME).is_file()
+    base = {source} | ({manifest.read(Path(source))["sha256"]} if by_stage else set())
+    for folders, wanted, title in ((evaluations, weights, f"the policy {policy}"), (of_base, base, source)):
+        for folder in folders.values():
+            found = manifest.read(folder)["inputs"].get("policy")
+            if found not in wanted:
+                raise UserError(
+                    f"{folder}: is an evaluation of other weights ({str(found)[:80]}) than {title} "
+                    f"({', '.join(str(one)[:80] for one in wanted)}); evaluate that one"
+                )
 
 
 def _facts(pipeline_run: str, dataset: Path, policy: Path, evaluations: Mapping[str, Path]) -> Any:
@@ -79,11 +114,8 @@ def _facts(pipeline_run: str, dataset: Path, policy: Path, evaluations: Mapping[
     metrics: dict[str, float] = {}
     measured: dict[str, str] = {}
     for name, folder in evaluations.items():
-        made = manifest.read(folder)
-        if "skipped" in made["counts"]:
-            continue
         metrics |= json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-        measured[name] = str(made["counts"]["measured_on"])
+        measured[name] = str(manifest.read(folder)["counts"]["measured_on"])
     sources = ", ".join(source["location"] for source in data["config"]["data"]["sources"])
     rows = int(data["counts"].get("data/rl", 0) + data["counts"].get("data/sft", 0))
     return ModelFacts(

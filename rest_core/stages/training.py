@@ -26,6 +26,7 @@ from rest_core.operations.launch.job import Job
 from rest_core.operations.result import StageResult, writing_errors
 from rest_core.processes import is_launched, is_main_process
 from rest_core.stages.stage import NO_STORAGE, open_stage
+from rest_core.styles.style import Style
 
 ONE_A_GPU = LaunchConfig()
 
@@ -89,7 +90,7 @@ def sft_warmup(
             on_metrics=stage.run.metrics,
             mirror=None if place is None else f"{place}/sft-warmup-{key}",
         )
-        _save(trained, tokenizer, model, out)
+        _save(trained, tokenizer, model, style, out)
         return stage.finish(metrics)
 
 
@@ -167,7 +168,7 @@ def rest_rl(
             stage.run.figure(training_figure(history), "training")
             last = next(entry for entry in reversed(history) if "reward/total" in entry)
             metrics |= {f"rl/last/{name}": last[name] for name in ("reward/total", "response/truncated_share")}
-        _save(trainer.model, tokenizer, model, out)
+        _save(trainer.model, tokenizer, model, style, out)
         result = stage.finish(metrics)
         if is_main_process():
             shutil.rmtree(trainer.progress.folder, ignore_errors=True)
@@ -197,7 +198,7 @@ def _mirror(storage: StorageConfig, pipeline_run: str) -> str | None:
     return None if storage.location is None else f"{handoff.scratch(storage.location, pipeline_run)}/checkpoints"
 
 
-def _save(trained: Any, tokenizer: Any, model: ModelConfig, out: Path) -> None:
+def _save(trained: Any, tokenizer: Any, model: ModelConfig, style: Style, out: Path) -> None:
     """The flat checkpoint; what was needed to resume goes once it is whole."""
     import torch
 
@@ -207,7 +208,7 @@ def _save(trained: Any, tokenizer: Any, model: ModelConfig, out: Path) -> None:
     gather_weights(trained)
     if not is_main_process():
         return
-    save_policy(trained, tokenizer, out, dtype=getattr(torch, model.dtype))
+    save_policy(trained, tokenizer, out, dtype=getattr(torch, model.dtype), style=style)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 

@@ -56,12 +56,12 @@ class NativeStyle(Style):
                 f"the chat template of {tokenizer.name_or_path!r} takes no tools; choose model.prompt_style=toolrl or "
                 "compact, or a model whose template does"
             )
-        family = _family(tokenizer, template) if parser == AUTO else parser
+        family = family_of(tokenizer, template) if parser == AUTO else parser
         self.name, self.format = f"native, tool parser {family}", FAMILIES[family]()
         self.template = f"The model's own chat template, tool parser {family}:\n\n{template}"
         self._tokenizer = tokenizer
         self._takes_thoughts = "reasoning_content" in template
-        self._variables = {"date_string": _DATE} if "date_string" in template else {}
+        self.variables = {"date_string": _DATE} if "date_string" in template else {}
         self._takes_several_calls = self._renders_several_calls()
 
     def render(
@@ -94,7 +94,7 @@ class NativeStyle(Style):
             messages.append(entry)
         if not self._takes_several_calls:
             messages = _one_call_a_turn(messages)
-        return messages, {**self._variables, **({"tools": [_schema(tool) for tool in tools]} if tools else {})}
+        return messages, {**self.variables, **({"tools": [_schema(tool) for tool in tools]} if tools else {})}
 
     def write(self, *, think: str | None, calls: Sequence[ToolCall], response: str | None) -> str:
         """See `Style.write`: as the chat template itself writes such a turn.
@@ -116,7 +116,7 @@ class NativeStyle(Style):
         if think is not None and not self._takes_thoughts:
             think, words = None, f"{thought(think)}{words}".strip()
         turn = self._turn(think, words, [_call(call, n) for n, call in enumerate(calls)])
-        options: dict[str, Any] = {**self._variables, "tools": [_schema(_PROBE_TOOL)], "tokenize": False}
+        options: dict[str, Any] = {**self.variables, "tools": [_schema(_PROBE_TOOL)], "tokenize": False}
         try:
             whole = with_template(self._tokenizer, [_QUESTION, turn], add_generation_prompt=False, **options)
             begun = with_template(self._tokenizer, [_QUESTION], add_generation_prompt=True, **options)
@@ -136,7 +136,7 @@ class NativeStyle(Style):
         calls = [_call(ToolCall(_PROBE_TOOL.name, {}), number) for number in range(2)]
         results = [{"role": "tool", "content": "", "tool_call_id": c["id"], "name": _PROBE_TOOL.name} for c in calls]
         messages = [_QUESTION, self._turn(None, "", calls), *results]
-        options: dict[str, Any] = {**self._variables, "tools": [_schema(_PROBE_TOOL)], "tokenize": False}
+        options: dict[str, Any] = {**self.variables, "tools": [_schema(_PROBE_TOOL)], "tokenize": False}
         try:
             with_template(self._tokenizer, messages, **options)
         except (ValueError, TypeError, TemplateError):
@@ -162,7 +162,7 @@ class NativeStyle(Style):
         return turn
 
 
-def _family(tokenizer: Any, template: str) -> str:
+def family_of(tokenizer: Any, template: str) -> str:
     for family, sign in _SIGNS:
         if sign.search(template):
             return family

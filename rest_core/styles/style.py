@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from rest_core.config import Section
@@ -37,6 +38,8 @@ class Style(ABC):
     native_tools = False
     """Whether tools go to the chat template as such, not in a text of the style."""
     for_training = True
+    variables: Mapping[str, Any] = MappingProxyType({})
+    """Of the chat template, the same for every prompt."""
     thoughts: Thoughts | None = None
 
     @abstractmethod

@@ -116,6 +116,32 @@ def compiled(text: str, field: str, where: str, *, of_turn: bool = False) -> tup
     return template, variables
 
 
+def translated(text: str) -> str:
+    """A field's Jinja template for a chat template: white space as written, filters that are there.
+
+    Chat templates are read with other rules for white space (`trim_blocks`, `lstrip_blocks`): text becomes string
+    literals, which none of them touches.
+
+    Raises:
+        UserError: it reads `turn.call`, which is written as Python does.
+    """
+    made = []
+    pipe, before = False, ""
+    for _, kind, value in _ENVIRONMENT.lexer.tokeniter(text, None):
+        if (before, value) == (".", "call"):
+            raise UserError("the prompt's template reads `turn.call`, which chat templates cannot write")
+        if kind == "data":
+            made.append("{{- " + json.dumps(value, ensure_ascii=False) + " -}}")
+        elif kind in _DELIMITERS:
+            made.append(_DELIMITERS[kind])
+        elif kind == "name" and pipe and value in _CHAT_FILTERS:
+            made.append(_CHAT_FILTERS[value])
+        elif not kind.startswith(("comment", "raw")):
+            made.append(value)
+        pipe, before = value == "|" or (pipe and kind == "whitespace"), value
+    return "".join(made)
+
+
 def _problem(error: Any) -> str:
     place = ".".join(map(str, error["loc"]))
     message = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"].lower()
@@ -136,3 +162,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 _ENVIRONMENT = _environment()
+_DELIMITERS = {"block_begin": "{%-", "block_end": "-%}", "variable_begin": "{{-", "variable_end": "-}}"}
+_CHAT_FILTERS = {"json": "tojson", "json_ascii": "tojson(ensure_ascii=true)"} | {
+    "json_compact": 'tojson(separators=(",", ":"))'
+}

@@ -36,6 +36,7 @@ class TemplateStyle(Style):
     def __init__(self, path: Path, *, built_in: bool = False) -> None:
         self._where = str(path)
         file, self.template = read_template_file(path)
+        self.file = file
         self.name = file.name if built_in else f"{file.name} (sha256 {_digest(self.template)})"
         self.keeps_prompts = built_in
         self.format = FORMATS[file.format]()

@@ -45,7 +45,7 @@ def test_a_benchmark_is_an_entry_a_function_and_a_section(tmp_path: Path) -> Non
         assert done.returncode == 0, done.stdout + done.stderr
 
     python("components.generate")
-    settings = ("api_bank.enabled=false", "bfcl.enabled=false", "registry.metric=one_call/accuracy")
+    settings = ("api_bank.enabled=false", "bfcl.enabled=false", "gate.metric=one_call/accuracy")
     options = [option for setting in settings for option in ("--set", setting)]
     python("pipelines.cli", "run", "--profile", "tiny", "--output", str(tmp_path / "run"), *options)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))

@@ -59,6 +59,23 @@ def test_elsewhere_the_same_keys_are_merely_unknown() -> None:
         load("quickstart", ("bfcl.generation.top_p=0.9",))
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("steps=3", "unknown key 'steps'; did you mean 'rl.steps'?"),
+        ("learning_rate=1", "did you mean 'sft.learning_rate' or 'rl.learning_rate'?"),
+        ("bfcl.max_response_tokens=4", "did you mean 'bfcl.generation.max_response_tokens'?"),
+        ("rl.stps=3", "unknown key 'rl.stps'; did you mean 'steps'?"),
+        ("rl.weights={scheme: papr}", "rl.weights.scheme: unknown scheme 'papr'; did you mean 'paper'? (known: paper,"),
+        ("evaluation.engine={engine: vlm}", "evaluation.engine.engine: unknown engine 'vlm'; did you mean 'vllm'?"),
+    ],
+)
+def test_a_wrong_key_or_choice_names_the_right_one(setting: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load("quickstart", (setting,))
+    assert message in str(caught.value)
+
+
 def test_the_docstring_under_a_field_is_its_description() -> None:
     fields = RlConfig.model_json_schema()["properties"]
     assert fields["group_size"]["description"] == "responses a prompt (G)"

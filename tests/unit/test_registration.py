@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rest_core import manifest
+from rest_core.errors import UserError
 from rest_core.operations.pods import IMAGE_VARIABLE
 from rest_core.stages import registration
 
@@ -40,3 +41,43 @@ def test_the_reports_are_those_on_the_policy_that_is_registered(
     evaluations = {name: {"bfcl": Path(name)} for name in ("warmup", "trained")}
     assert registration._reports_on(tmp_path, evaluations) == {"bfcl": Path(measured)}
     assert registration._reports_on(tmp_path, {"trained": {"bfcl": Path("x")}}) == {"bfcl": Path("x")}
+
+
+def _stage(folder: Path, stage: str, policy: str | None = None, source: str = "hub/base", **counts: str) -> str:
+    """The manifest's hash of a folder that a stage has made of a policy."""
+    folder.mkdir()
+    (folder / "content").write_text(folder.name, encoding="utf-8")
+    inputs = {} if policy is None else {"policy": policy}
+    made = manifest.write(folder, stage=stage, config={"model": {"source": source}}, inputs=inputs, counts=counts)
+    return str(made["sha256"])
+
+
+def test_an_evaluation_of_other_weights_is_refused(tmp_path: Path) -> None:
+    policy = _stage(tmp_path / "policy", "rest-rl", "0" * 64)
+    other = _stage(tmp_path / "other", "rest-rl", "0" * 64)
+    for name, evaluated in {"own": policy, "others": other, "base": "hub/base", "another": "hub/another"}.items():
+        _stage(tmp_path / name, "evaluate-bfcl", evaluated)
+
+    def require(own: str, base: str) -> None:
+        registration._require_own(tmp_path / "policy", {"bfcl": tmp_path / own}, {"bfcl": tmp_path / base})
+
+    require("own", "base")
+    with pytest.raises(UserError, match="others: is an evaluation of other weights"):
+        require("others", "base")
+    with pytest.raises(UserError, match=r"another: is an evaluation of other weights \(hub/another\) than hub/base"):
+        require("own", "another")
+
+
+def test_an_evaluation_of_the_warm_up_belongs_to_the_policy_that_is_passed_on(tmp_path: Path) -> None:
+    warmup = _stage(tmp_path / "warmup", "sft-warmup")
+    _stage(tmp_path / "policy", "rest-rl", warmup, skipped="switched off")
+    _stage(tmp_path / "report", "evaluate-bfcl-warmup", warmup)
+    registration._require_own(tmp_path / "policy", {"bfcl": tmp_path / "report"}, {})
+
+
+def test_a_base_model_that_a_stage_has_made_is_known_by_its_content(tmp_path: Path) -> None:
+    base = _stage(tmp_path / "base", "rest-rl")
+    policy = _stage(tmp_path / "policy", "rest-rl", base, source=str(tmp_path / "base"))
+    _stage(tmp_path / "report", "evaluate-bfcl", policy)
+    _stage(tmp_path / "of-base", "evaluate-bfcl", base)
+    registration._require_own(tmp_path / "policy", {"bfcl": tmp_path / "report"}, {"bfcl": tmp_path / "of-base"})

@@ -104,6 +104,18 @@ def test_malformed_output_is_shown_with_its_reasons_and_cannot_steer_the_termina
     assert "\x1b" not in result.stdout
     assert "\x07" not in result.stdout
     assert "\\x1b[2J[bold]\\x07" in result.stdout
+    assert "  format: the response has the tags <tool_call>, the reference <think>" in result.stdout
+
+
+def test_a_low_format_reward_says_why_and_a_malformed_reference_is_refused(tmp_path: Path, files: Any) -> None:
+    command = ["score", files[0], files[1], "--tokenizer", TOKENIZER]
+    Path(files[0]).write_text(REFERENCE.replace("\n</tool_call>", "</tool_call>"), encoding="utf-8")
+    assert "  format: toolrl wants a line break between the parts" in CliRunner().invoke(cli.cli, command).stdout
+    Path(files[0]).write_text(REFERENCE, encoding="utf-8")
+    assert "  format: " not in CliRunner().invoke(cli.cli, command).stdout
+    Path(files[1]).write_text("<tool_call>{</tool_call>", encoding="utf-8")
+    result = CliRunner().invoke(cli.cli, command)
+    assert "gold.txt: not well formed (" in str(result.exception)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal
 
 from rest_core.errors import UserError
 from rest_core.evaluation.evaluation_report import REPORT_FILE, ROWS_FILE
@@ -15,6 +15,7 @@ from rest_core.operations.tracking.delivery import PIPELINE_RUN_TAG, STAGE_TAG, 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 _RUN = re.compile(r"[0-9a-f]{32}")
 _VERSION = re.compile(r"(?:models:/(?P<model>[^/@]+)[/@]|(?P<name>[^/@]+)@)(?P<version>[^/@]+)")  # a number or an alias
@@ -26,6 +27,7 @@ class Found:
 
     name: str  # for people: "rest-tool-use version 3"
     run: Run
+    directory: str = ""  # of its files among the run's artifacts
 
 
 def is_reference(text: str) -> bool:
@@ -36,8 +38,8 @@ def is_reference(text: str) -> bool:
 def find(client: MlflowClient, text: str, benchmark: str) -> Found:
     """The evaluation on a benchmark that a run id, `models:/NAME/VERSION` or `NAME@ALIAS` stands for.
 
-    The run of a pipeline, and a version that it registered, stand for the evaluation of the policy that it trained;
-    likewise the run of a trial. An ablation trains several policies: its run stands for none.
+    The run of a pipeline stands for the evaluation of the policy that it trained; likewise the run of a trial. An
+    ablation trains several policies: its run stands for none.
 
     Args:
         client: from `store.connect`.
@@ -54,11 +56,35 @@ def find(client: MlflowClient, text: str, benchmark: str) -> Found:
         return Found(f"{run.info.run_name} {text[:8]}", _trained(client, run, benchmark, text))
     match = _VERSION.fullmatch(text)
     assert match is not None
-    version = registry.get_version(client, match["model"] or match["name"], match["version"])
+    return of_version(
+        client, registry.get_version(client, match["model"] or match["name"], match["version"]), benchmark
+    )
+
+
+def of_version(
+    client: MlflowClient, version: ModelVersion, benchmark: str, policy: Literal["base", "champion"] | None = None
+) -> Found:
+    """The evaluation that a version was registered with.
+
+    Args:
+        client: from `store.connect`.
+        version: a registered version.
+        benchmark: "bfcl" or "api_bank".
+        policy: that of another policy on the same items, instead of the version's own.
+
+    Raises:
+        UserError: the version names no run, or one that is not there.
+    """
     name = f"{version.name} version {version.version}"
     if not version.run_id:
         raise UserError(f"{name}: the version names no run; give the evaluation's run or directory")
-    return Found(name, _trained(client, _run(client, version.run_id), benchmark, name))
+    title = f"{policy} beside {name}" if policy else name
+    return Found(title, _run(client, version.run_id), artifact_directory(benchmark, policy))
+
+
+def artifact_directory(benchmark: str, policy: str | None = None) -> str:
+    """Where a registering run keeps the evaluation of its policy, or of another one on the same items."""
+    return f"evaluations/{benchmark}" + (f"-{policy}" if policy else "")
 
 
 def download(client: MlflowClient, found: Found, directory: Path) -> Path:
@@ -71,14 +97,18 @@ def download(client: MlflowClient, found: Found, directory: Path) -> Path:
 
     run_id = found.run.info.run_id
     directory.mkdir(parents=True, exist_ok=True)
+    inside = PurePosixPath(found.directory)
     try:
-        there = {artifact.path for artifact in client.list_artifacts(run_id)}
+        there = {artifact.path for artifact in client.list_artifacts(run_id, found.directory or None)}
         for name in (REPORT_FILE, ROWS_FILE):
-            if name not in there:
+            path = str(inside / name)
+            if path not in there:
                 raise UserError(
-                    f"{found.name}: run {run_id} has no {name} (skipped, or made by an older version); evaluate again"
+                    f"{found.name}: run {run_id} has no {path} (not evaluated, or made by an older version); evaluate "
+                    "again"
                 )
-            client.download_artifacts(run_id, name, str(directory))
+            copied = Path(client.download_artifacts(run_id, path, str(directory)))
+            copied.replace(directory / name)  # some stores keep the path, some the name alone
     except (MlflowException, OSError) as error:
         raise UserError(f"{found.name}: run {run_id}: its files cannot be read: {store.reason(error)}") from error
     return directory

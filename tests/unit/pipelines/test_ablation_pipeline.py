@@ -100,7 +100,7 @@ def test_what_would_fail_after_hours_is_not_compiled() -> None:
 def test_what_a_scheme_replaces_besides_its_weights_travels_with_its_trial() -> None:
     other = "x={scheme: uniform, rl: {resample_rounds: 2, loss: {surrogate: cispo, dual_clip: null}}}"
     schemes, base = parse_schemes(["uniform", other]), config.load("tiny")
-    pipeline = build(base, schemes=schemes, seeds=[0], ablation=AblationConfig(metric=base.registry.metric))
+    pipeline = build(base, schemes=schemes, seeds=[0], ablation=AblationConfig(metric=base.gate.metric))
     spec = json_format.MessageToDict(pipeline.pipeline_spec)
     given = spec["root"]["inputDefinitions"]["parameters"]["trials"]["defaultValue"]
     assert tuple(config.validate(Trial, one, where="trial") for one in given) == trials(schemes, [0])

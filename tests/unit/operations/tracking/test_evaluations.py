@@ -59,19 +59,38 @@ def test_an_evaluations_run_is_taken_as_it_is(made: Store, tmp_path: Path) -> No
     assert (directory / "rows.jsonl").read_text(encoding="utf-8") == "a evaluate-api-bank"
 
 
-def test_a_pipelines_run_and_its_version_stand_for_the_trained_policy(made: Store) -> None:
+def test_a_pipelines_run_stands_for_the_trained_policy(made: Store) -> None:
     for pipeline in ("a", "b"):
         for stage in ("evaluate-bfcl-base", "evaluate-bfcl-trained", "evaluate-api-bank-trained"):
             made.run(pipeline, stage, *BOTH)
     made.run("b", "evaluate-bfcl-trained", status="FAILED")
-    register = made.run("b", "compare-and-register")
+    for pipeline in ("a", "b"):
+        assert made.stage_of(made.run(pipeline, None)) == f"{pipeline} evaluate-bfcl-trained"
+    assert made.stage_of(made.run("b", "rest-rl"), "api_bank") == "b evaluate-api-bank-trained"
+
+
+def test_a_version_has_the_evaluations_that_it_was_registered_with(made: Store, tmp_path: Path) -> None:
+    register = made.run("a", "compare-and-register")
+    for benchmark, policy in (("bfcl", None), ("bfcl", "base"), ("api_bank", None)):
+        for name in BOTH:
+            (tmp_path / name).write_text(f"{benchmark} {policy}", encoding="utf-8")
+            place = evaluations.artifact_directory(benchmark, policy)
+            made.client.log_artifact(register, str(tmp_path / name), place)
     number = made.version(register)
     made.client.set_registered_model_alias("tools", "champion", number)
-    assert made.stage_of(made.run("a", None)) == "a evaluate-bfcl-trained"
     for text in (f"models:/tools/{number}", "models:/tools@champion", "tools@champion"):
         assert evaluations.is_reference(text)
-        assert made.stage_of(text) == "b evaluate-bfcl-trained"
-    assert made.stage_of("tools@champion", "api_bank") == "b evaluate-api-bank-trained"
+        found = evaluations.find(made.client, text, "bfcl")
+        assert found.name == f"tools version {number}"
+        directory = evaluations.download(made.client, found, tmp_path / "copy")
+        assert (directory / "rows.jsonl").read_text(encoding="utf-8") == "bfcl None"
+    version = made.client.get_model_version("tools", number)
+    base = evaluations.of_version(made.client, version, "bfcl", "base")
+    directory = evaluations.download(made.client, base, tmp_path / "copy")
+    assert (directory / "report.json").read_text(encoding="utf-8") == "bfcl base"
+    with pytest.raises(UserError, match=r"has no evaluations/api_bank-base/report\.json \(not evaluated"):
+        none = evaluations.of_version(made.client, version, "api_bank", "base")
+        evaluations.download(made.client, none, tmp_path)
 
 
 def test_a_pipeline_with_one_evaluation_a_benchmark(made: Store) -> None:
@@ -101,5 +120,5 @@ def test_what_is_not_there_is_named(made: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished evaluate-bfcl in its pipeline run 'a'"):
         evaluations.find(made.client, run, "bfcl")
     old = evaluations.find(made.client, made.run("a", "evaluate-bfcl", "report.json"), "bfcl")
-    with pytest.raises(UserError, match=r"has no rows\.jsonl \(skipped, or made by an older version\)"):
+    with pytest.raises(UserError, match=r"has no rows\.jsonl \(not evaluated, or made by an older version\)"):
         evaluations.download(made.client, old, tmp_path / "copy")

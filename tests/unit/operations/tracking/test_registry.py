@@ -1,4 +1,4 @@
-"""Registration and promotion in a real registry on SQLite, with a tiny real checkpoint."""
+"""Registration in a real registry on SQLite, with a tiny real checkpoint."""
 
 from __future__ import annotations
 
@@ -54,21 +54,6 @@ def run_id(client: MlflowClient, tmp_path: Path) -> str:
     return str(client.create_run(experiment).info.run_id)
 
 
-def add(client: MlflowClient, run_id: str, value: float | None, **more: object) -> str:
-    """A version without files, for the rules of promotion."""
-    if not client.search_registered_models(f"name = '{NAME}'"):
-        client.create_registered_model(NAME)
-    tags = registry._version_tags(facts(value, **more))
-    version = str(client.create_model_version(NAME, f"runs:/{run_id}/model", run_id=run_id, tags=tags).version)
-    client.set_registered_model_alias(NAME, registry.CHALLENGER, version)
-    return version
-
-
-def champion_version(client: MlflowClient) -> str | None:
-    champion = registry.champion(client, NAME)
-    return str(champion.version) if champion else None
-
-
 def test_registered_from_the_runs_artifacts_it_loads_and_says_what_it_is(
     client: MlflowClient, checkpoint: Path, run_id: str
 ) -> None:
@@ -98,8 +83,8 @@ def test_registered_from_the_runs_artifacts_it_loads_and_says_what_it_is(
     assert "| bfcl/call_accuracy | 0.5000 |" in str(version.description)
     assert version.tags["git_commit"] == "c0ffee"
     assert version.tags["data/train/sha256"] == "a" * 64
-    assert registry.metric_tag(version, METRIC) == 0.5
-    assert registry.missing_links(client, version, METRIC) == ["image: none is named (not run from an image)"]
+    assert version.tags[f"metric/{METRIC}"] == "0.5000"
+    assert registry.missing_links(client, version) == ["image: none is named (not run from an image)"]
 
 
 @pytest.mark.parametrize(
@@ -110,10 +95,12 @@ def test_registered_from_the_runs_artifacts_it_loads_and_says_what_it_is(
     ],
 )
 def test_the_image_that_it_was_trained_in_is_named(
-    client: MlflowClient, run_id: str, image: str, missing: list[str]
+    client: MlflowClient, checkpoint: Path, run_id: str, image: str, missing: list[str]
 ) -> None:
-    add(client, run_id, 0.5, image=image)
-    assert registry.missing_links(client, registry.get_version(client, NAME), METRIC) == missing
+    made = registry.register_model(
+        client, RegistryConfig(), checkpoint=checkpoint, run_id=run_id, facts=facts(image=image)
+    )
+    assert registry.missing_links(client, registry.get_version(client, NAME, made.version)) == missing
     assert f"image: `{image}`" in model_card(NAME, facts(image=image))
 
 
@@ -166,87 +153,40 @@ def test_a_version_whose_files_are_not_there_does_not_stay(
     assert client.search_model_versions(f"name = '{NAME}'") == []
 
 
-def test_a_better_challenger_becomes_champion_and_the_history_knows(client: MlflowClient, run_id: str) -> None:
-    add(client, run_id, 0.4)
-    first = registry.promote(client, NAME, metric=METRIC)
-    add(client, run_id, 0.5)
-    second = registry.promote(client, NAME, metric=METRIC, reason="better")
-    assert (second.version, second.previous, second.value, second.previous_value) == ("2", "1", 0.5, 0.4)
-    assert champion_version(client) == "2"
-    back = registry.promote(client, NAME, version=1, metric=METRIC, force=True, reason="rollback")
-    assert champion_version(client) == "1"
-    assert registry.history(client, NAME) == [first, second, back]
-    assert [one.forced for one in (first, second, back)] == [False, False, True]
-    old = client.get_model_version(NAME, "2")
-    assert (old.tags["promoted_from"], old.tags["promotion_reason"], old.tags["demoted_by"]) == ("1", "better", "1")
+def test_a_retried_registration_makes_no_second_version(client: MlflowClient, checkpoint: Path, run_id: str) -> None:
+    def register(**more: object) -> registry.Registered:
+        return registry.register_model(
+            client, RegistryConfig(), checkpoint=checkpoint, run_id=run_id, facts=facts(**more)
+        )
 
-
-@pytest.mark.parametrize(
-    ("value", "more", "why"),
-    [
-        (0.3, {}, r"0\.3000 is below the 0\.4000 of the champion, version 1"),
-        (None, {}, "no figure 'bfcl/call_accuracy'"),
-        (float("nan"), {}, "no figure 'bfcl/call_accuracy'"),
-        (0.9, {"evaluations": {"bfcl": "live, 5 a category"}}, "measured on 'live, 5 a category'"),
-    ],
-)
-def test_a_promotion_against_the_rule_needs_force(
-    client: MlflowClient, run_id: str, value: float | None, more: dict[str, object], why: str
-) -> None:
-    add(client, run_id, 0.4)
-    registry.promote(client, NAME, metric=METRIC)
-    add(client, run_id, value, **more)
-    with pytest.raises(UserError, match=why):
-        registry.promote(client, NAME, metric=METRIC)
-    assert champion_version(client) == "1"
-    assert registry.promote(client, NAME, metric=METRIC, force=True).forced
-    assert champion_version(client) == "2"
-
-
-def test_an_equal_challenger_is_good_enough(client: MlflowClient, run_id: str) -> None:
-    add(client, run_id, 0.4)
-    registry.promote(client, NAME, metric=METRIC)
-    add(client, run_id, 0.4)
-    assert not registry.promote(client, NAME, metric=METRIC).forced
-
-
-def test_a_dry_run_says_what_would_happen_and_changes_nothing(client: MlflowClient, run_id: str) -> None:
-    add(client, run_id, 0.4)
-    planned = registry.promote(client, NAME, metric=METRIC, dry_run=True)
-    assert planned.describe() == f"{NAME} version 1 would become champion: {METRIC} 0.4000"
-    assert champion_version(client) is None
-    assert registry.history(client, NAME) == []
-    assert "promoted_at" not in client.get_model_version(NAME, "1").tags
-
-
-@pytest.mark.parametrize(
-    ("name", "version", "message"),
-    [
-        ("rest-tol-use", None, "did you mean 'rest-tool-use'"),
-        (NAME, "chalenger", "did you mean 'challenger'"),
-        (NAME, 7, r"no version 7 \(there: 1\)"),
-    ],
-)
-def test_what_is_not_there_is_named_with_the_nearest(
-    client: MlflowClient, run_id: str, name: str, version: str | int | None, message: str
-) -> None:
-    add(client, run_id, 0.4)
-    with pytest.raises(UserError, match=message):
-        registry.promote(client, name, version=version, metric=METRIC)
-
-
-def test_the_champion_is_not_promoted_again(client: MlflowClient, run_id: str) -> None:
-    add(client, run_id, 0.4)
-    registry.promote(client, NAME, metric=METRIC)
-    with pytest.raises(UserError, match="champion already"):
-        registry.promote(client, NAME, metric=METRIC)
+    first = register()
+    client.delete_registered_model_alias(NAME, registry.CHALLENGER)  # the first attempt has died before the alias
+    assert register() == first
+    assert str(registry.get_version(client, NAME).version) == first.version
+    client.set_registered_model_alias(NAME, registry.CHAMPION, first.version)
+    client.delete_registered_model_alias(NAME, registry.CHALLENGER)
+    assert register() == first
+    assert registry.CHALLENGER not in client.get_registered_model(NAME).aliases  # the champion is none
+    assert register(pipeline_run="another").version == "2"
+    Path(urlsplit(first.location).path, "model.safetensors").unlink()  # an attempt that has died while it stored
+    again = register()
+    assert again.version == "3"
+    assert [str(one.version) for one in client.search_model_versions(f"name = '{NAME}'")] == ["3", "2"]
 
 
 def test_missing_links_are_all_named(client: MlflowClient, run_id: str) -> None:
     client.create_registered_model(NAME)
     version = client.create_model_version(NAME, "s3://x/y", run_id="f" * 32)
-    missing = registry.missing_links(client, version, METRIC)
-    assert [one.split(":")[0] for one in missing] == ["run", "data", "code", "image", "metric", "evaluation"]
+    missing = registry.missing_links(client, version)
+    assert [one.split(":")[0] for one in missing] == ["run", "checkpoint", "data", "code", "image"]
+
+
+def test_a_version_has_ten_tags_at_most() -> None:
+    benchmarks = ("bfcl/call_accuracy", "bfcl/irrelevance_accuracy", "bfcl/multi_turn_accuracy", "bfcl/memory_accuracy")
+    more = dict.fromkeys([*benchmarks, "api_bank/overall_soft", "api_bank/overall_strict", "bfcl/live"], 0.25)
+    tags = registry._version_tags(facts(metrics=more, image="rest-train:0.1.0"))
+    assert len(tags) == 9  # and the checkpoint's hash
+    assert "metric/bfcl/call_accuracy" in tags and "metric/bfcl/live" not in tags
 
 
 def test_a_long_card_fits_the_registry() -> None:

@@ -1,9 +1,10 @@
-"""The registry's champion, for an evaluation beside what is new."""
+"""Versions of the registry whose weights are used: the champion in evaluations, any of them in a server."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rest_core import storage
 from rest_core.config import RegistryConfig, TrackingConfig
@@ -12,9 +13,13 @@ from rest_core.errors import UserError
 from rest_core.operations.tracking import registry as models
 from rest_core.operations.tracking import store
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
 
 @dataclass(frozen=True)
-class Champion:
+class Version:
     """A registered version, and where its checkpoint lies."""
 
     name: str
@@ -61,7 +66,7 @@ class Champion:
         return inner[0] if inner else target
 
 
-def find(tracking: TrackingConfig, registry: RegistryConfig) -> Champion | None:
+def champion(tracking: TrackingConfig, registry: RegistryConfig) -> Version | None:
     """The champion of a registered model; None where there is no such model, or it has none.
 
     Raises:
@@ -70,13 +75,25 @@ def find(tracking: TrackingConfig, registry: RegistryConfig) -> Champion | None:
     client = store.connect(tracking)
     if models.existing(client.get_registered_model, registry.name) is None:
         return None
-    version = models.champion(client, registry.name)
-    if version is None:
-        return None
-    return Champion(
-        name=registry.name,
-        version=str(version.version),
-        run_id=str(version.run_id),
-        location=models.location_of(client, version),
+    found = models.champion(client, registry.name)
+    return None if found is None else _located(client, found)
+
+
+def version(tracking: TrackingConfig, name: str, number: str) -> Version:
+    """A version of a registered model, by its number or an alias.
+
+    Raises:
+        UserError: there is none, or MLflow does not answer.
+    """
+    client = store.connect(tracking)
+    return _located(client, models.get_version(client, name, number))
+
+
+def _located(client: MlflowClient, found: ModelVersion) -> Version:
+    return Version(
+        name=found.name,
+        version=str(found.version),
+        run_id=str(found.run_id),
+        location=models.location_of(client, found),
         tracking_uri=client.tracking_uri,
     )

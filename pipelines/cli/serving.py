@@ -1,0 +1,147 @@
+"""`rest serve | chat`: a trained model in use."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.cli.options import FILE, configuration, configured, local_path
+from rest_core.config import Config
+from rest_core.errors import UserError
+
+if TYPE_CHECKING:
+    from rest_core.evaluation.policy import Policy
+
+_VLLM = Path(".venv-vllm/bin/python")  # where `make vllm` makes its environment
+_MODEL = click.argument("model", default="champion")
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@_MODEL
+@configured
+@click.option(
+    "--python",
+    metavar="FILE",
+    help=f"Interpreter of an environment with vLLM; default: {_VLLM} where there is one (`make vllm`), else this one.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen at.")
+@click.option("--dry-run", is_flag=True, help="Print the command, start nothing.")
+@click.argument("vllm_options", nargs=-1, type=click.UNPROCESSED)
+def serve(
+    model: str,
+    profile: str,
+    overrides: tuple[str, ...],
+    python: str | None,
+    host: str,
+    port: int,
+    dry_run: bool,
+    vllm_options: tuple[str, ...],
+) -> None:
+    """Serve a trained model with vLLM, behind OpenAI's API.
+
+    MODEL is an alias or number of the registered model (default: champion), NAME@ALIAS, or the folder of a checkpoint.
+    `tools=` of requests goes into the prompt that it was trained on, and its calls come back as `tool_calls`. Options
+    behind `--` go to `vllm serve`.
+
+    \b
+    Examples:
+      rest serve
+      rest serve 3 --port 8001
+      rest serve runs/latest/model -- --max-model-len 4096
+    """
+    from rest_core.serving.vllm_serve import serve_command
+
+    chosen = python or (str(_VLLM) if _VLLM.is_file() else sys.executable)
+    interpreter = shutil.which(chosen)
+    if interpreter is None:
+        raise UserError(f"--python {chosen}: no such program; give the interpreter of an environment with vLLM")
+    name, folder = _located(model, configuration(profile, overrides))
+    command = serve_command(folder, name=name, python=interpreter, host=host, port=port, extra=vllm_options)
+    click.echo(shlex.join(command), err=not dry_run)
+    if not dry_run:
+        os.execve(interpreter, command, {"VLLM_NO_USAGE_STATS": "1", **os.environ})
+
+
+@click.command()
+@_MODEL
+@configured
+@click.option("--tools", type=FILE, metavar="FILE", help="Python file; its functions are the tools.")
+@click.option("--url", metavar="URL", help="Talk to a server (`rest serve`: http://127.0.0.1:8000/v1) instead.")
+@click.option("--max-tokens", default=512, show_default=True, type=click.IntRange(1), help="Of a response.")
+def chat(
+    model: str,
+    profile: str,
+    overrides: tuple[str, ...],
+    tools: Path | None,
+    url: str | None,
+    max_tokens: int,
+) -> None:
+    """Talk to a trained model, which may call the functions of a Python file.
+
+    MODEL is as in `rest serve`; with --url it is the name under which the server has it. The functions need type hints
+    and a docstring. They are executed with what the model writes: give it no function that must not be called. An
+    empty line ends the dialogue.
+
+    \b
+    Examples:
+      rest chat --tools docs/examples/tools.py
+      rest chat runs/latest/model --tools my_tools.py --set model.prompt_style=compact
+      rest chat rest-tool-use --url http://127.0.0.1:8000/v1 --tools my_tools.py
+    """
+    from rest_core.config import GenerationConfig
+    from rest_core.environments.dialogue import run_dialogues
+    from rest_core.evaluation.policy import Chat
+    from rest_core.serving.terminal_chat import TerminalChat, functions_of
+
+    functions = {} if tools is None else functions_of(tools)
+    generation = GenerationConfig(max_prompt_tokens=16384, max_response_tokens=max_tokens)
+    policy = _policy(model, url, configuration(profile, overrides), generation)
+    environment = TerminalChat(functions, _ask, click.echo, policy.reader(Chat((), ())))
+    (dialogue,) = run_dialogues([environment], policy, generation, max_steps=20)
+    if dialogue.error is not None:
+        raise UserError(f"the dialogue has ended: {dialogue.error}")
+
+
+def _policy(model: str, url: str | None, config: Config, generation: Any) -> Policy:
+    from rest_core.stages import policies
+
+    if url is not None:
+        endpoint = config.evaluation.model_copy(
+            update={"endpoint": config.evaluation.endpoint.model_copy(update={"prompting": "tools"})}
+        )
+        # A journal of answers belongs to it, which no other dialogue may read.
+        journal = Path(tempfile.mkdtemp(prefix="rest-chat-"))
+        return policies.remote(f"openai:{model}@{url}", config.model, endpoint, journal)
+    name, folder = _located(model, config)
+    return policies.local(name, folder, config.model, config.evaluation, generation)
+
+
+def _ask() -> str | None:
+    try:
+        return click.prompt(">", prompt_suffix=" ", default="", show_default=False) or None
+    except click.Abort:
+        return None
+
+
+def _located(model: str, config: Config) -> tuple[str, Path]:
+    """The name and the folder of a checkpoint: itself, or that of a registered version."""
+    if (folder := local_path(model)) is not None and folder.is_dir():
+        from rest_core.operations import policies
+
+        return folder.absolute().name, Path(policies.fetched(folder))
+    from rest_core.operations.tracking import versions
+
+    name, at, number = model.rpartition("@")
+    found = versions.version(config.tracking, name if at else config.registry.name, number)
+    return found.name, found.fetch()
+
+
+COMMANDS = (serve, chat)

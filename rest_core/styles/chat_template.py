@@ -1,0 +1,178 @@
+"""The chat template that a checkpoint is handed on with: a style's prompts by `apply_chat_template(messages, tools=…)`.
+
+    {#- rest-pipelines … -#}     tools and messages → the style's variables → the style's messages
+    {#- rest-pipelines: … -#}    the model's own chat template, which writes those messages
+
+So that whoever serves the checkpoint sends OpenAI's messages and tools, and the model reads what it was trained on.
+`own_template` takes the first part off again: here prompts are rendered by the style itself, which knows more (what a
+source said of a tool, for one). The first part keeps to what transformers' and llama.cpp's Jinja have in common.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rest_core.data.schemas import DEFINITIONS
+from rest_core.errors import UserError
+from rest_core.styles.style import Style
+from rest_core.styles.template_file import MessageTemplate, TemplateFile, translated
+from rest_core.styles.template_style import TemplateStyle
+
+_HEAD = "{#- rest-pipelines: prompts of the style it was trained in -#}"
+_MARK = "{#- rest-pipelines: the model's own chat template -#}" + '{{ "" }}'  # which keeps white space behind it
+_ADD = '{%- set rest.messages = rest.messages + [{"role": role, "content": content}] -%}'
+
+
+def chat_template(style: Style, own: str, variables: Mapping[str, Any]) -> str:
+    """The chat template of a checkpoint that was trained in a style.
+
+    Args:
+        style: of the training.
+        own: the model's own chat template.
+        variables: those of its own template that were set in the training, such as enable_thinking.
+
+    Raises:
+        UserError: the style's prompts cannot be written by a chat template; the message says why.
+    """
+    given = {**variables, **style.variables}
+    head = [
+        f"{{%- if {name} is not defined -%}}{{%- set {name} = {_literal(value)} -%}}{{%- endif -%}}"
+        for name, value in given.items()
+    ]
+    if isinstance(style, TemplateStyle):
+        head += _of_style(style.file)
+    return "\n".join([_HEAD, *head, _MARK]) + own if head else own
+
+
+def own_template(text: str) -> str:
+    """The model's own chat template in one that `chat_template` has made; any other as it is."""
+    return text.split(_MARK, 1)[1] if text.startswith(_HEAD) and _MARK in text else text
+
+
+def _of_style(file: TemplateFile) -> Iterator[str]:
+    if file.format not in _TURN_TEXT:
+        raise UserError(
+            f"a chat template cannot write turns in the format {file.format!r} (it can: {', '.join(_TURN_TEXT)})"
+        )
+    thoughts = file.thoughts
+    parts = {
+        "TURN_TEXT": _TURN_TEXT[file.format],
+        "DEFINITIONS": _literal(DEFINITIONS),
+        "THOUGHT_OF_CALLS": _literal(thoughts.call if thoughts else ""),
+        "THOUGHT_OF_WORDS": _literal(thoughts.respond if thoughts else ""),
+    }
+    variables = _VARIABLES
+    for name, text in parts.items():
+        variables = variables.replace(name, text)
+    yield variables
+    for message in file.messages:
+        yield from _message(message)
+    yield "{%- set messages = rest.messages -%}{%- set tools = none -%}{%- set documents = none -%}"
+
+
+def _message(message: MessageTemplate) -> Iterator[str]:
+    if message.content is not None:
+        yield f"{{%- set content -%}}{translated(message.content)}{{%- endset -%}}"
+        yield f"{{%- set role = {_literal(message.role)} -%}}{_ADD}"
+        return
+    assert message.turns is not None
+    texts = dict(message.turns.texts())
+    yield "{%- for turn in turns -%}"
+    tool_role = _literal(message.turns.tool_role)
+    yield f'{{%- set role = {tool_role} if turn.role == "tool" else turn.role -%}}'
+    yield "{%- set content = turn.content -%}"
+    for role, text in texts.items():
+        yield f"{{%- if turn.role == {_literal(role)} -%}}{{%- set content -%}}{translated(text)}{{%- endset -%}}"
+        yield _ADD + "{%- endif -%}"
+    yield f"{{%- if turn.role not in {_literal(list(texts))} -%}}{_ADD}{{%- endif -%}}"
+    yield "{%- endfor -%}"
+
+
+def _literal(value: Any) -> str:
+    """A value as Jinja writes it."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return json.dumps(value, ensure_ascii=False)
+
+
+_VARIABLES = """\
+{%- set rest = namespace(notes=[], turns=[], tools=[], messages=[]) -%}
+{%- for entry in tools or [] -%}
+  {%- set tool = entry.function if entry.function is defined else entry -%}
+  {%- set parameters = tool.parameters or {} -%}
+  {%- set properties = parameters["properties"] or {} -%}
+  {%- set required = parameters["required"] or [] -%}
+  {%- set found = namespace(pairs=[], optional=[]) -%}
+  {%- for name, schema in properties | items -%}
+    {%- set found.pairs = found.pairs + [[name, schema]] -%}
+    {%- if name not in required -%}{%- set found.optional = found.optional + [name] -%}{%- endif -%}
+  {%- endfor -%}
+  {%- for name in DEFINITIONS -%}
+    {%- if name in parameters -%}{%- set found.pairs = found.pairs + [[name, parameters[name]]] -%}{%- endif -%}
+  {%- endfor -%}
+  {%- set shown = dict(found.pairs) -%}
+  {%- set description = tool.description or "" -%}
+  {%- set brief = {"name": tool.name, "description": description, "parameters": shown} -%}
+  {%- if found.optional -%}
+    {%- set brief = {"name": tool.name, "description": description, "parameters": shown, "optional": found.optional} -%}
+  {%- endif -%}
+  {%- set rest.tools = rest.tools + [
+    {"name": tool.name, "description": description, "parameters": parameters, "shown": shown, "brief": brief}
+  ] -%}
+{%- endfor -%}
+{%- for message in messages -%}
+  {%- set words = message.content or "" -%}
+  {%- if message.role == "system" -%}
+    {%- set rest.notes = rest.notes + [words] -%}
+  {%- elif message.role == "assistant" -%}
+    {%- set turn = namespace(calls=[], think=message.reasoning_content or message.reasoning, text=words) -%}
+    {%- for call in message.tool_calls or [] -%}
+      {%- set turn.calls = turn.calls + [call.function if call.function is defined else call] -%}
+    {%- endfor -%}
+    {%- if turn.calls or not ("<think>" in words or "<tool_call>" in words or "<response>" in words) -%}
+      {%- if not turn.think -%}
+        {%- set turn.think = THOUGHT_OF_CALLS if turn.calls else THOUGHT_OF_WORDS -%}
+      {%- endif -%}
+      {%- set parts = namespace(texts=[]) -%}
+TURN_TEXT
+    {%- endif -%}
+    {%- set rest.turns = rest.turns + [
+      {"role": "assistant", "content": turn.text, "think": turn.think, "words": words, "calls": turn.calls}
+    ] -%}
+  {%- else -%}
+    {%- set rest.turns = rest.turns + [{"role": message.role, "content": words}] -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- set tools = rest.tools -%}
+{%- set documents = rest.tools -%}
+{%- set notes = rest.notes -%}
+{%- set turns = rest.turns -%}"""
+
+_TURN_TEXT = {
+    "tagged": """\
+      {%- if turn.think -%}{%- set parts.texts = parts.texts + ["<think> " ~ turn.think ~ " </think>"] -%}{%- endif -%}
+      {%- if turn.calls -%}
+        {%- set parts.texts = parts.texts + ["<tool_call>"] -%}
+        {%- for call in turn.calls -%}
+          {%- set given = call.arguments if call.arguments is string else call.arguments | tojson -%}
+          {%- set parts.texts = parts.texts + ['{"name": ' ~ call.name | tojson ~ ', "parameters": ' ~ given ~ '}'] -%}
+        {%- endfor -%}
+        {%- set parts.texts = parts.texts + ["</tool_call>"] -%}
+      {%- endif -%}
+      {%- if words -%}{%- set parts.texts = parts.texts + ["<response> " ~ words ~ " </response>"] -%}{%- endif -%}
+      {%- set turn.text = parts.texts | join("\\n") -%}""",
+    "hermes": """\
+      {%- if words -%}{%- set parts.texts = parts.texts + [words] -%}{%- endif -%}
+      {%- for call in turn.calls -%}
+        {%- set given = call.arguments if call.arguments is string else call.arguments | tojson -%}
+        {%- set line = '{"name": ' ~ call.name | tojson ~ ', "arguments": ' ~ given ~ '}' -%}
+        {%- set parts.texts = parts.texts + ["<tool_call>\\n" ~ line ~ "\\n</tool_call>"] -%}
+      {%- endfor -%}
+      {%- set turn.text = parts.texts | join("\\n") -%}
+      {%- if turn.think -%}
+        {%- set turn.text = "<think>\\n" ~ turn.think ~ "\\n</think>\\n\\n" ~ turn.text -%}
+      {%- endif -%}""",
+}
+"""How an assistant's turn is written, by format: what `Format.write` does."""
