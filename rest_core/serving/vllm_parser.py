@@ -55,7 +55,9 @@ class RestReasoningParser(ReasoningParser):  # type: ignore[misc, no-any-unimpor
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
         begun = model_output.lstrip().startswith(THINK)
         reasoning, rest = split_reasoning(model_output, final=True, opened=not begun and END_THINK in model_output)
-        return reasoning or None, None if rest is None or not rest.strip() else rest
+        content, calls = content_and_calls(rest or "", final=True)
+        # What has no call vLLM passes on as it is, past the tool parser.
+        return reasoning or None, (rest if calls else content) or None
 
     def extract_reasoning_streaming(
         self,
