@@ -3,6 +3,8 @@
 <folder>/log.txt        everything that kfp and the stages say
 <folder>/artifacts/     kfp's pipeline root: <pipeline>-<time>/<stage>/<artifact>
 <folder>/summary.json   what `rest run` shows at the end
+<folder>/model          link to the trained checkpoint, once there is one
+<folder>/../latest      link to the newest folder
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ from pipelines.monitor import Monitor, StageRun, family
 from pipelines.rest_pipeline import build
 from pipelines.summary import RunStatus, Summary, duration, summarize
 from rest_core.config import Config
+from rest_core.disk import disk_errors
 from rest_core.errors import UserError, needs_extra
-from rest_core.operations.catalogue import PIPELINE
+from rest_core.operations.catalogue import CATALOGUE, PIPELINE
+from rest_core.operations.preflight.sources import require_local
 from rest_core.operations.result import raise_error
 from rest_core.operations.tracking.delivery import deliver
 from rest_core.operations.tracking.runs import finish_pipeline, new_pipeline_run
@@ -45,6 +49,7 @@ S = TypeVar("S", bound="DataclassInstance")
 LOG_FILE = "log.txt"
 ARTIFACTS = "artifacts"
 SUMMARY_FILE = "summary.json"
+MODEL_LINK = "model"
 _LOG_TAIL_LINES = 15
 _SECONDS_TO_END = 30  # a training writes a checkpoint first (rl.grace_seconds)
 
@@ -78,6 +83,7 @@ def run_local(
         Preempted: a stage was asked to stop; it can resume from its folder (`rest train --out`).
         StageFailed: a stage failed otherwise.
     """
+    require_local(config)
     pipeline = build(config)
     run = new_pipeline_run(config.profile, config.rl.weights.scheme)
     if runner == "subprocess":
@@ -91,7 +97,8 @@ def run_local(
         on_done=partial(_tell_done, console),
         memory_elsewhere=execution.memory_elsewhere,
     )
-    return carry_out(
+    _link(folder.parent / "latest", Path(folder.name))
+    summary = carry_out(
         partial(pipeline, pipeline_run=run),
         partial(summarize, config, folder, monitor, run=run),
         stages=[stage.name for stage in PIPELINE],
@@ -101,6 +108,9 @@ def run_local(
         monitor=monitor,
         execution=execution,
     )
+    trained = monitor.stages["rest-rl"].folder / CATALOGUE["rest-rl"].output
+    _link(folder / MODEL_LINK, trained.relative_to(folder))
+    return summary
 
 
 def carry_out(
@@ -154,6 +164,14 @@ def _close_run(config: Config, folder: Path, run: str, monitor: Monitor, status:
         deliver(folder)  # ends the run of a stage that was killed
 
 
+def _link(link: Path, target: Path) -> None:
+    """Make or replace a symbolic link; a file or folder that has its name stays."""
+    if link.is_symlink() or not link.exists():
+        aside = link.with_name(f".{link.name}-{os.getpid()}")
+        aside.symlink_to(target)
+        aside.replace(link)
+
+
 def new_folder(folder: Path) -> Path:
     """Make the folder of a local run; the absolute path.
 
@@ -163,7 +181,8 @@ def new_folder(folder: Path) -> Path:
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: already holds something; give another --output")
-    (folder / ARTIFACTS).mkdir(parents=True)
+    with disk_errors(folder):
+        (folder / ARTIFACTS).mkdir(parents=True)
     return folder
 
 

@@ -32,6 +32,7 @@ from rest_core.ablation.compare import Comparison
 from rest_core.ablation.settings import AblationConfig, Scheme, Trial, trials
 from rest_core.config import Config
 from rest_core.operations.catalogue import in_parts
+from rest_core.operations.preflight.sources import require_local
 from rest_core.operations.tracking import store
 from rest_core.operations.tracking.runs import new_pipeline_run
 
@@ -78,6 +79,7 @@ def run_ablation(
         Preempted: a stage was asked to stop.
         StageFailed: a stage failed otherwise.
     """
+    require_local(config)
     pipeline = build(config, schemes=schemes, seeds=seeds, ablation=ablation, parallelism=parallelism)
     every = trials(schemes, seeds)
     refuse_python3(str(folder.absolute()), config.model_dump_json(), *(trial.model_dump_json() for trial in every))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +19,14 @@ from rich.text import Text
 
 from pipelines.monitor import Monitor, StageRun
 from rest_core import manifest
-from rest_core.config import Config
+from rest_core.config import Config, GateConfig, RegistryConfig
 from rest_core.data.prepare import REPORT, describe_drops
 from rest_core.evaluation import gate
 from rest_core.operations.catalogue import CATALOGUE, PIPELINE
 from rest_core.operations.catalogue_entry import Stage, bound
 from rest_core.operations.result import OVERVIEW_FILE, REGISTERED_FILE
 from rest_core.operations.tracking import journal, store
+from rest_core.processes import rest_command
 
 RunStatus = Literal["succeeded", "failed", "interrupted"]
 StageStatus = Literal["done", "off", "skipped", "failed", "interrupted", "not run"]
@@ -64,7 +66,8 @@ class Summary:
     mlflow: str  # where to look
     unsent: int  # tracking records that MLflow has not got
     comparison: tuple[Mapping[str, Any], ...] = ()  # of the policies, as compare-policies has left it
-    gate: tuple[Mapping[str, Any], ...] = ()  # conditions for becoming champion, as compare-and-register has left them
+    registered: Mapping[str, Any] | None = None  # the version, and what the gate says, as compare-and-register left it
+    options: tuple[str, ...] = ()  # with which commands find what was registered
 
 
 def summarize(
@@ -86,7 +89,8 @@ def summarize(
         else store.where_to_look(uri),
         unsent=unsent,
         comparison=tuple(_left(monitor.stages.get("compare-policies"), OVERVIEW_FILE) or ()),
-        gate=tuple((_left(monitor.stages.get("compare-and-register"), REGISTERED_FILE) or {}).get("conditions", ())),
+        registered=_left(monitor.stages.get("compare-and-register"), REGISTERED_FILE),
+        options=tuple(_options(config, uri)),
     )
 
 
@@ -148,8 +152,8 @@ def show(summary: Summary, console: Console) -> None:
     for table in comparison_tables(summary.comparison):
         console.print(table)
     tell(reward_line(summary))
-    if summary.gate:
-        console.print(gate.table(summary.gate))
+    if summary.registered is not None:
+        console.print(gate.table(summary.registered["conditions"]))
     skipped: dict[str, list[str]] = {}
     for stage in summary.stages:
         if stage.status == "skipped":
@@ -160,8 +164,35 @@ def show(summary: Summary, console: Console) -> None:
         tell(f"[bold yellow]SKIPPED {', '.join(names)}:[/] {escape(note)}")
     tell(f"MLflow: {summary.mlflow}")
     tell(f"Files:  {escape(summary.folder)}")
+    for command, purpose in next_steps(summary):
+        tell(f"Next:   [bold]{escape(command)}[/]  {escape(purpose)}")
     if summary.unsent:
         tell(f"[bold yellow]MLflow has not got {summary.unsent} records:[/] rest sync {escape(summary.folder)}")
+
+
+def next_steps(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Commands that go on from a run, as they are typed in the working directory, and what each is for."""
+    made = summary.registered
+    if made is None:
+        return
+    passed = all(one["met"] for one in made["conditions"])
+    promote = "make it the champion" if passed else "what it lacks to become champion"
+    name, version = made["name"], str(made["version"])
+    tools = ["--tools", "docs/examples/tools.py"] if Path("docs/examples/tools.py").is_file() else []
+    commands = {
+        "promote": (["promote", *([] if passed else ["--dry-run"]), *summary.options], promote),
+        "chat": (["chat", f"{name}@{version}", *tools, *summary.options], f"talk to version {version}"),
+    }
+    for arguments, purpose in commands.values():
+        yield shlex.join([rest_command(), *arguments]), f"({purpose})"
+
+
+def _options(config: Config, uri: str) -> Iterator[str]:
+    yield from store.options_for(uri)
+    if config.registry.name != RegistryConfig().name:
+        yield from ("--set", f"registry.name={config.registry.name}")
+    if config.gate != GateConfig():
+        yield from ("--profile", config.profile)
 
 
 def comparison_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:

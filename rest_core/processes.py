@@ -5,13 +5,24 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from rest_core.disk import disk_problem
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
+
+
+def rest_command() -> str:
+    """The command `rest` as it is typed in the working directory: of the environment that this process runs in."""
+    script = Path(sys.executable).parent / "rest"
+    found = shutil.which("rest")
+    if found is not None and Path(found).resolve() == script.resolve():
+        return "rest"
+    return os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
 
 
 def is_main_process() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -102,6 +103,9 @@ def ablate(
 
     from pipelines.local import StageFailed
     from pipelines.local_ablation import run_ablation, show
+    from rest_core.operations.tracking.runs import SOURCE_VARIABLE
+
+    os.environ[SOURCE_VARIABLE] = "rest ablate"
 
     console = Console(file=sys.stdout, highlight=False)  # bound now: the runner sends sys.stdout to its log
     folder = output or Path("runs") / f"{config.profile}-ablation-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -55,7 +56,9 @@ def run(
 
     from pipelines.local import StageFailed, run_local
     from pipelines.summary import show
+    from rest_core.operations.tracking.runs import SOURCE_VARIABLE
 
+    os.environ[SOURCE_VARIABLE] = "rest run"
     console = Console(file=sys.stdout, highlight=False)  # bound now: the runner sends sys.stdout to its log
     folder = output or Path("runs") / f"{config.profile}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:

@@ -93,7 +93,7 @@ def chat(
     \b
     Examples:
       rest chat --tools docs/examples/tools.py
-      rest chat runs/latest/model --tools my_tools.py --set model.prompt_style=compact
+      rest chat runs/latest/model --tools my_tools.py
       rest chat rest-tool-use --url http://127.0.0.1:8000/v1 --tools my_tools.py
     """
     from rest_core.config import GenerationConfig
@@ -111,6 +111,7 @@ def chat(
 
 
 def _policy(model: str, url: str | None, config: Config, generation: Any) -> Policy:
+    from rest_core.serving.checkpoint_style import trained_style
     from rest_core.stages import policies
 
     if url is not None:
@@ -121,7 +122,9 @@ def _policy(model: str, url: str | None, config: Config, generation: Any) -> Pol
         journal = Path(tempfile.mkdtemp(prefix="rest-chat-"))
         return policies.remote(f"openai:{model}@{url}", config.model, endpoint, journal)
     name, folder = _located(model, config)
-    return policies.local(name, folder, config.model, config.evaluation, generation)
+    trained = trained_style(folder)
+    prompted = config.model if trained is None else config.model.model_copy(update={"prompt_style": trained})
+    return policies.local(name, folder, prompted, config.evaluation, generation)
 
 
 def _ask() -> str | None:

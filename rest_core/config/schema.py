@@ -168,7 +168,7 @@ class ApiBankConfig(Section):
 
 class RegistryConfig(Section):
     enabled: bool = True
-    name: str = "rest-tool-use"
+    name: str = Field("rest-tool-use", pattern=r"^[^/:\s][^/:]*$")
     """name of the registered model"""
     destination: str | None = None
     """folder or s3:// URI for the checkpoint; null = the run's artifacts"""

@@ -20,7 +20,11 @@ class Figure:
 
     def shown(self, metrics: Mapping[str, float]) -> str:
         """For people: label and value, with the 95 % interval where it was measured."""
-        text = f"{self.label} {format(metrics[self.metric], self.format)}"
+        return f"{self.label} {self.value(metrics)}"
+
+    def value(self, metrics: Mapping[str, float]) -> str:
+        """The same without the label."""
+        text = format(metrics[self.metric], self.format)
         low, high = (bound(self.metric, end) for end in ("low", "high"))
         if low not in metrics or high not in metrics:
             return text

@@ -13,10 +13,12 @@ from rest_core.config import GateConfig, RegistryConfig, TrackingConfig
 from rest_core.errors import UserError
 from rest_core.evaluation.evaluation_report import REPORT_FILE, ROWS_FILE
 from rest_core.operations import handoff
+from rest_core.operations.catalogue import benchmarks
+from rest_core.operations.catalogue_entry import EVALUATED
 from rest_core.operations.result import METRICS_FILE, REGISTERED_FILE, StageResult
 from rest_core.operations.tracking.evaluations import artifact_directory
 from rest_core.operations.tracking.runs import finish_pipeline
-from rest_core.stages.stage import open_stage, passed_on
+from rest_core.stages.stage import StageContext, open_stage, passed_on
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ def compare_and_register(
         reports = _measured(_reports_on(checkpoint, evaluations))
         for name, folder in {"dataset": dataset, "policy": policy, **reports}.items():
             stage.add_input(name, folder)
+        line = "Nothing was registered."
         if not registry.enabled:
             result = stage.skip("switched off (registry.enabled=false)")
         elif not checkpoint.is_dir() or handoff.is_base_model(checkpoint):
@@ -58,11 +61,9 @@ def compare_and_register(
             facts = _facts(pipeline_run, dataset, checkpoint, reports)
             others = {name: _measured(evaluations.get(name, {})) for name in ("base", "champion")}
             _require_own(checkpoint, reports, others["base"])
-            stored: list[tuple[str | None, dict[str, Path]]] = [(None, reports), *others.items()]
-            for beside, folders in stored:
-                for benchmark, folder in folders.items():
-                    for file in (REPORT_FILE, ROWS_FILE):
-                        stage.run.artifact(folder / file, artifact_directory(benchmark, beside))
+            _keep(stage, None, reports)
+            for name, folders in others.items():
+                _keep(stage, name, folders)
             checkpoint = handoff.fetch(checkpoint)
             client = connect(tracking)
             if not stage.run.wait(timeout=60) or stage.run.run_id is None:
@@ -70,14 +71,49 @@ def compare_and_register(
             made = models.register_model(client, registry, checkpoint=checkpoint, run_id=stage.run.run_id, facts=facts)
             verdict, line = promotion.would_promote(client, made.name, gate, made.version)
             log.info("%s", line)
+            models.describe(client, made, facts, line)
             stage.run.tags({"rest.registered": f"{made.name} version {made.version}", "rest.gate": line})
             record: dict[str, Any] = {"name": made.name, "version": made.version}
             record |= {"source": made.source, "location": made.location}
             record |= {"gate": line, "conditions": verdict.to_json()}
             (out / REGISTERED_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             result = stage.finish({"registry/version": float(made.version)}, registered=record)
-    finish_pipeline(tracking, pipeline_run=pipeline_run, spool=out.with_name(f"{out.name}.finish.tracking"))
+    finish_pipeline(
+        tracking,
+        pipeline_run=pipeline_run,
+        spool=out.with_name(f"{out.name}.finish.tracking"),
+        description=_description(line, evaluations),
+    )
     return result
+
+
+def _keep(stage: StageContext, policy: str | None, folders: Mapping[str, Path]) -> None:
+    """Record the evaluations of a policy where the gate will look for them."""
+    for benchmark, folder in folders.items():
+        for file in (REPORT_FILE, ROWS_FILE):
+            stage.run.artifact(folder / file, artifact_directory(benchmark, policy))
+
+
+def _description(line: str, evaluations: Mapping[str, Mapping[str, Path]]) -> str:
+    """Of the pipeline's run, as Markdown: the gate's verdict, and each policy's main figures."""
+    parts = [f"**{line}**"]
+    for benchmark in benchmarks():
+        measured = {
+            one.title: json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+            for one in EVALUATED
+            for name, folder in _measured(evaluations.get(one.name, {})).items()
+            if name == benchmark.benchmark
+        }
+        figures = [one for one in benchmark.figures if any(one.metric in metrics for metrics in measured.values())]
+        if figures:
+            lines = [f"| {benchmark.benchmark} | {' | '.join(one.label for one in figures)} |"]
+            lines.append("|---|" + "---|" * len(figures))
+            for title, metrics in measured.items():
+                cells = [one.value(metrics) if one.metric in metrics else "" for one in figures]
+                lines.append(f"| {title} | {' | '.join(cells)} |")
+            parts.append("\n".join(lines))
+    parts.append("Question by question: `comparison/` among the artifacts. Values with 95 % intervals.")
+    return "\n\n".join(parts) + "\n"
 
 
 def _reports_on(policy: Path, evaluations: Mapping[str, Mapping[str, Path]]) -> Mapping[str, Path]:

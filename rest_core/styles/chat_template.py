@@ -20,7 +20,8 @@ from rest_core.styles.style import Style
 from rest_core.styles.template_file import MessageTemplate, TemplateFile, translated
 from rest_core.styles.template_style import TemplateStyle
 
-_HEAD = "{#- rest-pipelines: prompts of the style it was trained in -#}"
+_HEAD = "{#- rest-pipelines: prompts of the style "
+_HEAD_END = " -#}"
 _MARK = "{#- rest-pipelines: the model's own chat template -#}" + '{{ "" }}'  # which keeps white space behind it
 _ADD = '{%- set rest.messages = rest.messages + [{"role": role, "content": content}] -%}'
 
@@ -43,7 +44,13 @@ def chat_template(style: Style, own: str, variables: Mapping[str, Any]) -> str:
     ]
     if isinstance(style, TemplateStyle):
         head += _of_style(style.file)
-    return "\n".join([_HEAD, *head, _MARK]) + own if head else own
+    name = "native" if style.native_tools else style.name
+    return "\n".join([f"{_HEAD}{name}{_HEAD_END}", *head, _MARK]) + own if head else own
+
+
+def style_of(text: str) -> str | None:
+    """The name of the style of which a checkpoint's chat template writes the prompts; None of any other template."""
+    return text.removeprefix(_HEAD).partition(_HEAD_END)[0] if text.startswith(_HEAD) else None
 
 
 def own_template(text: str) -> str:

@@ -81,3 +81,18 @@ def test_a_base_model_that_a_stage_has_made_is_known_by_its_content(tmp_path: Pa
     _stage(tmp_path / "report", "evaluate-bfcl", policy)
     _stage(tmp_path / "of-base", "evaluate-bfcl", base)
     registration._require_own(tmp_path / "policy", {"bfcl": tmp_path / "report"}, {"bfcl": tmp_path / "of-base"})
+
+
+def test_the_pipelines_run_opens_with_the_verdict_and_a_table(tmp_path: Path) -> None:
+    for name, accuracy in (("base", 0.0), ("trained", 0.25)):
+        _stage(tmp_path / name, "evaluate-bfcl", name)
+        metrics = {"bfcl/call_accuracy": accuracy, "bfcl/low/call_accuracy": 0.0, "bfcl/high/call_accuracy": 0.5}
+        (tmp_path / name / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    _stage(tmp_path / "skipped", "evaluate-bfcl", "x", skipped="off")
+    evaluations = {name: {"bfcl": tmp_path / name} for name in ("base", "trained")}
+    evaluations["champion"] = {"bfcl": tmp_path / "skipped"}
+    text = registration._description("tools version 1 would become champion", evaluations)
+    assert text.startswith(
+        "**tools version 1 would become champion**\n\n| bfcl | call accuracy |\n|---|---|\n| base | 0.0%"
+    )
+    assert "| ResT | 25.0% (0.0%–50.0%) |" in text and "champion |" not in text

@@ -21,9 +21,12 @@ from rest_core.evaluation.policy import Answer
 from rest_core.records import ToolCall
 from rest_core.response import parse, render
 from rest_core.serving.chat_view import content_and_calls, split_reasoning, without_begun_tag
+from rest_core.serving.checkpoint_style import trained_style
 from rest_core.serving.plugin import PLUGIN_FILE, plugin_source
 from rest_core.serving.terminal_chat import TerminalChat, described, functions_of
 from rest_core.serving.vllm_serve import serve_command
+from rest_core.styles.chat_template import chat_template
+from rest_core.styles.create import built_in_style
 
 CALLS = (ToolCall("f", {"a": "</tool_call> <response> in a string"}), ToolCall("g", {}))
 
@@ -213,3 +216,13 @@ def test_a_file_without_usable_functions_is_refused(tmp_path: Path, source: str,
     file.write_text(source, encoding="utf-8")
     with pytest.raises(UserError, match=rf"tools\.py: {message}"):
         functions_of(file)
+
+
+@pytest.mark.parametrize("style", ["compact", "toolrl"])
+def test_a_checkpoint_names_the_style_that_it_was_trained_in(tiny_tokenizer: Any, tmp_path: Path, style: str) -> None:
+    assert trained_style(tmp_path) is None
+    text = chat_template(built_in_style(style), tiny_tokenizer.chat_template, {})
+    (tmp_path / "chat_template.jinja").write_text(text, encoding="utf-8")
+    assert trained_style(tmp_path) == style
+    (tmp_path / "chat_template.jinja").write_text(tiny_tokenizer.chat_template, encoding="utf-8")
+    assert trained_style(tmp_path) is None

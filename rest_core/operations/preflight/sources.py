@@ -6,13 +6,27 @@ import logging
 from pathlib import Path
 
 from rest_core import storage
-from rest_core.config import EMBEDDED_DATA, ApiBankConfig, ModelConfig
+from rest_core.config import EMBEDDED_DATA, ApiBankConfig, Config, ModelConfig
 from rest_core.data import published
 from rest_core.data.hub import Kind, hub_errors, is_hub_id
 from rest_core.errors import UserError, nearest
 from rest_core.operations.pods import NotAllowed
 
 log = logging.getLogger(__name__)
+
+_FILES = (".json", ".jsonl", ".parquet", ".csv", ".gz", ".gguf")  # endings that tell a file from a hub id
+
+
+def require_local(config: Config) -> None:
+    """Raise `UserError` for a file or folder that a run reads, should lie on this machine and does not.
+
+    No server is asked: hub ids, S3 and published data are left to the stages.
+    """
+    for name, location in config.inputs():
+        on_hub = is_hub_id(location) and Path(location).suffix not in _FILES
+        elsewhere = storage.is_s3(location) or ":" in location.partition("/")[0] or on_hub
+        if not elsewhere and not any(Path(place).expanduser().exists() for place in storage.expand(location)):
+            raise UserError(f"{name}: {location}: no such file or folder; check the spelling")
 
 
 def check_model(model: ModelConfig) -> str:

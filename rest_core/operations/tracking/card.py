@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -10,7 +11,8 @@ from typing import Any
 
 from rest_core.operations.catalogue import benchmarks
 from rest_core.operations.catalogue_entry import bound
-from rest_core.operations.tracking.store import redact, redacted
+from rest_core.operations.tracking.store import redact, redacted, without_credentials
+from rest_core.serving.plugin import PLUGIN_FILE
 
 
 @dataclass(frozen=True)
@@ -38,21 +40,30 @@ class ModelFacts:
     limits: tuple[str, ...] = field(default=())  # what a reader must not expect of it
 
 
-def model_card(name: str, facts: ModelFacts) -> str:
-    """The card as Markdown, without title and configuration: what a registry shows beside the name."""
+def model_card(name: str, facts: ModelFacts, *, use: str, verdict: str | None = None) -> str:
+    """The card as Markdown, without title and configuration: what a registry shows beside the name.
+
+    Args:
+        name: of the registered model.
+        facts: what is known of it.
+        use: how it is used, as Markdown: `use_of_version` or `USE_OF_FOLDER`.
+        verdict: what the gate says of it, in one line.
+    """
     parts = [
+        f"**{verdict}**" if verdict else "",
         f"`{redact(facts.base_model)}` trained for tool use with ResT (reshaped token-level policy gradients, "
         f"arXiv 2509.21826) by the pipeline run “{facts.pipeline_run}”.",
         "## Evaluation",
+        *_warnings(facts.metrics),
         *_evaluation(facts.metrics),
         _list([f"**{key}**: {text}" for key, text in sorted(facts.evaluations.items())]),
+        "## How to use it",
+        use,
         "## Training data",
         _table(
             ("data", "source", "rows", "SHA-256"),
             [(one.name, redact(one.source), f"{one.rows:,}", f"`{one.sha256}`") for one in facts.data],
         ),
-        "## How to load it",
-        _LOADING.replace("NAME", name),
         "## Limits",
         _list(list(facts.limits) or ["None were recorded: read the evaluation before you rely on it."]),
         "## Origin",
@@ -64,6 +75,38 @@ def model_card(name: str, facts: ModelFacts) -> str:
         ),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def use_of_version(name: str, version: str, tracking_uri: str) -> str:
+    """How a registered version is used: commands that work as they stand, where this project is installed."""
+    return f"""\
+```bash
+export MLFLOW_TRACKING_URI={shlex.quote(without_credentials(tracking_uri))}
+rest serve {name}@{version}    # vLLM behind OpenAI's API: tools= in, tool_calls out
+rest chat {name}@{version}     # in this terminal, without vLLM
+mlflow artifacts download --artifact-uri models:/{name}/{version} --dst-path {name}-{version}
+```"""
+
+
+USE_OF_FOLDER = f"""\
+The folder is a flat Hugging Face checkpoint. Its chat template writes the prompts that the model was trained on, with
+`tools=`. With vLLM, of which `rest serve FOLDER` prints and runs the whole command:
+
+```bash
+vllm serve . --enable-auto-tool-choice --tool-call-parser rest --tool-parser-plugin ./{PLUGIN_FILE}
+```
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
+```"""
+
+
+def _warnings(metrics: Mapping[str, float]) -> Iterator[str]:
+    """What weakens the figures, before them."""
+    parts = sorted(name.partition("/")[0] for name, value in metrics.items() if name.endswith("/subset") and value)
+    if parts:
+        yield f"SUBSET: a part of the questions of {', '.join(parts)} only; the intervals say how far that carries."
 
 
 def _evaluation(metrics: Mapping[str, float]) -> Iterator[str]:
@@ -87,22 +130,8 @@ def readme(name: str, facts: ModelFacts) -> str:
     return (
         f"---\nbase_model: {json.dumps(redact(facts.base_model))}\nlibrary_name: transformers\n"
         "pipeline_tag: text-generation\ntags: [tool-use, function-calling, rest]\n---\n\n"
-        f"# {name}\n\n{model_card(name, facts)}\n## Configuration\n\n```json\n{config}\n```\n"
+        f"# {name}\n\n{model_card(name, facts, use=USE_OF_FOLDER)}\n## Configuration\n\n```json\n{config}\n```\n"
     )
-
-
-_LOADING = """\
-The folder is a flat Hugging Face checkpoint (config.json, safetensors, tokenizer, chat template).
-
-```bash
-mlflow artifacts download --artifact-uri models:/NAME/VERSION --dst-path model
-vllm serve model
-```
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer, model = AutoTokenizer.from_pretrained("model"), AutoModelForCausalLM.from_pretrained("model")
-```"""
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

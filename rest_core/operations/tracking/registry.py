@@ -26,7 +26,7 @@ from rest_core.config import RegistryConfig
 from rest_core.errors import UserError, nearest
 from rest_core.operations.catalogue import benchmarks
 from rest_core.operations.tracking import store
-from rest_core.operations.tracking.card import ModelFacts, model_card, readme
+from rest_core.operations.tracking.card import ModelFacts, model_card, readme, use_of_version
 from rest_core.serving.plugin import PLUGIN_FILE
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ def register_model(
             source,
             run_id=run_id,
             tags=_version_tags(facts) | {CHECKPOINT_TAG: digest},
-            description=_description(model_card(registry.name, facts)),
         )
     except MlflowException as error:
         raise UserError(
@@ -117,6 +116,13 @@ def register_model(
     client.set_registered_model_alias(registry.name, CHALLENGER, str(version.version))
     logger.info("registered %s version %s from %s", registry.name, version.version, location)
     return Registered(registry.name, str(version.version), source, location)
+
+
+def describe(client: MlflowClient, made: Registered, facts: ModelFacts, verdict: str) -> None:
+    """Give a version its card, with what the gate says of it at the head."""
+    use = use_of_version(made.name, made.version, client.tracking_uri)
+    card = model_card(made.name, facts, use=use, verdict=verdict)
+    client.update_model_version(made.name, made.version, description=_description(card))
 
 
 def _made_before(

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SOURCE_VARIABLE = "REST_SOURCE"  # of a local run's stages: the command that runs them
+_EXECUTOR = "executor_main.py"  # KFP's, in every stage
 TRACEBACK_FILE = "traceback.txt"  # artifact of a run that a defect has ended
 GRACE_SECONDS = 10.0  # without an answer, at the end of a stage, before what is left stays in the journal
 MAX_PARAM_VALUE = 6000  # MLflow's limit
@@ -307,12 +309,20 @@ def _levels(pipeline_run: str, stage: str | None, trial: TrialRun | None, attemp
 
 def _common_tags() -> dict[str, str]:
     """Tags that MLflow's UI shows in columns of its own: who ran what, from which commit."""
-    tags = {"mlflow.source.name": Path(sys.argv[0]).name or "python", "mlflow.source.type": "LOCAL"}
+    tags = {"mlflow.source.name": _source(), "mlflow.source.type": "LOCAL"}
     if commit := manifest.git_commit():
         tags["mlflow.source.git.commit"] = commit
     with contextlib.suppress(KeyError, OSError):  # an arbitrary UID on a cluster has no name
         tags["mlflow.user"] = getpass.getuser()
     return tags
+
+
+def _source() -> str:
+    """The command that a person gave."""
+    name = Path(sys.argv[0]).name or "python"
+    if name == "rest":
+        return " ".join([name, *sys.argv[1:2]])
+    return os.environ.get(SOURCE_VARIABLE, "KFP") if name == _EXECUTOR else name
 
 
 def _one_line(error: BaseException) -> str:

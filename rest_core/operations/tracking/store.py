@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from rest_core.config import TrackingConfig
 from rest_core.errors import UserError, nearest
+from rest_core.processes import rest_command
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -187,8 +189,13 @@ def local_path(uri: str) -> Path | None:
 
 
 def where_to_look(uri: str, experiment_id: str | None = None, run_id: str | None = None) -> str:
-    """A link to a run on a server; for a local store, the command that starts the UI."""
+    """A link to a run on a server; for a local store, the command that starts the UI, from the working directory."""
     page = f"/#/experiments/{experiment_id}/runs/{run_id}{_TRAINING_VIEW}" if experiment_id and run_id else ""
     if is_server(uri):
         return f"{without_credentials(uri).rstrip('/')}{page}"
-    return f"make ui, then http://127.0.0.1:5000{page}"
+    return f"{shlex.join([rest_command(), 'ui', *options_for(uri)])}, then http://127.0.0.1:5000{page}"
+
+
+def options_for(uri: str) -> list[str]:
+    """The options with which a command of this project, started in the working directory, uses a store."""
+    return [] if resolve_uri(TrackingConfig()) == uri else ["--set", f"tracking.uri={without_credentials(uri)}"]

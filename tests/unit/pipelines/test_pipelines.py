@@ -18,7 +18,7 @@ from google.protobuf import json_format, struct_pb2
 from rich.console import Console
 
 from pipelines.graph import compile_to
-from pipelines.local import StageFailed, run_local
+from pipelines.local import StageFailed, _link, run_local
 from pipelines.monitor import Monitor, StageRun
 from pipelines.rest_pipeline import build
 from pipelines.summary import (
@@ -35,6 +35,7 @@ from rest_core import config, manifest
 from rest_core.config import Config
 from rest_core.errors import EXIT_PREEMPTED, Preempted, UserError
 from rest_core.operations.catalogue import SECTIONS
+from rest_core.operations.preflight.sources import require_local
 
 TOP = Path(__file__).resolve().parents[3]
 
@@ -243,6 +244,54 @@ def test_stages_that_are_skipped_for_one_reason_share_a_line(capsys: pytest.Capt
     names = ("evaluate-api-bank-base", "evaluate-api-bank-trained")
     show(_summary(*(StageSummary(name, "skipped", note="no network") for name in names)), Console(width=200))
     assert capsys.readouterr().out.count("no network") == 1
+
+
+def test_the_summary_shows_the_gate_and_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
+    conditions = [
+        {"name": "questions behind call_accuracy", "wanted": "at least 40", "found": "48", "met": True},
+        {"name": "call_accuracy against base model", "wanted": "above 0", "found": "0.0 points [x]", "met": False},
+    ]
+    made = {"name": "tools", "version": "3", "conditions": conditions}
+    show(_summary(registered=made, options=("--set", "registry.name=tools")), Console(width=200))
+    out = capsys.readouterr().out
+    assert "✓  questions behind call_accuracy" in out and "0.0 points [x]" in out
+    assert "rest promote --dry-run --set registry.name=tools  (what it lacks to become champion)" in out
+    assert "rest chat tools@3" in out
+    conditions[1]["met"] = True
+    show(_summary(registered=made), Console(width=200))
+    assert "rest promote  (make it the champion)" in capsys.readouterr().out
+    show(_summary(), Console(width=200))
+    assert "Next:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.sources=[{location: data/calls.jsonl}]", r"data\.sources: data/calls\.jsonl: no such file or folder"),
+        ("data.sources=[{location: /none/*.json}]", r"/none/\*\.json: no file matches"),
+        ("model.source=./none", r"model\.source: \./none: no such file or folder"),
+        ("api_bank.location=none", r"api_bank\.location: none: no such file or folder"),
+    ],
+)
+def test_a_missing_file_costs_no_run(tmp_path: Path, setting: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run_local(config.load("tiny", (setting,)), folder=tmp_path / "run", console=Console(quiet=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("location", ["owner/name", "s3://bucket/key", "embedded:bfcl-retired", "published:toolrl"])
+def test_what_lies_elsewhere_is_left_to_the_stages(location: str) -> None:
+    require_local(config.load("tiny", (f"data.sources=[{{location: '{location}'}}]",)))
+
+
+def test_links_lead_to_the_newest_run_and_keep_what_is_no_link(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        _link(tmp_path / "latest", Path(name))
+        assert (tmp_path / "latest").readlink() == Path(name)
+    (tmp_path / "model").mkdir()
+    _link(tmp_path / "model", Path("a"))
+    assert (tmp_path / "model").is_dir() and not (tmp_path / "model").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "model"]
 
 
 def test_the_policies_stand_side_by_side_with_their_differences(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +19,7 @@ from rest_core.config import RegistryConfig
 from rest_core.errors import UserError
 from rest_core.operations.tracking import registry
 from rest_core.operations.tracking.card import DataFact, ModelFacts, model_card
+from rest_core.serving.plugin import PLUGIN_FILE
 
 NAME = "rest-tool-use"
 METRIC = "bfcl/call_accuracy"
@@ -30,6 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+    (folder / PLUGIN_FILE).write_text("", encoding="utf-8")
     (folder / "optimizer.pt").write_bytes(b"not for the registry")
     return folder
 
@@ -73,12 +78,15 @@ def test_registered_from_the_runs_artifacts_it_loads_and_says_what_it_is(
         "| bfcl/call_accuracy | 0.5000 |",
         "a" * 64,
         "c0ffee",
-        "vllm serve",
+        "vllm serve . --enable-auto-tool-choice",
         "An example.",
         '"steps": 5',
         "1,234",
     ):
         assert text in readme
+    registry.describe(client, made, facts(), "it would become champion")
+    version = registry.get_version(client, NAME)
+    assert str(version.description).startswith("**it would become champion**")
     assert "pw" not in readme + str(version.tags) + str(version.description)
     assert "| bfcl/call_accuracy | 0.5000 |" in str(version.description)
     assert version.tags["git_commit"] == "c0ffee"
@@ -101,7 +109,26 @@ def test_the_image_that_it_was_trained_in_is_named(
         client, RegistryConfig(), checkpoint=checkpoint, run_id=run_id, facts=facts(image=image)
     )
     assert registry.missing_links(client, registry.get_version(client, NAME, made.version)) == missing
-    assert f"image: `{image}`" in model_card(NAME, facts(image=image))
+    assert f"image: `{image}`" in model_card(NAME, facts(image=image), use="")
+
+
+def test_the_commands_of_the_card_work_as_they_are_pasted(
+    client: MlflowClient, checkpoint: Path, run_id: str, tmp_path: Path
+) -> None:
+    made = registry.register_model(client, RegistryConfig(), checkpoint=checkpoint, run_id=run_id, facts=facts())
+    registry.describe(client, made, facts(), "")
+    card = str(registry.get_version(client, NAME).description)
+    block = card.split("```bash\n")[1].split("```")[0]
+    # Neither vLLM nor a person is there.
+    block = block.replace("rest serve", "rest serve --dry-run --python true").replace("rest chat", "rest chat --help #")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": ""}
+    done = subprocess.run(
+        ["bash", "-ec", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"--served-model-name {NAME}" in done.stdout
+    assert (tmp_path / f"{NAME}-1" / "model.safetensors").is_file() or list(tmp_path.rglob("model.safetensors"))
 
 
 def test_registered_in_a_folder_of_its_own(client: MlflowClient, checkpoint: Path, run_id: str, tmp_path: Path) -> None:
@@ -198,7 +225,8 @@ def test_a_long_card_fits_the_registry() -> None:
 def test_the_card_begins_with_the_main_figures_side_by_side():
     metrics = {"bfcl/call_accuracy": 0.0, "bfcl/irrelevance_accuracy": 1.0, "bfcl/live": 0.5, "a/b": 2.0}
     metrics |= {"bfcl/low/call_accuracy": 0.0, "bfcl/high/call_accuracy": 0.08}
-    lines = model_card(NAME, facts(metrics=metrics)).splitlines()
+    lines = model_card(NAME, facts(metrics=metrics | {"bfcl/subset": 1.0}), use="").splitlines()
+    assert lines.index("SUBSET: a part of the questions of bfcl only; the intervals say how far that carries.") < 7
     first = lines.index("| bfcl/call_accuracy | 0.0000 | 0.0000 – 0.0800 |")
     assert lines[first + 1] == "| bfcl/irrelevance_accuracy | 1.0000 |  |"
     assert first < lines.index("| a/b | 2.0000 |") < lines.index("| bfcl/live | 0.5000 |")

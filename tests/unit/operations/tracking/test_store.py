@@ -75,9 +75,14 @@ def test_redacted_hides_values_of_secret_keys_at_any_depth() -> None:
     }
 
 
-def test_where_to_look() -> None:
+def test_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         store.where_to_look("http://u:p@h:5/", "1", "r")
         == "http://h:5/#/experiments/1/runs/r?workflowType=machine_learning"
     )
-    assert store.where_to_look("sqlite:///x", "1", "r").startswith("make ui")
+    monkeypatch.setattr(store, "rest_command", lambda: ".venv/bin/rest")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    here = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    assert store.where_to_look(here, "1", "r").startswith(".venv/bin/rest ui, then http://127.0.0.1:5000/#/")
+    assert store.where_to_look("sqlite:////x").startswith(".venv/bin/rest ui --set tracking.uri=sqlite:////x, then")
