@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 Answers = list[list[int]]
+_RESULT = '{"seconds"'
 
 
 def ours(work: dict[str, Any]) -> Callable[[Answers], Answers]:
@@ -110,7 +111,7 @@ ARMS: dict[str, Callable[[dict[str, Any]], Callable[[Answers], Answers]]] = {
 
 
 def child(arm: str, work_file: str) -> None:
-    """One round of one side: its seconds, answers and peak memory as JSON on the last line."""
+    """One round of one side: its seconds, answers and peak memory as a line of JSON."""
     work = json.loads(Path(work_file).read_text(encoding="utf-8"))
     answer = ARMS[arm](work)
     answer(work["prompts"][:2])
@@ -201,14 +202,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     work = work_of(options)
     arms = {"ours": sys.executable, "generate": sys.executable} | ({"vllm": options.vllm} if options.vllm else {})
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    # vLLM keeps a core for itself by default, and takes all memory that is free for keys and values.
+    environment = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}", "VLLM_CPU_KVCACHE_SPACE": "2"}
+    environment |= os.environ
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "work.json")
         file.write_text(json.dumps(work), encoding="utf-8")
         for number in range(options.rounds):
             for arm in list(arms)[:: 1 if number % 2 == 0 else -1]:
                 command = [arms[arm], __file__, "--arm", arm, "--work", str(file)]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                found[arm].append(json.loads(done.stdout.splitlines()[-1]))
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+                # vLLM says more when it ends.
+                result = next(line for line in reversed(done.stdout.splitlines()) if line.startswith(_RESULT))
+                found[arm].append(json.loads(result))
                 sys.stderr.write(f"{arm:9} round {number + 1}: {found[arm][-1]['seconds']:.1f} s\n")
     answers = {arm: rounds[0]["answers"] for arm, rounds in found.items()}
     sampled = sum(map(len, answers["ours"]))

@@ -3,6 +3,7 @@
 <folder>/log.txt        everything that kfp and the stages say
 <folder>/artifacts/     kfp's pipeline root: <pipeline>-<time>/<stage>/<artifact>
 <folder>/summary.json   what `rest run` shows at the end
+<folder>/pipeline.yaml  the compiled pipeline, for `rest lineage`
 <folder>/model          link to the trained checkpoint, once there is one
 <folder>/../latest      link to the newest folder
 """
@@ -29,6 +30,7 @@ import psutil
 from kfp import local
 from rich.console import Console
 
+from pipelines.graph import compile_to
 from pipelines.monitor import Monitor, StageRun, family
 from pipelines.rest_pipeline import build
 from pipelines.summary import RunStatus, Summary, duration, summarize
@@ -39,7 +41,7 @@ from rest_core.operations.catalogue import CATALOGUE, PIPELINE
 from rest_core.operations.preflight.sources import require_local
 from rest_core.operations.result import raise_error
 from rest_core.operations.tracking.delivery import deliver
-from rest_core.operations.tracking.runs import finish_pipeline, new_pipeline_run
+from rest_core.operations.tracking.runs import PIPELINE_VARIABLE, finish_pipeline, new_pipeline_run
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -50,6 +52,7 @@ LOG_FILE = "log.txt"
 ARTIFACTS = "artifacts"
 SUMMARY_FILE = "summary.json"
 MODEL_LINK = "model"
+PIPELINE_FILE = "pipeline.yaml"
 _LOG_TAIL_LINES = 15
 _SECONDS_TO_END = 30  # a training writes a checkpoint first (rl.grace_seconds)
 
@@ -98,6 +101,8 @@ def run_local(
         memory_elsewhere=execution.memory_elsewhere,
     )
     _link(folder.parent / "latest", Path(folder.name))
+    compile_to(folder / PIPELINE_FILE, pipeline)
+    os.environ[PIPELINE_VARIABLE] = str(folder / PIPELINE_FILE)
     summary = carry_out(
         partial(pipeline, pipeline_run=run),
         partial(summarize, config, folder, monitor, run=run),

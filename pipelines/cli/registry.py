@@ -1,4 +1,4 @@
-"""`rest promote | history | ui | sync`: what MLflow holds after a run."""
+"""`rest promote | history | lineage | ui | sync`: what MLflow holds after a run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def promote(
     from rich.console import Console
 
     from rest_core import logs
-    from rest_core.operations.tracking import promotion, registry, store
+    from rest_core.operations.tracking import promotion, store
 
     logs.configure(sys.stderr, level=logging.WARNING, libraries=("mlflow",))
     client = store.connect(config.tracking)
@@ -66,8 +66,6 @@ def promote(
             raise
         console.print(verdict.table())
     click.echo(move.describe())
-    for missing in registry.missing_links(client, registry.get_version(client, name, move.version)):
-        click.echo(f"lineage: {missing}", err=True)
 
 
 @click.command()
@@ -86,6 +84,40 @@ def history(profile: str, overrides: tuple[str, ...]) -> None:
     for move in promotion.history(store.connect(config.tracking), config.registry.name):
         reason = f"  ({move.reason})" if move.reason else ""
         click.echo(f"{move.at}  {move.actor}  {move.describe()}{reason}")
+
+
+@click.command()
+@click.argument("version", default="champion")
+@configured
+def lineage(version: str, profile: str, overrides: tuple[str, ...]) -> None:
+    """Follow a version back to its evaluation, training, data, code and pipeline.
+
+    VERSION is a number or alias (default: champion). Files are looked for and hashed; a link that is missing, or is not
+    what was recorded, ends the command with exit code 2.
+
+    \b
+    Examples:
+      rest lineage
+      rest lineage 3
+    """
+    config = configuration(profile, overrides)
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from rest_core.operations.tracking import registry, store
+    from rest_core.operations.tracking.lineage import lineage as links_of
+
+    client = store.connect(config.tracking)
+    links = links_of(client, registry.get_version(client, config.registry.name, version))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=False)
+    for link in links:
+        mark = Text("✗", "red") if link.problem else Text("✓", "green")
+        table.add_row(mark, link.name, Text(link.found + (f": {link.problem}" if link.problem else "")))
+    Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _WIDTH).print(table)
+    if missing := [link.name for link in links if link.problem]:
+        raise UserError(f"{config.registry.name} version {version}: no whole lineage: {', '.join(missing)}; see above")
 
 
 @click.command()
@@ -132,4 +164,4 @@ def sync(folder: Path) -> None:
         raise UserError(f"{folder}: {delivery.left} records wait: {delivery.problem}")
 
 
-COMMANDS = (promote, history, ui, sync)
+COMMANDS = (promote, history, lineage, ui, sync)

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rest_core import manifest, storage
 from rest_core.config import RegistryConfig
@@ -80,7 +80,7 @@ def register_model(
     """
     from mlflow.exceptions import MlflowException
 
-    files = _checkpoint_files(checkpoint)
+    files = checkpoint_files(checkpoint)
     digest = manifest.sha256_contents({path.name: manifest.sha256_file(path) for path in files})
     if (made := _made_before(client, registry.name, files, digest, facts.pipeline_run)) is not None:
         return made
@@ -167,23 +167,7 @@ def champion(client: MlflowClient, name: str) -> ModelVersion | None:
     return client.get_model_version(name, str(aliases[CHAMPION])) if CHAMPION in aliases else None
 
 
-def missing_links(client: MlflowClient, version: ModelVersion) -> list[str]:
-    """What of a version cannot be followed back to its run, data, code and image: a phrase each."""
-    tags: dict[str, str] = version.tags
-    run, image = version.run_id, tags.get("image", "")
-    links: dict[str, Any] = {
-        "run: the version names none": run,
-        f"run: {run} is not in the store": not run or existing(client.get_run, run),
-        "checkpoint: its hash is not recorded": CHECKPOINT_TAG in tags,
-        "data: no hash of the training data": any(re.fullmatch("data/.*/sha256", tag) for tag in tags),
-        "code: no git commit": "git_commit" in tags,
-        "image: none is named (not run from an image)": image,
-        f"image: {image} has no digest, so that it may be another one by now": not image or "@sha256:" in image,
-    }
-    return [problem for problem, there in links.items() if not there]
-
-
-def _checkpoint_files(folder: Path) -> list[Path]:
+def checkpoint_files(folder: Path) -> list[Path]:
     """The files of a flat checkpoint that are stored: configuration, safetensors, tokenizer, chat template.
 
     Raises `UserError` when some are missing, or transformers does not read configuration and tokenizer.

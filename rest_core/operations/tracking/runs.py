@@ -48,6 +48,7 @@ from rest_core.operations.tracking.delivery import (
 )
 from rest_core.operations.tracking.journal import Journal, State, Target
 from rest_core.operations.tracking.sender import Sender
+from rest_core.operations.tracking.system_metrics import recorded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SOURCE_VARIABLE = "REST_SOURCE"  # of a local run's stages: the command that runs them
+PIPELINE_VARIABLE = "REST_PIPELINE"  # of a local run's stages: the file with the compiled pipeline
+PIPELINE_FILE_TAG, PIPELINE_SHA_TAG = "rest.pipeline_file", "rest.pipeline_sha256"
 _EXECUTOR = "executor_main.py"  # KFP's, in every stage
 TRACEBACK_FILE = "traceback.txt"  # artifact of a run that a defect has ended
 GRACE_SECONDS = 10.0  # without an answer, at the end of a stage, before what is left stays in the journal
@@ -238,7 +241,8 @@ def stage_run(
     run.fail = lambda error: run._end(sender, "FAILED", store.redact(error)[:MAX_TAG_VALUE])
     try:
         run.parameters(parameters)
-        yield run
+        with recorded(run.metrics):
+            yield run
     except BaseException as error:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, Preempted))
         if not stopped and not isinstance(error, UserError):
@@ -312,6 +316,9 @@ def _common_tags() -> dict[str, str]:
     tags = {"mlflow.source.name": _source(), "mlflow.source.type": "LOCAL"}
     if commit := manifest.git_commit():
         tags["mlflow.source.git.commit"] = commit
+    compiled = Path(os.environ.get(PIPELINE_VARIABLE, ""))
+    if compiled.is_file():
+        tags |= {PIPELINE_FILE_TAG: str(compiled), PIPELINE_SHA_TAG: manifest.sha256_file(compiled)}
     with contextlib.suppress(KeyError, OSError):  # an arbitrary UID on a cluster has no name
         tags["mlflow.user"] = getpass.getuser()
     return tags

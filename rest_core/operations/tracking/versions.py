@@ -76,7 +76,7 @@ def champion(tracking: TrackingConfig, registry: RegistryConfig) -> Version | No
     if models.existing(client.get_registered_model, registry.name) is None:
         return None
     found = models.champion(client, registry.name)
-    return None if found is None else _located(client, found)
+    return None if found is None else located(client, found)
 
 
 def version(tracking: TrackingConfig, name: str, number: str) -> Version:
@@ -86,10 +86,11 @@ def version(tracking: TrackingConfig, name: str, number: str) -> Version:
         UserError: there is none, or MLflow does not answer.
     """
     client = store.connect(tracking)
-    return _located(client, models.get_version(client, name, number))
+    return located(client, models.get_version(client, name, number))
 
 
-def _located(client: MlflowClient, found: ModelVersion) -> Version:
+def located(client: MlflowClient, found: ModelVersion) -> Version:
+    """Where a registered version's checkpoint lies."""
     return Version(
         name=found.name,
         version=str(found.version),

@@ -48,7 +48,7 @@ def test_a_stop_on_request_has_its_own_exit_code(
 def test_the_commands_of_the_project_are_there() -> None:
     wanted = (
         "run ablate aggregate prepare sft train serve-rollouts eval-bfcl eval-api-bank compare register promote "
-        "history serve chat compile score ui sync profiles submit status logs retry stop schedule"
+        "history lineage serve chat compile score ui sync profiles submit status logs retry stop schedule"
     )
     assert set(cli.cli.commands) == set(wanted.split())
 

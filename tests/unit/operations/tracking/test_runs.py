@@ -197,3 +197,22 @@ def test_long_values_are_cut_in_params_and_whole_in_the_artifact(
     assert len(client.get_run(run.run_id).data.params["cfg/prompt"]) == runs.MAX_PARAM_VALUE
     whole = json.loads(Path(client.download_artifacts(run.run_id, "config.json")).read_text())
     assert whole == {"prompt": "x" * 10_000}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "source"),
+    [
+        (["/x/.venv/bin/rest", "train", "--out", "o"], None, "rest train"),
+        (["/kfp/executor_main.py", "--x"], "rest run", "rest run"),
+        (["/kfp/executor_main.py"], None, "KFP"),
+        (["mine.py", "a"], "rest run", "mine.py"),
+    ],
+)
+def test_the_source_is_the_command_that_a_person_gave(
+    arguments: list[str], variable: str | None, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.delenv(runs.SOURCE_VARIABLE, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(runs.SOURCE_VARIABLE, variable)
+    assert runs._common_tags()["mlflow.source.name"] == source
