@@ -27,7 +27,7 @@ from rest_core.config import Config
 from rest_core.errors import UserError, one_line
 from rest_core.operations.catalogue import PIPELINE
 from rest_core.operations.tracking import store
-from rest_core.operations.tracking.runs import SOURCE_VARIABLE
+from rest_core.operations.tracking.runs import PIPELINE_VARIABLE, SOURCE_VARIABLE
 
 RUN_LABEL = "rest-pipelines.run"
 # A container has the user that starts it, so that the files are that user's; in place of root it has what OpenShift
@@ -41,7 +41,7 @@ _ENVIRONMENT = (
     *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
     *("MLFLOW_S3_ENDPOINT_URL", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"),
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
-    *("OMP_NUM_THREADS", SOURCE_VARIABLE),
+    *("OMP_NUM_THREADS", SOURCE_VARIABLE, PIPELINE_VARIABLE),
 )
 
 

@@ -191,8 +191,10 @@ def _options(config: Config, uri: str) -> Iterator[str]:
     yield from store.options_for(uri)
     if config.registry.name != RegistryConfig().name:
         yield from ("--set", f"registry.name={config.registry.name}")
-    if config.gate != GateConfig():
-        yield from ("--profile", config.profile)
+    usual = GateConfig()
+    for name, value in config.gate:
+        if value != getattr(usual, name) and name != "webhook":
+            yield from ("--set", f"gate.{name}={json.dumps(value)}")
 
 
 def comparison_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:

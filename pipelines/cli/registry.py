@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from pipelines.cli.options import configuration, configured
-from rest_core.errors import UserError
+from rest_core.errors import UserError, one_line
 
 _WIDTH = 140  # of the table where it goes to a file or a pipe
 
@@ -83,7 +83,7 @@ def history(profile: str, overrides: tuple[str, ...]) -> None:
 
     for move in promotion.history(store.connect(config.tracking), config.registry.name):
         reason = f"  ({move.reason})" if move.reason else ""
-        click.echo(f"{move.at}  {move.actor}  {move.describe()}{reason}")
+        click.echo(one_line(f"{move.at}  {move.actor}  {move.describe()}{reason}"))
 
 
 @click.command()
@@ -114,7 +114,7 @@ def lineage(version: str, profile: str, overrides: tuple[str, ...]) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=False)
     for link in links:
         mark = Text("✗", "red") if link.problem else Text("✓", "green")
-        table.add_row(mark, link.name, Text(link.found + (f": {link.problem}" if link.problem else "")))
+        table.add_row(mark, link.name, Text(one_line(link.found + (f": {link.problem}" if link.problem else ""))))
     Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _WIDTH).print(table)
     if missing := [link.name for link in links if link.problem]:
         raise UserError(f"{config.registry.name} version {version}: no whole lineage: {', '.join(missing)}; see above")

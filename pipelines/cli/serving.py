@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from rest_core.evaluation.policy import Policy
 
 _VLLM = Path(".venv-vllm/bin/python")  # where `make vllm` makes its environment
-_MODEL = click.argument("model", default="champion")
+_DEFAULT = "champion"
+_MODEL = click.argument("model", default=_DEFAULT)
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command()
 @_MODEL
 @configured
 @click.option(
@@ -59,10 +61,17 @@ def serve(
     """
     from rest_core.serving.vllm_serve import serve_command
 
+    if model.startswith("-"):  # behind `--`, without a model before it
+        model, vllm_options = _DEFAULT, (model, *vllm_options)
     chosen = python or (str(_VLLM) if _VLLM.is_file() else sys.executable)
     interpreter = shutil.which(chosen)
     if interpreter is None:
         raise UserError(f"--python {chosen}: no such program; give the interpreter of an environment with vLLM")
+    probe = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    if not dry_run and subprocess.run([interpreter, "-c", probe], check=False).returncode != 0:
+        raise UserError(
+            f"--python {chosen}: it has no vLLM; give the interpreter of an environment with it (make vllm)"
+        )
     name, folder = _located(model, configuration(profile, overrides))
     command = serve_command(folder, name=name, python=interpreter, host=host, port=port, extra=vllm_options)
     click.echo(shlex.join(command), err=not dry_run)
@@ -111,7 +120,7 @@ def chat(
 
 
 def _policy(model: str, url: str | None, config: Config, generation: Any) -> Policy:
-    from rest_core.serving.checkpoint_style import trained_style
+    from rest_core.serving.checkpoint_style import as_trained
     from rest_core.stages import policies
 
     if url is not None:
@@ -122,8 +131,7 @@ def _policy(model: str, url: str | None, config: Config, generation: Any) -> Pol
         journal = Path(tempfile.mkdtemp(prefix="rest-chat-"))
         return policies.remote(f"openai:{model}@{url}", config.model, endpoint, journal)
     name, folder = _located(model, config)
-    trained = trained_style(folder)
-    prompted = config.model if trained is None else config.model.model_copy(update={"prompt_style": trained})
+    prompted = as_trained(folder, config.model)
     return policies.local(name, folder, prompted, config.evaluation, generation)
 
 
@@ -137,9 +145,10 @@ def _ask() -> str | None:
 def _located(model: str, config: Config) -> tuple[str, Path]:
     """The name and the folder of a checkpoint: itself, or that of a registered version."""
     if (folder := local_path(model)) is not None and folder.is_dir():
+        from rest_core.model.loading import resolve
         from rest_core.operations import policies
 
-        return folder.absolute().name, Path(policies.fetched(folder))
+        return folder.absolute().name, Path(resolve(policies.fetched(folder)))
     from rest_core.operations.tracking import versions
 
     name, at, number = model.rpartition("@")

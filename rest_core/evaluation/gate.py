@@ -143,7 +143,9 @@ def _against(
     except UserError as problem:
         yield Condition(name, wanted, str(problem), False)
         return
-    difference = pair.differences[figure]
+    if (difference := pair.differences.get(figure)) is None:
+        yield Condition(name, wanted, f"the two evaluations do not have {figure} of the same categories", False)
+        return
     low = difference.interval.low
     yield Condition(name, wanted, _shown(difference), low > 0 if margin == 0 else low >= -margin)
     if champion:

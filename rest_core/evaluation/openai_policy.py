@@ -137,7 +137,7 @@ class OpenAiPolicy:
             _fail(failure)
 
     def _answer(self, endpoint: Endpoint, chat: Chat, config: GenerationConfig) -> Answer:
-        names = _Names(chat.tools) if self.native_tools and chat.tools else None
+        names = _Names(chat.tools) if self.native_tools else None
         body: dict[str, Any] = {
             "model": self.name,
             "messages": self._prompt(chat) if names is None else _dialogue(chat.history, names),
@@ -146,7 +146,7 @@ class OpenAiPolicy:
         }
         if config.temperature:
             body["seed"] = chat.seed % 2**31
-        if names is not None:
+        if names is not None and chat.tools:
             body["tools"] = names.described
         started = time.monotonic()
         try:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rest_core import storage
-from rest_core.chat import opening, template_variables
+from rest_core.chat import opening
 from rest_core.config import LoraConfig, ModelConfig
 from rest_core.errors import UserError, needs_extra
 from rest_core.model import embedded
@@ -22,7 +22,7 @@ from rest_core.model.context import context_of
 from rest_core.model.parameters import without_adapters
 from rest_core.response import TAGGED
 from rest_core.serving.plugin import PLUGIN_FILE, plugin_source
-from rest_core.styles.chat_template import chat_template, own_template
+from rest_core.styles.chat_template import own_template, written_by
 from rest_core.styles.style import Style
 from rest_core.token_bytes import token_bytes
 
@@ -184,11 +184,11 @@ def save_policy(model: Any, tokenizer: Any, out: Path, *, dtype: torch.dtype, st
 
 @contextmanager
 def _chat_template_of(style: Style | None, tokenizer: Any) -> Iterator[None]:
-    """Within the block the tokenizer's chat template writes the prompts of a style."""
+    """Within the block the tokenizer's chat template writes the prompts of a style, where one can."""
     own = tokenizer.chat_template
-    if style is not None and isinstance(own, str):
+    if style is not None:
         try:
-            tokenizer.chat_template = chat_template(style, own, template_variables(tokenizer))
+            tokenizer.chat_template = written_by(style, tokenizer)
         except UserError as problem:
             log.warning("the checkpoint keeps the model's own chat template: %s", problem)
     try:

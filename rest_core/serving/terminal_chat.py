@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,10 @@ def functions_of(path: Path) -> dict[str, Callable[..., Any]]:
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: no Python file; give one that defines functions")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[_MODULE] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path}: cannot be imported: {type(error).__name__}: {one_line(error)}") from None
     found: dict[str, Callable[..., Any]] = {
         name: value

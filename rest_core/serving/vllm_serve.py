@@ -28,6 +28,7 @@ def serve_command(
     command += ["--served-model-name", name, "--host", host, "--port", str(port)]
     # Without it vLLM takes sampling defaults from the base model's generation_config.json.
     command += ["--generation-config", "vllm", "--enable-auto-tool-choice", *parser_arguments(checkpoint)]
+    command += ["--chat-template-content-format", "string"]
     return [*command, *extra]
 
 

@@ -23,7 +23,7 @@ from rest_core.operations import handoff
 from rest_core.operations.catalogue_entry import EVALUATED
 from rest_core.operations.result import StageResult
 from rest_core.progress_bar import ProgressBar
-from rest_core.stages.stage import StageContext, open_stage, passed_on, trial_of
+from rest_core.stages.stage import SOURCE_INPUT, StageContext, open_stage, passed_on, trial_of
 
 if TYPE_CHECKING:
     from rest_core.evaluation.benchmark import Benchmark
@@ -156,6 +156,7 @@ def _policy(stage: StageContext, limits: GenerationConfig, common: Common) -> Po
         return policies.local(_model_name(policy, model), policy, model, evaluation, limits)
     if (registry := common.get("registry")) is None:
         stage.add_input("policy", model.source)
+        stage.inputs[SOURCE_INPUT] = model.source
         base = policies.local(_model_name(model.source, model), model.source, model, evaluation, limits)
         return policies.remembering(base, model.source, model, evaluation)
     from rest_core.operations.tracking import versions

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ from rest_core.operations.catalogue_entry import EVALUATED
 from rest_core.operations.result import METRICS_FILE, REGISTERED_FILE, StageResult
 from rest_core.operations.tracking.evaluations import artifact_directory
 from rest_core.operations.tracking.runs import finish_pipeline
-from rest_core.stages.stage import StageContext, open_stage, passed_on
+from rest_core.stages.stage import SOURCE_INPUT, StageContext, open_stage, passed_on
 
 log = logging.getLogger(__name__)
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PATIENCE_SECONDS = 300  # for one record, which may be a file of some ten MB
 
 
 def compare_and_register(
@@ -58,16 +63,23 @@ def compare_and_register(
         elif not checkpoint.is_dir() or handoff.is_base_model(checkpoint):
             result = stage.skip("nothing was trained: the policy is the base model")
         else:
-            facts = _facts(pipeline_run, dataset, checkpoint, reports)
             others = {name: _measured(evaluations.get(name, {})) for name in ("base", "champion")}
+            for benchmark, folder in others["base"].items():
+                stage.add_input(f"{benchmark}_base", folder)
             _require_own(checkpoint, reports, others["base"])
+            facts = replace(
+                _facts(pipeline_run, dataset, checkpoint, reports),
+                evaluated=_digest([reports, *others.values()]),
+            )
             _keep(stage, None, reports)
             for name, folders in others.items():
                 _keep(stage, name, folders)
             checkpoint = handoff.fetch(checkpoint)
             client = connect(tracking)
-            if not stage.run.wait(timeout=60) or stage.run.run_id is None:
-                raise UserError("MLflow has not taken the stage's run within 60 s; start the stage again")
+            if not stage.run.wait(_PATIENCE_SECONDS) or stage.run.run_id is None:
+                raise UserError(
+                    f"MLflow has taken none of the stage's records for {_PATIENCE_SECONDS} s; start the stage again"
+                )
             made = models.register_model(client, registry, checkpoint=checkpoint, run_id=stage.run.run_id, facts=facts)
             verdict, line = promotion.would_promote(client, made.name, gate, made.version)
             log.info("%s", line)
@@ -85,6 +97,16 @@ def compare_and_register(
         description=_description(line, evaluations),
     )
     return result
+
+
+def _digest(evaluations: Sequence[Mapping[str, Path]]) -> str:
+    """SHA-256 over what evaluations hold."""
+    found = {
+        f"{number}/{benchmark}": str(manifest.read(folder)["sha256"])
+        for number, folders in enumerate(evaluations)
+        for benchmark, folder in folders.items()
+    }
+    return manifest.sha256_contents(found)
 
 
 def _keep(stage: StageContext, policy: str | None, folders: Mapping[str, Path]) -> None:
@@ -129,17 +151,25 @@ def _require_own(policy: Path, evaluations: Mapping[str, Path], of_base: Mapping
     """Raise `UserError` unless the evaluations are of the policy, and those of its base model of that one."""
     made = manifest.read(policy)
     weights = {made["sha256"]} | ({made["inputs"].get("policy")} if passed_on(policy) else set())
-    source = made["config"]["model"]["source"]
+    # A training without a warm-up of a stage's names its model itself; else the configuration does.
+    trained_from = str(made["inputs"].get("policy") or "")
+    source = made["config"]["model"]["source"] if _SHA256.fullmatch(trained_from) or not trained_from else trained_from
     by_stage = (Path(source) / manifest.FILE_NAME).is_file()
-    base = {source} | ({manifest.read(Path(source))["sha256"]} if by_stage else set())
+    base = {source, _resolved(source)} | ({manifest.read(Path(source))["sha256"]} if by_stage else set())
     for folders, wanted, title in ((evaluations, weights, f"the policy {policy}"), (of_base, base, source)):
         for folder in folders.values():
-            found = manifest.read(folder)["inputs"].get("policy")
-            if found not in wanted:
+            inputs = manifest.read(folder)["inputs"]
+            found = inputs.get("policy")
+            if not {found, inputs.get(SOURCE_INPUT), _resolved(str(found))} & wanted:
                 raise UserError(
                     f"{folder}: is an evaluation of other weights ({str(found)[:80]}) than {title} "
                     f"({', '.join(str(one)[:80] for one in wanted)}); evaluate that one"
                 )
+
+
+def _resolved(source: str) -> str:
+    """A folder's path from the root; any other source as it is."""
+    return str(Path(source).resolve()) if Path(source).is_dir() else source
 
 
 def _facts(pipeline_run: str, dataset: Path, policy: Path, evaluations: Mapping[str, Path]) -> Any:

@@ -29,6 +29,8 @@ from rest_core.processes import is_main_process
 log = logging.getLogger(__name__)
 
 NO_STORAGE = StorageConfig()
+SOURCE_INPUT = "policy_source"
+"""An input in an evaluation's manifest: where its policy was taken from, as it was configured."""
 
 
 @dataclass

@@ -11,11 +11,16 @@ source said of a tool, for one). The first part keeps to what transformers' and 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jinja2 import TemplateError
+
+from rest_core.chat import template_variables, with_template
 from rest_core.data.schemas import DEFINITIONS
-from rest_core.errors import UserError
+from rest_core.errors import UserError, one_line
+from rest_core.records import Message, Tool, ToolCall
 from rest_core.styles.style import Style
 from rest_core.styles.template_file import MessageTemplate, TemplateFile, translated
 from rest_core.styles.template_style import TemplateStyle
@@ -23,6 +28,12 @@ from rest_core.styles.template_style import TemplateStyle
 _HEAD = "{#- rest-pipelines: prompts of the style "
 _HEAD_END = " -#}"
 _MARK = "{#- rest-pipelines: the model's own chat template -#}" + '{{ "" }}'  # which keeps white space behind it
+_EXAMPLE = Tool(
+    "get_weather",
+    'The "weather" <é>.',
+    {"type": "object", "properties": {"z": {"type": "integer"}, "a": {"type": "string"}}, "required": ["a"]},
+)
+_SET = re.compile(r"\{%- if (\w+) is not defined -%\}\{%- set \w+ = (.+?) -%\}\{%- endif -%\}")
 _ADD = '{%- set rest.messages = rest.messages + [{"role": role, "content": content}] -%}'
 
 
@@ -45,12 +56,54 @@ def chat_template(style: Style, own: str, variables: Mapping[str, Any]) -> str:
     if isinstance(style, TemplateStyle):
         head += _of_style(style.file)
     name = "native" if style.native_tools else style.name
-    return "\n".join([f"{_HEAD}{name}{_HEAD_END}", *head, _MARK]) + own if head else own
+    return "\n".join([f"{_HEAD}{name}{_HEAD_END}", *head, _MARK]) + own
+
+
+def variables_of(text: str) -> dict[str, Any]:
+    """The variables that a checkpoint's chat template sets for the model's own, such as enable_thinking."""
+    head = text.partition(_MARK)[0] if text.startswith(_HEAD) else ""
+    return {name: json.loads(value) for name, value in _SET.findall(head)}
 
 
 def style_of(text: str) -> str | None:
     """The name of the style of which a checkpoint's chat template writes the prompts; None of any other template."""
     return text.removeprefix(_HEAD).partition(_HEAD_END)[0] if text.startswith(_HEAD) else None
+
+
+def written_by(style: Style, tokenizer: Any) -> str:
+    """The chat template with which a tokenizer writes a style's prompts; tried on an example.
+
+    Raises:
+        UserError: there is none that does.
+    """
+    own = tokenizer.chat_template
+    if not isinstance(own, str):
+        raise UserError("the tokenizer has several")
+    made = chat_template(style, own, template_variables(tokenizer))
+    call = style.assistant_turn([ToolCall(_EXAMPLE.name, {"a": "<é>"})], None)
+    history = (Message("system", "Note."), Message("user", "<é> 'Hi'"), call, Message("tool", "3"))
+    messages, variables = style.chat_input(style.render((_EXAMPLE,), history), (_EXAMPLE,))
+    read = style.parse(call.content, (_EXAMPLE,))
+    made_call = {"name": read.calls[0].name, "arguments": read.calls[0].arguments}
+    asked: list[dict[str, Any]] = [{"role": one.role, "content": one.content} for one in history]
+    asked[2] = {"role": "assistant", "content": "", "tool_calls": [_numbered(made_call)]}
+    asked[2] |= {} if read.think is None else {"reasoning_content": read.think}
+    asked[3] |= {"tool_call_id": _numbered(made_call)["id"], "name": _EXAMPLE.name}
+    function = {"name": _EXAMPLE.name, "description": _EXAMPLE.description, "parameters": _EXAMPLE.parameters}
+    options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
+    try:
+        wanted = with_template(tokenizer, messages, **options, **variables)
+        tools = [{"type": "function", "function": function}]
+        found = tokenizer.apply_chat_template(asked, tools=tools, chat_template=made, **options)
+    except (ValueError, TypeError, TemplateError) as error:
+        raise UserError(f"an example cannot be written: {one_line(error)}") from None
+    if found != wanted:
+        raise UserError("it writes an example otherwise than the style does (by a filter of Jinja's own, perhaps)")
+    return made
+
+
+def _numbered(function: dict[str, Any]) -> dict[str, Any]:
+    return {"id": "call00000", "type": "function", "function": function}
 
 
 def own_template(text: str) -> str:
@@ -99,13 +152,11 @@ def _message(message: MessageTemplate) -> Iterator[str]:
 
 def _literal(value: Any) -> str:
     """A value as Jinja writes it."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
     return json.dumps(value, ensure_ascii=False)
 
 
 _VARIABLES = """\
-{%- set rest = namespace(notes=[], turns=[], tools=[], messages=[]) -%}
+{%- set rest = namespace(notes=[], turns=[], tools=[], documents=[], messages=[]) -%}
 {%- for entry in tools or [] -%}
   {%- set tool = entry.function if entry.function is defined else entry -%}
   {%- set parameters = tool.parameters or {} -%}
@@ -125,12 +176,20 @@ _VARIABLES = """\
   {%- if found.optional -%}
     {%- set brief = {"name": tool.name, "description": description, "parameters": shown, "optional": found.optional} -%}
   {%- endif -%}
+  {%- set rest.documents = rest.documents + [
+    {"name": tool.name, "description": description, "parameters": parameters}
+  ] -%}
   {%- set rest.tools = rest.tools + [
     {"name": tool.name, "description": description, "parameters": parameters, "shown": shown, "brief": brief}
   ] -%}
 {%- endfor -%}
 {%- for message in messages -%}
-  {%- set words = message.content or "" -%}
+  {%- set said = namespace(words=message.content or "") -%}
+  {%- if said.words is not string -%}
+    {%- set said.words = "" -%}
+    {%- for part in message.content -%}{%- set said.words = said.words ~ (part.text or "") -%}{%- endfor -%}
+  {%- endif -%}
+  {%- set words = said.words -%}
   {%- if message.role == "system" -%}
     {%- set rest.notes = rest.notes + [words] -%}
   {%- elif message.role == "assistant" -%}
@@ -153,7 +212,7 @@ TURN_TEXT
   {%- endif -%}
 {%- endfor -%}
 {%- set tools = rest.tools -%}
-{%- set documents = rest.tools -%}
+{%- set documents = rest.documents -%}
 {%- set notes = rest.notes -%}
 {%- set turns = rest.turns -%}"""
 

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rest_core.config import GenerationConfig
+from rest_core.config import GenerationConfig, ModelConfig
 from rest_core.environments.dialogue import run_dialogues
 from rest_core.errors import UserError
 from rest_core.evaluation.policy import Answer
 from rest_core.records import ToolCall
 from rest_core.response import parse, render
 from rest_core.serving.chat_view import content_and_calls, split_reasoning, without_begun_tag
-from rest_core.serving.checkpoint_style import trained_style
+from rest_core.serving.checkpoint_style import as_trained
 from rest_core.serving.plugin import PLUGIN_FILE, plugin_source
 from rest_core.serving.terminal_chat import TerminalChat, described, functions_of
 from rest_core.serving.vllm_serve import serve_command
@@ -220,9 +220,15 @@ def test_a_file_without_usable_functions_is_refused(tmp_path: Path, source: str,
 
 @pytest.mark.parametrize("style", ["compact", "toolrl"])
 def test_a_checkpoint_names_the_style_that_it_was_trained_in(tiny_tokenizer: Any, tmp_path: Path, style: str) -> None:
-    assert trained_style(tmp_path) is None
-    text = chat_template(built_in_style(style), tiny_tokenizer.chat_template, {})
+    model = ModelConfig(prompt_style="compact")
+    assert as_trained(tmp_path, model) == model
+    text = chat_template(built_in_style(style), tiny_tokenizer.chat_template, {"enable_thinking": True})
     (tmp_path / "chat_template.jinja").write_text(text, encoding="utf-8")
-    assert trained_style(tmp_path) == style
+    assert as_trained(tmp_path, model) == model.model_copy(update={"prompt_style": style, "enable_thinking": True})
+    (tmp_path / "chat_template.jinja").write_text(text.replace(f"style {style}", "style mine (sha256 1)"))
+    with pytest.raises(UserError, match=r"trained in the style mine \(sha256 1\); set model\.prompt_style=file:PATH"):
+        as_trained(tmp_path, model)
+    mine = ModelConfig(prompt_style="file:mine.yaml")
+    assert as_trained(tmp_path, mine).prompt_style == "file:mine.yaml"
     (tmp_path / "chat_template.jinja").write_text(tiny_tokenizer.chat_template, encoding="utf-8")
-    assert trained_style(tmp_path) is None
+    assert as_trained(tmp_path, model) == model

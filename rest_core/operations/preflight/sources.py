@@ -22,10 +22,17 @@ def require_local(config: Config) -> None:
 
     No server is asked: hub ids, S3 and published data are left to the stages.
     """
+    off = {f"{section}.location" for section in ("api_bank",) if not config.enabled(section)}
     for name, location in config.inputs():
+        if name in off:
+            continue
         on_hub = is_hub_id(location) and Path(location).suffix not in _FILES
         elsewhere = storage.is_s3(location) or ":" in location.partition("/")[0] or on_hub
-        if not elsewhere and not any(Path(place).expanduser().exists() for place in storage.expand(location)):
+        try:
+            found = elsewhere or any(Path(place).expanduser().exists() for place in storage.expand(location))
+        except UserError as problem:
+            raise UserError(f"{name}: {problem}") from None
+        if not found:
             raise UserError(f"{name}: {location}: no such file or folder; check the spelling")
 
 

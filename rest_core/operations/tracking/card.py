@@ -37,6 +37,7 @@ class ModelFacts:
     config: Mapping[str, Any]  # the configuration that made it: sections of plain values
     git_commit: str | None
     image: str | None = None  # reference of the image that it was trained in
+    evaluated: str | None = None  # SHA-256 over the evaluations, its own and those beside it
     limits: tuple[str, ...] = field(default=())  # what a reader must not expect of it
 
 
@@ -46,7 +47,7 @@ def model_card(name: str, facts: ModelFacts, *, use: str, verdict: str | None = 
     Args:
         name: of the registered model.
         facts: what is known of it.
-        use: how it is used, as Markdown: `use_of_version` or `USE_OF_FOLDER`.
+        use: how it is used, as Markdown: `use_of_version` or `use_of_folder`.
         verdict: what the gate says of it, in one line.
     """
     parts = [
@@ -88,18 +89,21 @@ mlflow artifacts download --artifact-uri models:/{name}/{version} --dst-path {na
 ```"""
 
 
-USE_OF_FOLDER = f"""\
-The folder is a flat Hugging Face checkpoint. Its chat template writes the prompts that the model was trained on, with
-`tools=`. With vLLM, of which `rest serve FOLDER` prints and runs the whole command:
+def use_of_folder(*, own_parser: bool) -> str:
+    """How a checkpoint is used, from within its folder."""
+    parser = f"rest --tool-parser-plugin ./{PLUGIN_FILE}" if own_parser else "FAMILY"
+    which = "" if own_parser else " FAMILY is vLLM's name for the parser of this model's family."
+    return f"""\
+The folder is a flat Hugging Face checkpoint. With vLLM, of which `rest serve FOLDER` prints and runs the whole command:
 
 ```bash
-vllm serve . --enable-auto-tool-choice --tool-call-parser rest --tool-parser-plugin ./{PLUGIN_FILE}
+vllm serve . --enable-auto-tool-choice --tool-call-parser {parser}
 ```
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
-```"""
+```{which}"""
 
 
 def _warnings(metrics: Mapping[str, float]) -> Iterator[str]:
@@ -124,13 +128,18 @@ def _evaluation(metrics: Mapping[str, float]) -> Iterator[str]:
     yield _table(("metric", "value"), [(name, f"{metrics[name]:.4f}") for name in others])
 
 
-def readme(name: str, facts: ModelFacts) -> str:
-    """The card as a checkpoint's README.md: with the front matter that model hubs read, and the configuration."""
+def readme(name: str, facts: ModelFacts, *, own_parser: bool) -> str:
+    """The card as a checkpoint's README.md: with the front matter that model hubs read, and the configuration.
+
+    Args:
+        own_parser: whether vLLM's parser for the project's format lies in the checkpoint.
+    """
+    card = model_card(name, facts, use=use_of_folder(own_parser=own_parser))
     config = json.dumps(redacted(facts.config), indent=1, ensure_ascii=False, default=str)
     return (
         f"---\nbase_model: {json.dumps(redact(facts.base_model))}\nlibrary_name: transformers\n"
         "pipeline_tag: text-generation\ntags: [tool-use, function-calling, rest]\n---\n\n"
-        f"# {name}\n\n{model_card(name, facts, use=USE_OF_FOLDER)}\n## Configuration\n\n```json\n{config}\n```\n"
+        f"# {name}\n\n{card}\n## Configuration\n\n```json\n{config}\n```\n"
     )
 
 

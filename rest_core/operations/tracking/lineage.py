@@ -14,6 +14,7 @@ from rest_core.errors import UserError
 from rest_core.evaluation.paired import read
 from rest_core.operations import handoff
 from rest_core.operations.catalogue import benchmarks
+from rest_core.operations.status.reproduce import locate
 from rest_core.operations.tracking import evaluations, registry, versions
 from rest_core.operations.tracking.delivery import INPUT_TAG, KIND_TAG, PIPELINE_RUN_TAG, STAGE_TAG
 from rest_core.operations.tracking.runs import PIPELINE_FILE_TAG, PIPELINE_SHA_TAG
@@ -123,12 +124,16 @@ def _data(version: ModelVersion, training: Run | None) -> Link:
         trained = {value for tag, value in training.data.tags.items() if re.fullmatch("data/.*/sha256", tag)}
         if trained and recorded not in trained:
             return Link("data", shown, "the training read other data than the version names")
-    return Link("data", shown, _data_problem(where, recorded))
+    try:
+        return Link("data", shown, _data_problem(where, recorded))
+    except UserError as problem:
+        return Link("data", shown, str(problem))
 
 
 def _data_problem(where: str, recorded: str) -> str | None:
     if not where:
         return "where it lay was not recorded"
+    where = locate(where)
     if storage.is_s3(where):
         return None if storage.list_files(where) else "is not there any more"
     folder = Path(where)
@@ -150,7 +155,7 @@ def _code(version: ModelVersion, training: Run | None) -> Link:
 def _image(version: ModelVersion) -> Link:
     image = version.tags.get("image")
     if image is None:
-        return Link("image", "none: it was trained outside of a container")
+        return Link("image", "none was recorded, as outside of a cluster")
     problem = None if "@sha256:" in image else "has no digest, so that it may be another one by now"
     return Link("image", image, problem)
 

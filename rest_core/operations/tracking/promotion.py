@@ -9,24 +9,27 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 from rest_core.config import GateConfig
 from rest_core.errors import UserError
 from rest_core.evaluation.gate import Condition, Rival, Verdict, judge
 from rest_core.evaluation.paired import Evaluation, read
-from rest_core.operations.tracking import evaluations, registry, store
+from rest_core.operations.tracking import evaluations, registry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 _TAG = "promotion/"  # on the registered model, numbered
+_RECORD = re.compile(rf"{_TAG}\d+")
 _MAX_REASON = 1000  # a tag holds 5000 characters
 _WEBHOOK_SECONDS = 10.0
 
@@ -127,8 +130,8 @@ def would_promote(client: MlflowClient, name: str, gate: GateConfig, version: st
             refusal.verdict,
             f"{name} version {version} would not become {registry.CHAMPION}: {refusal.verdict.reason}",
         )
-    except UserError as problem:  # it is champion already
-        return Verdict(()), str(problem)
+    except UserError as problem:  # it is champion already, which a retried stage may find
+        return Verdict((Condition("promotion", "", str(problem), False),)), str(problem)
     return verdict, move.describe()
 
 
@@ -169,9 +172,19 @@ def roll_back(client: MlflowClient, name: str, gate: GateConfig, *, dry_run: boo
 
 
 def history(client: MlflowClient, name: str) -> list[Move]:
-    """Every move of a model's champion, oldest first. Raises `UserError` for an unknown model."""
+    """Every move of a model's champion, oldest first.
+
+    Raises:
+        UserError: the model is unknown, or somebody has changed a record.
+    """
     tags: dict[str, str] = registry.registered_model(client, name).tags
-    return [Move(name=name, **json.loads(tags[key])) for key in sorted(tags) if key.startswith(_TAG)]
+    moves = []
+    for key in sorted(filter(_RECORD.fullmatch, tags)):
+        try:
+            moves.append(Move(name=name, **json.loads(tags[key])))
+        except (ValueError, TypeError, RecursionError):
+            raise UserError(f"{name}: its tag {key} is no record of a promotion; mend or remove it") from None
+    return moves
 
 
 def _judged(
@@ -234,17 +247,21 @@ def _beside(
         return str(problem)
 
 
-def _value(gate: GateConfig, directory: Path) -> float:
-    return Evaluation("", directory, *read(directory)).value(gate.metric.partition("/")[2])
+def _value(gate: GateConfig, directory: Path) -> float | None:
+    """The deciding figure in an evaluation; None where it was not measured."""
+    evaluation = Evaluation("", directory, *read(directory))
+    figure = gate.metric.partition("/")[2]
+    known = figure in evaluation.averages or figure in evaluation.verdicts
+    return evaluation.value(figure) if known else None
 
 
 def _make(client: MlflowClient, move: Move, webhook: str | None) -> None:
     """The history first, the alias last: a record without its move can be seen, a move without its record cannot."""
     model = client.get_registered_model(move.name)
-    made = [tag for tag in model.tags if tag.startswith(_TAG)]
+    made = [tag for tag in model.tags if _RECORD.fullmatch(tag)]
     number = 1 + max((int(tag.removeprefix(_TAG)) for tag in made), default=0)
     record = {key: value for key, value in asdict(move).items() if key not in ("name", "dry_run")}
-    client.set_registered_model_tag(move.name, f"{_TAG}{number:05d}", json.dumps(record))
+    client.set_registered_model_tag(move.name, f"{_TAG}{number:05d}", json.dumps(record, ensure_ascii=False))
     client.set_registered_model_alias(move.name, registry.CHAMPION, move.version)
     if str(model.aliases.get(registry.CHALLENGER)) == move.version:
         client.delete_registered_model_alias(move.name, registry.CHALLENGER)
@@ -257,11 +274,10 @@ def _call(webhook: str, move: Move) -> None:
 
     try:
         requests.post(webhook, json=asdict(move), timeout=_WEBHOOK_SECONDS).raise_for_status()
-    except requests.RequestException as error:
-        raise UserError(
-            f"gate.webhook: {move.describe()}, but {store.redact(webhook)} was not told: {store.reason(error)}; tell "
-            "it by hand"
-        ) from error
+    except requests.RequestException as error:  # its text has the URL, which is often a secret
+        why = type(error).__name__ if error.response is None else f"HTTP {error.response.status_code}"
+        host = urlsplit(webhook).hostname
+        raise UserError(f"gate.webhook: {move.describe()}, but {host} was not told ({why}); tell it by hand") from None
 
 
 def _now() -> str:

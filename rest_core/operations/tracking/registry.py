@@ -6,6 +6,7 @@ to it. The run that registers it keeps its evaluations (`evaluations.of_version`
 (`promotion`). Where a version comes from stands in its tags:
 
     checkpoint_sha256       of the checkpoint's files
+    evaluations_sha256      of the evaluations that it was registered with
     base_model, pipeline_run, git_commit, image
     data/<name>/sha256      the data it was trained on
     metric/<name>           its main figures, for people
@@ -16,7 +17,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -40,6 +41,7 @@ T = TypeVar("T")
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 CHECKPOINT_TAG = "checkpoint_sha256"
+EVALUATED_TAG = "evaluations_sha256"
 _MODEL_DESCRIPTION = "Tool-use models trained with ResT: `champion` is the one to serve, `challenger` the newest."
 _CHECKPOINT_FILES = ("config.json", "*.safetensors", "tokenizer_config.json")
 _CHECKPOINT_SUFFIXES = {".json", ".safetensors", ".jinja", ".txt", ".model"}
@@ -82,13 +84,16 @@ def register_model(
 
     files = checkpoint_files(checkpoint)
     digest = manifest.sha256_contents({path.name: manifest.sha256_file(path) for path in files})
-    if (made := _made_before(client, registry.name, files, digest, facts.pipeline_run)) is not None:
+    tags = _version_tags(facts) | {CHECKPOINT_TAG: digest}
+    if (made := _made_before(client, registry.name, files, tags)) is not None:
         return made
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)  # links, so that the checkpoint's own folder gets no README.md and nothing is copied
         for path in files:
             (folder / path.name).symlink_to(path.resolve())
-        (folder / "README.md").write_text(readme(registry.name, facts), encoding="utf-8")
+        (folder / "README.md").write_text(
+            readme(registry.name, facts, own_parser=(checkpoint / PLUGIN_FILE).is_file()), encoding="utf-8"
+        )
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         source = _store(client, registry, folder, run_id, largest=max(sizes.values()))
     try:
@@ -101,7 +106,7 @@ def register_model(
             registry.name,
             source,
             run_id=run_id,
-            tags=_version_tags(facts) | {CHECKPOINT_TAG: digest},
+            tags=tags,
         )
     except MlflowException as error:
         raise UserError(
@@ -125,19 +130,19 @@ def describe(client: MlflowClient, made: Registered, facts: ModelFacts, verdict:
     client.update_model_version(made.name, made.version, description=_description(card))
 
 
-def _made_before(
-    client: MlflowClient, name: str, files: Sequence[Path], digest: str, pipeline_run: str
-) -> Registered | None:
-    """The version that an earlier attempt has made; one whose files are not there is deleted."""
-    wanted = f"name = '{name}' and tags.{CHECKPOINT_TAG} = '{digest}' and tags.pipeline_run = '{pipeline_run}'"
-    for version in client.search_model_versions(wanted):
+def _made_before(client: MlflowClient, name: str, files: Sequence[Path], tags: Mapping[str, str]) -> Registered | None:
+    """The version that an earlier attempt has made with the same evaluations; a broken one without alias is deleted."""
+    same = [f"tags.{tag} = '{tags[tag]}'" for tag in (CHECKPOINT_TAG, "pipeline_run", EVALUATED_TAG) if tag in tags]
+    for version in client.search_model_versions(" and ".join([f"name = '{name}'", *same])):
         number = str(version.version)
+        aliases = registered_model(client, name).aliases
         try:
             location = _verify(client, version, {path.name: path.stat().st_size for path in files})
         except UserError:
-            client.delete_model_version(name, number)
+            if number not in map(str, aliases.values()):
+                client.delete_model_version(name, number)
             continue
-        if number not in map(str, registered_model(client, name).aliases.values()):
+        if number not in map(str, aliases.values()):
             client.set_registered_model_alias(name, CHALLENGER, number)
         logger.info("%s version %s was registered by an earlier attempt", name, number)
         return Registered(name, number, str(version.source), location)
@@ -250,7 +255,8 @@ def existing(get: Callable[..., T], *key: str) -> T | None:
 def _version_tags(facts: ModelFacts) -> dict[str, str]:
     """Ten at most, with the checkpoint's hash: MLflow's page of a version shows them above everything else."""
     tags = {"base_model": store.redact(facts.base_model), "pipeline_run": facts.pipeline_run}
-    tags |= {key: text for key, text in (("git_commit", facts.git_commit), ("image", facts.image)) if text}
+    given = (("git_commit", facts.git_commit), ("image", facts.image), (EVALUATED_TAG, facts.evaluated))
+    tags |= {key: text for key, text in given if text}
     tags |= {f"data/{one.name}/sha256": one.sha256 for one in facts.data}
     main = [figure.metric for stage in benchmarks() for figure in stage.figures if figure.metric in facts.metrics]
     tags |= {f"metric/{name}": f"{facts.metrics[name]:.4f}" for name in main[: _MAX_TAGS - len(tags) - 1]}

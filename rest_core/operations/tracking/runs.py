@@ -99,9 +99,11 @@ class Recorder:
         return ids.run if ids else None
 
     def wait(self, timeout: float) -> bool:
-        """Wait until all that was recorded so far has been sent; False when that takes more than `timeout` seconds."""
-        deadline = time.monotonic() + timeout
-        while journal.left(self._journal.path):
+        """Wait until all that was recorded so far has been sent; False when nothing is for `timeout` seconds."""
+        before, deadline = -1, 0.0
+        while left := journal.left(self._journal.path):
+            if left != before:
+                before, deadline = left, time.monotonic() + timeout
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.1)

@@ -32,7 +32,9 @@ _SERVERS = ("http", "https")
 _SCHEMES = ("databricks", "databricks-uc", "file", "http", "https", "mssql", "mysql", "postgresql", "sqlite")
 _USER_INFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
 _SIGNATURE = re.compile(r"([?&](?:[\w-]*(?:signature|token|credential|secret|key|sig))=)[^&\s'\"]+", re.IGNORECASE)
-_SECRET_KEY = re.compile(r"password|secret|credential|api_?key|access_?key|auth_?token|hf_?token|bearer", re.IGNORECASE)
+_SECRET_KEY = re.compile(
+    r"password|secret|credential|webhook|api_?key|access_?key|auth_?token|hf_?token|bearer", re.IGNORECASE
+)
 
 
 def resolve_uri(tracking: TrackingConfig) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rest_core.errors import UserError
@@ -63,6 +63,8 @@ def _monitors() -> list[BaseMetricsMonitor]:
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 
     made: list[BaseMetricsMonitor] = [CPUMonitor()]
-    with suppress(ImportError, RuntimeError):  # nvidia-ml-py is not installed, or there is no GPU
+    try:
         made.append(GPUMonitor())
+    except (ImportError, RuntimeError) as absent:  # nvidia-ml-py is not installed, or there is no GPU
+        logger.debug("no metrics of GPUs: %s", absent)
     return made

@@ -60,7 +60,7 @@ class Version:
                         dst_path=str(aside),
                         tracking_uri=self.tracking_uri,
                     )
-                except MlflowException as error:
+                except (MlflowException, OSError) as error:
                     raise UserError(f"{self.title}: cannot be downloaded: {store.reason(error)}") from error
         inner = [path.parent for path in target.rglob("config.json")]
         return inner[0] if inner else target

@@ -82,7 +82,7 @@ def test_a_training_that_is_a_trial_knows_it_from_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["papre"], r"scheme 'papre': weights: .*'paper'"),
+        (["papre"], r"scheme 'papre': weights\.scheme: unknown scheme 'papre'; did you mean 'paper'"),
         (["paper", "paper"], "given twice"),
         (["x={scheme: paper"], "write it as NAME or NAME="),
         (["a/b={scheme: paper}"], "name"),

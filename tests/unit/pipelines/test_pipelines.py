@@ -268,7 +268,7 @@ def test_the_summary_shows_the_gate_and_what_to_do_next(capsys: pytest.CaptureFi
     ("setting", "message"),
     [
         ("data.sources=[{location: data/calls.jsonl}]", r"data\.sources: data/calls\.jsonl: no such file or folder"),
-        ("data.sources=[{location: /none/*.json}]", r"/none/\*\.json: no file matches"),
+        ("data.sources=[{location: /none/*.json}]", r"data\.sources: /none/\*\.json: no file matches"),
         ("model.source=./none", r"model\.source: \./none: no such file or folder"),
         ("api_bank.location=none", r"api_bank\.location: none: no such file or folder"),
     ],

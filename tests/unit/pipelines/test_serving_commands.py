@@ -51,15 +51,15 @@ def test_serve_takes_a_registered_version(trained: Path, tracking: TrackingConfi
     client.create_model_version("tools", trained.as_uri())
     client.set_registered_model_alias("tools", "champion", "1")
     options = ["--dry-run", "--python", "true", "--set", f"tracking.uri={tracking.uri}"]
-    for model in (
-        ["tools@1"],
-        ["tools@champion"],
-        ["1", "--set", "registry.name=tools"],
-        ["--set", "registry.name=tools"],
-    ):
+    named = ["--set", "registry.name=tools"]
+    for model in (["tools@1"], ["tools@champion"], ["1", *named], named):
         result = CliRunner().invoke(cli, ["serve", *options, *model])
         assert result.exit_code == 0, result.output
         assert f"--model {trained}" in result.stdout and "--served-model-name tools" in result.stdout
+    result = CliRunner().invoke(cli, ["serve", *options, *named, "--", "--max-model-len", "4096"])
+    assert result.stdout.split()[-2:] == ["--max-model-len", "4096"], result.output
+    result = CliRunner().invoke(cli, ["serve", *options, "--prot", "8001"])
+    assert result.exit_code != 0 and "--prot" in result.output
     result = CliRunner().invoke(cli, ["serve", *options, "tools@2"])
     assert "tools has no version 2 (there: 1)" in str(result.exception)
     result = CliRunner().invoke(cli, ["serve", *options, "--python", "no-such-program", "tools@1"])

@@ -16,7 +16,7 @@ from rest_core.chat import with_template
 from rest_core.config import ModelConfig
 from rest_core.errors import UserError
 from rest_core.records import Message, Tool, ToolCall
-from rest_core.styles.chat_template import chat_template, own_template
+from rest_core.styles.chat_template import chat_template, own_template, style_of, variables_of, written_by
 from rest_core.styles.create import built_in_style, create_style
 from rest_core.styles.style import Style
 from rest_core.styles.template_style import TemplateStyle
@@ -214,6 +214,44 @@ def test_it_comes_off_again(tiny_tokenizer: Any) -> None:
     own = "\n  " + tiny_tokenizer.chat_template
     made = chat_template(built_in_style("toolrl"), own, {})
     assert made != own and own_template(made) == own and own_template(own) == own
+
+
+def test_it_says_how_the_checkpoint_was_trained(tiny_tokenizer: Any) -> None:
+    made = chat_template(built_in_style("toolrl"), tiny_tokenizer.chat_template, {"enable_thinking": False, "d": "x"})
+    assert (style_of(made), variables_of(made)) == ("toolrl", {"enable_thinking": False, "d": "x"})
+    assert (style_of("{# x #}"), variables_of("{# x #}")) == (None, {})
+
+
+def test_contents_in_parts_are_texts(tiny_tokenizer: Any) -> None:
+    """vLLM hands contents over as parts where a template seems to want that."""
+    served = copy.deepcopy(tiny_tokenizer)
+    served.chat_template = chat_template(built_in_style("toolrl"), tiny_tokenizer.chat_template, {})
+    dialogue = of_api(DIALOGUES[2])
+    parts = [
+        turn | ({"content": [{"type": "text", "text": turn["content"]}]} if turn["content"] else {})
+        for turn in dialogue
+    ]
+    options: dict[str, Any] = {"tools": schemas(TOOLS), "tokenize": False}
+    assert served.apply_chat_template(parts, **options) == served.apply_chat_template(dialogue, **options)
+
+
+_ODD = "name: odd\nmessages: [{role: system, content: '{{ tools | tojson }}'}, {turns: {}}]\n"
+
+
+def test_a_template_that_a_checkpoint_would_write_otherwise_is_refused(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text(_ODD, encoding="utf-8")
+    with pytest.raises(UserError, match="it writes an example otherwise than the style does"):
+        written_by(TemplateStyle(tmp_path / "odd.yaml"), tiny_tokenizer)
+    several = copy.deepcopy(tiny_tokenizer)
+    several.chat_template = {"default": tiny_tokenizer.chat_template}
+    with pytest.raises(UserError, match="the tokenizer has several"):
+        written_by(built_in_style("compact"), several)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_example_holds_for_every_style(family: str) -> None:
+    made = family_tokenizer(family)
+    assert own_template(written_by(create_style(ModelConfig(prompt_style="native"), made), made)) == made.chat_template
 
 
 @pytest.mark.parametrize("family", FAMILIES)

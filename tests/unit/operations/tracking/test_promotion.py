@@ -138,6 +138,27 @@ def test_the_champion_is_compared_on_the_candidates_own_questions(
     assert move.previous_value == pytest.approx((0.9 + 0.4) / 2)
 
 
+def test_a_champion_that_was_not_measured_by_the_figure_is_named(client: MlflowClient, add: Add) -> None:
+    add("weak", limit=5)
+    promotion.promote(client, NAME, GATE.model_copy(update={"min_questions": 1}), force=True)
+    add("good")
+    refused, line = promotion.would_promote(client, NAME, GATE.model_copy(update={"metric": "counting/easy"}), "2")
+    assert not refused.passed and "do not compare" in line
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"), [("promotion/00001", "{"), ("promotion/00001", "[1]"), ("promotion/1", "{}")]
+)
+def test_a_record_that_somebody_has_changed_is_named(client: MlflowClient, add: Add, tag: str, value: str) -> None:
+    add("weak")
+    client.set_registered_model_tag(NAME, "promotion/note", "no record")
+    promotion.promote(client, NAME, GATE)
+    assert len(promotion.history(client, NAME)) == 1
+    client.set_registered_model_tag(NAME, tag, value)
+    with pytest.raises(UserError, match=f"its tag {tag} is no record of a promotion"):
+        promotion.history(client, NAME)
+
+
 def test_the_way_back_needs_no_force_and_goes_on_to_the_one_before(client: MlflowClient, add: Add) -> None:
     for policy in ("weak", "good", "best"):
         add(policy)
@@ -225,7 +246,7 @@ def test_a_webhook_is_told_of_each_move(
     assert (posted[0]["name"], posted[0]["version"], posted[0]["kind"]) == (NAME, "1", "promotion")
     answers.append(500)
     add("good")
-    with pytest.raises(UserError, match=r"version 2 is now champion .* was not told: 500") as error:
+    with pytest.raises(UserError, match=r"version 2 is now champion .* was not told \(HTTP 500\)") as error:
         promotion.promote(client, NAME, gate)
     assert "secret" not in str(error.value)
     assert aliases(client) == {"champion": "2"}  # it has moved, and the history says so

@@ -166,10 +166,13 @@ def test_a_retried_registration_makes_no_second_version(client: MlflowClient, ch
     assert register() == first
     assert registry.CHALLENGER not in client.get_registered_model(NAME).aliases  # the champion is none
     assert register(pipeline_run="another").version == "2"
+    assert register(evaluated="b" * 64).version == "3"  # what it was evaluated with has changed
+    client.delete_model_version(NAME, "3")
+    client.delete_registered_model_alias(NAME, registry.CHAMPION)
     Path(urlsplit(first.location).path, "model.safetensors").unlink()  # an attempt that has died while it stored
     again = register()
-    assert again.version == "3"
-    assert [str(one.version) for one in client.search_model_versions(f"name = '{NAME}'")] == ["3", "2"]
+    assert again.version == "4"
+    assert [str(one.version) for one in client.search_model_versions(f"name = '{NAME}'")] == ["4", "2"]
 
 
 def test_a_version_has_ten_tags_at_most() -> None:
