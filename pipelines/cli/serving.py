@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rest_core.evaluation.policy import Policy
 
 _VLLM = Path(".venv-vllm/bin/python")  # where `make vllm` makes its environment
+_MAX_STEPS = 6  # of calls in a turn: a small model repeats itself
 _DEFAULT = "champion"
 _MODEL = click.argument("model", default=_DEFAULT)
 
@@ -114,7 +115,7 @@ def chat(
     generation = GenerationConfig(max_prompt_tokens=16384, max_response_tokens=max_tokens)
     policy = _policy(model, url, configuration(profile, overrides), generation)
     environment = TerminalChat(functions, _ask, click.echo, policy.reader(Chat((), ())))
-    (dialogue,) = run_dialogues([environment], policy, generation, max_steps=20)
+    (dialogue,) = run_dialogues([environment], policy, generation, max_steps=_MAX_STEPS)
     if dialogue.error is not None:
         raise UserError(f"the dialogue has ended: {dialogue.error}")
 
