@@ -67,7 +67,8 @@ class Summary:
     unsent: int  # tracking records that MLflow has not got
     comparison: tuple[Mapping[str, Any], ...] = ()  # of the policies, as compare-policies has left it
     registered: Mapping[str, Any] | None = None  # the version, and what the gate says, as compare-and-register left it
-    options: tuple[str, ...] = ()  # with which commands find what was registered
+    options: tuple[str, ...] = ()  # with which commands use the same MLflow
+    gate_options: tuple[str, ...] = ()  # with which `rest promote` judges by the same gate
 
 
 def summarize(
@@ -90,7 +91,8 @@ def summarize(
         unsent=unsent,
         comparison=tuple(_left(monitor.stages.get("compare-policies"), OVERVIEW_FILE) or ()),
         registered=_left(monitor.stages.get("compare-and-register"), REGISTERED_FILE),
-        options=tuple(_options(config, uri)),
+        options=tuple(store.options_for(uri)),
+        gate_options=tuple(_gate_options(config)),
     )
 
 
@@ -180,21 +182,20 @@ def next_steps(summary: Summary) -> Iterator[tuple[str, str]]:
     name, version = made["name"], str(made["version"])
     tools = ["--tools", "docs/examples/tools.py"] if Path("docs/examples/tools.py").is_file() else []
     commands = {
-        "promote": (["promote", *([] if passed else ["--dry-run"]), *summary.options], promote),
+        "promote": (["promote", *([] if passed else ["--dry-run"]), *summary.options, *summary.gate_options], promote),
         "chat": (["chat", f"{name}@{version}", *tools, *summary.options], f"talk to version {version}"),
     }
     for arguments, purpose in commands.values():
         yield shlex.join([rest_command(), *arguments]), f"({purpose})"
 
 
-def _options(config: Config, uri: str) -> Iterator[str]:
-    yield from store.options_for(uri)
+def _gate_options(config: Config) -> Iterator[str]:
     if config.registry.name != RegistryConfig().name:
         yield from ("--set", f"registry.name={config.registry.name}")
     usual = GateConfig()
     for name, value in config.gate:
         if value != getattr(usual, name) and name != "webhook":
-            yield from ("--set", f"gate.{name}={json.dumps(value)}")
+            yield from ("--set", f"gate.{name}={value if isinstance(value, str) else json.dumps(value)}")
 
 
 def comparison_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:

@@ -83,7 +83,7 @@ def test_the_terminal_is_spared_the_runners_log(run: tuple[Path, dict[str, Any],
     log = (folder / "runs/tiny/log.txt").read_text(encoding="utf-8")
     assert "Streamed logs" in log
     assert "Streamed logs" not in out
-    assert len(out.splitlines()) < 100
+    assert len(out.splitlines()) < 150  # in a narrow terminal, tables and all
 
 
 def test_mlflow_has_a_parent_run_with_a_nested_run_for_each_stage(run: tuple[Path, dict[str, Any], str]) -> None:

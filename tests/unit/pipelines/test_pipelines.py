@@ -201,7 +201,7 @@ def _summary(*stage: StageSummary, **values: Any) -> Summary:
         "seconds": 61.0,
         "peak_rss_mib": 2048.0,
         "folder": "/runs/r",
-        "mlflow": "make ui, then http://127.0.0.1:5000/#/experiments/1/runs/0123456789abcdef",
+        "mlflow": "rest ui, then http://127.0.0.1:5000/#/experiments/1/runs/0123456789abcdef",
         "unsent": 0,
     }
     return Summary(stages=every, **(settings | values))
@@ -252,11 +252,12 @@ def test_the_summary_shows_the_gate_and_what_to_do_next(capsys: pytest.CaptureFi
         {"name": "call_accuracy against base model", "wanted": "above 0", "found": "0.0 points [x]", "met": False},
     ]
     made = {"name": "tools", "version": "3", "conditions": conditions}
-    show(_summary(registered=made, options=("--set", "registry.name=tools")), Console(width=200))
+    options = {"options": ("--set", "tracking.uri=x"), "gate_options": ("--set", "gate.metric=bfcl/x")}
+    show(_summary(registered=made, **options), Console(width=200))
     out = capsys.readouterr().out
     assert "✓  questions behind call_accuracy" in out and "0.0 points [x]" in out
-    assert "rest promote --dry-run --set registry.name=tools  (what it lacks to become champion)" in out
-    assert "rest chat tools@3" in out
+    promote = "rest promote --dry-run --set tracking.uri=x --set gate.metric=bfcl/x  (what it lacks to become champion)"
+    assert promote in out and "rest chat tools@3" in out and "--set tracking.uri=x  (talk to version 3)" in out
     conditions[1]["met"] = True
     show(_summary(registered=made), Console(width=200))
     assert "rest promote  (make it the champion)" in capsys.readouterr().out
