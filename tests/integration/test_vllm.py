@@ -67,6 +67,16 @@ def checkpoint(
     return folder, model
 
 
+def end(server: subprocess.Popen[bytes]) -> None:
+    """End a server that has a session of its own, and its workers."""
+    os.killpg(server.pid, signal.SIGTERM)
+    try:
+        server.wait(30)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
 @pytest.fixture(scope="module")
 def server(checkpoint: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServerConfig]:
     """A server as a user starts it."""
@@ -87,12 +97,7 @@ def server(checkpoint: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactor
             pytest.fail(f"{error}\n{(folder / 'log').read_text()[-3000:]}")
         yield config
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # of its own session: the server and its workers
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end(process)
     assert not any((folder / "weights").iterdir())  # nothing stays behind of what was handed over
 
 

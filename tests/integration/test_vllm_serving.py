@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_vllm import ENVIRONMENT, PYTHON, ROOT, pytestmark
+from test_vllm import ENVIRONMENT, PYTHON, ROOT, end, pytestmark
 from tokenizers import AddedToken
 
 from rest_core.config import EvaluationConfig, GenerationConfig, ModelConfig
@@ -133,12 +131,7 @@ def url(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
                 time.sleep(1)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # of its own session: the server and its workers
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end(process)
 
 
 @dataclass

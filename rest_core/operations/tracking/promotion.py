@@ -138,7 +138,7 @@ def would_promote(client: MlflowClient, name: str, gate: GateConfig, version: st
 def roll_back(client: MlflowClient, name: str, gate: GateConfig, *, dry_run: bool, reason: str | None) -> Move:
     """Make the champion before this one champion again.
 
-    The gate is not asked: the version has passed it, and the way back must be open when a champion fails in use.
+    The gate is not asked: the way back must be open when a champion fails in use.
 
     Raises:
         UserError: there is no champion, none before it, or that version was deleted.

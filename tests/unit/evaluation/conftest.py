@@ -1,4 +1,4 @@
-"""A small tokenizer, and an engine that answers by a script."""
+"""A small tokenizer, an engine that answers by a script, and evaluations of scripted policies."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from counting_benchmark import Counting
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from rest_core.evaluation.evaluate import evaluate
 from rest_core.records import Rollout
 
 CHAT_TEMPLATE = (
@@ -74,3 +76,18 @@ class ScriptedEngine:
 def scripted(tokenizer: PreTrainedTokenizerFast) -> Callable[[Callable[[str, int], str]], ScriptedEngine]:
     """scripted(function of prompt text and position → response text) is an engine."""
     return lambda script: ScriptedEngine(tokenizer, script)
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory):
+    """evaluated(policy, benchmark settings) is the output directory of an evaluation; each is made once."""
+    known = {}  # with the policies, so that their ids stay theirs
+
+    def make(policy, **settings):
+        key = (id(policy), str(settings))
+        if key not in known:
+            known[key] = (policy, tmp_path_factory.mktemp("evaluation"))
+            evaluate(Counting(**settings), policy, out=known[key][1])
+        return known[key][1]
+
+    return make

@@ -8,32 +8,16 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from counting_benchmark import HOSTILE, Counting, Scripted, ids
+from counting_benchmark import HOSTILE, Scripted, ids
 from rich.console import Console
 
 from rest_core.config import GenerationConfig
 from rest_core.errors import UserError
 from rest_core.evaluation.comparison import compare
-from rest_core.evaluation.evaluate import evaluate
 
 BASE = Scripted("base", ids("easy", 0, 1))
 WARM = Scripted("warm", [*ids("easy", *range(1, 9)), *ids("hard", 0)], wrong=HOSTILE)
 REST = Scripted("rest", [*ids("easy", *range(1, 19)), *ids("hard", 0, 1)])
-
-
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
-    """The output directory of an evaluation; each is made once."""
-    known = {}
-
-    def make(policy, **settings):
-        key = (id(policy), str(settings))
-        if key not in known:
-            known[key] = tmp_path_factory.mktemp("evaluation")
-            evaluate(Counting(**settings), policy, out=known[key])
-        return known[key]
-
-    return make
 
 
 @pytest.fixture

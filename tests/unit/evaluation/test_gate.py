@@ -8,12 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from counting_benchmark import Counting, Scripted, ids
+from counting_benchmark import Scripted, ids
 from rich.console import Console
 
 from rest_core.config import GateConfig
 from rest_core.errors import UserError
-from rest_core.evaluation.evaluate import evaluate
 from rest_core.evaluation.gate import Rival, judge
 
 GATE = GateConfig(metric="counting/both", min_questions=30, min_well_formed=0.0)
@@ -21,21 +20,6 @@ NEVER_CALLS = Scripted("base", [])
 WEAK = Scripted("weak", ids("easy", *range(4)))
 STRONG = Scripted("strong", [*ids("easy", *range(18)), *ids("hard", *range(7))])
 ONE_SIDED = Scripted("one-sided", [*ids("easy", *range(20))])
-
-
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
-    """The output directory of a policy's evaluation; each is made once."""
-    known = {}
-
-    def make(policy, **settings):
-        key = (policy.name, str(settings))
-        if key not in known:
-            known[key] = tmp_path_factory.mktemp("evaluation")
-            evaluate(Counting(**settings), policy, out=known[key])
-        return known[key]
-
-    return make
 
 
 @pytest.fixture
