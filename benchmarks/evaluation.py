@@ -247,7 +247,7 @@ def main() -> int:
     parser.add_argument("--model", default="embedded:smollm2-135m-instruct")
     for name, default in (("limit", 8), ("rounds", 3), ("longest", 2048), ("new-tokens", 112)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in (("batch-tokens", 16384), ("generate-batch", 16)):
+    for name, default in (("batch-tokens", 32768), ("generate-batch", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--vllm", metavar="PYTHON", help="of an environment with vLLM")
     parser.add_argument("--output", type=Path, help="JSON file to write besides")

@@ -15,6 +15,8 @@ from rest_core.rollout.prefix_tree import PrefixTree, shared_beginnings
 from rest_core.rollout.sampling import sample
 from rest_core.rollout.shared_prefix import IMPLEMENTATION, SharedPrefixCache, Size
 
+_MOST_PADDING = 8  # times as many tokens as the budget, where padding is free
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -28,6 +30,7 @@ class Pace:
             each leaves at once.
         capture: replay the step as a CUDA graph.
         prefill_tokens: prompts are prefilled in runs of so many padded tokens.
+        padding_is_free: what pads prompts to the longest takes no memory, so that the budget is of their own tokens.
     """
 
     look_every: int
@@ -36,13 +39,24 @@ class Pace:
     fillers: bool
     capture: bool
     prefill_tokens: int
+    padding_is_free: bool
 
     @classmethod
     def on(cls, device: torch.device) -> Pace:
         """On a GPU looks and new shapes are expensive; on a CPU each row that is computed for nothing is."""
         if device.type == "cuda":
-            return cls(look_every=16, block=256, parts=4, fillers=True, capture=True, prefill_tokens=8192)
-        return cls(look_every=1, block=64, parts=8, fillers=False, capture=False, prefill_tokens=1024)
+            return cls(
+                look_every=16,
+                block=256,
+                parts=4,
+                fillers=True,
+                capture=True,
+                prefill_tokens=8192,
+                padding_is_free=False,
+            )
+        return cls(
+            look_every=1, block=64, parts=8, fillers=False, capture=False, prefill_tokens=512, padding_is_free=True
+        )
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ class Task:
         samples: responses a prompt.
         draws: (P·G, T) uniform numbers, prompt by prompt; None for temperature 0.
         stop: ids that end a response, on the model's device.
-        budget: padded tokens of prompts and responses that are in flight at once.
+        budget: tokens of prompts and responses that are in flight at once, padded where that takes memory.
         on_ended: called with the number of responses that have just ended.
         continued: later prompts may begin with these and their responses.
     """
@@ -229,25 +243,36 @@ class Decoding:
 
     def _joining(self, ended: Sequence[bool]) -> int:
         """How many prompts join now."""
-        task, waiting = self.task, len(self.task.prompts) - self.next
+        waiting = len(self.task.prompts) - self.next
         if not waiting:
             return 0
         cache = self.batch.cache
         rows = [] if cache is None else cache.prompt_of_row
         lengths = [] if cache is None else cache.lengths
         alive = {prompt for prompt, over in zip(rows, ended, strict=True) if not over}
-        width = max([lengths[prompt] for prompt in alive], default=0)
-        groups = self._groups(max(width, len(task.prompts[self.next])))
-        allocated = 0 if cache is None else cache.size.prompts
+        groups = self._groups([lengths[prompt] for prompt in alive])
+        allocated = 0 if cache is None or self.pace.padding_is_free else cache.size.prompts
         if allocated < groups < 1.25 * allocated:
             groups = allocated  # new buffers, into which all is copied, must be worth it
         room = min(waiting, groups - len(alive))
         enough = 1 if not alive else min(waiting, max(1, groups // self.pace.parts))
         return room if room >= enough else 0
 
-    def _groups(self, width: int) -> int:
-        """How many prompts of `width` tokens may be in flight."""
-        return max(1, self.task.budget // (width + self.task.samples * self.task.max_new_tokens))
+    def _groups(self, alive: Sequence[int]) -> int:
+        """How many prompts may be in flight, when those of these lengths are and the next ones join."""
+        waiting = self.task.prompts[self.next :]
+        responses = self.task.samples * self.task.max_new_tokens
+        if not self.pace.padding_is_free:
+            width = max([*alive, *map(len, waiting[:1])])
+            return max(1, self.task.budget // (width + responses))
+        left = self.task.budget - sum(alive) - len(alive) * responses
+        joining = 0
+        for prompt in waiting:
+            left -= len(prompt) + responses
+            if left < 0:
+                break
+            joining += 1
+        return max(1, len(alive) + joining)
 
     def _join(self, count: int) -> None:
         numbers = range(self.next, self.next + count)
@@ -268,15 +293,19 @@ class Decoding:
 
     def _size(self, width: int, more: int) -> Size:
         """Buffers for `more` prompts of at most `width` tokens beside those in flight; the old ones where they fit."""
-        cache, block = self.batch.cache, min(self.pace.block, self.task.max_new_tokens)
-        if cache is None:
-            return Size(more, width, more * self.task.samples, block)
-        prompts, widest = len(cache.lengths) + more, max([width, *cache.lengths])
-        rows, old = len(cache.prompt_of_row) + more * self.task.samples, cache.size
+        task, cache = self.task, self.batch.cache
+        old = Size(0, 0, 0, min(self.pace.block, task.max_new_tokens)) if cache is None else cache.size
+        lengths = [] if cache is None else cache.lengths
+        prompts, widest = len(lengths) + more, max([width, *lengths])
+        rows = (0 if cache is None else len(cache.prompt_of_row)) + more * task.samples
         if prompts <= old.prompts and rows <= old.rows and widest <= old.width:
             return old
-        groups = max(prompts, min(self._groups(widest), len(self.task.prompts)))
-        return Size(groups, widest, max(rows, groups * self.task.samples), old.columns)
+        if self.pace.padding_is_free:
+            # Room for shorter prompts, of which more fit; addresses alone are spent on it, but these have an end too.
+            groups = max(prompts, min(len(task.prompts), _MOST_PADDING * task.budget // widest))
+        else:
+            groups = prompts if cache is None else max(prompts, min(self._groups(lengths), len(task.prompts)))
+        return Size(groups, widest, max(rows, groups * task.samples), old.columns)
 
     def _grow(self) -> bool:
         """Room for the keys and values of further response tokens, if the oldest row needs it."""

@@ -56,16 +56,24 @@ class SharedPrefixLayer(CacheLayerMixin):
         self._buffers: dict[str, Tensor] = {}
         self.is_initialized = True
 
-    def allocate(self, size: Size) -> None:
-        """Buffers of another size; what is in use stays."""
-        for name in ("prompt_keys", "prompt_values", "keys", "values"):
+    def allocate(self, size: Size, lengths: Sequence[int]) -> None:
+        """Buffers of another size; prompts of these lengths stay, and all responses.
+
+        Nothing is touched but what prompts and rows fill: on a CPU the rest takes no memory.
+        """
+        for name in ("prompt_keys", "prompt_values"):
             old = getattr(self, name)
-            of_prompts = name.startswith("prompt")
-            count, length = (size.prompts, size.width) if of_prompts else (size.rows, size.columns)
-            # Zeros, not anything: a probability of 0 times what lies there must be 0.
-            self._buffers[name] = new = old.new_zeros(count, old.shape[1], length, old.shape[3])
-            into = new[: len(old), :, length - old.shape[2] :] if of_prompts else new[: len(old), :, : old.shape[2]]
-            setattr(self, name, into.copy_(old))
+            shape = (size.prompts, old.shape[1], size.width, old.shape[3])
+            if name in self._buffers and self._buffers[name].shape == shape:
+                continue
+            self._buffers[name] = new = old.new_empty(shape)
+            for prompt, length in enumerate(lengths):
+                new[prompt, :, size.width - length :] = old[prompt, :, old.shape[2] - length :]
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            self._buffers[name] = new = old.new_empty(size.rows, old.shape[1], size.columns, old.shape[3])
+            new[: len(old), :, : old.shape[2]] = old
+            new[: len(old), :, old.shape[2] :] = 0
 
     def use(self, size: Size) -> None:
         """The views have this size."""
@@ -76,21 +84,34 @@ class SharedPrefixLayer(CacheLayerMixin):
                 setattr(self, name, buffer[: size.rows, :, : size.columns])
 
     def put_prompt(self, prompt: int, keys: Tensor, values: Tensor) -> None:
-        """Take over the keys and values (KVH, w, D) of a prompt; zeros stand before them."""
+        """Take over the keys and values (KVH, w, D) of a prompt."""
         for name, new in (("prompt_keys", keys), ("prompt_values", values)):
             place = self._buffers[name][prompt]
-            place[:, : place.shape[1] - new.shape[1]] = 0
             place[:, place.shape[1] - new.shape[1] :] = new
 
+    def clear_before(self, prompt: int, length: int, width: int) -> None:
+        """Zeros before a prompt of `length` tokens, as far as the last `width` places go."""
+        for name in ("prompt_keys", "prompt_values"):
+            place = self._buffers[name][prompt]
+            place[:, place.shape[1] - width : place.shape[1] - length] = 0
+
     def clear_rows(self, first: int, end: int) -> None:
+        """Zeros in further rows, not anything: a probability of 0 times what lies there must be 0."""
         for name in ("keys", "values"):
             self._buffers[name][first:end] = 0
 
-    def move(self, prompts: tuple[Tensor, Tensor], rows: tuple[Tensor, Tensor]) -> None:
-        """Copy (from, to) within the buffers."""
-        for name, buffer in self._buffers.items():
-            out_of, into = prompts if name.startswith("prompt") else rows
-            if len(into):
+    def move_prompt(self, out_of: int, into: int, length: int) -> None:
+        """Copy a prompt of `length` tokens to another place."""
+        for name in ("prompt_keys", "prompt_values"):
+            buffer = self._buffers[name]
+            start = buffer.shape[2] - length
+            buffer[into, :, start:] = buffer[out_of, :, start:]
+
+    def move_rows(self, out_of: Tensor, into: Tensor) -> None:
+        """Copy responses to other rows."""
+        if len(into):
+            for name in ("keys", "values"):
+                buffer = self._buffers[name]
                 buffer.index_copy_(0, into, buffer[out_of])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -122,7 +143,9 @@ class SharedPrefixCache(Cache):
         prompt, place: (B,), the row's place in the grid.
         row: (P', G'), the row in each place; where a group has fewer rows than G', any row.
         runs: (first prompt, end, width) of neighbours of like length, which are multiplied at once.
+        one_each: whether row n is the only one of prompt n, for all of them.
         lengths: tokens of each prompt.
+        clear: of each prompt, how many of the last places of its buffers are its own or zeros.
         prompt_of_row: the prompt of each row.
         size: of the buffers.
         width, columns: W and S, how much of the buffers is in use.
@@ -136,6 +159,8 @@ class SharedPrefixCache(Cache):
         self.size = Size(0, 0, 0, 0)
         self.width = self.columns = 0
         self.lengths: list[int] = []
+        self.clear: list[int] = []
+        self.one_each = False
         self.prompt_of_row: list[int] = []
         self.tokens = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.column = self.tokens
@@ -147,10 +172,12 @@ class SharedPrefixCache(Cache):
 
     def allocate(self, size: Size) -> None:
         """Buffers of another size, not smaller than what is in use; transient memory is that of one layer."""
-        self.size = size
         self.columns = self.columns or size.columns
         for layer in self.own_layers:
-            layer.allocate(size)
+            layer.allocate(size, self.lengths)
+        if (size.prompts, size.width) != (self.size.prompts, self.size.width):
+            self.clear = list(self.lengths)
+        self.size = size
         self._arrange()
 
     def join(self, lengths: Sequence[int], samples: int, keys_of: Callable[[int, int], tuple[Tensor, Tensor]]) -> None:
@@ -162,6 +189,7 @@ class SharedPrefixCache(Cache):
         """
         prompts, rows = len(self.lengths), len(self.prompt_of_row)
         self.lengths += lengths
+        self.clear += lengths
         new = [prompts + n for n in range(len(lengths)) for _ in range(samples)]
         self.prompt_of_row += new
         for number, layer in enumerate(self.own_layers):
@@ -190,9 +218,11 @@ class SharedPrefixCache(Cache):
             self.prompt_of_row[there] = self.prompt_of_row[here]
         del self.prompt_of_row[rows:]
         self.tokens = _moved(self.tokens, vacated, movers)[:rows]
-        out_of, into = self._drop_prompts()
+        moved = self._drop_prompts()
         for layer in self.own_layers:
-            layer.move((out_of, into), (self._tensor(movers), self._tensor(vacated)))
+            for out_of, into in moved.items():
+                layer.move_prompt(out_of, into, self.lengths[into])
+            layer.move_rows(self._tensor(movers), self._tensor(vacated))
         self._arrange()
 
     def between(self, row: int, first: int, end: int) -> list[tuple[Tensor, Tensor]]:
@@ -220,17 +250,17 @@ class SharedPrefixCache(Cache):
         """The next step writes the next column."""
         self.tokens.add_(1)
 
-    def _drop_prompts(self) -> tuple[Tensor, Tensor]:
-        """Forget prompts without rows; the last prompts take their places. Returns (from, to)."""
+    def _drop_prompts(self) -> dict[int, int]:
+        """Forget prompts without rows; the last prompts take their places. Returns these places by the old ones."""
         alive = set(self.prompt_of_row)
         free = [prompt for prompt in range(len(alive)) if prompt not in alive]
         moved = [prompt for prompt in range(len(alive), len(self.lengths)) if prompt in alive]
         places = dict(zip(moved, free, strict=True))
         for here, there in places.items():
-            self.lengths[there] = self.lengths[here]
-        del self.lengths[len(alive) :]
+            self.lengths[there] = self.clear[there] = self.lengths[here]
+        del self.lengths[len(alive) :], self.clear[len(alive) :]
         self.prompt_of_row = [places.get(prompt, prompt) for prompt in self.prompt_of_row]
-        return self._tensor(moved), self._tensor(free)
+        return places
 
     def _arrange(self) -> None:
         """The views, the bias and the grid, for the prompts and rows that there are."""
@@ -259,6 +289,13 @@ class SharedPrefixCache(Cache):
         self.row = self._tensor([group + group[:1] * (widest - len(group)) for group in groups])
         self.place = self._tensor(places)
         self.runs = [(0, len(self.lengths), self.width)] if self.device.type == "cuda" else _runs(self.lengths)
+        self.one_each = self.prompt_of_row == list(range(len(self.lengths)))
+        for first, end, longest in self.runs:
+            for prompt in range(first, end):
+                if self.clear[prompt] < longest:
+                    for layer in self.own_layers:
+                        layer.clear_before(prompt, self.clear[prompt], longest)
+                    self.clear[prompt] = longest
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
@@ -324,6 +361,8 @@ def attend(
     width = cache.width
     scale = size**-0.5 if scaling is None else scaling
     query = (query * scale).view(rows, kv_heads, repeats, size)
+    if cache.one_each:
+        return _one_each(query, layer, key, value, cache).view(rows, 1, heads, -1), None
 
     grid = query[cache.row].transpose(1, 2).reshape(prompts, kv_heads, widest * repeats, size)
     on_prompt = torch.cat(
@@ -346,6 +385,21 @@ def attend(
     ).view(prompts, kv_heads, widest, repeats, -1)
     output = of_prompt[cache.prompt, :, cache.place] + shares[..., width:] @ value  # (B, KVH, R, D)
     return output.reshape(rows, 1, heads, -1), None
+
+
+def _one_each(query: Tensor, layer: SharedPrefixLayer, key: Tensor, value: Tensor, cache: SharedPrefixCache) -> Tensor:
+    """The same for prompts of one row each, run by run, without bringing rows into a grid: (B, KVH, R, D)."""
+    width = cache.width
+    parts = []
+    for first, end, longest in cache.runs:
+        start, asked = width - longest, query[first:end]
+        on_prompt = asked @ layer.prompt_keys[first:end, :, start:].transpose(2, 3)
+        on_response = asked @ key[first:end].transpose(2, 3)
+        scores = torch.cat([on_prompt, on_response], dim=3).add_(cache.bias[first:end, ..., start:])
+        shares = scores.softmax(dim=3).to(value.dtype)
+        of_prompt = shares[..., :longest] @ layer.prompt_values[first:end, :, start:]
+        parts.append(of_prompt.add_(shares[..., longest:] @ value[first:end]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _wider(scores: Tensor, width: int) -> Tensor:

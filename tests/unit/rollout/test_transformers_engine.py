@@ -169,9 +169,11 @@ def test_a_shared_prefix_gives_what_copies_of_it_give(
 @pytest.mark.parametrize(
     "pace",
     [
-        Pace(100, 100, parts=8, fillers=False, capture=False, prefill_tokens=99),  # nothing ever leaves, nothing grows
-        Pace(1, 1, parts=8, fillers=False, capture=False, prefill_tokens=99),
-        Pace(3, 5, parts=4, fillers=True, capture=False, prefill_tokens=99),  # as on a GPU
+        Pace(
+            100, 100, parts=8, fillers=False, capture=False, prefill_tokens=99, padding_is_free=False
+        ),  # nothing ever leaves, nothing grows
+        Pace(1, 1, parts=8, fillers=False, capture=False, prefill_tokens=99, padding_is_free=False),
+        Pace(3, 5, parts=4, fillers=True, capture=False, prefill_tokens=99, padding_is_free=False),  # as on a GPU
     ],
     ids=["whole", "row by row", "in sizes"],
 )
@@ -350,8 +352,8 @@ def many(made: TransformersEngine, **options: Any) -> list[list[Rollout]]:
 @pytest.mark.parametrize(
     "pace",
     [
-        Pace(1, 4, parts=8, fillers=False, capture=False, prefill_tokens=16),
-        Pace(3, 5, parts=4, fillers=True, capture=False, prefill_tokens=99),
+        Pace(1, 4, parts=8, fillers=False, capture=False, prefill_tokens=16, padding_is_free=True),
+        Pace(3, 5, parts=4, fillers=True, capture=False, prefill_tokens=99, padding_is_free=False),
     ],
     ids=["as on a CPU", "as on a GPU"],
 )
