@@ -80,3 +80,9 @@ ResourceName = Annotated[str, _matching(_KEY, "resource: write it as nvidia.com/
 Image = Annotated[str, _matching(_IMAGE, "image: write it as registry.example/team/name@sha256:…")]
 MountPath = Annotated[str, AfterValidator(_mount_path)]
 SubPath = Annotated[str, AfterValidator(_sub_path)]
+
+
+def spelled(fields: dict[str, Any]) -> dict[str, Any]:
+    """Field names as Kubernetes spells them: run_as_user → runAsUser."""
+    words = {name: name.split("_") for name in fields}
+    return {head + "".join(part.title() for part in rest): fields[name] for name, (head, *rest) in words.items()}

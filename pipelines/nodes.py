@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.kubernetes_values import spelled
 from pipelines.placement import cache_variables, image_of
 from pipelines.platform import Platform, Volume
 from rest_core.config import LaunchConfig, StorageConfig, TrainJobConfig
@@ -55,20 +56,14 @@ def launch_on(platform: Platform, launch: LaunchConfig) -> LaunchConfig:
         environment={**cache_variables(platform), IMAGE_VARIABLE: image},
         service_account=platform.service_account,
         node_selector=stage.node_selector or {},
-        tolerations=tuple(_spelled(toleration.model_dump(exclude_none=True)) for toleration in stage.tolerations or ()),
+        tolerations=tuple(spelled(toleration.model_dump(exclude_none=True)) for toleration in stage.tolerations or ()),
         volumes=tuple(volumes),
         volume_mounts=tuple(mounts),
         pull_secrets=platform.images.pull_secrets,
-        security_context=_spelled(security),
+        security_context=spelled(security),
     )
     return launch.model_copy(update={"train_job": job})
 
 
 def _mount(name: str, volume: Volume) -> dict[str, Any]:
     return {"name": name, "mountPath": volume.path} | ({"subPath": volume.sub_path} if volume.sub_path else {})
-
-
-def _spelled(fields: dict[str, Any]) -> dict[str, Any]:
-    """Field names as Kubernetes spells them: run_as_user → runAsUser."""
-    words = {name: name.split("_") for name in fields}
-    return {head + "".join(part.title() for part in rest): fields[name] for name, (head, *rest) in words.items()}

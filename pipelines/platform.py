@@ -178,6 +178,31 @@ class TrainJobs(Section):
     deadline_seconds: int = Field(7 * 24 * 3600, ge=1)
 
 
+class Serving(Section):
+    """The pods of a trained model behind KServe (`rest serve --kserve`)."""
+
+    image: Image = Field("vllm/vllm-openai:v0.32.0", description="with vLLM; the parser of responses needs 0.32")
+    service_account: Name | None = Field(
+        None, description="whose Secret KServe reads S3 with (serving.kserve.io annotations); null = the default one"
+    )
+    cpu: Cpu | None = Field(None, description="request and limit")
+    memory: Size | None = Field(None, description="request and limit")
+    gpu: Gpu | None = Gpu()
+    shm_size: Size | None = Field(None, description="/dev/shm, memory-backed; vLLM on several GPUs needs it")
+    node_selector: dict[LabelKey, LabelValue] = Field({})
+    tolerations: tuple[Toleration, ...] = ()
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int = Field(1, ge=1)
+    annotations: dict[LabelKey, str] = Field({}, description="of the service: serving.kserve.io/deploymentMode …")
+    vllm_options: tuple[str, ...] = Field((), description="further arguments of vLLM: [--max-model-len, '4096']")
+
+    @model_validator(mode="after")
+    def _between_its_bounds(self) -> Serving:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
+        return self
+
+
 class _Stages(Section):
     default: StagePlatform = StagePlatform()
 
@@ -217,6 +242,7 @@ class Platform(Section):
     volumes: Volumes = Volumes()
     storage: Storage = Storage()
     train_jobs: TrainJobs = TrainJobs()
+    serving: Serving = Serving()
     stages: Stages = Stages()  # type: ignore[valid-type]
 
     @model_validator(mode="after")

@@ -37,6 +37,9 @@ _MODEL = click.argument("model", default=_DEFAULT)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen at.")
 @click.option("--dry-run", is_flag=True, help="Print the command, start nothing.")
+@click.option(
+    "--kserve", type=FILE, metavar="PLATFORM.YAML", help="Print the manifest of a KServe InferenceService instead."
+)
 @click.argument("vllm_options", nargs=-1, type=click.UNPROCESSED)
 def serve(
     model: str,
@@ -46,6 +49,7 @@ def serve(
     host: str,
     port: int,
     dry_run: bool,
+    kserve: Path | None,
     vllm_options: tuple[str, ...],
 ) -> None:
     """Serve a trained model with vLLM, behind OpenAI's API.
@@ -59,11 +63,15 @@ def serve(
       rest serve
       rest serve 3 --port 8001
       rest serve runs/latest/model -- --max-model-len 4096
+      rest serve --kserve deploy/platform.yaml | kubectl apply -f -
     """
     from rest_core.serving.vllm_serve import serve_command
 
     if model.startswith("-"):  # behind `--`, without a model before it
         model, vllm_options = _DEFAULT, (model, *vllm_options)
+    if kserve is not None:
+        _print_manifest(model, configuration(profile, overrides), kserve, vllm_options)
+        return
     chosen = python or (str(_VLLM) if _VLLM.is_file() else sys.executable)
     interpreter = shutil.which(chosen)
     if interpreter is None:
@@ -141,6 +149,23 @@ def _ask() -> str | None:
         return click.prompt(">", prompt_suffix=" ", default="", show_default=False) or None
     except click.Abort:
         return None
+
+
+def _print_manifest(model: str, config: Config, platform_file: Path, vllm_options: tuple[str, ...]) -> None:
+    import yaml
+
+    from pipelines.cluster.kserve import inference_service
+    from pipelines.platform import load_platform
+    from rest_core.operations.tracking import versions
+
+    platform = load_platform(platform_file)
+    if vllm_options:
+        serving = platform.serving.model_copy(update={"vllm_options": (*platform.serving.vllm_options, *vllm_options)})
+        platform = platform.model_copy(update={"serving": serving})
+    name, at, alias = model.rpartition("@")
+    version = versions.version(config.tracking, name if at else config.registry.name, alias)
+    manifest = inference_service(version, alias, platform)
+    click.echo(yaml.safe_dump(manifest, sort_keys=False, width=120), nl=False)
 
 
 def _located(model: str, config: Config) -> tuple[str, Path]:

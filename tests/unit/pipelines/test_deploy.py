@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes.client import models as kubernetes_models
+from kubernetes_schema import built
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 FOLDERS = (DEPLOY, DEPLOY / "mlflow")
-_PLAIN = {"str": str, "int": int, "bool": bool, "datetime": str}
 _NOT_MANIFESTS = {"kustomization.yaml", "platform.yaml"}
 _BY_ITSELF = {"training-runtime.yaml", "work-volume.yaml"}  # what some clusters only need, or know the kind of
 
@@ -30,28 +30,6 @@ def objects(*folders: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 ALL = dict(objects(*FOLDERS))
-
-
-def built(kind: str, value: Any, where: str) -> Any:
-    """`value` as the kubernetes client's type `kind`; unknown fields, wrong types and missing fields are errors."""
-    if (inner := re.fullmatch(r"list\[(.*)\]", kind)) is not None:
-        assert isinstance(value, list), f"{where}: a list is expected"
-        return [built(inner[1], item, f"{where}[{n}]") for n, item in enumerate(value)]
-    if (inner := re.fullmatch(r"dict\(str, (.*)\)", kind)) is not None:
-        assert isinstance(value, dict), f"{where}: a mapping is expected"
-        return {key: built(inner[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind == "object":  # int-or-string
-        assert isinstance(value, (int, str)) and not isinstance(value, bool), f"{where}: {value!r}"
-        return value
-    if kind in _PLAIN:
-        assert type(value) is _PLAIN[kind], f"{where}: {value!r} is no {kind}"
-        return value
-    model = getattr(kubernetes_models, kind)
-    names = {api: name for name, api in model.attribute_map.items()}
-    assert isinstance(value, dict), f"{where}: a mapping is expected"
-    assert value.keys() <= names.keys(), f"{where}: unknown fields {sorted(value.keys() - names.keys())}"
-    fields = {names[api]: built(model.openapi_types[names[api]], item, f"{where}.{api}") for api, item in value.items()}
-    return model(**fields)  # which refuses what lacks a required field
 
 
 @pytest.mark.parametrize("name", [name for name, value in ALL.items() if value["kind"] != "TrainingRuntime"])

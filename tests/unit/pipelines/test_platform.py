@@ -95,7 +95,7 @@ def test_an_empty_file_is_the_clusters_own_choice(tmp_path: Path) -> None:
     ("values", "message"),
     [
         ("stages: [", "is not YAML"),
-        ({"image": {}}, "unknown key 'image'; did you mean 'images'"),
+        ({"imags": {}}, "unknown key 'imags'; did you mean 'images'"),
         ({"stages": {"rest-rl": {}}}, "unknown key 'stages.rest-rl'; did you mean 'rest_rl'"),
         ({"stages": {"rest_rl": {"cpu": "eight"}}}, "'eight' is no Kubernetes quantity: write it as 8, 0.5 or 500m"),
         ({"stages": {"rest_rl": {"memory": "64 GB"}}}, "write it as 64Gi or 64G"),

@@ -1,0 +1,132 @@
+"""The manifest of a KServe InferenceService: what is in it, and that it fits the schemas it consists of."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from kubernetes.client import models as kubernetes_models
+from kubernetes_schema import built
+
+from pipelines.cli import cli
+from pipelines.cluster.kserve import inference_service, service_name
+from pipelines.platform import Platform, load_platform
+from rest_core.config import TrackingConfig, validate
+from rest_core.errors import UserError
+from rest_core.operations.tracking import store
+from rest_core.operations.tracking.versions import Version
+from rest_core.serving.plugin import PLUGIN_FILE
+from rest_core.storage import upload_folder
+
+PLATFORM = Path(__file__).parents[3] / "deploy" / "platform.yaml"
+# What KServe's PredictorSpec (v1beta1) has besides the fields of a PodSpec, as far as it is used here.
+_OF_KSERVE = {"minReplicas": int, "maxReplicas": int}
+
+
+def check(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Hold a manifest against the schema; returns its container."""
+    assert manifest.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    assert (manifest["apiVersion"], manifest["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    built("V1ObjectMeta", manifest["metadata"], "metadata")
+    assert manifest["spec"].keys() == {"predictor"}
+    predictor = manifest["spec"]["predictor"]
+    for name, kind in _OF_KSERVE.items():
+        assert type(predictor[name]) is kind
+    pod = {name: value for name, value in predictor.items() if name not in _OF_KSERVE}
+    built(kubernetes_models.V1PodSpec.__name__, pod, "spec.predictor")
+    [container] = predictor["containers"]
+    assert isinstance(container, dict)
+    return container
+
+
+def version(location: str) -> Version:
+    return Version("rest-tool-use", "3", "r" * 32, location, "sqlite:///x.db")
+
+
+@pytest.fixture
+def on_s3(tmp_path: Path, empty_s3: Any) -> str:
+    """A checkpoint with the project's own parser, on S3."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    empty_s3.create_bucket(Bucket="bucket")
+    for name in ("config.json", PLUGIN_FILE):
+        (folder / name).write_text("{}", encoding="utf-8")
+    return upload_folder(folder, "s3://bucket/models/3")
+
+
+def test_the_champion_is_served_as_the_platform_says(on_s3: str) -> None:
+    manifest = inference_service(version(on_s3), "champion", load_platform(PLATFORM))
+    container = check(manifest)
+    assert (manifest["metadata"]["name"], manifest["metadata"]["namespace"]) == ("rest-tool-use", "kubeflow")
+    assert {one["name"]: one["value"] for one in container["env"]}["STORAGE_URI"] == "s3://bucket/models/3"
+    words = container["command"]
+    given = dict(itertools.pairwise(words))
+    assert given["--model"] == "/mnt/models" and given["--served-model-name"] == "rest-tool-use"
+    assert given["--tool-parser-plugin"] == given["--reasoning-parser-plugin"] == f"/mnt/models/{PLUGIN_FILE}"
+    assert (given["--host"], given["--port"]) == ("0.0.0.0", str(container["ports"][0]["containerPort"]))
+    assert container["resources"]["limits"] == {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "1"}
+    assert manifest["spec"]["predictor"]["serviceAccountName"] == "rest-serving"
+
+
+def test_everything_that_a_platform_can_say_of_it(on_s3: str) -> None:
+    serving = {
+        "image": "registry.example/vllm@sha256:" + "a" * 64,
+        "gpu": {"count": 0},
+        "shm_size": "8Gi",
+        "node_selector": {"gpu": "yes"},
+        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoExecute", "toleration_seconds": 30}],
+        "min_replicas": 0,
+        "max_replicas": 4,
+        "annotations": {"serving.kserve.io/deploymentMode": "Standard"},
+        "vllm_options": ["--max-model-len", "4096"],
+    }
+    platform = validate(Platform, {"serving": serving, "images": {"pull_secrets": ["pull"]}}, where="platform.yaml")
+    manifest = inference_service(version(on_s3), "challenger", platform)
+    container = check(manifest)
+    assert manifest["metadata"]["name"] == "rest-tool-use-challenger"
+    assert container["command"][-2:] == ["--max-model-len", "4096"]
+    assert container["resources"] == {"requests": {}, "limits": {}}
+    predictor = manifest["spec"]["predictor"]
+    assert predictor["tolerations"][0]["tolerationSeconds"] == 30
+    assert (predictor["minReplicas"], predictor["maxReplicas"]) == (0, 4)
+
+
+def test_a_model_on_the_work_volume_is_read_from_its_claim(tmp_path: Path) -> None:
+    (tmp_path / "rest/models/3").mkdir(parents=True)
+    (tmp_path / "rest/models/3" / PLUGIN_FILE).write_text("", encoding="utf-8")
+    work = {"claim": "rest-work", "path": str(tmp_path), "sub_path": "team"}
+    platform = validate(Platform, {"volumes": {"work": work}}, where="platform.yaml")
+    manifest = inference_service(version((tmp_path / "rest/models/3").as_uri()), "champion", platform)
+    assert check(manifest)["env"][0]["value"] == "pvc://rest-work/team/rest/models/3"
+    with pytest.raises(UserError, match="mounted"):
+        inference_service(version((tmp_path / "rest/models/4").as_uri()), "champion", platform)
+
+
+@pytest.mark.parametrize("location", ["file:///home/me/mlruns/artifacts/model", "mlflow-artifacts:/1/2/model"])
+def test_a_model_that_no_pod_can_read_is_refused(location: str) -> None:
+    with pytest.raises(UserError, match=r"registry\.destination"):
+        inference_service(version(location), "champion", Platform())
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("Rest Tool_Use", "rest-tool-use"), ("4b", "model-4b"), ("x" * 90, "x" * 53), ("a-" * 40, ("a-" * 27)[:53])],
+)
+def test_names_of_services(text: str, name: str) -> None:
+    assert service_name(text) == name
+
+
+def test_the_command_prints_yaml(on_s3: str, tracking: TrackingConfig) -> None:
+    client = store.open_client(str(tracking.uri))
+    client.create_registered_model("tools")
+    client.create_model_version("tools", on_s3)
+    client.set_registered_model_alias("tools", "champion", "1")
+    options = ["--kserve", str(PLATFORM), "--set", f"tracking.uri={tracking.uri}", "--set", "registry.name=tools"]
+    result = CliRunner().invoke(cli, ["serve", *options, "--", "--max-model-len", "4096"])
+    assert result.exit_code == 0, result.output
+    container = check(yaml.safe_load(result.stdout))
+    assert container["command"][-2:] == ["--max-model-len", "4096"]
