@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -371,6 +372,42 @@ def test_a_training_with_vllm_in_its_process(checkpoint: tuple[Path, Any], tmp_p
     command = [str(PYTHON), str(script), str(checkpoint[0]), str(tmp_path / "checkpoints")]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0 and "colocated: done" in done.stdout, done.stderr[-3000:]
+
+
+EVALUATED = """
+import sys
+sys.path.append(sys.argv[2])  # what vLLM's environment has not: an evaluation draws and records
+if __name__ == "__main__":
+    from rest_core.config import EvaluationConfig, GenerationConfig, ModelConfig
+    from rest_core.evaluation.policy import Chat
+    from rest_core.records import Message
+    from rest_core.stages import policies
+    model = ModelConfig(source=sys.argv[1], dtype="float32", prompt_style="compact")
+    limits = GenerationConfig(max_prompt_tokens=1200, max_response_tokens=12)
+    chats = [Chat((), (Message("user", text),)) for text in ("a", "which one?", "call the first of them")]
+    found = []
+    for engine in ("transformers", "vllm"):
+        evaluation = EvaluationConfig(engine={"engine": engine})
+        policy = policies.local("policy", sys.argv[1], model, evaluation, limits)
+        found.append([(one.text, one.response_tokens, one.skipped) for one in policy.respond(chats, limits)])
+    assert found[0] == found[1], found
+    assert all(tokens > 0 and skipped is None for _, tokens, skipped in found[0]), found
+    print("evaluated: the same")
+"""
+
+
+def test_an_evaluation_with_vllm_in_its_process(
+    random_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    model = random_model(
+        "llama", hidden_size=64, head_dim=32, tie_word_embeddings=True, spread=0.1, max_position_embeddings=2048
+    )
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "evaluate.py").write_text(EVALUATED)
+    command = [str(PYTHON), str(tmp_path / "evaluate.py"), str(tmp_path / "model"), sysconfig.get_path("purelib")]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0 and "evaluated: the same" in done.stdout, done.stderr[-3000:]
 
 
 def test_the_transfer_between_gpus_is_where_we_look_for_it() -> None:
