@@ -125,8 +125,8 @@ def _record(
     import logging
 
     from rest_core import logs
-    from rest_core.operations.tracking.delivery import INPUT_TAG
     from rest_core.operations.tracking.runs import finish_pipeline, new_pipeline_run, stage_run
+    from rest_core.operations.tracking.tags import INPUT_TAG
 
     logs.configure(sys.stderr, level=logging.WARNING, libraries=("mlflow",))
     name = new_pipeline_run("compare")

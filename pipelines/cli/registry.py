@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -126,8 +127,9 @@ def lineage(version: str, profile: str, overrides: tuple[str, ...]) -> None:
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 lets other machines in."
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="TCP port.")
-def ui(profile: str, overrides: tuple[str, ...], host: str, port: int) -> None:
-    """Show runs, figures and models in MLflow's own pages.
+@click.option("--browser/--no-browser", default=None, help="Open the page in a browser; default: on a desktop.")
+def ui(profile: str, overrides: tuple[str, ...], host: str, port: int, browser: bool | None) -> None:
+    """Show runs, figures and models in MLflow's own pages, the table of pipeline runs first.
 
     \b
     Examples:
@@ -138,7 +140,9 @@ def ui(profile: str, overrides: tuple[str, ...], host: str, port: int) -> None:
     from rest_core.operations.tracking import store
     from rest_core.operations.tracking.ui import serve
 
-    sys.exit(serve(store.resolve_uri(config.tracking), host=host, port=port))
+    desktop = sys.stdout.isatty() and ("DISPLAY" in os.environ or sys.platform == "darwin")
+    uri, experiment = store.resolve_uri(config.tracking), config.tracking.experiment
+    serve(uri, host=host, port=port, experiment=experiment, browser=desktop if browser is None else browser)
 
 
 @click.command()

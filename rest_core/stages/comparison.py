@@ -16,8 +16,8 @@ from rest_core.config import TrackingConfig
 from rest_core.errors import UserError
 from rest_core.operations.catalogue_entry import EVALUATED, bound
 from rest_core.operations.result import METRICS_FILE, OVERVIEW_FILE, StageResult
-from rest_core.operations.tracking.delivery import INPUT_TAG
 from rest_core.operations.tracking.runs import finish_pipeline
+from rest_core.operations.tracking.tags import INPUT_TAG
 from rest_core.stages.stage import open_stage
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.operations import handoff
 from rest_core.operations.failures import ProcessError, ending_together
 from rest_core.operations.result import METRICS_FILE, StageResult, clear, write_error
-from rest_core.operations.tracking.delivery import INPUT_TAG, SCHEME_TAG, SETTINGS_TAG
 from rest_core.operations.tracking.runs import Recorder, TrialRun, stage_run
+from rest_core.operations.tracking.tags import INPUT_TAG, SCHEME_TAG, SETTINGS_TAG
 from rest_core.processes import is_main_process
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from typing import Any
 from rest_core.config import TrackingConfig
 from rest_core.errors import UserError
 from rest_core.operations.tracking import delivery, store
+from rest_core.operations.tracking.tags import KIND_TAG
 
 _FILE = "preflight.txt"
 
@@ -36,7 +37,7 @@ def try_out(tracking: TrackingConfig, uri: str) -> list[str]:
     try:
         experiment = store.ensure_experiment(client, uri, tracking.experiment)
         step = "create a run"
-        run = client.create_run(experiment, run_name="preflight", tags={delivery.KIND_TAG: "preflight"})
+        run = client.create_run(experiment, run_name="preflight", tags={KIND_TAG: "preflight"})
         try:
             step = "record a figure"
             client.log_metric(run.info.run_id, "preflight", 1.0)

@@ -13,6 +13,17 @@ from rest_core.config import TrackingConfig
 from rest_core.operations.status.final import Verdict
 from rest_core.operations.tracking import delivery, store
 from rest_core.operations.tracking.runs import TRACEBACK_FILE
+from rest_core.operations.tracking.tags import (
+    ERROR_TAG,
+    INPUT_TAG,
+    JOINED_TAG,
+    KIND_TAG,
+    PIPELINE_RUN_TAG,
+    SCHEME_TAG,
+    SETTINGS_TAG,
+    STAGE_TAG,
+    TRIAL_TAG,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,15 +87,15 @@ def read(client: MlflowClient, tracking: TrackingConfig, pipeline_run: str) -> P
         return None
 
     def of_kind(kind: str) -> list[Run]:
-        wanted = f"tags.`{delivery.PIPELINE_RUN_TAG}` = '{pipeline_run}' AND tags.`{delivery.KIND_TAG}` = '{kind}'"
+        wanted = f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run}' AND tags.`{KIND_TAG}` = '{kind}'"
         return list(client.search_runs([experiment], wanted, max_results=_MOST, order_by=["attributes.start_time ASC"]))
 
-    last = {(run.data.tags[delivery.STAGE_TAG], run.data.tags.get(delivery.TRIAL_TAG)): run for run in of_kind("stage")}
+    last = {(run.data.tags[STAGE_TAG], run.data.tags.get(TRIAL_TAG)): run for run in of_kind("stage")}
     return PipelineEnd(
         tracking_uri=uri,
         run_id=parent.info.run_id,
         status=parent.info.status,
-        joined=delivery.JOINED_TAG in parent.data.tags,
+        joined=JOINED_TAG in parent.data.tags,
         link=store.where_to_look(uri, experiment, parent.info.run_id),
         stages=tuple(_stage_end(stage, trial, run, uri, experiment) for (stage, trial), run in last.items()),
         open_trials=tuple(run.info.run_id for run in of_kind("trial") if run.info.status in _OPEN),
@@ -110,7 +121,7 @@ def close(client: MlflowClient, pipeline: PipelineEnd, verdict: Verdict, line: s
     for stage in pipeline.stages:
         if stage.is_open:
             if verdict != "succeeded":
-                client.set_tag(stage.run_id, delivery.ERROR_TAG, line[: delivery.MAX_TAG_VALUE])
+                client.set_tag(stage.run_id, ERROR_TAG, line[: delivery.MAX_TAG_VALUE])
             client.set_terminated(stage.run_id, "FINISHED" if verdict == "succeeded" else "KILLED")
     for trial in pipeline.open_trials:
         client.set_terminated(trial, _CLOSED_AS[verdict])
@@ -136,15 +147,13 @@ def _stage_end(stage: str, trial: str | None, run: Run, uri: str, experiment: st
         trial=trial,
         run_id=run.info.run_id,
         status=run.info.status,
-        error=tags.get(delivery.ERROR_TAG),
+        error=tags.get(ERROR_TAG),
         skipped=tags.get("rest.skipped"),
         seconds=(ended - run.info.start_time) / 1000,
         inputs={
-            name.removeprefix(delivery.INPUT_TAG): where
-            for name, where in sorted(tags.items())
-            if name.startswith(delivery.INPUT_TAG)
+            name.removeprefix(INPUT_TAG): where for name, where in sorted(tags.items()) if name.startswith(INPUT_TAG)
         },
-        scheme="=".join(tags[tag] for tag in (delivery.SCHEME_TAG, delivery.SETTINGS_TAG) if tag in tags) or None,
+        scheme="=".join(tags[tag] for tag in (SCHEME_TAG, SETTINGS_TAG) if tag in tags) or None,
         parameters=run.data.params,
         link=store.where_to_look(uri, experiment, run.info.run_id),
     )

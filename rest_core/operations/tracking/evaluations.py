@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from rest_core.errors import UserError
 from rest_core.evaluation.evaluation_report import REPORT_FILE, ROWS_FILE
 from rest_core.operations.tracking import registry, store
-from rest_core.operations.tracking.delivery import PIPELINE_RUN_TAG, STAGE_TAG, TRIAL_TAG
+from rest_core.operations.tracking.tags import PIPELINE_RUN_TAG, STAGE_TAG, TRIAL_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -16,8 +16,8 @@ from rest_core.operations import handoff
 from rest_core.operations.catalogue import benchmarks
 from rest_core.operations.status.reproduce import locate
 from rest_core.operations.tracking import evaluations, registry, versions
-from rest_core.operations.tracking.delivery import INPUT_TAG, KIND_TAG, PIPELINE_RUN_TAG, STAGE_TAG
 from rest_core.operations.tracking.runs import PIPELINE_FILE_TAG, PIPELINE_SHA_TAG
+from rest_core.operations.tracking.tags import INPUT_TAG, KIND_TAG, PIPELINE_RUN_TAG, STAGE_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -27,7 +27,7 @@ SHORT_WAITS = {
 _SQLITE = "sqlite:///"
 # Without this tag, in newer versions without this query, MLflow's UI shows an experiment as one of GenAI.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-_TRAINING_VIEW = "?workflowType=machine_learning"
+TRAINING_VIEW = "?workflowType=machine_learning"
 _SERVERS = ("http", "https")
 _SCHEMES = ("databricks", "databricks-uc", "file", "http", "https", "mssql", "mysql", "postgresql", "sqlite")
 _USER_INFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
@@ -192,7 +192,7 @@ def local_path(uri: str) -> Path | None:
 
 def where_to_look(uri: str, experiment_id: str | None = None, run_id: str | None = None) -> str:
     """A link to a run on a server; for a local store, the command that starts the UI, from the working directory."""
-    page = f"/#/experiments/{experiment_id}/runs/{run_id}{_TRAINING_VIEW}" if experiment_id and run_id else ""
+    page = f"/#/experiments/{experiment_id}/runs/{run_id}{TRAINING_VIEW}" if experiment_id and run_id else ""
     if is_server(uri):
         return f"{without_credentials(uri).rstrip('/')}{page}"
     return f"{shlex.join([rest_command(), 'ui', *options_for(uri)])}, then http://127.0.0.1:5000{page}"

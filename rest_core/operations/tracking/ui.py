@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
+import subprocess
 import sys
 from typing import NoReturn
 
 from rest_core.errors import UserError
-from rest_core.operations.tracking import store
+from rest_core.operations.tracking import store, views
 
-logger = logging.getLogger(__name__)
+_WHEN_READY = """
+import sys, time, urllib.request, webbrowser
+server, page = sys.argv[1:]
+for _ in range(120):
+    try:
+        urllib.request.urlopen(server + "/health", timeout=5)
+        webbrowser.open(page)
+        break
+    except OSError:
+        time.sleep(0.5)
+"""
 
 
-def serve(uri: str, *, host: str = "127.0.0.1", port: int = 5000) -> NoReturn:
+def serve(
+    uri: str, *, host: str = "127.0.0.1", port: int = 5000, experiment: str = "rest", browser: bool = False
+) -> NoReturn:
     """Become MLflow's server over `uri`: it takes the place of this process, so that signals reach it.
 
     Args:
         uri: a database or folder URI (`store.resolve_uri`).
         host: address to listen on; 0.0.0.0 lets other machines in, by this machine's name and address.
         port: TCP port.
+        experiment: whose table of pipeline runs is named, where there is such an experiment.
+        browser: open that page in a browser when the server answers.
 
     Raises:
         UserError: `uri` is a server already, nothing has been recorded yet, or the port is taken.
@@ -31,9 +45,23 @@ def serve(uri: str, *, host: str = "127.0.0.1", port: int = 5000) -> NoReturn:
     if database is not None and not database.exists():
         raise UserError(f"{database}: nothing has been recorded there yet; run the pipeline first (make run)")
     check_port(host, port)
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    logger.info("MLflow's UI: http://%s:%d (stop it with Ctrl-C)", shown, port)
+    server = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+    page = server + runs_page(uri, experiment)
+    sys.stdout.write(f"MLflow's pages: {page}\n(stop with Ctrl-C)\n")
+    sys.stdout.flush()
+    if browser:
+        subprocess.Popen([sys.executable, "-c", _WHEN_READY, server, page], start_new_session=True)
     os.execve(sys.executable, server_command(uri, host, port), server_environment())
+
+
+def runs_page(uri: str, experiment: str) -> str:
+    """The page, below a server's address, with an experiment's table of pipeline runs; "" where it does not exist."""
+    client = store.open_client(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return ""
+    views.install(client, found.experiment_id)
+    return f"/#/experiments/{found.experiment_id}/runs{store.TRAINING_VIEW}&viewStateShareKey={views.PIPELINES.key}"
 
 
 def server_command(uri: str, host: str, port: int) -> list[str]:

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from rest_core.errors import UserError
 from rest_core.operations.tracking import evaluations
-from rest_core.operations.tracking.delivery import KIND_TAG, PIPELINE_RUN_TAG, STAGE_TAG, TRIAL_TAG
+from rest_core.operations.tracking.tags import KIND_TAG, PIPELINE_RUN_TAG, STAGE_TAG, TRIAL_TAG
 
 
 class Store:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import base64
+import json
 import socket
+import zlib
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from rest_core.errors import UserError
-from rest_core.operations.tracking import ui
+from rest_core.operations.tracking import ui, views
 
 
 def test_a_taken_port_is_named_with_what_to_do(tmp_path: Path) -> None:
@@ -41,3 +45,33 @@ def test_hosts_are_allowed_with_their_port() -> None:
     assert "localhost:5001" in hosts
     assert f"{socket.gethostname()}:5001" in hosts
     assert command[command.index("--artifacts-destination") + 1] == "file:///x/artifacts"
+
+
+def test_the_page_is_the_saved_view_of_pipeline_runs(client: MlflowClient) -> None:
+    assert ui.runs_page(client.tracking_uri, "rest") == ""
+    experiment = client.create_experiment("rest")
+    page = ui.runs_page(client.tracking_uri, "rest")
+    key = page.rpartition("viewStateShareKey=")[2]
+    saved = json.loads(client.get_experiment(experiment).tags[f"mlflow.sharedViewState.{key}"])
+    assert saved["name"] == "Pipelines"
+    state = json.loads(zlib.decompress(base64.b64decode(saved["state"].removeprefix("deflate;"))))
+    assert "metrics.`bfcl/call_accuracy`" in state["selectedColumns"]
+    for kind in ("pipeline", "stage"):
+        client.create_run(experiment, tags={"rest.kind": kind})
+    [run] = client.search_runs([experiment], state["searchFilter"])
+    assert run.data.tags["rest.kind"] == "pipeline"
+
+
+def test_a_view_that_somebody_has_changed_stays(client: MlflowClient) -> None:
+    experiment = client.create_experiment("rest")
+    tag = f"{views.TAG_PREFIX}{views.VIEWS[1].key}"
+    client.set_experiment_tag(experiment, tag, "their own")
+    views.install(client, experiment)
+    tags = client.get_experiment(experiment).tags
+    assert tags[tag] == "their own"
+    assert len([name for name in tags if name.startswith(views.TAG_PREFIX)]) == len(views.VIEWS)
+
+
+@pytest.mark.parametrize("view", views.VIEWS, ids=lambda view: view.name)
+def test_mlflow_takes_each_views_filter(client: MlflowClient, view: views.View) -> None:
+    assert client.search_runs([client.create_experiment("rest")], view.filter) == []

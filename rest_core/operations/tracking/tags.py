@@ -1,0 +1,12 @@
+"""Tags of this project's runs in MLflow."""
+
+PIPELINE_RUN_TAG = "rest.pipeline_run"
+KIND_TAG = "rest.kind"  # "pipeline" on a parent run, "trial" on one of an ablation's trials, "stage" on a nested one
+TRIAL_TAG = "rest.trial"  # on a trial's run and on its stages' runs: the trial's name
+SCHEME_TAG = "rest.scheme"  # likewise: the name of its scheme
+SETTINGS_TAG = "rest.scheme_settings"  # likewise: what the scheme replaces in `rl` besides the weights, if anything
+JOINED_TAG = "rest.joined"  # on a parent that somebody else (KFP) made
+ERROR_TAG = "rest.error"  # on a stage's run; on the parent "rest.error/<stage>"
+INPUT_TAG = "rest.input/"  # on a stage's run, with the input's name: where it was read from
+STAGE_TAG = "rest.stage"
+JOURNAL_TAG = "rest.spool_id"  # on a stage's run: its journal's
