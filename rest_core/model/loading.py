@@ -169,6 +169,8 @@ def save_policy(model: Any, tokenizer: Any, out: Path, *, dtype: torch.dtype, st
         name: cast.setdefault(tensor.data_ptr(), tensor.detach().to(dtype))
         for name, tensor in model.state_dict().items()
     }
+    for earlier in out.glob("*.safetensors"):
+        earlier.unlink()  # not written over: a registered version may share its blocks
     model.save_pretrained(out, state_dict=state)
     described = copy.deepcopy(model.config)  # save_pretrained describes the model's own type
     described.dtype = dtype

@@ -14,8 +14,10 @@ to it. The run that registers it keeps its evaluations (`evaluations.of_version`
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rest_core import manifest, storage
 from rest_core.config import RegistryConfig
+from rest_core.disk import disk_errors
 from rest_core.errors import UserError, nearest
 from rest_core.operations.catalogue import benchmarks
 from rest_core.operations.tracking import store
@@ -201,7 +204,11 @@ def _store(client: MlflowClient, registry: RegistryConfig, folder: Path, run_id:
         uri = f"{registry.destination.rstrip('/')}/{registry.name}/{run_id}"
         written = storage.upload_folder(folder, uri)
         return written if storage.is_s3(written) else Path(written).expanduser().absolute().as_uri()
-    if client.get_run(run_id).info.artifact_uri.startswith("mlflow-artifacts:") and largest > _PROXY_LIMIT:
+    artifacts = client.get_run(run_id).info.artifact_uri
+    if (local := store.local_path(artifacts)) is not None:
+        _link_or_copy(folder, local / "model")
+        return f"runs:/{run_id}/model"
+    if artifacts.startswith("mlflow-artifacts:") and largest > _PROXY_LIMIT:
         logger.warning(
             "a file of %.1f GB goes through the MLflow server and may time out; give registry.destination on S3",
             largest / 1e9,
@@ -211,6 +218,20 @@ def _store(client: MlflowClient, registry: RegistryConfig, folder: Path, run_id:
     except (MlflowException, OSError) as error:
         raise UserError(f"run {run_id}: the checkpoint cannot be uploaded: {store.reason(error)}") from error
     return f"runs:/{run_id}/model"
+
+
+def _link_or_copy(folder: Path, target: Path) -> None:
+    """Put a checkpoint into another folder of this machine; weights share their blocks where one disk has both."""
+    with disk_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            place = target / path.name
+            place.unlink(missing_ok=True)
+            if path.suffix == ".safetensors":
+                with contextlib.suppress(OSError):  # another disk, or a file system without links
+                    place.hardlink_to(path.resolve())
+                    continue
+            shutil.copyfile(path, place)
 
 
 def _verify(client: MlflowClient, version: ModelVersion, sizes: dict[str, int]) -> str:

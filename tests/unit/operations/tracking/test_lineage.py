@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from rest_core.config import RegistryConfig
 from rest_core.evaluation.evaluate import evaluate
 from rest_core.operations.tracking import registry
 from rest_core.operations.tracking.card import DataFact, ModelFacts
-from rest_core.operations.tracking.delivery import INPUT_TAG, KIND_TAG, PIPELINE_RUN_TAG, STAGE_TAG
 from rest_core.operations.tracking.evaluations import artifact_directory
 from rest_core.operations.tracking.lineage import lineage
 from rest_core.operations.tracking.runs import PIPELINE_FILE_TAG, PIPELINE_SHA_TAG
+from rest_core.operations.tracking.tags import INPUT_TAG, KIND_TAG, PIPELINE_RUN_TAG, STAGE_TAG
 
 RUN, COMMIT = "quickstart · paper", "c0ffee"
 
@@ -44,6 +45,7 @@ class Made:
 
 @pytest.fixture
 def made(client: MlflowClient, checkpoint: Path, tmp_path: Path) -> Made:
+    checkpoint = shutil.copytree(checkpoint, tmp_path / "trained")  # a version shares its blocks
     experiment = client.create_experiment("test", artifact_location=(tmp_path / "artifacts").as_uri())
 
     def run(kind: str, **tags: str) -> str:

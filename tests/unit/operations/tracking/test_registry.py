@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rest_core.config import RegistryConfig
 from rest_core.errors import UserError
+from rest_core.model.loading import save_policy
 from rest_core.operations.tracking import registry
 from rest_core.operations.tracking.card import DataFact, ModelFacts, model_card
 
@@ -76,6 +79,20 @@ def test_registered_from_the_runs_artifacts_it_loads_and_says_what_it_is(
     assert version.tags["git_commit"] == "c0ffee"
     assert version.tags["data/train/sha256"] == "a" * 64
     assert version.tags[f"metric/{METRIC}"] == "0.5000"
+
+
+def test_a_version_shares_the_checkpoints_blocks_and_outlives_another_training(
+    client: MlflowClient, checkpoint: Path, run_id: str, tmp_path: Path
+) -> None:
+    checkpoint = shutil.copytree(checkpoint, tmp_path / "trained")
+    made = registry.register_model(client, RegistryConfig(), checkpoint=checkpoint, run_id=run_id, facts=facts())
+    stored = Path(urlsplit(made.location).path) / "model.safetensors"
+    assert stored.samefile(checkpoint / "model.safetensors")
+    before = stored.read_bytes()
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    torch.nn.init.zeros_(model.get_input_embeddings().weight)
+    save_policy(model, AutoTokenizer.from_pretrained(checkpoint), checkpoint, dtype=torch.float32)
+    assert stored.read_bytes() == before != (checkpoint / "model.safetensors").read_bytes()
 
 
 def test_the_image_that_it_was_trained_in_is_named() -> None:
@@ -145,7 +162,7 @@ def test_a_config_that_does_not_load_is_refused(
 def test_a_version_whose_files_are_not_there_does_not_stay(
     client: MlflowClient, checkpoint: Path, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MlflowClient, "log_artifacts", lambda *_: None)  # an upload that silently does nothing
+    monkeypatch.setattr(registry, "_link_or_copy", lambda *_: None)  # a copy that silently does nothing
     with pytest.raises(UserError, match=r"model\.safetensors.* not stored completely"):
         registry.register_model(client, RegistryConfig(), checkpoint=checkpoint, run_id=run_id, facts=facts())
     assert client.search_model_versions(f"name = '{NAME}'") == []
