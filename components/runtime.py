@@ -27,6 +27,10 @@ from rest_core.processes import skip_last_collections
 
 log = logging.getLogger(__name__)
 
+UNFINISHED = ".unfinished"
+"""Folder in a local pipeline's root with what stages had left that were not done, by the path of their task."""
+ROOT_VARIABLE = "REST_PIPELINE_ROOT"  # of a local run's stages: its pipeline's root
+
 
 def run_component(name: str, arguments: Mapping[str, Any]) -> None:
     """Call the function of a stage with a component's arguments, and log what came back.
@@ -47,6 +51,7 @@ def run_component(name: str, arguments: Mapping[str, Any]) -> None:
     stage, out = CATALOGUE[name], arguments[CATALOGUE[name].output]
     started = time.monotonic()
     figures: dict[str, float] = {}
+    take_up(Path(out.path))
     try:
         with _terminal_for_progress():
             result = stage.load()(**_keywords(stage, arguments), out=Path(out.path))
@@ -63,6 +68,23 @@ def run_component(name: str, arguments: Mapping[str, Any]) -> None:
         _log_figures(figures, arguments["metrics"])
         if stage.page is not None and (made_page := Path(out.path) / stage.page[0]).is_file():
             shutil.copyfile(made_page, arguments["page"].path)
+
+
+def take_up(out: Path) -> None:
+    """Go on with what an earlier attempt of a local run has left unfinished, if it has left something.
+
+    Beside the output are its tracking records (OUT.tracking) and checkpoints (OUT.training).
+
+    Args:
+        out: <root>/<pipeline>-<time>/[<loop>-iteration-<n>/]<task>/<artifact>
+    """
+    root = os.environ.get(ROOT_VARIABLE)
+    if not root:
+        return
+    left = Path(root, UNFINISHED, *out.relative_to(root).parts[1:])
+    for path in (left, *left.parent.glob(f"{left.name}.*")):
+        if path.exists():
+            path.replace(out.with_name(path.name))
 
 
 def _keywords(stage: Stage, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from kfp import local
 from requests.exceptions import JSONDecodeError
 
 from components.images import image
+from components.runtime import ROOT_VARIABLE
 from rest_core import storage
 from rest_core.config import Config
 from rest_core.errors import UserError, one_line
@@ -41,7 +42,7 @@ _ENVIRONMENT = (
     *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
     *("MLFLOW_S3_ENDPOINT_URL", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"),
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
-    *("OMP_NUM_THREADS", SOURCE_VARIABLE, PIPELINE_VARIABLE),
+    *("OMP_NUM_THREADS", SOURCE_VARIABLE, PIPELINE_VARIABLE, ROOT_VARIABLE),
 )
 
 

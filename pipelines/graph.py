@@ -103,8 +103,8 @@ def around(sections: Mapping[str, Any], platform: Platform | None, config: Confi
     tasks: Tasks = {}
     if platform is None:
         yield tasks
-        for name, task in tasks.items():
-            task.set_caching_options(CATALOGUE[name].cached)
+        for task in tasks.values():
+            task.set_caching_options(True)  # the cache is the run's own: what is done is not done again
         return
     from pipelines.placement import place, surroundings
 

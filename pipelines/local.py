@@ -1,9 +1,11 @@
 """Runs the pipeline on this machine with kfp's own local runners, in one folder a run.
 
-<folder>/log.txt        everything that kfp and the stages say
+<folder>/log.txt        what the stages say; kfp.log has everything, kfp's own lines too
 <folder>/artifacts/     kfp's pipeline root: <pipeline>-<time>/<stage>/<artifact>
 <folder>/summary.json   what `rest run` shows at the end
 <folder>/pipeline.yaml  the compiled pipeline, for `rest lineage`
+<folder>/run.json       what the run was started with, for `rest run --resume` (`pipelines.resume`)
+<folder>/report.html    base model, warm-up and trained policy compared, where two of them were evaluated
 <folder>/model          link to the trained checkpoint, once there is one
 <folder>/../latest      link to the newest folder
 """
@@ -14,6 +16,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -28,20 +31,26 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import psutil
 from kfp import local
+from kfp.dsl.graph_component import GraphComponent
 from rich.console import Console
 
+from components.runtime import ROOT_VARIABLE, UNFINISHED
 from pipelines.graph import compile_to
-from pipelines.monitor import Monitor, StageRun, family
+from pipelines.monitor import Monitor, family
+from pipelines.progress import SUMMARY_FILE, show_done, show_header, show_start
 from pipelines.rest_pipeline import build
-from pipelines.summary import RunStatus, Summary, duration, summarize
+from pipelines.resume import CACHE, Runner, RunRecord, held, set_unfinished_aside
+from pipelines.run_log import RunLog
+from pipelines.summary import REPORT_FILE, RunStatus, Summary, summarize
 from rest_core.config import Config
 from rest_core.disk import disk_errors
 from rest_core.errors import UserError, needs_extra
+from rest_core.evaluation.comparison_report import HTML_FILE
 from rest_core.operations.catalogue import CATALOGUE, PIPELINE
 from rest_core.operations.preflight.sources import require_local
 from rest_core.operations.result import raise_error
 from rest_core.operations.tracking.delivery import deliver
-from rest_core.operations.tracking.runs import PIPELINE_VARIABLE, finish_pipeline, new_pipeline_run
+from rest_core.operations.tracking.runs import PIPELINE_VARIABLE, finish_pipeline, new_pipeline_run, reopen_pipeline
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -49,8 +58,8 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="DataclassInstance")
 
 LOG_FILE = "log.txt"
+KFP_LOG_FILE = "kfp.log"
 ARTIFACTS = "artifacts"
-SUMMARY_FILE = "summary.json"
 MODEL_LINK = "model"
 PIPELINE_FILE = "pipeline.yaml"
 _LOG_TAIL_LINES = 15
@@ -71,14 +80,15 @@ class Execution:
 
 
 def run_local(
-    config: Config, *, folder: Path, console: Console, runner: Literal["subprocess", "docker"] = "subprocess"
+    config: Config, *, folder: Path, console: Console, runner: Runner = "subprocess", resumed: RunRecord | None = None
 ) -> Summary:
     """Run all stages in `folder`; progress bars go to the terminal that stderr is, where it is one.
 
     Args:
         config: the whole configuration.
-        folder: must not exist or be empty.
+        folder: must not exist or be empty, but for a run that is resumed.
         console: gets a line at the start and at the end of each stage.
+        resumed: what the run was started with that this one resumes, in its folder.
         runner: each stage a process of this environment, or a container (`pipelines.containers`).
 
     Raises:
@@ -88,33 +98,36 @@ def run_local(
     """
     require_local(config)
     pipeline = build(config)
-    run = new_pipeline_run(config.profile, config.rl.weights.scheme)
-    if runner == "subprocess":
+    run = resumed.run if resumed else new_pipeline_run(config.profile, config.rl.weights.scheme)
+    in_containers = _containers(config, run) if runner == "docker" else None
+    if in_containers is None:
         refuse_python3(str(folder.absolute()), config.model_dump_json())
-        folder, execution = new_folder(folder), processes()
-    else:
-        folder, execution = _containers(folder, config, run)
-    monitor = Monitor(
-        folder / ARTIFACTS,
-        on_start=partial(_tell_start, console),
-        on_done=partial(_tell_done, console),
-        memory_elsewhere=execution.memory_elsewhere,
-    )
-    _link(folder.parent / "latest", Path(folder.name))
-    compile_to(folder / PIPELINE_FILE, pipeline)
-    os.environ[PIPELINE_VARIABLE] = str(folder / PIPELINE_FILE)
-    summary = carry_out(
-        partial(pipeline, pipeline_run=run),
-        partial(summarize, config, folder, monitor, run=run),
-        stages=[stage.name for stage in PIPELINE],
-        config=config,
-        folder=folder,
-        run=run,
-        monitor=monitor,
-        execution=execution,
-    )
+    record = RunRecord(run=run, runner=runner, config=config.model_dump(mode="json"))
+    with run_folder(folder, config, record, console, resumed=resumed is not None) as folder:
+        execution = processes() if in_containers is None else in_containers(folder / ARTIFACTS)
+        monitor = Monitor(
+            folder / ARTIFACTS,
+            on_start=partial(show_start, console, of=len(PIPELINE)),
+            on_done=partial(show_done, console, config),
+            memory_elsewhere=execution.memory_elsewhere,
+        )
+        os.environ[PIPELINE_VARIABLE] = str(_compiled(folder, pipeline))
+        summary = carry_out(
+            partial(pipeline, pipeline_run=run),
+            partial(summarize, config, folder, monitor, run=run),
+            stages=[stage.name for stage in PIPELINE],
+            config=config,
+            folder=folder,
+            run=run,
+            monitor=monitor,
+            execution=execution,
+            resumed=resumed is not None,
+        )
     trained = monitor.stages["rest-rl"].folder / CATALOGUE["rest-rl"].output
     _link(folder / MODEL_LINK, trained.relative_to(folder))
+    compared = monitor.stages["compare-policies"].folder / CATALOGUE["compare-policies"].output / HTML_FILE
+    if compared.is_file():  # it needs two policies
+        shutil.copyfile(compared, folder / REPORT_FILE)
     return summary
 
 
@@ -128,6 +141,7 @@ def carry_out(
     run: str,
     monitor: Monitor,
     execution: Execution,
+    resumed: bool = False,
 ) -> S:
     """Run a pipeline in its folder; however it ends, its run in MLflow is ended and its summary left in the folder.
 
@@ -135,7 +149,7 @@ def carry_out(
         pipeline: starts it and waits for its end.
         summarize: makes the summary, a dataclass, of the keywords `status` and `seconds`.
         stages: names of all its stages, as the monitor has them.
-        config, folder, run, monitor, execution: of the run.
+        config, folder, run, monitor, execution, resumed: of the run.
 
     Raises:
         UserError, Preempted, StageFailed: see `explain`.
@@ -144,6 +158,8 @@ def carry_out(
     status: RunStatus = "interrupted"
     failure: RuntimeError | None = None
     try:
+        if resumed:
+            reopen_pipeline(config.tracking, pipeline_run=run, spool=folder / "resume.tracking")
         with session(folder, monitor, execution):
             pipeline()
         if undone := [name for name in stages if name not in monitor.stages or not monitor.stages[name].done]:
@@ -177,6 +193,25 @@ def _link(link: Path, target: Path) -> None:
         aside.replace(link)
 
 
+@contextlib.contextmanager
+def run_folder(folder: Path, config: Config, record: RunRecord, console: Console, *, resumed: bool) -> Iterator[Path]:
+    """The folder of a local run, made or made ready for another attempt, as an absolute path, and held.
+
+    Raises:
+        UserError: it is in use, or holds something already.
+    """
+    folder = folder.absolute() if resumed else new_folder(folder)
+    with held(folder, folder / ARTIFACTS):
+        record.write(folder)
+        _link(folder.parent / "latest", Path(folder.name))
+        show_header(console, config, folder, record.run)
+        if resumed:
+            done = set_unfinished_aside(folder / ARTIFACTS)
+            console.print(f"  resumed   done before: {', '.join(done) or 'nothing'}", soft_wrap=True)
+        yield folder
+        shutil.rmtree(folder / ARTIFACTS / UNFINISHED, ignore_errors=True)  # what is left of what was taken up
+
+
 def new_folder(folder: Path) -> Path:
     """Make the folder of a local run; the absolute path.
 
@@ -191,35 +226,52 @@ def new_folder(folder: Path) -> Path:
     return folder
 
 
+def _compiled(folder: Path, pipeline: GraphComponent) -> Path:
+    """The compiled pipeline in a run's folder; one that differs from an earlier attempt's is a further file."""
+    number, path = 1, folder / PIPELINE_FILE
+    new = folder / f".{PIPELINE_FILE}"
+    compile_to(new, pipeline)
+    while path.is_file() and path.read_bytes() != new.read_bytes():
+        number += 1
+        path = path.with_name(f"pipeline-{number}.yaml")
+    return new.replace(path)
+
+
 def processes() -> Execution:
     """Each stage a process of this environment."""
     return Execution(local.SubprocessRunner(use_venv=False), end=_end_children)
 
 
-def _containers(folder: Path, config: Config, run: str) -> tuple[Path, Execution]:
+def _containers(config: Config, run: str) -> Callable[[Path], Execution]:
+    """Each stage a container; raises UserError where no engine runs them."""
     with needs_extra("cluster"):
         from pipelines import containers
 
     client = containers.connect()
-    folder = new_folder(folder)
-    return folder, Execution(
-        containers.runner(client, config, run=run, root=folder / ARTIFACTS),
-        end=partial(containers.stop, client, run, seconds=_SECONDS_TO_END),
-        memory_elsewhere=partial(containers.memory, client, run),
-    )
+
+    def execution(root: Path) -> Execution:
+        return Execution(
+            containers.runner(client, config, run=run, root=root),
+            end=partial(containers.stop, client, run, seconds=_SECONDS_TO_END),
+            memory_elsewhere=partial(containers.memory, client, run),
+        )
+
+    return execution
 
 
 @contextlib.contextmanager
 def session(folder: Path, monitor: Monitor, execution: Execution) -> Iterator[None]:
     """kfp.local set up to run a pipeline in `folder`; raises RuntimeError where a task of it has failed."""
-    with _ending_with_us(execution.end), _terminal_as_stdin(), _stdout_to(folder / LOG_FILE), monitor:
-        local.init(execution.runner, pipeline_root=str(folder / ARTIFACTS))
+    root = str(folder / ARTIFACTS)
+    os.environ[ROOT_VARIABLE] = root
+    with _ending_with_us(execution.end), _terminal_as_stdin(), _logging_to(folder), monitor:
+        local.init(execution.runner, pipeline_root=root, enable_caching=True, cache_root=str(folder / CACHE))
         yield
 
 
 def explain(folder: Path, monitor: Monitor, failure: RuntimeError) -> NoReturn:
     """Raise what went wrong, in the words of the stage where it has left any."""
-    log = folder / LOG_FILE
+    log = folder / KFP_LOG_FILE
     words, where = log.read_text(encoding="utf-8", errors="replace"), f"the whole log: {log}"
     # The first that is not done: what ran after it, where kfp.local went on, has failed for want of its outputs.
     for stage in [one for one in monitor.stages.values() if not one.done][:1]:
@@ -239,20 +291,7 @@ def _part_of(log: str, folder: Path) -> str:
     parts = re.split(r"^(?=.*Executing task )", log, flags=re.MULTILINE)
     named = [part for part in parts if f"'{folder.name}'" in part.partition("\n")[0]]
     own = f"/{folder.parent.name}/{folder.name}/"
-    return next((part for part in named if own in part), named[0] if named else log)
-
-
-def _tell_start(console: Console, stage: StageRun, number: int) -> None:
-    console.print(f"[bold]▶ {stage.name}[/] ({number} of {len(PIPELINE)})")
-
-
-def _tell_done(console: Console, stage: StageRun) -> None:
-    console.print(done_line(stage))
-
-
-def done_line(stage: StageRun) -> str:
-    """What is said when a stage has ended."""
-    return f"[green]✓[/] {stage.name}  {duration(stage.seconds)}, {stage.peak_rss_mib / 1024:.1f} GiB"
+    return next((part for part in named if own in part), named[-1] if named else log)
 
 
 def refuse_python3(*texts: str) -> None:
@@ -265,11 +304,12 @@ def refuse_python3(*texts: str) -> None:
 
 
 @contextlib.contextmanager
-def _stdout_to(path: Path) -> Iterator[None]:
-    """kfp.local logs and relays its tasks' output to sys.stdout: keep that in a file."""
+def _logging_to(folder: Path) -> Iterator[None]:
+    """kfp.local logs and relays its tasks' output to sys.stdout: keep that in the logs of a run's folder."""
     with (
-        path.open("w", encoding="utf-8", buffering=1) as log,
-        contextlib.redirect_stdout(log),
+        (folder / KFP_LOG_FILE).open("a", encoding="utf-8", buffering=1) as whole,
+        (folder / LOG_FILE).open("a", encoding="utf-8", buffering=1) as readable,
+        contextlib.redirect_stdout(RunLog(whole, readable)),
         warnings.catch_warnings(),
     ):
         # It doubts every image without "python" in its name.

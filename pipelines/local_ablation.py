@@ -1,6 +1,6 @@
 """Runs an ablation on this machine with kfp's own local runner, in one folder a run.
 
-<folder>/log.txt        everything that kfp and the stages say
+<folder>/log.txt        what the stages say; kfp.log has everything, kfp's own lines too
 <folder>/artifacts/     kfp's pipeline root: <pipeline>-<time>/[<loop>-iteration-<n>/]<stage>/<artifact>
 <folder>/report/        the report, and what else the stage aggregate leaves
 <folder>/summary.json   what `rest ablate` shows at the end
@@ -24,12 +24,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.ablation_pipeline import build
-from pipelines.local import ARTIFACTS, carry_out, done_line, new_folder, processes, refuse_python3
-from pipelines.monitor import Monitor, StageRun
-from pipelines.summary import RunStatus, duration, in_spools
+from pipelines.local import ARTIFACTS, carry_out, processes, refuse_python3, run_folder
+from pipelines.monitor import Monitor
+from pipelines.progress import duration, show_done, show_start
+from pipelines.resume import RunRecord, Trials
+from pipelines.summary import RunStatus, in_spools
 from rest_core.ablation.ablation_report import HTML_FILE, JSON_FILE
 from rest_core.ablation.compare import Comparison
-from rest_core.ablation.settings import AblationConfig, Scheme, Trial, trials
+from rest_core.ablation.settings import Trial, trials
 from rest_core.config import Config
 from rest_core.operations.catalogue import in_parts
 from rest_core.operations.preflight.sources import require_local
@@ -57,22 +59,16 @@ class AblationSummary:
 
 
 def run_ablation(
-    config: Config,
-    *,
-    schemes: Mapping[str, Scheme],
-    seeds: Sequence[int],
-    ablation: AblationConfig,
-    parallelism: int,
-    folder: Path,
-    console: Console,
+    config: Config, settings: Trials, *, folder: Path, console: Console, resumed: RunRecord | None = None
 ) -> AblationSummary:
     """Run all trials in `folder` and compare them.
 
     Args:
-        config, schemes, seeds, ablation: see `pipelines.ablation_pipeline.build`.
-        parallelism: trials at the same time; kfp.local runs no more than two.
-        folder: must not exist or be empty.
+        config: the whole configuration.
+        settings: what is trained and compared; kfp.local runs no more than two trials at the same time.
+        folder: must not exist or be empty, but for a run that is resumed.
         console: gets a line at the start and at the end of each stage.
+        resumed: what the run was started with that this one resumes, in its folder.
 
     Raises:
         UserError: the folder is in use, the schemes do not go together, or a stage refused its input.
@@ -80,34 +76,33 @@ def run_ablation(
         StageFailed: a stage failed otherwise.
     """
     require_local(config)
-    pipeline = build(config, schemes=schemes, seeds=seeds, ablation=ablation, parallelism=parallelism)
+    schemes, seeds = settings.schemes, settings.seeds
+    pipeline = build(config, schemes=schemes, seeds=seeds, ablation=settings.ablation, parallelism=settings.parallelism)
     every = trials(schemes, seeds)
     refuse_python3(str(folder.absolute()), config.model_dump_json(), *(trial.model_dump_json() for trial in every))
-    folder = new_folder(folder)
-    run = new_pipeline_run(config.profile, f"ablation of {len(schemes)} schemes")
+    run = resumed.run if resumed else new_pipeline_run(config.profile, f"ablation of {len(schemes)} schemes")
+    record = RunRecord(run=run, runner="subprocess", config=config.model_dump(mode="json"), trials=settings)
     once = [stage.name for stage in in_parts("shared", "ablation")]
     in_loop = [f"{stage.name} · {trial.label}" for trial in every for stage in in_parts("trial")]
-
-    def tell_start(stage: StageRun, number: int) -> None:
-        console.print(f"[bold]▶ {stage.name}[/] ({number} of {len(once) + len(in_loop)})")
-
-    monitor = Monitor(
-        folder / ARTIFACTS,
-        name=lambda task: stage_name(task, every),
-        on_start=tell_start,
-        on_done=lambda stage: console.print(done_line(stage)),
-    )
-    summary = carry_out(
-        partial(pipeline, pipeline_run=run),
-        partial(_summarize, config, folder, monitor, run),
-        stages=[*once, *in_loop],
-        config=config,
-        folder=folder,
-        run=run,
-        monitor=monitor,
-        execution=processes(),
-    )
-    shutil.copytree(monitor.stages["aggregate"].folder / "report", summary.report)
+    with run_folder(folder, config, record, console, resumed=resumed is not None) as folder:
+        monitor = Monitor(
+            folder / ARTIFACTS,
+            name=lambda task: stage_name(task, every),
+            on_start=partial(show_start, console, of=len(once) + len(in_loop)),
+            on_done=partial(show_done, console, config),
+        )
+        summary = carry_out(
+            partial(pipeline, pipeline_run=run),
+            partial(_summarize, config, folder, monitor, run),
+            stages=[*once, *in_loop],
+            config=config,
+            folder=folder,
+            run=run,
+            monitor=monitor,
+            execution=processes(),
+            resumed=resumed is not None,
+        )
+        shutil.copytree(monitor.stages["aggregate"].folder / "report", summary.report, dirs_exist_ok=True)
     return summary
 
 

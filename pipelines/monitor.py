@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -64,6 +65,8 @@ class Monitor:
         self._since = time.monotonic()
 
     def __enter__(self) -> Monitor:
+        for folder in sorted(filter(is_done, task_folders(self._root)), key=_created):
+            self.stages[self._name(folder)] = _done_before(self._name(folder), folder)
         self._thread.start()
         return self
 
@@ -78,22 +81,29 @@ class Monitor:
             self._follow()
 
     def _follow(self) -> None:
-        for folder in sorted(_task_folders(self._root), key=lambda path: path.stat().st_ctime):
+        for name, folder in self._newest().items():
             now = time.monotonic()
-            name = self._name(folder)
-            if name not in self.stages:
+            if name not in self.stages or self.stages[name].folder != folder:
                 alone = all(stage.done for stage in self.stages.values())
                 self.stages[name] = StageRun(name, folder, since=self._since if alone else now)
                 if self._on_start is not None:
-                    self._on_start(self.stages[name], len(self.stages))
+                    self._on_start(self.stages[name], [*self.stages].index(name) + 1)
             stage = self.stages[name]
             if stage.done:
                 continue
             stage.seconds = now - stage.since
-            if (folder / "executor_output.json").is_file():
+            if is_done(folder):
                 stage.done, self._since = True, now
                 if self._on_done is not None:
                     self._on_done(stage)
+
+    def _newest(self) -> dict[str, Path]:
+        """The folder of each stage, in the order in which they were made: that of its last attempt."""
+        folders: dict[str, Path] = {}
+        for folder in sorted(task_folders(self._root), key=_created):
+            name = self._name(folder)
+            folders[name] = max(folder, folders.get(name, folder))  # the path has the time of the attempt
+        return folders
 
     def _sample_memory(self) -> None:
         elsewhere = self._memory_elsewhere() if self._memory_elsewhere is not None else 0
@@ -104,8 +114,33 @@ class Monitor:
                 stage.peak_rss_mib = max(stage.peak_rss_mib, rss)
 
 
-def _task_folders(root: Path) -> Iterator[Path]:
-    for folder in root.glob("*/*/"):
+def _done_before(name: str, folder: Path) -> StageRun:
+    """A stage that an earlier attempt of the run has done, with the cost that it measured itself."""
+    try:
+        figures = json.loads((folder / "metrics").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        figures = {}
+    return StageRun(
+        name,
+        folder,
+        done=True,
+        seconds=figures.get("stage/seconds", 0.0),
+        peak_rss_mib=figures.get("stage/peak_rss_mib", 0.0),
+    )
+
+
+def is_done(task: Path) -> bool:
+    """Whether the component of a task's folder has succeeded."""
+    return (task / "executor_output.json").is_file()
+
+
+def _created(folder: Path) -> float:
+    return folder.stat().st_ctime
+
+
+def task_folders(root: Path) -> Iterator[Path]:
+    """The folders of tasks below a pipeline's root, those of loops included."""
+    for folder in root.glob("[!.]*/*/"):
         if "-iteration-" in folder.name:
             yield from folder.glob("*/")
         else:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.monitor import Monitor, StageRun
-from rest_core import manifest
+from pipelines.progress import duration, work_of
 from rest_core.config import Config, GateConfig, RegistryConfig
 from rest_core.data.prepare import REPORT, describe_drops
 from rest_core.evaluation import gate
@@ -27,6 +27,8 @@ from rest_core.operations.catalogue_entry import Stage, bound
 from rest_core.operations.result import OVERVIEW_FILE, REGISTERED_FILE
 from rest_core.operations.tracking import journal, store
 from rest_core.processes import rest_command
+
+REPORT_FILE = "report.html"
 
 RunStatus = Literal["succeeded", "failed", "interrupted"]
 StageStatus = Literal["done", "off", "skipped", "failed", "interrupted", "not run"]
@@ -112,16 +114,14 @@ def _stage_summary(stage: Stage, config: Config, run: StageRun | None, outcome: 
     name = stage.name
     if run is None:
         return StageSummary(name, "not run")
-    status: StageStatus = "done" if run.done else "interrupted" if outcome == "interrupted" else "failed"
-    note, quiet = None, False
+    status: StageStatus = "interrupted" if outcome == "interrupted" else "failed"
+    note = None
+    if run.done:
+        status, note = work_of(run.folder, config)
     drops: list[str] = []
-    for made in run.folder.glob(f"*/{manifest.FILE_NAME}"):
-        counts = manifest.read(made.parent)["counts"]
-        note, quiet = counts.get("skipped"), counts.get("quiet", False)
-        if name == "prepare-data":
-            drops = describe_drops(json.loads((made.parent / REPORT).read_text(encoding="utf-8")))
-    if note is not None:
-        status = "skipped" if stage.enabled(config) and not quiet else "off"
+    if name == "prepare-data":
+        for report in run.folder.glob(f"*/{REPORT}"):
+            drops = describe_drops(json.loads(report.read_text(encoding="utf-8")))
     figures = run.folder / "metrics"
     runs = [ids for ids in in_spools(run.folder)[0] if ids.run != ids.pipeline]
     return StageSummary(
@@ -166,6 +166,8 @@ def show(summary: Summary, console: Console) -> None:
         tell(f"[bold yellow]SKIPPED {', '.join(names)}:[/] {escape(note)}")
     tell(f"MLflow: {summary.mlflow}")
     tell(f"Files:  {escape(summary.folder)}")
+    if (report := Path(summary.folder) / REPORT_FILE).is_file():
+        tell(f"Report: {escape(str(report))}")
     for command, purpose in next_steps(summary):
         tell(f"Next:   [bold]{escape(command)}[/]  {escape(purpose)}")
     if summary.unsent:
@@ -255,12 +257,6 @@ def reward_line(summary: Summary) -> str:
     )
     numbers = f"{metrics['reward/before']:+.3f} before, {metrics['reward/after']:+.3f} after"
     return f"Reward on {prompts} prompts: {numbers}, {change:+.3f}{interval}: {verdict}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `42 s`, `3 min 05 s`."""
-    whole = round(seconds)
-    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02} s"
 
 
 def _run_link(link: str | None) -> str:

@@ -66,6 +66,11 @@ def one_line(text: object, *, longest: int = 2000) -> str:
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
+def with_notes(error: BaseException) -> str:
+    """An error's message, and below it what whoever passed it on has added."""
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])
+
+
 def described(error: BaseException, *, longest: int = 2000) -> str:
     """An error in one line, with its type where it is no `UserError`."""
     text = one_line(error, longest=longest)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rest_core.disk import disk_problem
-from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
+from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError, with_notes
 
 
 def rest_command() -> str:
@@ -57,9 +57,9 @@ def errors_reported() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        fail(str(error))
+        fail(with_notes(error))
     except Preempted as stop:
-        sys.stderr.write(f"{stop}\n")
+        sys.stderr.write(f"{with_notes(stop)}\n")
         sys.exit(stop.exit_code)
     except OSError as error:
         if (problem := disk_problem(error, "this machine")) is None or isinstance(error, PermissionError):

@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:  # a wrong option or argument
         where = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
         fail(f"{' '.join(error.format_message().split())}{where}")
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        notes = getattr(stop.__cause__ or stop, "__notes__", ())
+        click.echo("\n".join(["interrupted", *notes]), err=True)
         sys.exit(EXIT_INTERRUPTED)

@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli.options import Command, api_bank_option, configuration, configured, data_option, with_options
-from rest_core.errors import UserError
+from pipelines.cli.options import (
+    Command,
+    api_bank_option,
+    configuration,
+    configured,
+    data_option,
+    refuse_beside_resume,
+    resume_option,
+    with_options,
+)
+from rest_core.errors import UserError, with_notes
 
 if TYPE_CHECKING:
     from rest_core.ablation.settings import AblationConfig
@@ -73,6 +82,7 @@ def trials(command: Command) -> Command:
     metavar="DIR",
     help="Folder of the run, new or empty; default: runs/PROFILE-ablation-DATE-TIME.",
 )
+@resume_option
 def ablate(
     profile: str,
     overrides: tuple[str, ...],
@@ -85,6 +95,7 @@ def ablate(
     confidence: float,
     parallelism: int,
     output: Path | None,
+    resume: Path | None,
 ) -> None:
     """Train with several weight schemes and seeds on this machine, and compare.
 
@@ -97,21 +108,29 @@ def ablate(
       rest ablate --scheme uniform --scheme paper --scheme 'entropy-only={scheme: paper, curriculum: false}'
       rest ablate --scheme uniform --scheme 'dr-grpo={scheme: uniform, rl: {advantage_std: none, loss:
         {aggregation: constant_length}}}'
+      rest ablate --resume runs/latest
     """
-    config = configuration(profile, (*defaults(), *overrides), data=data, api_bank=api_bank)
     from rich.console import Console
 
     from pipelines.local import StageFailed
     from pipelines.local_ablation import run_ablation, show
+    from pipelines.resume import RunRecord, Trials, located, told_how_to_resume
     from rest_core.operations.tracking.runs import SOURCE_VARIABLE
 
     os.environ[SOURCE_VARIABLE] = "rest ablate"
 
     console = Console(file=sys.stdout, highlight=False)  # bound now: the runner sends sys.stdout to its log
-    folder = output or Path("runs") / f"{config.profile}-ablation-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        summary = run_ablation(
-            config,
+    record = None
+    if resume is not None:
+        refuse_beside_resume(*(set(click.get_current_context().params) - {"resume", "overrides"}))
+        folder = located(resume)
+        record = RunRecord.read(folder, "ablate")
+        config, compared_trials = record.configuration(folder, overrides), record.trials
+        assert compared_trials is not None
+    else:
+        config = configuration(profile, (*defaults(), *overrides), data=data, api_bank=api_bank)
+        folder = output or Path("runs") / f"{config.profile}-ablation-{time.strftime('%Y%m%d-%H%M%S')}"
+        compared_trials = Trials(
             **settings(
                 config,
                 schemes=schemes,
@@ -120,12 +139,13 @@ def ablate(
                 metric=metric,
                 confidence=confidence,
                 parallelism=parallelism,
-            ),
-            folder=folder,
-            console=console,
+            )
         )
+    try:
+        with told_how_to_resume(folder, "ablate"):
+            summary = run_ablation(config, compared_trials, folder=folder, console=console, resumed=record)
     except StageFailed as error:
-        click.echo(str(error), err=True)
+        click.echo(with_notes(error), err=True)
         sys.exit(1)
     show(summary, console)
 

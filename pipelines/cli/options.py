@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from rest_core.config import Config, load
+from rest_core.errors import UserError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -51,6 +52,26 @@ data_option = click.option(
 api_bank_option = click.option(
     "--api-bank", metavar="PATH", help="ToolRL's processed API-Bank files: a folder or an s3:// URI."
 )
+
+resume_option = click.option(
+    "--resume",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Resume an interrupted or failed run in its folder; --set applies to what is not done yet.",
+)
+
+
+def refuse_beside_resume(*names: str) -> None:
+    """Refuse options that decide what a resumed run has decided already.
+
+    Raises:
+        UserError: one of these parameters of the command is given.
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(str(option.name)) == click.core.ParameterSource.COMMANDLINE
+        if option.name in names and given:
+            raise UserError(f"{option.opts[0]}: a resumed run keeps its own; leave it out beside --resume")
 
 
 def configuration(

@@ -1,4 +1,4 @@
-"""`rest run | compile | profiles`: the whole pipeline."""
+"""`rest run | compile | profiles | clean`: the whole pipeline."""
 
 from __future__ import annotations
 
@@ -10,9 +10,18 @@ from typing import Literal
 
 import click
 
-from pipelines.cli.options import FILE, api_bank_option, configuration, configured, data_option
+from pipelines.cli.options import (
+    FILE,
+    api_bank_option,
+    configuration,
+    configured,
+    data_option,
+    refuse_beside_resume,
+    resume_option,
+)
 from pipelines.cli.pipeline_options import PipelineOptions, pipeline_options
 from rest_core.config import load, profiles
+from rest_core.errors import with_notes
 
 
 @click.command()
@@ -25,6 +34,7 @@ from rest_core.config import load, profiles
     metavar="DIR",
     help="Folder of the run, new or empty; default: runs/PROFILE-DATE-TIME.",
 )
+@resume_option
 @click.option(
     "--runner",
     type=click.Choice(["subprocess", "docker"]),
@@ -38,6 +48,7 @@ def run(
     data: str | None,
     api_bank: str | None,
     output: Path | None,
+    resume: Path | None,
     runner: Literal["subprocess", "docker"],
 ) -> None:
     """Run the whole pipeline on this machine.
@@ -50,21 +61,31 @@ def run(
       rest run --profile smollm2-135m --data my_calls.jsonl
       rest run --api-bank data/api-bank --set rl.steps=4 --set sft.enabled=false
       rest run --runner docker
+      rest run --resume runs/latest
     """
-    config = configuration(profile, overrides, data=data, api_bank=api_bank)
     from rich.console import Console
 
     from pipelines.local import StageFailed, run_local
+    from pipelines.resume import RunRecord, located, told_how_to_resume
     from pipelines.summary import show
     from rest_core.operations.tracking.runs import SOURCE_VARIABLE
 
     os.environ[SOURCE_VARIABLE] = "rest run"
     console = Console(file=sys.stdout, highlight=False)  # bound now: the runner sends sys.stdout to its log
-    folder = output or Path("runs") / f"{config.profile}-{time.strftime('%Y%m%d-%H%M%S')}"
+    record = None
+    if resume is not None:
+        refuse_beside_resume("profile", "data", "api_bank", "output", "runner")
+        folder = located(resume)
+        record = RunRecord.read(folder, "run")
+        config, runner = record.configuration(folder, overrides), record.runner
+    else:
+        config = configuration(profile, overrides, data=data, api_bank=api_bank)
+        folder = output or Path("runs") / f"{config.profile}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
-        summary = run_local(config, folder=folder, console=console, runner=runner)
+        with told_how_to_resume(folder, "run"):
+            summary = run_local(config, folder=folder, console=console, runner=runner, resumed=record)
     except StageFailed as error:
-        click.echo(str(error), err=True)
+        click.echo(with_notes(error), err=True)
         sys.exit(1)
     show(summary, console)
 
@@ -90,6 +111,38 @@ def compile_(chosen: PipelineOptions, output: Path) -> None:
     click.echo(f"wrote {output}")
 
 
+@click.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path, file_okay=False, exists=True))
+@configured
+@click.option("--yes", is_flag=True, help="Remove it; without this, only say what would be removed.")
+def clean(folders: tuple[Path, ...], profile: str, overrides: tuple[str, ...], yes: bool) -> None:
+    """Remove the models, data and answers of runs that no registered version came from.
+
+    FOLDERS are run folders, or folders with runs below them (default: runs). Summaries, reports and logs stay, and what
+    MLflow has; a run that is cleaned cannot be resumed.
+
+    \b
+    Examples:
+      rest clean
+      rest clean --yes
+      rest clean runs/tiny-20261129-101500 --yes
+    """
+    from rich.console import Console
+
+    from pipelines import cleaning
+    from rest_core.operations.tracking import versions
+
+    config = configuration(profile, overrides)
+    found = list(cleaning.find(list(folders) or [Path("runs")], versions.registered_by(config.tracking)))
+    Console(highlight=False).print(cleaning.table(found))
+    removed = [run for run in found if not run.kept]
+    if yes:
+        for run in removed:
+            cleaning.remove(run)
+    size = f"{sum(run.bytes for run in removed) / 1e9:.2f} GB of {len(removed)} runs"
+    click.echo(f"removed {size}" if yes else f"`rest clean --yes` removes {size}")
+
+
 @click.command("profiles")
 def profiles_() -> None:
     """List the profiles that come with the project.
@@ -104,4 +157,4 @@ def profiles_() -> None:
         click.echo(f"{name:16} {config.model.source}, {rounds}")
 
 
-COMMANDS = (run, compile_, profiles_)
+COMMANDS = (run, compile_, profiles_, clean)

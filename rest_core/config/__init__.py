@@ -4,7 +4,7 @@ A profile is a YAML file with the sections of `Config`; the docstring under a fi
 """
 
 # ruff: noqa: F401, F403  (every section is imported from here)
-from rest_core.config.loading import load, profile_folder, profiles, validate
+from rest_core.config.loading import load, profile_folder, profiles, validate, with_overrides
 from rest_core.config.rl import *
 from rest_core.config.schema import *
 from rest_core.config.section import Section

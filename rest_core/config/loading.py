@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -48,10 +49,19 @@ def load(profile: str, overrides: tuple[str, ...] = ()) -> Config:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a profile is a mapping of sections, not {type(values).__name__}")
-    values["profile"] = path.stem
+    return with_overrides({**values, "profile": path.stem}, overrides, where=f"profile {path.stem}")
+
+
+def with_overrides(values: dict[str, Any], overrides: tuple[str, ...], where: str) -> Config:
+    """The configuration of `values`, by section, with `a.b=value` overrides applied.
+
+    Raises:
+        UserError: a key or value is wrong; the message begins with `where`.
+    """
+    values = copy.deepcopy(values)
     for override in overrides:
         _apply(values, override)
-    return validate(Config, values, where=f"profile {path.stem}")
+    return validate(Config, values, where=where)
 
 
 def validate(model: type[T], values: Any, where: str) -> T:

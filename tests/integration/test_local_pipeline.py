@@ -80,9 +80,14 @@ def test_the_base_models_answers_are_kept_for_later_runs(run: tuple[Path, dict[s
 
 def test_the_terminal_is_spared_the_runners_log(run: tuple[Path, dict[str, Any], str]) -> None:
     folder, _, out = run
-    log = (folder / "runs/tiny/log.txt").read_text(encoding="utf-8")
-    assert "Streamed logs" in log
+    whole, log = ((folder / "runs/tiny" / name).read_text(encoding="utf-8") for name in ("kfp.log", "log.txt"))
+    assert "Streamed logs" in whole
     assert "Streamed logs" not in out
+    assert "Streamed logs" not in log and '"parameterValues"' not in log
+    assert [line for line in log.splitlines() if line in STAGES] == list(
+        dict.fromkeys(line for line in log.splitlines() if line in STAGES)
+    )
+    assert "registered rest-tiny version 1" in log
     assert len(out.splitlines()) < 150  # in a narrow terminal, tables and all
 
 
@@ -116,8 +121,9 @@ def test_a_wrong_record_ends_in_one_line_and_exit_code_2(tmp_path: Path) -> None
     process = _rest(tmp_path, "run", "--profile", "tiny", "--data", "calls.jsonl", *stop, "--output", "run")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert err.count("\n") == 1
+    assert err.count("\n") == 2
     assert err.startswith("error: prepare-data: ")
+    assert err.endswith("rest run --resume run\n")
     assert "calls.jsonl" in err
     assert "line 2" in err
     summary = json.loads((tmp_path / "run/summary.json").read_text(encoding="utf-8"))
@@ -146,3 +152,51 @@ def test_a_signal_ends_the_stages_too(tmp_path: Path, number: signal.Signals, co
     client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     recorded = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert "KILLED" in {run.info.status for run in recorded} <= {"KILLED", "FAILED"}  # and none RUNNING
+
+
+def _in_mlflow(folder: Path) -> dict[str, str]:
+    """Status of each run in MLflow, by its name."""
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return {run.info.run_name: run.info.status for run in runs}
+
+
+def test_a_killed_run_resumes_where_it_was(tmp_path: Path) -> None:
+    settings = ("rl.steps=40", "rl.checkpoint_every=1", "bfcl.enabled=false", "api_bank.enabled=false")
+    process = _rest(
+        *(tmp_path, "run", "--profile", "tiny", "--output", "runs/one"),
+        *(argument for setting in settings for argument in ("--set", setting)),
+    )
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "runs/one").glob("artifacts/*/rest-rl/trained.training/step-*/")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    process.kill()
+    process.communicate()
+    refused = _rest(tmp_path, "run", "--resume", "runs/one")
+    _, err = refused.communicate(timeout=60)
+    assert refused.returncode == 2 and "still runs a stage of it" in err
+    for one in family[:-1]:
+        one.kill()
+    psutil.wait_procs(family, timeout=10)
+
+    resumed = _rest(tmp_path, "run", "--resume", "runs/latest")
+    out, err = resumed.communicate(timeout=600)
+    assert resumed.returncode == 0, out + err
+    assert "done before: prepare-data, " in out
+    assert "▶ sft-warmup" not in out and "▶ rest-rl" in out
+    tasks = [task.name for task in (tmp_path / "runs/one").glob("artifacts/*/*/")]
+    assert sorted(tasks) == sorted(STAGES)  # each has run once, or has been taken up
+    log = (tmp_path / "runs/one/log.txt").read_text(encoding="utf-8")
+    assert "resuming after step" in log
+    summary = json.loads((tmp_path / "runs/one/summary.json").read_text(encoding="utf-8"))
+    assert summary["status"] == "succeeded"
+    assert all(stage["seconds"] > 0 for stage in summary["stages"])
+    statuses = _in_mlflow(tmp_path)
+    assert statuses[summary["run"]] == "FINISHED"
+    assert (statuses["rest-rl"], statuses["rest-rl (attempt 2)"]) == ("KILLED", "FINISHED")
+    again = _rest(tmp_path, "run", "--resume", "runs/one")
+    _, err = again.communicate(timeout=60)
+    assert again.returncode == 2 and "has succeeded" in err

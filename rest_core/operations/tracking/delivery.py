@@ -20,8 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rest_core.errors import UserError
-from rest_core.operations.tracking import journal, store
+from rest_core.operations.tracking import journal, store, views
 from rest_core.operations.tracking.journal import JOURNAL, Lane, Record, RunIds, State, read_records
+from rest_core.operations.tracking.tags import (
+    ERROR_TAG,
+    JOINED_TAG,
+    KIND_TAG,
+    PIPELINE_RUN_TAG,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,16 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PIPELINE_RUN_TAG = "rest.pipeline_run"
-KIND_TAG = "rest.kind"  # "pipeline" on a parent run, "trial" on one of an ablation's trials, "stage" on a nested one
-TRIAL_TAG = "rest.trial"  # on a trial's run and on its stages' runs: the trial's name
-SCHEME_TAG = "rest.scheme"  # likewise: the name of its scheme
-SETTINGS_TAG = "rest.scheme_settings"  # likewise: what the scheme replaces in `rl` besides the weights, if anything
-JOINED_TAG = "rest.joined"  # on a parent that somebody else (KFP) made
-ERROR_TAG = "rest.error"  # on a stage's run; on the parent "rest.error/<stage>"
-INPUT_TAG = "rest.input/"  # on a stage's run, with the input's name: where it was read from
-STAGE_TAG = "rest.stage"
-JOURNAL_TAG = "rest.spool_id"  # on a stage's run: its journal's
 _PARENT_TAG = "mlflow.parentRunId"
 _TABLES_TAG = "mlflow.loggedArtifacts"
 
@@ -270,6 +266,7 @@ class Replay:
     def _open_runs(self, begin: Record) -> RunIds:
         """Find or make the runs of a stage: the pipeline's, in an ablation the trial's, and the stage's own."""
         experiment = store.ensure_experiment(self.client, self.uri, begin["experiment"])
+        views.install(self.client, experiment)
         given: dict[int, Run] = {}  # by level: what somebody else (KFP) has made
         if begin["join"]:
             joined = self.client.get_run(begin["join"])
@@ -314,6 +311,10 @@ class Replay:
 
     def _end(self, record: Record, ids: RunIds) -> None:
         status = record["status"]
+        if status == "RUNNING":  # the pipeline is resumed
+            if ids.run in ids.owned:
+                self.client.update_run(ids.run, status=status)
+            return
         if ids.run == ids.pipeline and _errors(self.client.get_run(ids.run)):
             status = "FAILED"
         if record["error"]:

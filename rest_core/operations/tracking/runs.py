@@ -38,17 +38,11 @@ from rest_core import manifest
 from rest_core.config import TrackingConfig
 from rest_core.errors import Preempted, UserError
 from rest_core.operations.tracking import journal, store
-from rest_core.operations.tracking.delivery import (
-    JOURNAL_TAG,
-    KIND_TAG,
-    MAX_TAG_VALUE,
-    PIPELINE_RUN_TAG,
-    STAGE_TAG,
-    TRIAL_TAG,
-)
+from rest_core.operations.tracking.delivery import MAX_TAG_VALUE
 from rest_core.operations.tracking.journal import Journal, State, Target
 from rest_core.operations.tracking.sender import Sender
 from rest_core.operations.tracking.system_metrics import recorded
+from rest_core.operations.tracking.tags import JOURNAL_TAG, KIND_TAG, PIPELINE_RUN_TAG, STAGE_TAG, TRIAL_TAG
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -272,6 +266,12 @@ def finish_pipeline(
     if description is not None:
         run.tags({"mlflow.note.content": description})
     run._end(sender, status)
+
+
+def reopen_pipeline(tracking: TrackingConfig, *, pipeline_run: str, spool: Path) -> None:
+    """Have the parent run of a pipeline that is resumed run again."""
+    run, sender = _open(tracking, pipeline_run, spool)
+    run._end(sender, "RUNNING")
 
 
 def _open(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,21 @@ def champion(tracking: TrackingConfig, registry: RegistryConfig) -> Version | No
         return None
     found = models.champion(client, registry.name)
     return None if found is None else located(client, found)
+
+
+def registered_by(tracking: TrackingConfig) -> Callable[[str, str, str], bool]:
+    """Tells whether a model (by name) has a version (by number) that a pipeline run (by name) has registered.
+
+    Raises:
+        UserError: MLflow does not answer.
+    """
+    client = store.connect(tracking)
+
+    def registered(name: str, number: str, pipeline_run: str) -> bool:
+        found = models.existing(client.get_model_version, name, number)
+        return found is not None and found.tags.get("pipeline_run") == pipeline_run
+
+    return registered
 
 
 def version(tracking: TrackingConfig, name: str, number: str) -> Version:

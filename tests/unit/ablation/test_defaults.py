@@ -43,7 +43,7 @@ def test_on_a_cluster(options: Sequence[str], wanted: str) -> None:
 def test_on_this_machine(options: Sequence[str], wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Config] = []
 
-    def run(config: Config, **_: Any) -> None:
+    def run(config: Config, *_: Any, **__: Any) -> None:
         seen.append(config)
 
     monkeypatch.setattr("pipelines.local_ablation.run_ablation", run)

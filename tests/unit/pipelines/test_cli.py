@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_a_stop_on_request_has_its_own_exit_code(
 def test_the_commands_of_the_project_are_there() -> None:
     wanted = (
         "run ablate aggregate prepare sft train serve-rollouts eval-bfcl eval-api-bank compare register promote "
-        "history lineage serve chat compile score ui sync profiles submit status logs retry stop schedule"
+        "history lineage serve chat clean compile score ui sync profiles submit status logs retry stop schedule"
     )
     assert set(cli.cli.commands) == set(wanted.split())
 
@@ -74,7 +75,7 @@ def test_help_has_examples_that_the_command_accepts(name: str) -> None:
         command = command.commands[part]
     options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     for example in examples:
-        own = example.partition(" -- ")[0]  # what comes behind is for another program
+        own = re.split(r" -- | \| ", example)[0]  # what comes behind is for another program
         used = [word for word in own.split() if word.startswith("-") and word != "-"]
         assert set(used) <= options, example
 

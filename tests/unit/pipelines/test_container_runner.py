@@ -13,7 +13,7 @@ from rich.console import Console
 
 from components.images import image
 from pipelines import containers
-from pipelines.local import LOG_FILE, StageFailed, explain, run_local
+from pipelines.local import KFP_LOG_FILE, StageFailed, explain, run_local
 from pipelines.monitor import StageRun
 from rest_core import config
 from rest_core.config import Config
@@ -94,7 +94,7 @@ def test_of_stages_that_failed_one_after_another_the_first_is_told(tmp_path: Pat
     (tmp_path / "rest-rl" / "trained").mkdir(parents=True)
     (tmp_path / "rest-rl" / "trained" / "error.json").write_text('{"message": "policy: no manifest.json"}')
     log = "".join(f"12:00 - INFO - Executing task \x1b[96m'{name}'\x1b[0m\n    said by {name}\n" for name in stages)
-    (tmp_path / LOG_FILE).write_text(log, encoding="utf-8")
+    (tmp_path / KFP_LOG_FILE).write_text(log, encoding="utf-8")
     monitor: Any = SimpleNamespace(stages=stages)
     with pytest.raises(StageFailed) as told:
         explain(tmp_path, monitor, RuntimeError("kfp"))
