@@ -130,6 +130,8 @@ def tracking(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """An MLflow store of this test alone."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
         monkeypatch.delenv(name, raising=False)
+    # Of experiments without a place of their own; MLflow's default is ./mlruns, the user's.
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(tmp_path / "mlruns" / "artifacts"))
     database = tmp_path / "mlruns" / "mlflow.db"
     database.parent.mkdir()
     shutil.copyfile(empty_database, database)

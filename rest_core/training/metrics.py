@@ -16,7 +16,10 @@ from rest_core.algorithm.rest import Judgement
 from rest_core.memory import peak_memory_gib
 from rest_core.training.groups import Groups, plain_text
 from rest_core.training.sampling import Resampled
+from rest_core.training.tasks import Task
 from rest_core.training.update import Experience
+
+LONGEST_PROMPT = 2000  # characters of a prompt in a table of completions
 
 
 def step_metrics(
@@ -103,6 +106,14 @@ def function_metrics(groups: Groups, gather: Callable[[list[Any]], list[Any]]) -
     return {name: sum(each) / len(each) for name, each in values.items()} | {"reward/dropped_groups": dropped}
 
 
+def _asked(task: Task) -> str:
+    """The end of a task's last message; "" where the task has no text. Each row of a table has it."""
+    if task.sample is None or not task.sample.prompt:
+        return ""
+    text = task.sample.prompt[-1].content
+    return text if len(text) <= LONGEST_PROMPT else f"…{text[-LONGEST_PROMPT:]}"
+
+
 def completions(groups: Groups, step: int) -> list[dict[str, Any]]:
     """One row a response of this process, for people to read."""
     rows = []
@@ -113,6 +124,8 @@ def completions(groups: Groups, step: int) -> list[dict[str, Any]]:
             row = {
                 "step": step,
                 "sample": task.id,
+                "prompt": _asked(task),
+                "tools": ", ".join(tool.name for tool in task.tools),
                 "response": plain_text(judgement),
                 "reference": task.reference.text,
                 "reward": float(groups.rewards[place, n]) if functions.failure is None else None,

@@ -35,7 +35,19 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 # The reference has no tag, so the format is right where a random response happens to have none: real variance.
 TASKS = [Task(f"task/{n}", [10 + n, 20, 30 + n][: 1 + n % 3], parse("words")) for n in range(6)]
 FLOAT32 = ModelConfig(dtype="float32")
-COLUMNS = ["step", "sample", "response", "reference", "reward", "format", "correctness", "tokens", "finished"]
+COLUMNS = [
+    "step",
+    "sample",
+    "prompt",
+    "tools",
+    "response",
+    "reference",
+    "reward",
+    "format",
+    "correctness",
+    "tokens",
+    "finished",
+]
 TIMED = ("seconds/", "tokens_per_second/", "memory/")
 
 
