@@ -40,7 +40,7 @@ from pipelines.monitor import Monitor, family
 from pipelines.progress import SUMMARY_FILE, show_done, show_header, show_start
 from pipelines.rest_pipeline import build
 from pipelines.resume import CACHE, Runner, RunRecord, held, set_unfinished_aside
-from pipelines.run_log import RunLog
+from pipelines.run_log import KFP_LOG_FILE, LOG_FILE, RunLog
 from pipelines.summary import REPORT_FILE, RunStatus, Summary, summarize
 from rest_core.config import Config
 from rest_core.disk import disk_errors
@@ -57,8 +57,6 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="DataclassInstance")
 
-LOG_FILE = "log.txt"
-KFP_LOG_FILE = "kfp.log"
 ARTIFACTS = "artifacts"
 MODEL_LINK = "model"
 PIPELINE_FILE = "pipeline.yaml"

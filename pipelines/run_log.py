@@ -6,11 +6,29 @@ import io
 import re
 from typing import TextIO
 
+LOG_FILE = "log.txt"  # readable
+KFP_LOG_FILE = "kfp.log"  # whole
+
 _TASK = re.compile(r"^[\d:.]+ - INFO - Executing task '(?P<name>[^']+)'")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _INDENT = "    "  # of what a task has printed
+_WARNING = re.compile(r"^    [\d:]+ WARNING (?P<logger>[\w.]+): (?P<text>.+)$")
+_SKIPPED = "rest_core.stages.stage"  # says that a stage is skipped, which the summary says in its own way
 _BAR = re.compile(r"\d%\|")  # a progress bar of another library
 _FRAME = re.compile(r"^\[KFP Executor .*\]: |INFO root: Wrote executor output file to ")
+
+
+def warnings_in(readable: str) -> dict[str, list[str]]:
+    """The warnings of a readable log, each with the stages that gave it."""
+    found: dict[str, list[str]] = {}
+    stage = ""
+    for line in readable.splitlines():
+        if line and not line.startswith(_INDENT):
+            stage = line
+        elif (warning := _WARNING.match(line)) is not None and warning["logger"] != _SKIPPED:
+            stages = found.setdefault(warning["text"], [])
+            stages += [] if stage in stages else [stage]
+    return found
 
 
 class RunLog(io.TextIOBase):

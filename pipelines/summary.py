@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from pipelines.monitor import Monitor, StageRun
 from pipelines.progress import duration, work_of
+from pipelines.run_log import LOG_FILE, warnings_in
 from rest_core.config import Config, GateConfig, RegistryConfig
 from rest_core.data.prepare import REPORT, describe_drops
 from rest_core.evaluation import gate
@@ -71,6 +72,7 @@ class Summary:
     registered: Mapping[str, Any] | None = None  # the version, and what the gate says, as compare-and-register left it
     options: tuple[str, ...] = ()  # with which commands use the same MLflow
     gate_options: tuple[str, ...] = ()  # with which `rest promote` judges by the same gate
+    warnings: Mapping[str, Sequence[str]] = field(default_factory=dict)  # each with the stages that gave it
 
 
 def summarize(
@@ -79,6 +81,7 @@ def summarize(
     """Gather what the stages of a run have left in its folder."""
     uri = store.resolve_uri(config.tracking)
     parents, unsent = in_spools(folder)
+    log = folder / LOG_FILE
     return Summary(
         run=run,
         profile=config.profile,
@@ -95,6 +98,7 @@ def summarize(
         registered=_left(monitor.stages.get("compare-and-register"), REGISTERED_FILE),
         options=tuple(store.options_for(uri)),
         gate_options=tuple(_gate_options(config)),
+        warnings=warnings_in(log.read_text(encoding="utf-8", errors="replace")) if log.is_file() else {},
     )
 
 
@@ -164,6 +168,8 @@ def show(summary: Summary, console: Console) -> None:
             tell(escape(line), highlight=False)
     for note, names in skipped.items():
         tell(f"[bold yellow]SKIPPED {', '.join(names)}:[/] {escape(note)}")
+    for text, stages in summary.warnings.items():
+        tell(f"[yellow]Warning, {', '.join(stages)}:[/] {escape(text)}")
     tell(f"MLflow: {summary.mlflow}")
     tell(f"Files:  {escape(summary.folder)}")
     if (report := Path(summary.folder) / REPORT_FILE).is_file():

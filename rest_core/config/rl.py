@@ -14,6 +14,8 @@ class LoraConfig(Section):
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | tuple[str, ...] = "all-linear"
+    keep_adapter: bool = False
+    """hand on the adapter too, in `adapter/` beside the merged weights, as peft reads it"""
 
 
 EntropyRule = Literal["variance", "inverse"]

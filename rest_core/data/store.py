@@ -22,6 +22,11 @@ FEATURES = datasets.Features(
         "reference_tokens": datasets.Value("int32"),  # the end of the turn included
     }
 )
+COLUMNS = {
+    name: "long" if isinstance(kind, datasets.Value) and kind.dtype == "int32" else "string"
+    for name, kind in FEATURES.items()
+}
+"""The columns with MLflow's types; messages count as text there."""
 DESCRIPTION = "dataset_dict.json"  # written by datasets; without it the folder is no DatasetDict
 
 

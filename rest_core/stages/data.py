@@ -27,6 +27,7 @@ def prepare_data(
     """Read, validate, deduplicate, measure and split the training data."""
     from rest_core.data.evaluation_sets import api_bank_folder, evaluation_questions
     from rest_core.data.prepare import describe_drops, prepare
+    from rest_core.data.store import COLUMNS
     from rest_core.model.loading import load_tokenizer
     from rest_core.operations import policies
     from rest_core.styles.create import training_style
@@ -63,5 +64,6 @@ def prepare_data(
             digest_sha256=manifest.read(out)["sha256"],
             rows=sum(report["splits"].values()),
             context="training",
+            columns=COLUMNS,
         )
         return replace(result, notes=tuple(describe_drops(report)))

@@ -14,6 +14,7 @@ from typing import Any
 from rest_core.ablation.settings import Trial
 from rest_core.config import (
     LaunchConfig,
+    LoraConfig,
     ModelConfig,
     RlConfig,
     SftConfig,
@@ -25,10 +26,11 @@ from rest_core.operations import handoff, policies
 from rest_core.operations.launch.job import Job
 from rest_core.operations.result import StageResult, writing_errors
 from rest_core.processes import is_launched, is_main_process
-from rest_core.stages.stage import NO_STORAGE, open_stage
+from rest_core.stages.stage import NO_STORAGE, StageContext, open_stage
 from rest_core.styles.style import Style
 
 ONE_A_GPU = LaunchConfig()
+ADAPTER = "adapter"  # folder beside the merged weights
 
 
 def sft_warmup(
@@ -74,7 +76,7 @@ def sft_warmup(
             training.encode(tokenizer, map(to_sample, load_split(dataset, split)), style)
             for split in ("sft", "sft_validation")
         )
-        stage.run.dataset("sft", source=str(dataset), digest_sha256=digest, rows=len(rows), context="training")
+        _record_split(stage, "sft", dataset, digest, len(rows))
         # A training resumes from another attempt only where data, model and settings are the same.
         described = "/".join([digest, model.model_dump_json(), sft.model_dump_json()])
         key = hashlib.sha256(described.encode()).hexdigest()[:16]
@@ -90,7 +92,7 @@ def sft_warmup(
             on_metrics=stage.run.metrics,
             mirror=None if place is None else f"{place}/sft-warmup-{key}",
         )
-        _save(trained, tokenizer, model, style, out)
+        _save(trained, tokenizer, model, style, sft.lora, out)
         return stage.finish(metrics)
 
 
@@ -146,7 +148,7 @@ def rest_rl(
         style = training_style(model, tokenizer)
         tasks = make_tasks(tokenizer, map(to_sample, load_split(dataset, "rl")), style)
         validation = make_tasks(tokenizer, map(to_sample, load_split(dataset, "rl_validation")), style)
-        stage.run.dataset("rl", source=str(dataset), digest_sha256=digest, rows=len(tasks), context="training")
+        _record_split(stage, "rl", dataset, digest, len(tasks))
         master = load_model(policy, model)
         trainer = RlTrainer(
             master,
@@ -168,7 +170,7 @@ def rest_rl(
             stage.run.figure(training_figure(history), "training")
             last = next(entry for entry in reversed(history) if "reward/total" in entry)
             metrics |= {f"rl/last/{name}": last[name] for name in ("reward/total", "response/truncated_share")}
-        _save(trainer.model, tokenizer, model, style, out)
+        _save(trainer.model, tokenizer, model, style, rl.lora, out)
         result = stage.finish(metrics)
         if is_main_process():
             shutil.rmtree(trainer.progress.folder, ignore_errors=True)
@@ -198,8 +200,22 @@ def _mirror(storage: StorageConfig, pipeline_run: str) -> str | None:
     return None if storage.location is None else f"{handoff.scratch(storage.location, pipeline_run)}/checkpoints"
 
 
-def _save(trained: Any, tokenizer: Any, model: ModelConfig, style: Style, out: Path) -> None:
-    """The flat checkpoint; what was needed to resume goes once it is whole."""
+def _record_split(stage: StageContext, split: str, dataset: Path, digest: str, rows: int) -> None:
+    from rest_core.data.store import COLUMNS
+
+    stage.run.dataset(
+        split,
+        source=str(dataset),
+        digest_sha256=digest,
+        rows=rows,
+        context="training",
+        split=split,
+        columns=COLUMNS,
+    )
+
+
+def _save(trained: Any, tokenizer: Any, model: ModelConfig, style: Style, lora: LoraConfig | None, out: Path) -> None:
+    """The flat checkpoint, and the adapter where it is asked for; what was needed to resume goes once it is whole."""
     import torch
 
     from rest_core.model.loading import save_policy
@@ -208,6 +224,8 @@ def _save(trained: Any, tokenizer: Any, model: ModelConfig, style: Style, out: P
     gather_weights(trained)
     if not is_main_process():
         return
+    if lora is not None and lora.keep_adapter:
+        trained.save_pretrained(out / ADAPTER)  # before its weights are merged
     save_policy(trained, tokenizer, out, dtype=getattr(torch, model.dtype), style=style)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 

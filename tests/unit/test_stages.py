@@ -22,6 +22,7 @@ from rest_core.config import (
     ApiBankConfig,
     BfclConfig,
     EvaluationConfig,
+    LoraConfig,
     ModelConfig,
     RlConfig,
     SftConfig,
@@ -37,6 +38,7 @@ from rest_core.operations.tracking import runs
 from rest_core.operations.tracking.store import open_client
 from rest_core.records import Message, Sample, Tool, ToolCall
 from rest_core.response import render
+from rest_core.stages.training import ADAPTER
 from rest_core.training.rl import RlTrainer
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -206,6 +208,26 @@ def test_references_that_do_not_go_on_from_the_prompt_are_refused_before_a_model
     out = tmp_path / "sft"
     with pytest.raises(UserError, match=message):
         stages.sft_warmup(model=thinking, sft=SFT, tracking=tracking, pipeline_run=RUN, dataset=dataset, out=out)
+
+
+@pytest.mark.usefixtures("unsent")
+def test_an_adapter_lies_beside_the_merged_weights_where_it_is_asked_for(
+    warm_up: Run, train: Run, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    for run, settings, out in ((warm_up, SFT, tmp_path / "sft"), (train, RL, tmp_path / "rl")):
+        for keep in (False, True):
+            lora = LoraConfig(r=2, alpha=64, keep_adapter=keep)
+            folder = out / str(keep)
+            run(settings.model_copy(update={"lora": lora}), out=folder)
+            assert (folder / ADAPTER / "adapter_config.json").is_file() == keep
+        merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(
+            peft.PeftConfig.from_pretrained(folder / ADAPTER).base_model_name_or_path, dtype=torch.float32
+        )
+        with_adapter = peft.PeftModel.from_pretrained(base, folder / ADAPTER).merge_and_unload()
+        ids = torch.tensor([[21, 22, 23]])
+        torch.testing.assert_close(with_adapter(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("unsent")

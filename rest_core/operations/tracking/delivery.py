@@ -258,6 +258,7 @@ class Replay:
             source_type=record["source_type"],
             source=json.dumps({"uri": record["source"]}),
             profile=json.dumps({"num_rows": record["rows"]}),
+            schema=_schema(record.get("columns")),
         )
         inputs = [DatasetInput(dataset, tags=[InputTag("mlflow.data.context", record["context"])])]
         for run_id in dict.fromkeys((ids.run, ids.pipeline)):
@@ -347,6 +348,13 @@ class Replay:
         running = f"tags.`{_PARENT_TAG}` = '{ids.pipeline}' AND attributes.status = 'RUNNING'"
         if not _errors(self.client.get_run(ids.pipeline)) and not self.client.search_runs([ids.experiment], running):
             self.client.set_terminated(ids.pipeline, "FINISHED", end_time=record["time"])
+
+
+def _schema(columns: Mapping[str, str] | None) -> str | None:
+    """A dataset's columns and their types, as MLflow writes a schema."""
+    if not columns:
+        return None
+    return json.dumps({"mlflow_colspec": [{"name": name, "type": kind} for name, kind in columns.items()]})
 
 
 def _errors(run: Run) -> set[str]:

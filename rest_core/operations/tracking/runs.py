@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import hashlib
 import io
 import json
 import logging
@@ -140,7 +141,17 @@ class Recorder:
             raise UserError(f"{path}: no such file to record as an artifact")
         self._artifact(path, path.name, "/".join(_file_name(part) for part in folder.split("/") if part), to=to)
 
-    def dataset(self, name: str, *, source: str, digest_sha256: str, rows: int, context: str) -> None:
+    def dataset(
+        self,
+        name: str,
+        *,
+        source: str,
+        digest_sha256: str,
+        rows: int,
+        context: str,
+        split: str | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
         """Record a dataset as an input of the stage's run and of the parent.
 
         Args:
@@ -149,16 +160,23 @@ class Recorder:
             digest_sha256: hex SHA-256 of its content. MLflow takes 36 characters; the tag `data/<name>/sha256` has all.
             rows: number of records.
             context: its use: "training", "validation" or "evaluation".
+            split: the part of the content that is meant: MLflow tells datasets apart by their digests, so that it
+                needs one of its own.
+            columns: names and MLflow's types ("string", "long", …), which MLflow shows as the schema.
         """
         source = store.redact(source)
+        of_split = digest_sha256
+        if split is not None:
+            of_split = hashlib.sha256(f"{digest_sha256}/{split}".encode()).hexdigest()
         self._journal.append(
             "dataset",
             name=name,
             source=source,
             source_type=_SOURCE_TYPES.get(source.split("://")[0], "local"),
-            digest=digest_sha256[:_DIGEST_LENGTH],
+            digest=of_split[:_DIGEST_LENGTH],
             rows=rows,
             context=context,
+            columns=dict(columns or {}),
         )
         for target in ("run", "pipeline"):
             self._journal.append("tags", to=target, values={_key(f"data/{name}/sha256"): digest_sha256})

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from components.images import image
 from pipelines import containers
-from pipelines.local import KFP_LOG_FILE, StageFailed, explain, run_local
+from pipelines.local import StageFailed, explain, run_local
 from pipelines.monitor import StageRun
+from pipelines.run_log import KFP_LOG_FILE
 from rest_core import config
 from rest_core.config import Config
 from rest_core.errors import UserError

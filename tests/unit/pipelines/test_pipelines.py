@@ -155,7 +155,8 @@ def test_kfp_local_would_rewrite_python3_in_paths(tmp_path: Path) -> None:
 
 
 def test_a_failure_is_told_in_the_words_of_its_stage(tmp_path: Path) -> None:
-    from pipelines.local import KFP_LOG_FILE, explain
+    from pipelines.local import explain
+    from pipelines.run_log import KFP_LOG_FILE
 
     failed = StageRun("prepare-data", tmp_path / "prepare-data")
     (failed.folder / "dataset").mkdir(parents=True)
@@ -176,7 +177,8 @@ def test_a_failure_is_told_in_the_words_of_its_stage(tmp_path: Path) -> None:
 
 
 def test_a_failure_in_a_loop_is_told_in_the_log_of_its_own_round(tmp_path: Path) -> None:
-    from pipelines.local import KFP_LOG_FILE, explain
+    from pipelines.local import explain
+    from pipelines.run_log import KFP_LOG_FILE
 
     log = "".join(
         f"12:00 - Executing task 'train'\n  path: /x/loop-{n}/train/metrics\n  said by {n}\n" for n in range(3)

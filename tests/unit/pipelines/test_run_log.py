@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import random
 
-from pipelines.run_log import RunLog
+from pipelines.run_log import RunLog, warnings_in
 
 LOG = """\
 00:29:37.597 - INFO - Running pipeline: \x1b[95m'rest-pipeline'\x1b[0m
@@ -58,3 +58,23 @@ def test_stages_lines_are_kept_apart_from_kfps() -> None:
         log.flush()
         assert whole.getvalue() == LOG
         assert readable.getvalue() == READABLE
+
+
+def test_each_warning_is_told_once_with_its_stages() -> None:
+    precision = "    00:31:04 WARNING rest_core.model.precision: this CPU cannot multiply bfloat16"
+    lines = [
+        "",
+        "sft-warmup",
+        precision,
+        precision,
+        "    00:31:05 WARNING rest_core.stages.stage: sft-warmup is skipped: off",
+        "",
+        "rest-rl",
+        precision,
+        "    00:32:00 INFO rest_core.training.rl: resuming",
+        "    WARNING: of another program",
+        "",
+        "rest-rl",
+        precision,
+    ]
+    assert warnings_in("\n".join(lines)) == {"this CPU cannot multiply bfloat16": ["sft-warmup", "rest-rl"]}

@@ -37,6 +37,16 @@ def test_a_pipeline_run_of_two_stages(tracking: TrackingConfig, client: MlflowCl
         run.metrics({"loss": math.nan, "bad,name": 1.0}, step=3)
         run.summary({"reward/after": 0.5})
         run.dataset("train", source="hub/x", digest_sha256="a" * 64, rows=5, context="training")
+        for split in ("sft", "rl"):
+            run.dataset(
+                split,
+                source="hub/x",
+                digest_sha256="a" * 64,
+                rows=2,
+                context="training",
+                split=split,
+                columns={"id": "string", "tokens": "long"},
+            )
         run.table([{"a": 1, "b": math.inf}, {"b": {"c": [1]}}], "../rows")
         run.figure(Figure(), "curve")
         (tmp_path / "note.txt").write_text("hello")
@@ -56,7 +66,12 @@ def test_a_pipeline_run_of_two_stages(tracking: TrackingConfig, client: MlflowCl
     assert parent.data.tags["mlflow.note.content"] == "**done**"
     assert stage.data.tags["data/train/sha256"] == "a" * 64
     assert stage.inputs is not None
-    assert stage.inputs.dataset_inputs[0].dataset.digest == "a" * 36
+    inputs = {one.dataset.name: one.dataset for one in stage.inputs.dataset_inputs}
+    assert inputs["train"].digest == "a" * 36 and not inputs["train"].schema
+    assert len({one.digest for one in inputs.values()}) == 3  # MLflow tells datasets apart by them
+    columns = json.loads(inputs["rl"].schema)["mlflow_colspec"]
+    assert columns == [{"name": "id", "type": "string"}, {"name": "tokens", "type": "long"}]
+    assert stage.data.tags["data/rl/sha256"] == stage.data.tags["data/train/sha256"] == "a" * 64
     folders = {
         one.path
         for name in (None, "tables", "figures", "notes")
