@@ -15,7 +15,7 @@ from rest_core.rollout.prefix_tree import PrefixTree, shared_beginnings
 from rest_core.rollout.sampling import sample
 from rest_core.rollout.shared_prefix import IMPLEMENTATION, SharedPrefixCache, Size
 
-_MOST_PADDING = 8  # times as many tokens as the budget, where padding is free
+_MOST_PADDING = 2  # times as many prompts as would fit if padding were counted, where it is free
 
 
 @dataclass(frozen=True)
@@ -301,8 +301,10 @@ class Decoding:
         if prompts <= old.prompts and rows <= old.rows and widest <= old.width:
             return old
         if self.pace.padding_is_free:
-            # Room for shorter prompts, of which more fit; addresses alone are spent on it, but these have an end too.
-            groups = max(prompts, min(len(task.prompts), _MOST_PADDING * task.budget // widest))
+            # Room for shorter prompts, of which more fit. It takes addresses alone at first, but what is freed is kept,
+            # so that in time it may take memory.
+            padded = task.budget // (widest + task.samples * task.max_new_tokens)
+            groups = min(len(task.prompts), max(prompts + prompts // 4, _MOST_PADDING * padded))
         else:
             groups = prompts if cache is None else max(prompts, min(self._groups(lengths), len(task.prompts)))
         return Size(groups, widest, max(rows, groups * task.samples), old.columns)
