@@ -91,7 +91,7 @@ def run_local(
 
     Raises:
         UserError: the folder is in use, a stage refused its input (in its own words), or no engine runs containers.
-        Preempted: a stage was asked to stop; it can resume from its folder (`rest train --out`).
+        Preempted: a stage was asked to stop; the run can be resumed in its folder.
         StageFailed: a stage failed otherwise.
     """
     require_local(config)

@@ -395,7 +395,7 @@ def _one_each(query: Tensor, layer: SharedPrefixLayer, key: Tensor, value: Tenso
         start, asked = width - longest, query[first:end]
         on_prompt = asked @ layer.prompt_keys[first:end, :, start:].transpose(2, 3)
         on_response = asked @ key[first:end].transpose(2, 3)
-        scores = torch.cat([on_prompt, on_response], dim=3).add_(cache.bias[first:end, ..., start:])
+        scores = torch.cat([on_prompt, on_response], dim=3) + cache.bias[first:end, ..., start:]  # float32
         shares = scores.softmax(dim=3).to(value.dtype)
         of_prompt = shares[..., :longest] @ layer.prompt_values[first:end, :, start:]
         parts.append(of_prompt.add_(shares[..., longest:] @ value[first:end]))

@@ -30,3 +30,11 @@ def test_another_attention_is_one_in_half_precision_too(
     attend = trial.forward
     monkeypatch.setattr(trial, "forward", lambda m, cache, token, at: attend(m, cache, token, at + 1))
     assert "gives other logits" in (trial.why_not_shared_prefix(model) or "")
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
+def test_prompts_of_one_row_each_are_decoded_right_too(
+    random_model: Callable[..., Any], dtype: torch.dtype, allowed: float
+) -> None:
+    with torch.no_grad():
+        assert trial._difference(random_model("llama", spread=0.1).to(dtype).eval(), samples=1) < allowed
