@@ -199,15 +199,16 @@ def test_mlflow_has_what_the_containers_recorded(run: tuple[Path, dict[str, Any]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
 
 
-def test_a_wrong_record_ends_in_one_line_and_exit_code_2(tmp_path: Path, images: dict[str, Any]) -> None:
+def test_a_wrong_record_ends_in_one_line_a_hint_and_exit_code_2(tmp_path: Path, images: dict[str, Any]) -> None:
     record = {"messages": [{"role": "user", "content": "call f"}], "tools": [], "target": {"calls": []}}
     (tmp_path / "calls.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
     stop = ("--set", "data.on_invalid=stop")
     process = _rest(tmp_path, "--data", "calls.jsonl", *stop, "--output", "run")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert err.count("\n") == 1 and err.startswith("error: prepare-data: ")
-    assert "calls.jsonl: line 1: field 'tools'" in err
+    error, hint = err.splitlines()
+    assert error.startswith("error: prepare-data: ") and "calls.jsonl: line 1: field 'tools'" in error
+    assert hint.startswith("resume it with: ") and hint.endswith(" run --resume run")
     summary = json.loads((tmp_path / "run/summary.json").read_text(encoding="utf-8"))
     assert summary["status"] == "failed" and summary["stages"][0]["status"] == "failed"
 
