@@ -165,19 +165,20 @@ def _figures_table(what: str, figures: Mapping[str, Estimate]) -> Iterator[str]:
 def _example(row: Row) -> Sequence[str]:
     """An answer as a list in Markdown; model output is code, on one line."""
     asked = row["question"][-1]["content"] if row["question"] else ""
-    lines = [f"- `{row['id']}`: {_code(asked)}"]
+    lines = [f"- `{row['id']}`: {code(asked)}"]
     if row["expected"] is not None:
         lines.append(
-            f"- expected: {_code(json.dumps(row['expected'], ensure_ascii=False)) if row['expected'] else 'no call'}"
+            f"- expected: {code(json.dumps(row['expected'], ensure_ascii=False)) if row['expected'] else 'no call'}"
         )
-    lines.append(f"- response: {_code(row['response']) if row['response'] else 'none'}")
+    lines.append(f"- response: {code(row['response']) if row['response'] else 'none'}")
     if reason := row["skipped"] or row["error"]:
-        lines.append(f"- error: {_code(reason)}")
+        lines.append(f"- error: {code(reason)}")
     return lines
 
 
-def _code(text: str) -> str:
-    line = one_line(text, longest=_LONGEST)
+def code(text: str, *, longest: int = _LONGEST) -> str:
+    """Somebody else's text as code of Markdown, on one line."""
+    line = one_line(text, longest=longest)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     return f"{fence} {line} {fence}"
 

@@ -20,8 +20,10 @@ from rest_core.config import (
     TrackingConfig,
 )
 from rest_core.operations import handoff
+from rest_core.operations.catalogue import CATALOGUE
 from rest_core.operations.catalogue_entry import EVALUATED
 from rest_core.operations.result import StageResult
+from rest_core.operations.tracking.recorder import Measured
 from rest_core.progress_bar import ProgressBar
 from rest_core.stages.stage import SOURCE_INPUT, StageContext, open_stage, passed_on, trial_of
 
@@ -181,7 +183,19 @@ def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Policy) -> Stag
     for file in ("report.md", "report.json", "rows.jsonl", "accuracy.png"):
         stage.run.artifact(out / file)
     stage.run.table(report.rows, "answers")
+    stage.run.answers(report.rows, benchmark.rules)
     measured = report.measured
+    if report.template is not None:
+        stage.run.prompt(f"rest-{measured.condition}", report.template)
+    entry = CATALOGUE[stage.name]
+    of_version = entry.evaluated is not None and entry.evaluated.name == "champion"
+    stage.measured = Measured(
+        identity=report.model if of_version else str(stage.inputs["policy"]),
+        name=report.model,
+        dataset=benchmark.name,
+        digest_sha256=measured.items,
+        metrics=tuple(figure.metric for figure in entry.figures),
+    )
     limits = ", ".join(f"{name} {value}" for name, value in measured.limits.items())
     measured_on = (
         f"{len(report.rows)} items {measured.items[:12]}, {measured.condition}, {limits}, checked by {measured.checker}"

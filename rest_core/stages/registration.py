@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rest_core import manifest
 from rest_core.config import GateConfig, RegistryConfig, TrackingConfig
@@ -20,7 +20,14 @@ from rest_core.operations.catalogue_entry import EVALUATED
 from rest_core.operations.result import METRICS_FILE, REGISTERED_FILE, StageResult
 from rest_core.operations.tracking.evaluations import artifact_directory
 from rest_core.operations.tracking.runs import finish_pipeline
+from rest_core.operations.tracking.tags import REGISTERED_TAG
 from rest_core.stages.stage import SOURCE_INPUT, StageContext, open_stage, passed_on
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+
+    from rest_core.operations.tracking.card import Sample
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +55,7 @@ def compare_and_register(
     Raises:
         UserError: an evaluation is of other weights than those that are registered, or of another base model.
     """
-    from rest_core.operations.tracking import promotion
+    from rest_core.operations.tracking import logged_models, promotion
     from rest_core.operations.tracking import registry as models
     from rest_core.operations.tracking.store import connect
 
@@ -70,6 +77,7 @@ def compare_and_register(
             facts = replace(
                 _facts(pipeline_run, dataset, checkpoint, reports),
                 evaluated=_digest([reports, *others.values()]),
+                samples=tuple(_samples(next(iter(reports.values())))) if reports else (),
             )
             _keep(stage, None, reports)
             for name, folders in others.items():
@@ -80,11 +88,16 @@ def compare_and_register(
                 raise UserError(
                     f"MLflow has taken none of the stage's records for {_PATIENCE_SECONDS} s; start the stage again"
                 )
+            logged = _logged_model(client, stage.run.run_id, Path(policy))
+            if logged is not None and logged.source_run_id:
+                facts = replace(facts, training_run=f"{logged.experiment_id}/{logged.source_run_id}")
             made = models.register_model(client, registry, checkpoint=checkpoint, run_id=stage.run.run_id, facts=facts)
+            if logged is not None:
+                logged_models.note_version(client, logged, made.name, made.version)
             verdict, line = promotion.would_promote(client, made.name, gate, made.version)
             log.info("%s", line)
             models.describe(client, made, facts, line)
-            stage.run.tags({"rest.registered": f"{made.name} version {made.version}", "rest.gate": line})
+            stage.run.tags({REGISTERED_TAG: f"{made.name} version {made.version}", "rest.gate": line})
             record: dict[str, Any] = {"name": made.name, "version": made.version}
             record |= {"source": made.source, "location": made.location}
             record |= {"gate": line, "conditions": verdict.to_json()}
@@ -97,6 +110,15 @@ def compare_and_register(
         description=_description(line, evaluations),
     )
     return result
+
+
+def _logged_model(client: MlflowClient, run_id: str, policy: Path) -> LoggedModel | None:
+    """MLflow's model of the policy: the output of the training's run, if that was recorded."""
+    from rest_core.operations.tracking import logged_models
+
+    made = manifest.read(policy)
+    identity = made["inputs"]["policy"] if passed_on(policy) else made["sha256"]
+    return logged_models.find(client, client.get_run(run_id).info.experiment_id, str(identity))
 
 
 def _digest(evaluations: Sequence[Mapping[str, Path]]) -> str:
@@ -197,3 +219,18 @@ def _facts(pipeline_run: str, dataset: Path, policy: Path, evaluations: Mapping[
             f"Prompted in the style {trained['config']['model']['prompt_style']!r}; other prompts give other results.",
         ),
     )
+
+
+def _samples(evaluation: Path) -> Iterator[Sample]:
+    """The first call that is right, the first question answered rightly without one, and the first wrong answer."""
+    from rest_core.operations.tracking.card import Sample
+
+    wanted = {"right": True, "right: no call fits": True, "wrong": True}
+    with (evaluation / ROWS_FILE).open(encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            right = row["kind"] is None
+            verdict = ("right" if row["calls"] else "right: no call fits") if right else "wrong"
+            if wanted.pop(verdict, False):
+                asked = row["question"][-1]["content"] if row["question"] else row["id"]
+                answer = json.dumps(row["calls"], ensure_ascii=False) if row["calls"] else row["response"]
+                yield Sample(asked, answer, verdict if right else f"wrong: {row['kind']}")

@@ -20,9 +20,11 @@ from rest_core.config import StorageConfig, TrackingConfig, validate
 from rest_core.disk import disk_errors, disk_problem
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.operations import handoff
+from rest_core.operations.catalogue import CATALOGUE
 from rest_core.operations.failures import ProcessError, ending_together
 from rest_core.operations.result import METRICS_FILE, StageResult, clear, write_error
-from rest_core.operations.tracking.runs import Recorder, TrialRun, stage_run
+from rest_core.operations.tracking.recorder import Measured, Recorder
+from rest_core.operations.tracking.runs import TrialRun, stage_run
 from rest_core.operations.tracking.tags import INPUT_TAG, SCHEME_TAG, SETTINGS_TAG
 from rest_core.processes import is_main_process
 
@@ -45,18 +47,22 @@ class StageContext:
     inputs: dict[str, Any] = field(default_factory=dict)
     on_parent: bool = True
     """Whether its main figures go to the pipeline's (or trial's) run as well."""
+    measured: Measured | None = None
+    """Of an evaluation: what its figures are of."""
 
     def finish(self, metrics: dict[str, float], **counts: Any) -> StageResult:
         """Write metrics and manifest, record the main figures."""
         if not is_main_process():
             return StageResult(metrics, counts.get("skipped"))
-        (self.run.summary if self.on_parent else self.run.metrics)(metrics)
+        self.run.summary(metrics, on_parent=self.on_parent, of=self.measured)
         (self.out / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         config = {name: section.model_dump(mode="json") for name, section in self.sections.items()}
         files = manifest.contents(self.out)
-        manifest.write(
+        made = manifest.write(
             self.out, stage=self.name, config=config, inputs=self.inputs, counts={**counts, **metrics}, files=files
         )
+        if CATALOGUE[self.name].kind == "Model" and "skipped" not in counts:
+            self.run.made_model(made["sha256"], self.name)
         if self.storage.location is not None and handoff.read(self.out) is None:
             handoff.deliver(self.out, self.storage.location, self.name, files)
         return StageResult(metrics, counts.get("skipped"))
@@ -95,6 +101,7 @@ class _NoRun:
         return
 
     metrics = summary = tags = table = figure = artifact = dataset = fail = _nothing
+    made_model = prompt = answers = _nothing
 
     def wait(self, timeout: float) -> bool:
         return True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rest_core.config import TrackingConfig
 from rest_core.operations.status.final import Verdict
-from rest_core.operations.tracking import delivery, store
+from rest_core.operations.tracking import delivery, run_tree, store
 from rest_core.operations.tracking.runs import TRACEBACK_FILE
 from rest_core.operations.tracking.tags import (
     ERROR_TAG,
@@ -82,7 +82,7 @@ class PipelineEnd:
 def read(client: MlflowClient, tracking: TrackingConfig, pipeline_run: str) -> PipelineEnd | None:
     """What MLflow has of a pipeline run; None where it has nothing. MLflow's own exceptions pass."""
     uri, experiment = store.resolve_uri(tracking), _experiment(client, tracking)
-    parent = None if experiment is None else delivery.find_pipeline_run(client, experiment, pipeline_run)
+    parent = None if experiment is None else run_tree.find_pipeline_run(client, experiment, pipeline_run)
     if experiment is None or parent is None:
         return None
 

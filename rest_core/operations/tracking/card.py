@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from rest_core.evaluation.evaluation_report import code
 from rest_core.operations.catalogue import benchmarks
 from rest_core.operations.catalogue_entry import bound
 from rest_core.operations.tracking.store import redact, redacted, without_credentials
 from rest_core.serving.plugin import PLUGIN_FILE
+
+_LONGEST = 160  # characters of a sample's question and answer
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,15 @@ class DataFact:
     source: str
     sha256: str  # of its content, hex
     rows: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An answer of the model in an evaluation."""
+
+    question: str
+    answer: str
+    verdict: str
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,8 @@ class ModelFacts:
     image: str | None = None  # reference of the image that it was trained in
     evaluated: str | None = None  # SHA-256 over the evaluations, its own and those beside it
     limits: tuple[str, ...] = field(default=())  # what a reader must not expect of it
+    samples: tuple[Sample, ...] = ()
+    training_run: str | None = None  # MLflow's id, with its experiment's before it: "1/0123…"
 
 
 def model_card(name: str, facts: ModelFacts, *, use: str, verdict: str | None = None) -> str:
@@ -65,6 +79,7 @@ def model_card(name: str, facts: ModelFacts, *, use: str, verdict: str | None = 
             ("data", "source", "rows", "SHA-256"),
             [(one.name, redact(one.source), f"{one.rows:,}", f"`{one.sha256}`") for one in facts.data],
         ),
+        *_samples(facts.samples),
         "## Limits",
         _list(list(facts.limits) or ["None were recorded: read the evaluation before you rely on it."]),
         "## Origin",
@@ -72,6 +87,8 @@ def model_card(name: str, facts: ModelFacts, *, use: str, verdict: str | None = 
             [
                 f"git commit: `{facts.git_commit or 'unknown'}`",
                 f"image: `{facts.image or 'unknown (not run from an image)'}`",
+                f"licence: what those of `{redact(facts.base_model)}` and of the data allow",
+                *_training_run(facts.training_run),
             ]
         ),
     ]
@@ -126,6 +143,23 @@ def _evaluation(metrics: Mapping[str, float]) -> Iterator[str]:
         yield _table(("metric", "value", "95 % interval"), rows)
     others = sorted(metrics.keys() - {*main, *chain.from_iterable(bounds.values())})
     yield _table(("metric", "value"), [(name, f"{metrics[name]:.4f}") for name in others])
+
+
+def _samples(samples: Sequence[Sample]) -> Iterator[str]:
+    if samples:
+        rows = [(_code(one.question), _code(one.answer), one.verdict) for one in samples]
+        yield "## Sample answers"
+        yield _table(("question", "answer", "verdict"), rows)
+
+
+def _code(text: str) -> str:
+    return code(text, longest=_LONGEST)
+
+
+def _training_run(run: str | None) -> Iterator[str]:
+    if run is not None:
+        experiment, _, run_id = run.partition("/")
+        yield f"training: [run {run_id[:8]}](#/experiments/{experiment}/runs/{run_id})"
 
 
 def readme(name: str, facts: ModelFacts, *, own_parser: bool) -> str:

@@ -20,13 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rest_core.errors import UserError
-from rest_core.operations.tracking import journal, store, views
+from rest_core.operations.tracking import journal, logged_models, prompts, run_tree, store, traces
 from rest_core.operations.tracking.journal import JOURNAL, Lane, Record, RunIds, State, read_records
 from rest_core.operations.tracking.tags import (
     ERROR_TAG,
-    JOINED_TAG,
-    KIND_TAG,
-    PIPELINE_RUN_TAG,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PARENT_TAG = "mlflow.parentRunId"
 _TABLES_TAG = "mlflow.loggedArtifacts"
 
 MAX_TAG_VALUE = 8000  # MLflow's limit
@@ -108,6 +104,7 @@ class Replay:
         self.state = State.read(path)
         self._known_uri = known_uri
         self._answers: set[str] = set()  # refusals that have been logged
+        self._models: dict[str, str] = {}  # ids of MLflow's models, by identity
 
     def run(self) -> Delivery:
         """Send until the journal's end, or until MLflow is away."""
@@ -149,7 +146,7 @@ class Replay:
         for record, after in read_records(self.path, position):
             if journal.lane(record) == lane:
                 together = record["op"] == "metrics" and len(batch) < _STEPS_A_CALL
-                if batch and not (together and all(batch[0].get(key) == record.get(key) for key in ("op", "to"))):
+                if batch and not (together and all(batch[0].get(key) == record.get(key) for key in ("op", "to", "of"))):
                     yield batch, position
                     batch = []
                 batch.append(record)
@@ -174,7 +171,7 @@ class Replay:
         from mlflow.entities import Metric, Param
 
         if record["op"] == "begin":
-            self.state.ids = self._open_runs(record)
+            self.state.ids = run_tree.open_runs(self.client, self.uri, record, self._set_tags)
             return
         ids = self.state.ids
         assert ids is not None
@@ -182,7 +179,7 @@ class Replay:
         match record["op"]:
             case "metrics":
                 news = [
-                    Metric(name, float(value), one["time"], one["step"] or 0)
+                    Metric(name, float(value), one["time"], one["step"] or 0, **self._model_of(one, name, run_id))
                     for one in batch
                     for name, value in one["values"].items()
                     if one["step"] is None or one["step"] > self._recorded_before.get(name, -1)
@@ -196,6 +193,13 @@ class Replay:
                 self._artifact(record, run_id)
             case "dataset":
                 self._dataset(record, ids)
+            case "model":
+                model = logged_models.ensure(self.client, ids.experiment, record["identity"], record["name"], ids.run)
+                logged_models.is_output(self.client, ids.run, model)
+            case "prompt":
+                prompts.link(self.client, ids.run, record["name"], record["template"])
+            case "traces":
+                self._traces(record, ids)
             case "end":
                 self._end(record, ids)
             case _:
@@ -237,6 +241,40 @@ class Replay:
                     last |= {name: max(last.get(name, -1), record["step"]) for name in record["values"]}
         return last
 
+    def _model_of(self, record: Record, metric: str, run_id: str) -> dict[str, Any]:
+        """The fields of a metric that say which model and data set it is a figure of."""
+        of = record.get("of")
+        if of is None or metric not in of["metrics"]:
+            return {}
+        if of["identity"] not in self._models:
+            assert self.state.ids is not None
+            model = logged_models.ensure(self.client, self.state.ids.experiment, of["identity"], of["name"])
+            logged_models.is_input(self.client, run_id, model)
+            self._models[of["identity"]] = model.model_id
+        return {
+            "model_id": self._models[of["identity"]],
+            "dataset_name": of["dataset"],
+            "dataset_digest": of["digest"],
+            "run_id": run_id,
+        }
+
+    def _traces(self, record: Record, ids: RunIds) -> None:
+        file = self.path / "files" / record["file"]
+        if not file.exists():  # it is deleted when it has been sent
+            return
+        self.client.set_tag(ids.run, *traces.RUN_TYPE)
+        rows = json.loads(file.read_bytes())
+        for number, row in enumerate(rows, start=record["first"]):
+            traces.send(
+                self.uri,
+                row,
+                experiment_id=ids.experiment,
+                run_id=ids.run,
+                rules=record["rules"],
+                time_ms=record["time"] - number,  # MLflow's pages begin with the newest
+            )
+        shutil.rmtree(file.parent, ignore_errors=True)
+
     def _artifact(self, record: Record, run_id: str) -> None:
         file = self.path / "files" / record["file"]
         if not file.exists():  # it is deleted when it has been sent
@@ -263,47 +301,6 @@ class Replay:
         inputs = [DatasetInput(dataset, tags=[InputTag("mlflow.data.context", record["context"])])]
         for run_id in dict.fromkeys((ids.run, ids.pipeline)):
             self.client.log_inputs(run_id, inputs)
-
-    def _open_runs(self, begin: Record) -> RunIds:
-        """Find or make the runs of a stage: the pipeline's, in an ablation the trial's, and the stage's own."""
-        experiment = store.ensure_experiment(self.client, self.uri, begin["experiment"])
-        views.install(self.client, experiment)
-        given: dict[int, Run] = {}  # by level: what somebody else (KFP) has made
-        if begin["join"]:
-            joined = self.client.get_run(begin["join"])
-            experiment = joined.info.experiment_id
-            # Without a parent it is given for the whole pipeline: each stage has a run of its own nested in it.
-            if (above := joined.data.tags.get(_PARENT_TAG)) is not None:
-                given = {len(begin["levels"]) - 1: joined, 0: self.client.get_run(above)}
-            else:
-                given = {0: joined}
-        chain: list[str] = []
-        owned = []
-        for number, level in enumerate(begin["levels"]):
-            if (run := given.get(number)) is not None:
-                self._set_tags(run.info.run_id, {**level["tags"], **({} if chain else {JOINED_TAG: "true"})})
-            else:
-                tags = {**level["tags"], **({_PARENT_TAG: chain[-1]} if chain else {})}
-                run = self._ensure(experiment, level["name"], tags, level["unique"])
-                if JOINED_TAG not in run.data.tags:
-                    owned.append(run.info.run_id)
-            if run.data.tags.get(KIND_TAG) == "trial" and run.info.status != "RUNNING":
-                self.client.update_run(run.info.run_id, status="RUNNING")  # as long as one of its stages runs
-            chain.append(run.info.run_id)
-        root = chain[0] if len(chain) > 2 else None
-        return RunIds(experiment, run=chain[-1], pipeline=chain[-2:][0], root=root, owned=owned)
-
-    def _ensure(self, experiment: str, name: str, tags: Mapping[str, str], unique: Sequence[str]) -> Run:
-        """The run that has the same `unique` tags; made where there is none."""
-        wanted = {key: tags[key] for key in unique}
-        if (found := find_run(self.client, experiment, wanted)) is not None:
-            return found
-        made = self.client.create_run(experiment, start_time=self.begin["time"], run_name=name, tags=dict(tags))
-        first = find_run(self.client, experiment, wanted)
-        if first is not None and first.info.run_id != made.info.run_id:  # another stage made it at the same time
-            self.client.delete_run(made.info.run_id)
-            return first
-        return made
 
     def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -345,7 +342,7 @@ class Replay:
 
     def _end_trial(self, record: Record, ids: RunIds) -> None:
         """A trial has no last stage of its own: it ends when none of its stages runs and none has failed."""
-        running = f"tags.`{_PARENT_TAG}` = '{ids.pipeline}' AND attributes.status = 'RUNNING'"
+        running = f"tags.`{run_tree.PARENT_TAG}` = '{ids.pipeline}' AND attributes.status = 'RUNNING'"
         if not _errors(self.client.get_run(ids.pipeline)) and not self.client.search_runs([ids.experiment], running):
             self.client.set_terminated(ids.pipeline, "FINISHED", end_time=record["time"])
 
@@ -359,15 +356,3 @@ def _schema(columns: Mapping[str, str] | None) -> str | None:
 
 def _errors(run: Run) -> set[str]:
     return {tag for tag in run.data.tags if tag.startswith(f"{ERROR_TAG}/")}
-
-
-def find_pipeline_run(client: MlflowClient, experiment: str, pipeline_run: str) -> Run | None:
-    """The parent run of a pipeline run; of several, the one that was made first."""
-    return find_run(client, experiment, {PIPELINE_RUN_TAG: pipeline_run, KIND_TAG: "pipeline"})
-
-
-def find_run(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> Run | None:
-    """The run with these tags; of several, the one that was made first."""
-    wanted = " AND ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-    order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-    return next(iter(client.search_runs([experiment], wanted, max_results=1, order_by=order)), None)

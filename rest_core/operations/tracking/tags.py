@@ -10,3 +10,5 @@ ERROR_TAG = "rest.error"  # on a stage's run; on the parent "rest.error/<stage>"
 INPUT_TAG = "rest.input/"  # on a stage's run, with the input's name: where it was read from
 STAGE_TAG = "rest.stage"
 JOURNAL_TAG = "rest.spool_id"  # on a stage's run: its journal's
+IDENTITY_TAG = "rest.identity"  # on a logged model: its checkpoint's hash, or where it was taken from
+REGISTERED_TAG = "rest.registered"  # on a logged model and on the run that registers it: "NAME version N"

@@ -22,7 +22,8 @@ from rest_core.operations.status.final import FinalStatus, Links
 from rest_core.operations.status.mlflow_runs import StageEnd
 from rest_core.operations.status.reproduce import commands, locate
 from rest_core.operations.tracking import journal, runs, store
-from rest_core.operations.tracking.delivery import Replay, deliver, find_pipeline_run
+from rest_core.operations.tracking.delivery import Replay, deliver
+from rest_core.operations.tracking.run_tree import find_pipeline_run
 from rest_core.stages.cluster import PAGE_FILE
 
 RUN = "tiny · paper · 2026-01-01 00:00 · 0f3c"

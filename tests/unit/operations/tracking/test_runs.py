@@ -20,7 +20,7 @@ from mlflow.entities import Run
 
 from rest_core.config import ModelConfig, RlConfig, TrackingConfig
 from rest_core.errors import Preempted, UserError
-from rest_core.operations.tracking import delivery, journal, runs
+from rest_core.operations.tracking import delivery, journal, recorder, runs
 
 
 def by_name(client: MlflowClient) -> dict[str, Run]:
@@ -209,7 +209,7 @@ def test_long_values_are_cut_in_params_and_whole_in_the_artifact(
     ) as run:
         assert run.wait(30)
     assert run.run_id is not None
-    assert len(client.get_run(run.run_id).data.params["cfg/prompt"]) == runs.MAX_PARAM_VALUE
+    assert len(client.get_run(run.run_id).data.params["cfg/prompt"]) == recorder.MAX_PARAM_VALUE
     whole = json.loads(Path(client.download_artifacts(run.run_id, "config.json")).read_text())
     assert whole == {"prompt": "x" * 10_000}
 
