@@ -125,9 +125,9 @@ ENTRIES = (
             options=("trial",),
         ),
         figures=(
-            Figure("reward before", "reward/before", "+.3f"),
-            Figure("after", "reward/after", "+.3f"),
-            Figure("change", "reward/change", "+.3f"),
+            Figure("reward before", "reward/before", "+.3f", main=True),
+            Figure("after", "reward/after", "+.3f", main=True),
+            Figure("change", "reward/change", "+.3f", main=True),
             Figure("tokens/s", "rl/tokens_per_second", ".0f"),
         ),
     ),
@@ -155,9 +155,9 @@ ENTRIES = (
             ),
         ),
         figures=(
-            Figure("call accuracy", "bfcl/call_accuracy"),
-            Figure("irrelevance", "bfcl/irrelevance_accuracy"),
-            Figure("multi-turn", "bfcl/multi_turn_accuracy"),
+            Figure("call accuracy", "bfcl/call_accuracy", main=True),
+            Figure("irrelevance", "bfcl/irrelevance_accuracy", main=True),
+            Figure("multi-turn", "bfcl/multi_turn_accuracy", main=True),
             Figure("memory", "bfcl/memory_accuracy"),
         ),
     ),
@@ -180,7 +180,10 @@ ENTRIES = (
             examples=("--policy runs/rl --api-bank data/api-bank --out runs/api-bank",),
             options=("api_bank",),
         ),
-        figures=(Figure("soft", "api_bank/overall_soft"), Figure("strict", "api_bank/overall_strict")),
+        figures=(
+            Figure("soft", "api_bank/overall_soft", main=True),
+            Figure("strict", "api_bank/overall_strict", main=True),
+        ),
     ),
     Stage(
         name="compare-policies",

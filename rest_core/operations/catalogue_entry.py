@@ -17,6 +17,8 @@ class Figure:
     label: str
     metric: str
     format: str = ".1%"
+    main: bool = False
+    """Whether MLflow has it on the pipeline's run as well, where pipelines are compared."""
 
     def shown(self, metrics: Mapping[str, float]) -> str:
         """For people: label and value, with the 95 % interval where it was measured."""
@@ -153,6 +155,11 @@ class Stage:
         if one is not None and not (one.name in config.evaluation.policies and config.enabled(one.switch)):
             return False
         return config.enabled(self.switch)
+
+    @property
+    def main_metrics(self) -> frozenset[str]:
+        """Those that MLflow has on the pipeline's run as well."""
+        return frozenset(figure.metric for figure in self.figures if figure.main)
 
     def load(self) -> Callable[..., Any]:
         """Import the function."""

@@ -53,7 +53,7 @@ def preflight(
         page.write_text(findings.markdown(found), encoding="utf-8")
         stage.run.artifact(page)
         figures = {f"preflight/{name}": float(count) for name, count in findings.counts(found).items()}
-        stage.run.summary(figures)
+        stage.run.metrics(figures)
         findings.require_none(found)
         return stage.finish(figures)
 

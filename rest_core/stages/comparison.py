@@ -51,6 +51,7 @@ def aggregate(
             log.warning("%s", note)
         for file in report.write(out):
             stage.run.artifact(file, to="pipeline")
+        stage.on_parent = report.metrics
         result = stage.finish(report.metrics, trials=len(report.results))
     finish_pipeline(
         tracking,

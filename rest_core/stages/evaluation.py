@@ -110,7 +110,8 @@ def evaluate_policy(
         off=off is not None,
         **sections,
     ) as stage:
-        stage.on_parent = evaluated in (None, "trained")  # others' figures would take the place of its own there
+        if evaluated not in (None, "trained"):
+            stage.on_parent = ()  # its figures would take the place of the trained policy's
         if policy is not None:
             stage.add_policy(policy)
         if off is not None:

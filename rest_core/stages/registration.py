@@ -140,7 +140,8 @@ def _keep(stage: StageContext, policy: str | None, folders: Mapping[str, Path]) 
 
 def _description(line: str, evaluations: Mapping[str, Mapping[str, Path]]) -> str:
     """Of the pipeline's run, as Markdown: the gate's verdict, and each policy's main figures."""
-    parts = [f"**{line}**"]
+    verdict, _, reason = line.partition(": ")
+    parts = [f"**{verdict}**"]
     for benchmark in benchmarks():
         measured = {
             one.title: json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
@@ -156,6 +157,8 @@ def _description(line: str, evaluations: Mapping[str, Mapping[str, Path]]) -> st
                 cells = [one.value(metrics) if one.metric in metrics else "" for one in figures]
                 lines.append(f"| {title} | {' | '.join(cells)} |")
             parts.append("\n".join(lines))
+    if reason:
+        parts.append(f"Why: {reason}.")
     parts.append("Question by question: `comparison/` among the artifacts. Values with 95 % intervals.")
     return "\n\n".join(parts) + "\n"
 

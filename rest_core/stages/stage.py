@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,16 +45,17 @@ class StageContext:
     sections: Mapping[str, BaseModel]
     storage: StorageConfig = NO_STORAGE
     inputs: dict[str, Any] = field(default_factory=dict)
-    on_parent: bool = True
-    """Whether its main figures go to the pipeline's (or trial's) run as well."""
+    on_parent: Collection[str] | None = None
+    """The figures that go on the pipeline's (or trial's) run as well; None = the catalogue's main ones."""
     measured: Measured | None = None
     """Of an evaluation: what its figures are of."""
 
     def finish(self, metrics: dict[str, float], **counts: Any) -> StageResult:
-        """Write metrics and manifest, record the main figures."""
+        """Write metrics and manifest, record the figures."""
         if not is_main_process():
             return StageResult(metrics, counts.get("skipped"))
-        self.run.summary(metrics, on_parent=self.on_parent, of=self.measured)
+        on_parent = CATALOGUE[self.name].main_metrics if self.on_parent is None else self.on_parent
+        self.run.summary(metrics, on_parent=on_parent, of=self.measured)
         (self.out / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         config = {name: section.model_dump(mode="json") for name, section in self.sections.items()}
         files = manifest.contents(self.out)

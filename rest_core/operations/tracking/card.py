@@ -6,7 +6,6 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from rest_core.evaluation.evaluation_report import code
@@ -67,19 +66,19 @@ def model_card(name: str, facts: ModelFacts, *, use: str, verdict: str | None = 
     parts = [
         f"**{verdict}**" if verdict else "",
         f"`{redact(facts.base_model)}` trained for tool use with ResT (reshaped token-level policy gradients, "
-        f"arXiv 2509.21826) by the pipeline run “{facts.pipeline_run}”.",
+        f"arXiv 2509.21826) by the pipeline run “{facts.pipeline_run}”{_training_run(facts.training_run)}.",
         "## Evaluation",
         *_warnings(facts.metrics),
-        *_evaluation(facts.metrics),
+        *_main_figures(facts.metrics),
         _list([f"**{key}**: {text}" for key, text in sorted(facts.evaluations.items())]),
         "## How to use it",
         use,
+        *_samples(facts.samples),
         "## Training data",
         _table(
             ("data", "source", "rows", "SHA-256"),
             [(one.name, redact(one.source), f"{one.rows:,}", f"`{one.sha256}`") for one in facts.data],
         ),
-        *_samples(facts.samples),
         "## Limits",
         _list(list(facts.limits) or ["None were recorded: read the evaluation before you rely on it."]),
         "## Origin",
@@ -88,9 +87,10 @@ def model_card(name: str, facts: ModelFacts, *, use: str, verdict: str | None = 
                 f"git commit: `{facts.git_commit or 'unknown'}`",
                 f"image: `{facts.image or 'unknown (not run from an image)'}`",
                 f"licence: what those of `{redact(facts.base_model)}` and of the data allow",
-                *_training_run(facts.training_run),
             ]
         ),
+        "## All figures",
+        _table(("metric", "value"), [(name, f"{value:.4f}") for name, value in sorted(facts.metrics.items())]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -130,19 +130,17 @@ def _warnings(metrics: Mapping[str, float]) -> Iterator[str]:
         yield f"SUBSET: a part of the questions of {', '.join(parts)} only; the intervals say how far that carries."
 
 
-def _evaluation(metrics: Mapping[str, float]) -> Iterator[str]:
-    """The main figures of the benchmarks side by side, with their 95 % intervals; then all the others."""
+def _main_figures(metrics: Mapping[str, float]) -> Iterator[str]:
+    """Those of the benchmarks side by side, with their 95 % intervals."""
     main = [figure.metric for stage in benchmarks() for figure in stage.figures if figure.metric in metrics]
-    bounds = {name: [bound(name, "low"), bound(name, "high")] for name in main}
-    if main:
-        yield "Read these together, never their mean:"
-        rows = []
-        for name in main:
-            interval = [f"{metrics[end]:.4f}" for end in bounds[name] if end in metrics]
-            rows.append((name, f"{metrics[name]:.4f}", " – ".join(interval)))
-        yield _table(("metric", "value", "95 % interval"), rows)
-    others = sorted(metrics.keys() - {*main, *chain.from_iterable(bounds.values())})
-    yield _table(("metric", "value"), [(name, f"{metrics[name]:.4f}") for name in others])
+    if not main:
+        return
+    yield "Read these together, never their mean:"
+    rows = []
+    for name in main:
+        ends = [metrics[end] for end in (bound(name, "low"), bound(name, "high")) if end in metrics]
+        rows.append((name, f"{metrics[name]:.4f}", " – ".join(f"{end:.4f}" for end in ends)))
+    yield _table(("metric", "value", "95 % interval"), rows)
 
 
 def _samples(samples: Sequence[Sample]) -> Iterator[str]:
@@ -156,10 +154,11 @@ def _code(text: str) -> str:
     return code(text, longest=_LONGEST)
 
 
-def _training_run(run: str | None) -> Iterator[str]:
-    if run is not None:
-        experiment, _, run_id = run.partition("/")
-        yield f"training: [run {run_id[:8]}](#/experiments/{experiment}/runs/{run_id})"
+def _training_run(run: str | None) -> str:
+    if run is None:
+        return ""
+    experiment, _, run_id = run.partition("/")
+    return f" ([training](#/experiments/{experiment}/runs/{run_id}))"
 
 
 def readme(name: str, facts: ModelFacts, *, own_parser: bool) -> str:

@@ -195,7 +195,8 @@ class Replay:
                 self._dataset(record, ids)
             case "model":
                 model = logged_models.ensure(self.client, ids.experiment, record["identity"], record["name"], ids.run)
-                logged_models.is_output(self.client, ids.run, model)
+                for each in dict.fromkeys((ids.run, ids.pipeline)):
+                    logged_models.is_output(self.client, each, model)
             case "prompt":
                 prompts.link(self.client, ids.run, record["name"], record["template"])
             case "traces":

@@ -12,7 +12,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,16 +88,17 @@ class Recorder:
         """
         self._metrics(values, step, "run")
 
-    def summary(self, values: Mapping[str, float], *, on_parent: bool = True, of: Measured | None = None) -> None:
-        """Record the stage's main figures.
+    def summary(
+        self, values: Mapping[str, float], *, on_parent: Collection[str] = (), of: Measured | None = None
+    ) -> None:
+        """Record the stage's figures.
 
         Args:
-            on_parent: on the parent as well, where pipeline runs are compared.
+            on_parent: those that go on the parent as well, where pipeline runs are compared.
             of: the model that they are figures of.
         """
         self._metrics(values, None, "run", of)
-        if on_parent:
-            self._metrics(values, None, "pipeline")
+        self._metrics({name: value for name, value in values.items() if name in on_parent}, None, "pipeline")
 
     def made_model(self, sha256: str, name: str) -> None:
         """Record the checkpoint that the stage has made as a model of MLflow.

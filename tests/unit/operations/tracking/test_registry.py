@@ -20,7 +20,7 @@ from rest_core.config import RegistryConfig
 from rest_core.errors import UserError
 from rest_core.model.loading import save_policy
 from rest_core.operations.tracking import registry
-from rest_core.operations.tracking.card import DataFact, ModelFacts, model_card
+from rest_core.operations.tracking.card import DataFact, ModelFacts, Sample, model_card
 
 NAME = "rest-tool-use"
 METRIC = "bfcl/call_accuracy"
@@ -213,5 +213,12 @@ def test_the_card_begins_with_the_main_figures_side_by_side():
     assert lines.index("SUBSET: a part of the questions of bfcl only; the intervals say how far that carries.") < 7
     first = lines.index("| bfcl/call_accuracy | 0.0000 | 0.0000 – 0.0800 |")
     assert lines[first + 1] == "| bfcl/irrelevance_accuracy | 1.0000 |  |"
-    assert first < lines.index("| a/b | 2.0000 |") < lines.index("| bfcl/live | 0.5000 |")
-    assert not any("low/" in line for line in lines)
+    others = [lines.index(line) for line in ("## How to use it", "| a/b | 2.0000 |", "| bfcl/live | 0.5000 |")]
+    assert [first, *others] == sorted([first, *others])
+
+
+def test_the_card_links_to_the_training_and_shows_answers_as_code():
+    samples = (Sample("a | b\n`c`", '[{"name": "f"}]', "right"),)
+    card = model_card(NAME, facts(samples=samples, training_run="1/abc"), use="")
+    assert "([training](#/experiments/1/runs/abc))" in card
+    assert '| `` a \\| b `c` `` | ` [{"name": "f"}] ` | right |' in card

@@ -35,7 +35,7 @@ def test_a_pipeline_run_of_two_stages(tracking: TrackingConfig, client: MlflowCl
         tracking, stage="train", pipeline_run="p", spool=tmp_path / "a", parameters={"rl": RlConfig(), "model": secret}
     ) as run:
         run.metrics({"loss": math.nan, "bad,name": 1.0}, step=3)
-        run.summary({"reward/after": 0.5})
+        run.summary({"reward/after": 0.5, "rl/steps": 3.0}, on_parent={"reward/after"})
         run.dataset("train", source="hub/x", digest_sha256="a" * 64, rows=5, context="training")
         for split in ("sft", "rl"):
             run.dataset(

@@ -36,7 +36,7 @@ class Stages:
         spool = self._folder / f"{stage} {trial.name if trial else ''}"
         try:
             with self.open(stage, trial, spool) as run:
-                run.summary(metrics or {})
+                run.summary(metrics or {}, on_parent=metrics or ())
                 if error:
                     raise RuntimeError(error)
         except RuntimeError:
