@@ -8,9 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from rest_core.disk import disk_errors, written_aside
 from rest_core.errors import one_line
@@ -18,6 +16,9 @@ from rest_core.evaluation.benchmark import Figures, Row
 from rest_core.evaluation.measurement import Measurement
 from rest_core.evaluation.statistics import Accuracy, Average, Estimate
 from rest_core.evaluation.taxonomy import Kind
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REPORT_FILE, ROWS_FILE = "report.json", "rows.jsonl"
 _LONGEST = 400  # characters of a response in report.md
@@ -47,7 +48,10 @@ class EvaluationReport:
         write_jsonl(out / ROWS_FILE, self.rows)
         write_text(out / REPORT_FILE, json.dumps(self._summary(), indent=2) + "\n")
         write_text(out / "report.md", "\n".join(self._markdown()) + "\n")
-        write_figure(out / "accuracy.png", self._plot())
+        from rest_core.evaluation.plot import accuracy_figure  # matplotlib takes a second
+
+        title = f"{self.title}: {one_line(self.model)}"
+        write_figure(out / "accuracy.png", accuracy_figure(title, self.figures, self.subset))
 
     def _summary(self) -> dict[str, Any]:
         return {
@@ -107,35 +111,6 @@ class EvaluationReport:
         yield from ("", "The first of each kind; rows.jsonl has every answer, report.json an example a category.")
         for kind in shown:
             yield from ("", f"**{kind}**", "", *_example(next(row for row in self.rows if row["kind"] == kind)))
-
-    def _plot(self) -> Figure:
-        """A bar a figure with its 95 % interval: headline, averages, categories."""
-        shown = self.figures.all
-        labels = [f"{name}  (n={figure.total})" for name, figure in shown.items()]
-        values = [100 * figure.value for figure in shown.values()]
-        lows = [100 * figure.interval.low for figure in shown.values()]
-        highs = [100 * figure.interval.high for figure in shown.values()]
-        figure = Figure(figsize=(8, 1.4 + 0.3 * len(labels)), layout="constrained")
-        axes = figure.subplots()
-        first, averages = self.figures.first, self.figures.averages
-        colours = ["#54a24b" if name in first else "#f58518" if name in averages else "#4c78a8" for name in shown]
-        axes.barh(range(len(labels)), values, color=colours, height=0.7)
-        reach = [
-            [max(0.0, value - low) for value, low in zip(values, lows, strict=True)],
-            [max(0.0, high - value) for value, high in zip(values, highs, strict=True)],
-        ]
-        axes.errorbar(values, range(len(labels)), xerr=reach, fmt="none", ecolor="#333333", elinewidth=1, capsize=3)
-        for position, (value, end) in enumerate(zip(values, highs, strict=True)):
-            axes.text(max(value, end) + 1.5, position, f"{value:.1f}%", va="center", fontsize=8)
-        axes.set_yticks(range(len(labels)), labels)
-        axes.invert_yaxis()
-        axes.set_xlim(0, 110)
-        axes.set_xticks(range(0, 101, 20))
-        axes.set_xlabel("accuracy in percent; lines are 95 % intervals; green: headline, orange: averages")
-        subset = "" if self.subset is None else f"\nSUBSET: {self.subset}"
-        figure.suptitle(f"{self.title}: {one_line(self.model)}{subset}", fontsize=9, parse_math=False)
-        axes.spines[["top", "right"]].set_visible(False)
-        return figure
 
 
 def errors_of(rows: Iterable[Row]) -> dict[str, dict[str, list[str]]]:
