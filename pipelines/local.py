@@ -47,7 +47,7 @@ from rest_core.disk import disk_errors
 from rest_core.errors import UserError, needs_extra
 from rest_core.evaluation.comparison_report import HTML_FILE
 from rest_core.operations.catalogue import CATALOGUE, PIPELINE
-from rest_core.operations.preflight.sources import require_local
+from rest_core.operations.preflight.sources import require_local, require_space
 from rest_core.operations.result import raise_error
 from rest_core.operations.tracking.delivery import deliver
 from rest_core.operations.tracking.runs import PIPELINE_VARIABLE, finish_pipeline, new_pipeline_run, reopen_pipeline
@@ -95,6 +95,8 @@ def run_local(
         StageFailed: a stage failed otherwise.
     """
     require_local(config)
+    if resumed is None:
+        require_space(config, folder.absolute())
     pipeline = build(config)
     run = resumed.run if resumed else new_pipeline_run(config.profile, config.rl.weights.scheme)
     in_containers = _containers(config, run) if runner == "docker" else None

@@ -34,7 +34,7 @@ from rest_core.ablation.compare import Comparison
 from rest_core.ablation.settings import Trial, trials
 from rest_core.config import Config
 from rest_core.operations.catalogue import in_parts
-from rest_core.operations.preflight.sources import require_local
+from rest_core.operations.preflight.sources import require_local, require_space
 from rest_core.operations.tracking import store
 from rest_core.operations.tracking.runs import new_pipeline_run
 
@@ -79,6 +79,8 @@ def run_ablation(
     schemes, seeds = settings.schemes, settings.seeds
     pipeline = build(config, schemes=schemes, seeds=seeds, ablation=settings.ablation, parallelism=settings.parallelism)
     every = trials(schemes, seeds)
+    if resumed is None:
+        require_space(config, folder.absolute(), trainings=len(every))
     refuse_python3(str(folder.absolute()), config.model_dump_json(), *(trial.model_dump_json() for trial in every))
     run = resumed.run if resumed else new_pipeline_run(config.profile, f"ablation of {len(schemes)} schemes")
     record = RunRecord(run=run, runner="subprocess", config=config.model_dump(mode="json"), trials=settings)

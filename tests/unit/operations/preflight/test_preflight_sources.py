@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
 import pytest
 
-from rest_core.config import ApiBankConfig, ModelConfig
+from rest_core.config import ApiBankConfig, Config, ModelConfig
 from rest_core.data import published
 from rest_core.errors import UserError
 from rest_core.operations.pods import NotAllowed
@@ -133,3 +134,26 @@ def test_published_files_are_asked_for_and_not_downloaded(
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"[1]")
     assert "in the cache" in sources.check_data(f"published:{name}")
+
+
+def test_a_run_that_does_not_fit_on_the_disk_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    weights = sum(path.stat().st_size for path in tiny_checkpoint.glob("*.safetensors"))
+    config = Config(model=ModelConfig(source=str(tiny_checkpoint)))
+    free = 100_000_000 + 2 * weights  # of a warm-up and a training
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    sources.require_space(config, tmp_path / "runs" / "new")
+    with pytest.raises(UserError, match=rf"^{tmp_path}: 0.1 GB of disk are free, and the run may take 0.1 GB there;"):
+        sources.require_space(config, tmp_path / "runs" / "new", trainings=2)
+    cold = config.model_copy(update={"sft": config.sft.model_copy(update={"enabled": False})})
+    sources.require_space(cold, tmp_path / "runs" / "new", trainings=2)
+
+
+def test_of_a_model_on_the_hub_no_size_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = Config(model=ModelConfig(source="Qwen/Qwen3-1.7B"))
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda place: SimpleNamespace(free=100_000_000))
+    sources.require_space(config, tmp_path)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda place: SimpleNamespace(free=99_000_000))
+    with pytest.raises(UserError, match="rest clean"):
+        sources.require_space(config, tmp_path)
