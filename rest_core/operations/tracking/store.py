@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from rest_core.config import TrackingConfig
 from rest_core.errors import UserError, nearest
@@ -24,6 +24,7 @@ SHORT_WAITS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "AWS_MAX_ATTEMPTS": "2",
 }
+WORKSPACE = "MLFLOW_WORKSPACE"  # whose runs and models MLflow's client reads and writes, on servers that have several
 _SQLITE = "sqlite:///"
 # Without this tag, in newer versions without this query, MLflow's UI shows an experiment as one of GenAI.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -82,12 +83,21 @@ def open_client(uri: str) -> MlflowClient:
 def connect(tracking: TrackingConfig) -> MlflowClient:
     """A client for requests that need an answer now (registering, promoting).
 
-    Raises `UserError` at once when a server does not answer: MLflow's own retries take minutes.
+    Raises `UserError` at once when a server does not answer, where MLflow's own retries take minutes, or does not have
+    the workspace that the environment names.
     """
     uri = resolve_uri(tracking)
     if is_server(uri) and (problem := unreachable(uri)):
         raise UserError(f"MLflow at {redact(uri)} does not answer ({problem}); start it, or set tracking.uri")
-    return open_client(uri)
+    client = open_client(uri)
+    if is_server(uri) and os.environ.get(WORKSPACE):
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client.search_experiments(max_results=1)
+        except MlflowException as error:
+            raise UserError(f"MLflow at {redact(uri)}: {reason(error)}") from error
+    return client
 
 
 @contextmanager
@@ -194,7 +204,8 @@ def where_to_look(uri: str, experiment_id: str | None = None, run_id: str | None
     """A link to a run on a server; for a local store, the command that starts the UI, from the working directory."""
     page = f"/#/experiments/{experiment_id}/runs/{run_id}{TRAINING_VIEW}" if experiment_id and run_id else ""
     if is_server(uri):
-        return f"{without_credentials(uri).rstrip('/')}{page}"
+        workspace = os.environ.get(WORKSPACE) if page else None
+        return f"{without_credentials(uri).rstrip('/')}{page}{f'&workspace={quote(workspace)}' if workspace else ''}"
     return f"{shlex.join([rest_command(), 'ui', *options_for(uri)])}, then http://127.0.0.1:5000{page}"
 
 
