@@ -181,6 +181,9 @@ class TrainJobs(Section):
 class Serving(Section):
     """The pods of a trained model behind KServe (`rest serve --kserve`)."""
 
+    apply: Literal["champion", "challenger"] | None = Field(
+        None, description="a pipeline's last stage serves the version that has this alias; null = it has no such stage"
+    )
     image: Image = Field("vllm/vllm-openai:v0.32.0", description="with vLLM; the parser of responses needs 0.32")
     service_account: Name | None = Field(
         None, description="whose Secret KServe reads S3 with (serving.kserve.io annotations); null = the default one"

@@ -154,8 +154,9 @@ def _ask() -> str | None:
 def _print_manifest(model: str, config: Config, platform_file: Path, vllm_options: tuple[str, ...]) -> None:
     import yaml
 
-    from pipelines.cluster.kserve import inference_service
+    from pipelines.cluster.kserve import service_of
     from pipelines.platform import load_platform
+    from rest_core.operations.kserve import inference_service
     from rest_core.operations.tracking import versions
 
     platform = load_platform(platform_file)
@@ -164,7 +165,7 @@ def _print_manifest(model: str, config: Config, platform_file: Path, vllm_option
         platform = platform.model_copy(update={"serving": serving})
     name, at, alias = model.rpartition("@")
     version = versions.version(config.tracking, name if at else config.registry.name, alias)
-    manifest = inference_service(version, alias, platform)
+    manifest = inference_service(version, service_of(platform, alias))
     click.echo(yaml.safe_dump(manifest, sort_keys=False, width=120), nl=False)
 
 

@@ -229,6 +229,18 @@ ENTRIES = (
         page=("report.html", "HTML"),
     ),
     Stage(
+        name="deploy-model",
+        function="rest_core.stages.serving:deploy_model",
+        summary="Serve a version of the registered model with KServe, where platform.yaml says so.",
+        part="serving",
+        sections=("registry", "tracking"),
+        parameters=(("service", Parameter("rest_core.operations.kserve:Service")),),
+        after=("compare-and-register",),
+        output="record",
+        contents="inference-service.yaml, as it was applied",
+        switch="registry",
+    ),
+    Stage(
         name="report-status",
         function="rest_core.stages.cluster:report_status",
         summary="Say how the run ended, where it failed and how to reproduce it; close what it left open.",

@@ -62,7 +62,7 @@ class Parameter:
     """Empty by default; the stage is then called without it."""
 
 
-Part = Literal["shared", "trial", "single", "ablation", "cluster"]
+Part = Literal["shared", "trial", "single", "ablation", "serving", "cluster"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Stage:
     """What it does, in one line."""
     part: Part
     """Where it runs: once in every pipeline, once a training, at the end of a pipeline with one training, at the end
-    of an ablation, or around all of it on a cluster."""
+    of an ablation, after that on a cluster that serves the model, or around all of it on a cluster."""
     sections: tuple[str, ...]
     """Sections of `rest_core.config.Config` that it reads; a change of any other leaves its cached output valid."""
     output: str

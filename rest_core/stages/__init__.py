@@ -12,12 +12,14 @@ from rest_core.stages.comparison import aggregate, compare_policies
 from rest_core.stages.data import prepare_data
 from rest_core.stages.evaluation import evaluate_api_bank, evaluate_bfcl
 from rest_core.stages.registration import compare_and_register
+from rest_core.stages.serving import deploy_model
 from rest_core.stages.training import rest_rl, sft_warmup
 
 __all__ = [
     "aggregate",
     "compare_and_register",
     "compare_policies",
+    "deploy_model",
     "evaluate_api_bank",
     "evaluate_bfcl",
     "preflight",

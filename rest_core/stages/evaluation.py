@@ -23,6 +23,7 @@ from rest_core.operations import handoff
 from rest_core.operations.catalogue import CATALOGUE
 from rest_core.operations.catalogue_entry import EVALUATED
 from rest_core.operations.result import StageResult
+from rest_core.operations.tracking.prompts import prompt_name
 from rest_core.operations.tracking.recorder import Measured
 from rest_core.progress_bar import ProgressBar
 from rest_core.stages.stage import SOURCE_INPUT, StageContext, open_stage, passed_on, trial_of
@@ -122,7 +123,7 @@ def evaluate_policy(
             answering = _policy(stage, limits, common)
         except Unavailable as missing:
             return stage.skip(str(missing), quiet=missing.expected)
-        return _evaluate(stage, benchmark, answering)
+        return _evaluate(stage, benchmark, answering, _identity(stage, answering, common))
 
 
 def _off(
@@ -174,8 +175,28 @@ def _policy(stage: StageContext, limits: GenerationConfig, common: Common) -> Po
     return policies.remembering(best, champion.location, model, evaluation, champion.identity)
 
 
-def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Policy) -> StageResult:
-    """Evaluate the policy; the report, its table and its figures go to the stage's run."""
+def _identity(stage: StageContext, policy: Policy, common: Common) -> str:
+    """What the policy is among MLflow's models: a version, a checkpoint's hash, or where the model was taken from."""
+    if "registry" in common:
+        return policy.name
+    given = common.get("policy")
+    if given is not None and passed_on(given):
+        return str(manifest.read(Path(given))["inputs"]["policy"])
+    if given is not None and (Path(given) / manifest.FILE_NAME).is_file():
+        return str(stage.inputs["policy"])
+    model = common["model"]
+    source = str(given or model.source)
+    at = str(Path(source).resolve()) if Path(source).is_dir() else source
+    started = "" if model.init == "pretrained" else f" ({model.init})"
+    return f"{at}{f'@{model.revision}' if model.revision else ''}{started}"
+
+
+def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Policy, identity: str) -> StageResult:
+    """Evaluate the policy; the report, its table and its figures go to the stage's run.
+
+    Args:
+        identity: of the policy among MLflow's models.
+    """
     from rest_core.evaluation.evaluate import evaluate
 
     out = stage.out
@@ -187,15 +208,13 @@ def _evaluate(stage: StageContext, benchmark: Benchmark, policy: Policy) -> Stag
     stage.run.answers(report.rows, benchmark.rules)
     measured = report.measured
     if report.template is not None:
-        stage.run.prompt(f"rest-{measured.condition}", report.template)
-    entry = CATALOGUE[stage.name]
-    of_version = entry.evaluated is not None and entry.evaluated.name == "champion"
+        stage.run.prompt(prompt_name(measured.condition), report.template)
     stage.measured = Measured(
-        identity=report.model if of_version else str(stage.inputs["policy"]),
+        identity=identity,
         name=report.model,
         dataset=benchmark.name,
         digest_sha256=measured.items,
-        metrics=tuple(figure.metric for figure in entry.figures),
+        metrics=tuple(figure.metric for figure in CATALOGUE[stage.name].figures),
     )
     limits = ", ".join(f"{name} {value}" for name, value in measured.limits.items())
     measured_on = (

@@ -20,7 +20,8 @@ from rest_core.operations.catalogue_entry import EVALUATED
 from rest_core.operations.result import METRICS_FILE, REGISTERED_FILE, StageResult
 from rest_core.operations.tracking.evaluations import artifact_directory
 from rest_core.operations.tracking.runs import finish_pipeline
-from rest_core.operations.tracking.tags import REGISTERED_TAG
+from rest_core.operations.tracking.store import reason
+from rest_core.operations.tracking.tags import MADE_BY_TAG, REGISTERED_TAG
 from rest_core.stages.stage import SOURCE_INPUT, StageContext, open_stage, passed_on
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ def compare_and_register(
                     f"MLflow has taken none of the stage's records for {_PATIENCE_SECONDS} s; start the stage again"
                 )
             logged = _logged_model(client, stage.run.run_id, Path(policy))
-            if logged is not None and logged.source_run_id:
-                facts = replace(facts, training_run=f"{logged.experiment_id}/{logged.source_run_id}")
+            if logged is not None and MADE_BY_TAG in logged.tags:
+                facts = replace(facts, training_run=f"{logged.experiment_id}/{logged.tags[MADE_BY_TAG]}")
             made = models.register_model(client, registry, checkpoint=checkpoint, run_id=stage.run.run_id, facts=facts)
             if logged is not None:
                 logged_models.note_version(client, logged, made.name, made.version)
@@ -114,11 +115,17 @@ def compare_and_register(
 
 def _logged_model(client: MlflowClient, run_id: str, policy: Path) -> LoggedModel | None:
     """MLflow's model of the policy: the output of the training's run, if that was recorded."""
+    from mlflow.exceptions import MlflowException
+
     from rest_core.operations.tracking import logged_models
 
     made = manifest.read(policy)
     identity = made["inputs"]["policy"] if passed_on(policy) else made["sha256"]
-    return logged_models.find(client, client.get_run(run_id).info.experiment_id, str(identity))
+    try:
+        return logged_models.find(client, client.get_run(run_id).info.experiment_id, str(identity))
+    except MlflowException as error:  # a server before 3.0 has none
+        log.warning("the version is not linked with a model of the experiment: %s", reason(error))
+        return None
 
 
 def _digest(evaluations: Sequence[Mapping[str, Path]]) -> str:

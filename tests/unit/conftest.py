@@ -21,7 +21,7 @@ Answer = tuple[Any, ...]  # HTTP status; body, text and bytes as they are, all e
 
 @pytest.fixture
 def http_server() -> Iterator[Callable[[Callable[[str, dict[str, str]], Answer]], str]]:
-    """http_server(answer) serves what answer(path, query) says to every GET, HEAD and POST; returns the address."""
+    """http_server(answer) serves what answer(path, query) says to GET, HEAD, POST and PATCH; returns the address."""
     servers: list[ThreadingHTTPServer] = []
 
     def serve(answer: Callable[[str, dict[str, str]], Answer]) -> str:
@@ -43,7 +43,7 @@ def http_server() -> Iterator[Callable[[Callable[[str, dict[str, str]], Answer]]
                 if self.command != "HEAD":
                     self.wfile.write(content)
 
-            do_HEAD = do_POST = do_GET
+            do_HEAD = do_POST = do_PATCH = do_GET
 
             def log_message(self, format: str, *arguments: object) -> None:
                 """Nothing: the test's output is no access log."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from pathlib import Path
+
+from safetensors import safe_open
 
 from rest_core import storage
 from rest_core.config import EMBEDDED_DATA, ApiBankConfig, Config, ModelConfig
@@ -41,7 +44,8 @@ def require_local(config: Config) -> None:
 def require_space(config: Config, folder: Path, *, trainings: int = 1) -> None:
     """Raise `UserError` where the disk cannot hold the checkpoints that a run leaves.
 
-    Of a model that is not on this machine yet the size is not known: then a full disk alone is refused.
+    What a training needs besides, as long as it runs, is not counted. Of a model that is no folder of this machine the
+    size is not known: then a full disk alone is refused.
 
     Args:
         config: the whole configuration.
@@ -50,22 +54,28 @@ def require_space(config: Config, folder: Path, *, trainings: int = 1) -> None:
     """
     place = next(path for path in (folder, *folder.parents) if path.exists())
     checkpoints = int(config.sft.enabled) + trainings * int(config.rl.enabled)
-    wanted = _LEAST_SPACE + checkpoints * _weights(config.model.source)
+    wanted = _LEAST_SPACE + checkpoints * _checkpoint_bytes(config.model)
     if (free := shutil.disk_usage(place).free) < wanted:
         raise UserError(
-            f"{place}: {free / 1e9:.1f} GB of disk are free, and the run may take {wanted / 1e9:.1f} GB there; "
+            f"{place}: {free / 1e9:.1f} GB of disk are free, and the run leaves {wanted / 1e9:.1f} GB there; "
             "free some (rest clean removes what no registered version needs), or give another --output"
         )
 
 
-def _weights(source: str) -> int:
-    """Bytes of a model's weights on this machine; 0 where they are elsewhere."""
+def _checkpoint_bytes(model: ModelConfig) -> int:
+    """What the weights of a model of this machine take when they are saved in `model.dtype`; 0 for another one."""
     from rest_core.model import embedded
 
-    place = Path(source)
-    if source.startswith(embedded.PREFIX):
-        place = embedded.folder(source.removeprefix(embedded.PREFIX), storage.cache_folder())
-    return sum(path.stat().st_size for path in place.glob("*.safetensors")) if place.is_dir() else 0
+    place = Path(model.source)
+    if model.source.startswith(embedded.PREFIX):
+        place = embedded.folder(model.source.removeprefix(embedded.PREFIX), storage.cache_folder())
+    files = place.glob("*.safetensors") if place.is_dir() else ()
+    return {"bfloat16": 2, "float32": 4}[model.dtype] * sum(map(_parameters, files))
+
+
+def _parameters(file: Path) -> int:
+    with safe_open(file, framework="np") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
 def check_model(model: ModelConfig) -> str:

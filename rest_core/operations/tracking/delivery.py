@@ -14,6 +14,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,7 +105,7 @@ class Replay:
         self.state = State.read(path)
         self._known_uri = known_uri
         self._answers: set[str] = set()  # refusals that have been logged
-        self._models: dict[str, str] = {}  # ids of MLflow's models, by identity
+        self._models: dict[str, str | None] = {}  # ids of MLflow's models, by identity; None = it was refused
 
     def run(self) -> Delivery:
         """Send until the journal's end, or until MLflow is away."""
@@ -193,18 +194,39 @@ class Replay:
                 self._artifact(record, run_id)
             case "dataset":
                 self._dataset(record, ids)
-            case "model":
-                model = logged_models.ensure(self.client, ids.experiment, record["identity"], record["name"], ids.run)
-                for each in dict.fromkeys((ids.run, ids.pipeline)):
-                    logged_models.is_output(self.client, each, model)
-            case "prompt":
-                prompts.link(self.client, ids.run, record["name"], record["template"])
+            case "model" | "prompt":
+                with self._optional(f"{record['op']} {record['name']}"):
+                    self._link(record, ids)
             case "traces":
                 self._traces(record, ids)
             case "end":
                 self._end(record, ids)
             case _:
                 raise Refused("unknown record")
+
+    def _link(self, record: Record, ids: RunIds) -> None:
+        """Have the run name a model that it has made, or a prompt that it has used."""
+        if record["op"] == "prompt":
+            prompts.link(self.client, ids.experiment, ids.run, record["name"], record["template"])
+            return
+        model = logged_models.ensure(self.client, ids.experiment, record["identity"], record["name"], ids.run)
+        logged_models.note_maker(self.client, model, ids.run)
+        for run_id in dict.fromkeys((ids.run, ids.pipeline)):
+            logged_models.is_output(self.client, run_id, model)
+
+    @contextmanager
+    def _optional(self, what: str) -> Iterator[None]:
+        """Around what must not keep figures and files back: an answer of a server that is there refuses it.
+
+        Rights may be missing there (403) that a run does not need, and a server may fail (500) at one value for ever.
+        """
+        try:
+            yield
+        except Exception as error:  # see _send
+            answer = explain(error)
+            if isinstance(answer, Away) and (not store.is_server(self.uri) or store.unreachable(self.uri)):
+                raise
+            self._refuse(what, Refused(str(answer)))
 
     def _log(self, run_id: str, kind: str, values: Sequence[Any]) -> None:
         """Log metrics, params or tags; one that MLflow refuses keeps no other back."""
@@ -248,12 +270,16 @@ class Replay:
         if of is None or metric not in of["metrics"]:
             return {}
         if of["identity"] not in self._models:
-            assert self.state.ids is not None
-            model = logged_models.ensure(self.client, self.state.ids.experiment, of["identity"], of["name"])
-            logged_models.is_input(self.client, run_id, model)
-            self._models[of["identity"]] = model.model_id
+            self._models[of["identity"]] = None  # a figure without its model is better than none
+            with self._optional(f"model {of['name']}"):
+                assert self.state.ids is not None
+                model = logged_models.ensure(self.client, self.state.ids.experiment, of["identity"], of["name"])
+                logged_models.is_input(self.client, run_id, model)
+                self._models[of["identity"]] = model.model_id
+        if (model_id := self._models[of["identity"]]) is None:
+            return {}
         return {
-            "model_id": self._models[of["identity"]],
+            "model_id": model_id,
             "dataset_name": of["dataset"],
             "dataset_digest": of["digest"],
             "run_id": run_id,
@@ -266,14 +292,15 @@ class Replay:
         self.client.set_tag(ids.run, *traces.RUN_TYPE)
         rows = json.loads(file.read_bytes())
         for number, row in enumerate(rows, start=record["first"]):
-            traces.send(
-                self.uri,
-                row,
-                experiment_id=ids.experiment,
-                run_id=ids.run,
-                rules=record["rules"],
-                time_ms=record["time"] - number,  # MLflow's pages begin with the newest
-            )
+            with self._optional(f"the trace of {row['id']}"):
+                traces.send(
+                    self.uri,
+                    row,
+                    experiment_id=ids.experiment,
+                    run_id=ids.run,
+                    rules=record["rules"],
+                    time_ms=record["time"] - number,  # MLflow's pages begin with the newest
+                )
         shutil.rmtree(file.parent, ignore_errors=True)
 
     def _artifact(self, record: Record, run_id: str) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import to_json
 
 from rest_core import manifest
+from rest_core.call_json import without_surrogates
 from rest_core.errors import UserError
 from rest_core.operations.tracking import journal, store, traces
 from rest_core.operations.tracking.delivery import MAX_TAG_VALUE
@@ -110,8 +111,12 @@ class Recorder:
         self._journal.append("model", identity=sha256, name=name)
 
     def prompt(self, name: str, template: str) -> None:
-        """Record the prompt template that is used, as a version of a prompt in MLflow's registry."""
-        self._journal.append("prompt", name=_ILLEGAL.sub("-", name).replace(" ", "-"), template=template)
+        """Record the prompt template that is used, as a version of a prompt in MLflow's registry.
+
+        Args:
+            name: `prompts.prompt_name`.
+        """
+        self._journal.append("prompt", name=name, template=template)
 
     def answers(self, rows: Sequence[Mapping[str, Any]], rules: Sequence[str]) -> None:
         """Record answers of an evaluation as traces, at most `traces.MAX_TRACES` of them.
@@ -241,8 +246,11 @@ def _digest(sha256: str, split: str | None = None) -> str:
 
 
 def _plain(values: Any) -> Any:
-    """JSON values of a configuration or a table: models become dictionaries; NaN, paths and other objects text."""
-    return json.loads(to_json(values, inf_nan_mode="strings", fallback=str))
+    """JSON values of a configuration or a table: models become dictionaries; NaN, paths and other objects text.
+
+    Halves of surrogate pairs, which a model can write, become U+FFFD.
+    """
+    return json.loads(to_json(without_surrogates(values), inf_nan_mode="strings", fallback=str))
 
 
 def _parameter(value: Any) -> str:

@@ -20,7 +20,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -94,9 +94,9 @@ def register_model(
         folder = Path(name)  # links, so that the checkpoint's own folder gets no README.md and nothing is copied
         for path in files:
             (folder / path.name).symlink_to(path.resolve())
-        (folder / "README.md").write_text(
-            readme(registry.name, facts, own_parser=(checkpoint / PLUGIN_FILE).is_file()), encoding="utf-8"
-        )
+        there = replace(facts, training_run=None)  # a link of MLflow's pages leads nowhere in a file
+        card = readme(registry.name, there, own_parser=(checkpoint / PLUGIN_FILE).is_file())
+        (folder / "README.md").write_text(card, encoding="utf-8")
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         source = _store(client, registry, folder, run_id, largest=max(sizes.values()))
     try:
@@ -291,4 +291,5 @@ def _description(card: str) -> str:
     rest = "\n\n… (the whole card is README.md in the checkpoint)"
     short = card[: _MAX_DESCRIPTION - len(rest) - 4]
     cut = short[: short.rindex("\n")]
-    return cut + ("\n```" if cut.count("```") % 2 else "") + rest
+    fences = sum(line.startswith("```") for line in cut.splitlines())
+    return cut + ("\n```" if fences % 2 else "") + rest

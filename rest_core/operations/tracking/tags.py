@@ -11,4 +11,5 @@ INPUT_TAG = "rest.input/"  # on a stage's run, with the input's name: where it w
 STAGE_TAG = "rest.stage"
 JOURNAL_TAG = "rest.spool_id"  # on a stage's run: its journal's
 IDENTITY_TAG = "rest.identity"  # on a logged model: its checkpoint's hash, or where it was taken from
-REGISTERED_TAG = "rest.registered"  # on a logged model and on the run that registers it: "NAME version N"
+MADE_BY_TAG = "rest.made_by"  # on a logged model: the run that has made it
+REGISTERED_TAG = "rest.registered"  # on the run that registers a version: "NAME version N"

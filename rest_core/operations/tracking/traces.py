@@ -23,6 +23,7 @@ RUN_TYPE = ("mlflow.runType", "genai_evaluate")
 """Tag of a run that MLflow's page "Evaluation runs" lists."""
 _MAX_TOOLS = 20_000  # characters of tools in a trace; of longer lists it has the names
 _PREVIEW = 1000  # characters of what MLflow's table shows; its own limit
+_REQUEST_ID = 50  # characters, in MLflow's database
 _TRACE_ID, _SPAN_ID = 32, 16  # hexadecimal digits
 
 
@@ -72,7 +73,7 @@ def trace(
         request_time=time_ms,
         execution_duration=duration,
         state=TraceState.OK,
-        client_request_id=row["id"],
+        client_request_id=row["id"][:_REQUEST_ID],
         request_preview=_preview(_asked(row)),
         response_preview=_preview(outputs["calls"] or outputs["response"]),
         trace_metadata={
@@ -108,7 +109,7 @@ def _assessments(
     from mlflow.entities import AssessmentSource, AssessmentSourceType, Expectation, Feedback
     from mlflow.tracing.constant import AssessmentMetadataKey
 
-    why = "; ".join(str(part) for part in (row["error_type"], row["error"]) if part) or None
+    why = _plain("; ".join(str(part) for part in (row["error_type"], row["error"]) if part)) or None
     found: list[Assessment] = [Feedback(rule, "yes" if row[rule] else "no", rationale=why) for rule in rules]
     if row["kind"] is not None:
         found.append(Feedback("why_wrong", str(row["kind"]), rationale=why))
@@ -170,8 +171,13 @@ def _span(
 
 
 def _preview(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = _plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     return text if len(text) <= _PREVIEW else f"{text[: _PREVIEW - 1]}…"
+
+
+def _plain(text: str) -> str:
+    """Without U+0000, which PostgreSQL refuses."""
+    return text.replace("\x00", "\ufffd")
 
 
 def _digits(text: str, count: int) -> str:

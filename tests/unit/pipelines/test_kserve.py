@@ -13,13 +13,17 @@ from kubernetes.client import models as kubernetes_models
 from kubernetes_schema import built
 
 from pipelines.cli import cli
-from pipelines.cluster.kserve import inference_service, service_name
+from pipelines.cluster.kserve import service_of
 from pipelines.platform import Platform, load_platform
-from rest_core.config import TrackingConfig, validate
+from pipelines.rest_pipeline import build
+from rest_core.config import RegistryConfig, TrackingConfig, load, validate
 from rest_core.errors import UserError
+from rest_core.operations import kserve
+from rest_core.operations.kserve import inference_service, service_name
 from rest_core.operations.tracking import store
 from rest_core.operations.tracking.versions import Version
 from rest_core.serving.plugin import PLUGIN_FILE
+from rest_core.stages import deploy_model
 from rest_core.storage import upload_folder
 
 PLATFORM = Path(__file__).parents[3] / "deploy" / "platform.yaml"
@@ -59,7 +63,7 @@ def on_s3(tmp_path: Path, empty_s3: Any) -> str:
 
 
 def test_the_champion_is_served_as_the_platform_says(on_s3: str) -> None:
-    manifest = inference_service(version(on_s3), "champion", load_platform(PLATFORM))
+    manifest = inference_service(version(on_s3), service_of(load_platform(PLATFORM), "champion"))
     container = check(manifest)
     assert (manifest["metadata"]["name"], manifest["metadata"]["namespace"]) == ("rest-tool-use", "kubeflow")
     assert {one["name"]: one["value"] for one in container["env"]}["STORAGE_URI"] == "s3://bucket/models/3"
@@ -85,7 +89,7 @@ def test_everything_that_a_platform_can_say_of_it(on_s3: str) -> None:
         "vllm_options": ["--max-model-len", "4096"],
     }
     platform = validate(Platform, {"serving": serving, "images": {"pull_secrets": ["pull"]}}, where="platform.yaml")
-    manifest = inference_service(version(on_s3), "challenger", platform)
+    manifest = inference_service(version(on_s3), service_of(platform, "challenger"))
     container = check(manifest)
     assert manifest["metadata"]["name"] == "rest-tool-use-challenger"
     assert container["command"][-2:] == ["--max-model-len", "4096"]
@@ -100,16 +104,16 @@ def test_a_model_on_the_work_volume_is_read_from_its_claim(tmp_path: Path) -> No
     (tmp_path / "rest/models/3" / PLUGIN_FILE).write_text("", encoding="utf-8")
     work = {"claim": "rest-work", "path": str(tmp_path), "sub_path": "team"}
     platform = validate(Platform, {"volumes": {"work": work}}, where="platform.yaml")
-    manifest = inference_service(version((tmp_path / "rest/models/3").as_uri()), "champion", platform)
+    manifest = inference_service(version((tmp_path / "rest/models/3").as_uri()), service_of(platform, "champion"))
     assert check(manifest)["env"][0]["value"] == "pvc://rest-work/team/rest/models/3"
     with pytest.raises(UserError, match="mounted"):
-        inference_service(version((tmp_path / "rest/models/4").as_uri()), "champion", platform)
+        inference_service(version((tmp_path / "rest/models/4").as_uri()), service_of(platform, "champion"))
 
 
 @pytest.mark.parametrize("location", ["file:///home/me/mlruns/artifacts/model", "mlflow-artifacts:/1/2/model"])
 def test_a_model_that_no_pod_can_read_is_refused(location: str) -> None:
     with pytest.raises(UserError, match=r"registry\.destination"):
-        inference_service(version(location), "champion", Platform())
+        inference_service(version(location), service_of(Platform(), "champion"))
 
 
 @pytest.mark.parametrize(
@@ -130,3 +134,86 @@ def test_the_command_prints_yaml(on_s3: str, tracking: TrackingConfig) -> None:
     assert result.exit_code == 0, result.output
     container = check(yaml.safe_load(result.stdout))
     assert container["command"][-2:] == ["--max-model-len", "4096"]
+
+
+class Cluster:
+    """A Kubernetes API that answers every request with a status; keeps what it was asked."""
+
+    def __init__(self, http_server: Any, status: int = 200) -> None:
+        self.applied: list[tuple[str, dict[str, str]]] = []
+        self._status = status
+        self.address = http_server(self._answer)
+
+    def _answer(self, path: str, query: dict[str, str]) -> tuple[int, Any]:
+        self.applied.append((path, query))
+        return self._status, {"kind": "InferenceService", "metadata": {}}
+
+
+@pytest.fixture
+def connected(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Has `apply` talk to a cluster."""
+
+    def connect(cluster: Cluster) -> None:
+        from kubernetes.client import ApiClient, Configuration, CoreV1Api
+
+        api = CoreV1Api(ApiClient(Configuration(host=cluster.address)))
+        monkeypatch.setattr(kserve, "connect", lambda: (api, "ours"))
+
+    return connect
+
+
+def test_a_service_is_applied_in_one_request(on_s3: str, http_server: Any, connected: Any) -> None:
+    cluster = Cluster(http_server)
+    connected(cluster)
+    kserve.apply(inference_service(version(on_s3), service_of(load_platform(PLATFORM), "champion")))
+    [(path, query)] = cluster.applied
+    assert path == "/apis/serving.kserve.io/v1beta1/namespaces/kubeflow/inferenceservices/rest-tool-use"
+    assert query == {"fieldManager": "rest-pipelines", "force": "true"}
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (404, "is not there; look whether the cluster has KServe, and the namespace kubeflow"),
+        (403, r"the cluster refuses it \(403.*deploy/service-account.yaml"),
+        (500, "the Kubernetes API failed"),
+    ],
+)
+def test_a_cluster_that_takes_no_service(
+    on_s3: str, http_server: Any, connected: Any, status: int, message: str
+) -> None:
+    connected(Cluster(http_server, status))
+    with pytest.raises(UserError, match=rf"^InferenceService rest-tool-use: {message}"):
+        kserve.apply(inference_service(version(on_s3), service_of(load_platform(PLATFORM), "champion")))
+
+
+def test_the_stage_serves_the_version_that_has_the_alias(
+    on_s3: str, http_server: Any, connected: Any, tmp_path: Path
+) -> None:
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="test")
+    client = store.connect(tracking)
+    registry = RegistryConfig()
+    arguments: dict[str, Any] = {"registry": registry, "tracking": tracking, "pipeline_run": "p"}
+    arguments["service"] = service_of(load_platform(PLATFORM), "challenger")
+    cluster = Cluster(http_server)
+    connected(cluster)
+    assert deploy_model(**arguments, out=tmp_path / "before").skipped == f"{registry.name} has no challenger yet"
+    client.create_registered_model(registry.name)
+    run = client.create_run(client.get_experiment_by_name("test").experiment_id)
+    made = client.create_model_version(registry.name, on_s3, run_id=run.info.run_id)
+    client.set_registered_model_alias(registry.name, "challenger", made.version)
+    assert deploy_model(**arguments, out=tmp_path / "after").skipped is None
+    manifest = yaml.safe_load((tmp_path / "after/inference-service.yaml").read_text(encoding="utf-8"))
+    check(manifest)
+    assert manifest["metadata"]["annotations"]["rest-pipelines/model"] == f"{registry.name} version 1"
+    assert [path.rsplit("/", 1)[1] for path, _ in cluster.applied] == [f"{registry.name}-challenger"]
+
+
+def test_a_pipeline_has_the_stage_where_the_platform_says_so() -> None:
+    config = load("tiny")
+    platform = load_platform(PLATFORM)
+    serving = platform.model_copy(update={"serving": platform.serving.model_copy(update={"apply": "champion"})})
+    tasks = [
+        set(build(config, platform=one).pipeline_spec.components["comp-run"].dag.tasks) for one in (platform, serving)
+    ]
+    assert tasks[1] - tasks[0] == {"deploy-model"}

@@ -9,6 +9,7 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+from safetensors.torch import load_file
 
 from rest_core.config import ApiBankConfig, Config, ModelConfig
 from rest_core.data import published
@@ -139,12 +140,13 @@ def test_published_files_are_asked_for_and_not_downloaded(
 def test_a_run_that_does_not_fit_on_the_disk_is_refused(
     monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    weights = sum(path.stat().st_size for path in tiny_checkpoint.glob("*.safetensors"))
+    saved = load_file(tiny_checkpoint / "model.safetensors")
+    weights = 2 * sum(tensor.numel() for tensor in saved.values())  # in bfloat16
     config = Config(model=ModelConfig(source=str(tiny_checkpoint)))
     free = 100_000_000 + 2 * weights  # of a warm-up and a training
     monkeypatch.setattr(sources.shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
     sources.require_space(config, tmp_path / "runs" / "new")
-    with pytest.raises(UserError, match=rf"^{tmp_path}: 0.1 GB of disk are free, and the run may take 0.1 GB there;"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}: 0.1 GB of disk are free, and the run leaves 0.1 GB there;"):
         sources.require_space(config, tmp_path / "runs" / "new", trainings=2)
     cold = config.model_copy(update={"sft": config.sft.model_copy(update={"enabled": False})})
     sources.require_space(cold, tmp_path / "runs" / "new", trainings=2)

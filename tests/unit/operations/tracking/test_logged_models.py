@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from rest_core.config import TrackingConfig
-from rest_core.operations.tracking import logged_models, runs
+from rest_core.operations.tracking import delivery, logged_models, runs
+from rest_core.operations.tracking.prompts import prompt_name
 from rest_core.operations.tracking.recorder import Measured, Recorder
 
 TRAINED = "b" * 64
@@ -53,6 +56,7 @@ def test_a_model_is_made_by_a_training_and_measured_by_evaluations(client: Mlflo
     evaluation = stage("evaluate-bfcl-trained", evaluate(0.5, measured(TRAINED, "smol-rest-rl")))
     (model,) = models(client).values()
     assert (model.name, model.source_run_id, str(model.status)) == ("rest-rl", training, "READY")
+    assert model.tags["rest.made_by"] == training
     (metric,) = model.metrics
     assert (metric.key, metric.value, metric.dataset_name) == ("bfcl/call_accuracy", 0.5, "bfcl")
     assert metric.dataset_digest == "c" * 36
@@ -70,15 +74,31 @@ def test_the_base_model_of_many_pipelines_is_one_model(client: MlflowClient, sta
     assert sorted(metric.value for metric in model.metrics) == [0.25, 0.5]
 
 
-def test_a_registered_version_is_found_by_its_name(client: MlflowClient, stage: Any) -> None:
+def test_registered_versions_are_found_by_their_names(client: MlflowClient, stage: Any) -> None:
     stage("rest-rl", lambda run: run.made_model(TRAINED, "rest-rl"))
     (model,) = models(client).values()
-    for _ in range(2):
-        logged_models.note_version(client, client.get_logged_model(model.model_id), "rest-tool-use", "3")
-    stage("evaluate-bfcl-champion", evaluate(0.5, measured("rest-tool-use version 3", "rest-tool-use version 3")))
+    for version in ("3", "3", "4"):
+        logged_models.note_version(client, client.get_logged_model(model.model_id), "rest-tool-use", version)
+    for number in (3, 4):
+        title = f"rest-tool-use version {number}"
+        stage(f"evaluate-{number}", evaluate(number / 8, measured(title, title)))
     (model,) = models(client).values()
-    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "rest-tool-use", "version": 3}]
-    assert len(model.metrics) == 1
+    known = [{"name": "rest-tool-use", "version": number} for number in (3, 4)]
+    assert json.loads(model.tags["mlflow.modelVersions"]) == known
+    assert sorted(metric.value for metric in model.metrics) == [0.375, 0.5]
+
+
+def test_a_model_whose_evaluation_was_sent_first_learns_who_made_it(client: MlflowClient, stage: Any) -> None:
+    stage("evaluate", evaluate(0.5, measured(TRAINED, "smol-rest-rl")))
+    training = stage("rest-rl", lambda run: run.made_model(TRAINED, "rest-rl"))
+    (model,) = models(client).values()
+    assert model.tags["rest.made_by"] == training and len(model.metrics) == 1
+
+
+def test_a_model_that_was_left_pending_becomes_ready(client: MlflowClient, tracking: TrackingConfig) -> None:
+    experiment = client.create_experiment("test")
+    client.create_logged_model(experiment, name="left", tags={"rest.identity": TRAINED})
+    assert str(logged_models.ensure(client, experiment, TRAINED, "left").status) == "READY"
 
 
 def test_an_output_is_noted_once(client: MlflowClient, stage: Any) -> None:
@@ -92,10 +112,42 @@ def test_an_output_is_noted_once(client: MlflowClient, stage: Any) -> None:
 
 def test_a_prompt_that_changes_is_a_new_version(client: MlflowClient, stage: Any) -> None:
     texts = ["Call {{ tools }} in {braces}.", "Call {{ tools }} in {braces}.", "Call them."]
+    name = prompt_name("prompt style my/own:style (sha256 0123abc)")
+    assert name == "rest-prompt-style-my-own-style"
     linked = []
     for number, text in enumerate(texts):
-        run_id = stage(f"evaluate-{number}", lambda run, text=text: run.prompt("rest-prompt style toolrl", text))
+        run_id = stage(f"evaluate-{number}", lambda run, text=text: run.prompt(name, text))
         linked.append(json.loads(client.get_run(run_id).data.tags["mlflow.linkedPrompts"]))
-    name = "rest-prompt-style-toolrl"
     assert linked == [[{"name": name, "version": version}] for version in ("1", "1", "2")]
     assert client.load_prompt(name, 1).template == texts[0]
+    experiment = client.get_experiment_by_name("test")
+    assert experiment is not None
+    assert client.get_prompt(name).tags["_mlflow_experiment_ids"] == f",{experiment.experiment_id},"
+
+
+def test_a_model_that_has_a_prompts_name_stays_a_model(client: MlflowClient, stage: Any) -> None:
+    client.create_registered_model("rest-mine")
+    run_id = stage("evaluate", lambda run: run.prompt("rest-mine", "Call."))
+    assert "mlflow.linkedPrompts" not in client.get_run(run_id).data.tags
+    assert not client.search_model_versions("name = 'rest-mine'")
+
+
+def test_what_mlflow_refuses_keeps_no_figure_back(
+    client: MlflowClient, stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise MlflowException("no rights", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(delivery.store, "is_server", lambda uri: True)
+    monkeypatch.setattr(delivery.store, "unreachable", lambda uri: None)
+    monkeypatch.setattr(delivery.prompts, "link", refused)
+    monkeypatch.setattr(delivery.logged_models, "ensure", refused)
+
+    def record(run: Recorder) -> None:
+        run.prompt("rest-mine", "Call.")
+        run.made_model(TRAINED, "rest-rl")
+        evaluate(0.5, measured(TRAINED, "rest-rl"))(run)
+
+    done = client.get_run(stage("rest-rl", record))
+    assert done.data.metrics["bfcl/call_accuracy"] == 0.5
+    assert done.info.status == "FINISHED"

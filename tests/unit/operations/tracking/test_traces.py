@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Trace
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from rest_core.config import TrackingConfig
 from rest_core.operations.tracking import journal, runs, traces
@@ -107,3 +109,35 @@ def test_a_long_list_of_tools_is_named_only() -> None:
     tools = [{"name": f"tool_{n}", "description": "x" * 1000, "parameters": {}} for n in range(30)]
     _, (span,) = traces.trace(row(1, tools=tools), experiment_id="1", run_id="r", rules=("valid",), time_ms=5)
     assert span.inputs["tools"] == [tool["name"] for tool in tools]
+
+
+def test_one_answer_that_is_refused_keeps_no_other_back(
+    tracking: TrackingConfig, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = traces.send
+
+    def refuse_the_second(uri: str, row: dict[str, Any], **others: Any) -> None:
+        if row["id"] == "simple_python_2":
+            raise MlflowException("too long", error_code=INVALID_PARAMETER_VALUE)
+        send(uri, row, **others)
+
+    monkeypatch.setattr(traces, "send", refuse_the_second)
+    found = sent(tracking, client, tmp_path / "spool", [row(1), row(2), row(3)])
+    assert [one.info.client_request_id for one in found] == ["simple_python_1", "simple_python_3"]
+    (path,) = journal.find(tmp_path / "spool")
+    assert journal.State.read(path).refused == 1
+
+
+def test_text_that_databases_refuse_is_mended() -> None:
+    odd = row(1, "x" * 80, calls=[], response="a\x00b", error="\x00", tools=[{"name": "\ud83d"}])
+    info, _ = traces.trace(odd, experiment_id="1", run_id="r", rules=("valid",), time_ms=5)
+    assert info.response_preview == "a\ufffdb" and "\x00" not in str(info.assessments[0].rationale)
+    assert len(info.client_request_id or "") == 50
+
+
+def test_half_a_surrogate_pair_of_a_model_ends_no_stage(
+    tracking: TrackingConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    odd = row(1, calls=[{"name": "f", "arguments": {"x": "\ud83d"}}])
+    (found,) = sent(tracking, client, tmp_path / "spool", [odd])
+    assert found.data.spans[0].outputs["calls"][0]["arguments"] == {"x": "\ufffd"}
