@@ -43,6 +43,10 @@ SETTLE_SECONDS = 3.0  # charts are drawn after their titles
 _CLOSE_ASSISTANT = (
     "document.querySelector('[data-component-id=\"mlflow.assistant.chat_panel.close\"]')?.click()"  # covers a quarter
 )
+_SCROLL = (
+    "[...document.querySelectorAll('*')].filter(e => /^GROUP\\s*\\(\\d+\\)/.test(e.innerText?.trim())).pop()"
+    "?.scrollIntoView()"
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Page:
     name: str
     path: str
     shows: str
+    begin: str = ""
+    """The group of charts that the picture begins with."""
 
 
 def pages(client: MlflowClient, uri: str, experiment: str) -> Iterator[Page]:
@@ -75,7 +81,7 @@ def pages(client: MlflowClient, uri: str, experiment: str) -> Iterator[Page]:
     yield Page("runs", ui.runs_page(uri, experiment), pipeline.data.tags[PIPELINE_RUN_TAG][:20])
     yield Page("pipeline", f"/#/experiments/{id_}/runs/{pipeline.info.run_id}{training}", "irrelevance")
     charts = f"/#/experiments/{id_}/runs/{stages['rest-rl'].info.run_id}/model-metrics{training}"
-    yield Page("charts", charts, "reward")
+    yield Page("charts", charts, "reward", begin="reward")
     ours, theirs = (stages[f"evaluate-bfcl-{name}"].info.run_id for name in ("trained", "base"))
     yield Page("answers", f"/#/experiments/{id_}/runs/{ours}/traces?compareToRunUuid={theirs}", "compare to")
     name, _, version = stages["compare-and-register"].data.tags["rest.registered"].partition(" version ")
@@ -121,15 +127,17 @@ class Browser:
     def run(self, script: str) -> Any:
         return self.call("Runtime.evaluate", expression=script)["result"].get("value")
 
-    def picture(self, address: str, shows: str) -> bytes:
-        """PNG of a page, when its text contains `shows`."""
+    def picture(self, address: str, page: Page) -> bytes:
+        """PNG of a page, when it shows what it must."""
         self.call("Page.navigate", url="about:blank")  # the next address may differ behind the # alone
-        self.call("Page.navigate", url=address)
+        self.call("Page.navigate", url=address + page.path)
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self.run(f"document.body?.innerText.includes({json.dumps(shows)})"):
-            assert time.monotonic() < deadline, f"{address} does not show {shows!r}"
+        while not self.run(f"document.body?.innerText.includes({json.dumps(page.shows)})"):
+            assert time.monotonic() < deadline, f"{address}{page.path} does not show {page.shows!r}"
             time.sleep(0.5)
         self.run(_CLOSE_ASSISTANT)
+        if page.begin:
+            self.run(_SCROLL.replace("GROUP", page.begin))
         time.sleep(SETTLE_SECONDS)
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
@@ -177,7 +185,7 @@ def main() -> None:
     client = store.open_client(uri)
     with server(uri) as address, browser() as tab:
         for page in pages(client, uri, given.experiment):
-            picture = Image.open(io.BytesIO(tab.picture(address + page.path, page.shows))).convert("RGB")
+            picture = Image.open(io.BytesIO(tab.picture(address, page))).convert("RGB")
             file = given.out / f"mlflow-{page.name}.png"
             picture.quantize(128).save(file, optimize=True)
             sys.stdout.write(f"{file}\n")

@@ -239,6 +239,8 @@ def _samples(evaluation: Path) -> Iterator[Sample]:
     with (evaluation / ROWS_FILE).open(encoding="utf-8") as lines:
         for row in map(json.loads, lines):
             right = row["kind"] is None
+            if right and not row["calls"] and not row["well_formed"]:
+                continue  # a call that cannot be read is none, and no example
             verdict = ("right" if row["calls"] else "right: no call fits") if right else "wrong"
             if wanted.pop(verdict, False):
                 asked = row["question"][-1]["content"] if row["question"] else row["id"]

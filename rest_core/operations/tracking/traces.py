@@ -65,7 +65,7 @@ def trace(
     key = f"{run_id}/{row['id']}"
     trace_id = f"tr-{_digits(key, _TRACE_ID)}"
     inputs, outputs = _inputs(row), _outputs(row)
-    duration = round(1000 * (row["seconds"] or 0))
+    duration = None if row["seconds"] is None else round(1000 * row["seconds"])  # answers of a batch are not timed
     tokens = {"input_tokens": row["prompt_tokens"], "output_tokens": row["response_tokens"]}
     info = TraceInfo(
         trace_id=trace_id,
@@ -83,7 +83,7 @@ def trace(
         tags={"mlflow.traceName": row["id"], "category": row["category"]},
         assessments=list(_assessments(row, rules, key, run_id, trace_id, time_ms)),
     )
-    root = _span(key, trace_id, None, row["id"], "CHAIN", time_ms, duration, inputs, outputs)
+    root = _span(key, trace_id, None, row["id"], "CHAIN", time_ms, duration or 0, inputs, outputs)
     return info, [root, *_steps(row, key, trace_id, time_ms)]
 
 

@@ -214,6 +214,7 @@ def test_a_pipeline_has_the_stage_where_the_platform_says_so() -> None:
     platform = load_platform(PLATFORM)
     serving = platform.model_copy(update={"serving": platform.serving.model_copy(update={"apply": "champion"})})
     tasks = [
-        set(build(config, platform=one).pipeline_spec.components["comp-run"].dag.tasks) for one in (platform, serving)
+        set(build(config, platform=one).pipeline_spec.components["comp-exit-handler-1"].dag.tasks)
+        for one in (platform, serving)
     ]
     assert tasks[1] - tasks[0] == {"deploy-model"}
