@@ -55,6 +55,7 @@ PRIVATE = {
         "kfp.dsl.graph_component",
     },
     "kubeflow": {"kubeflow.trainer.backends.kubernetes.backend"},
+    "mlflow": {"_get_registry_client", "mlflow.prompt.constants", "mlflow.tracing.client", "mlflow.tracing.constant"},
     "torch": {"_dynamo", "_is_mkldnn_bf16_supported", "_linear_pointwise", "_reorder_linear_weight"},
     "transformers": {
         *("_attn_implementation", "_can_set_attn_implementation", "_no_split_modules"),
