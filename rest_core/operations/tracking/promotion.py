@@ -10,6 +10,7 @@ import getpass
 import json
 import os
 import re
+import secrets
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _TAG = "promotion/"  # on the registered model, numbered
-_RECORD = re.compile(rf"{_TAG}\d+")
+_RECORD = re.compile(rf"{_TAG}(\d+)(?:-[0-9a-f]+)?")
 _MAX_REASON = 1000  # a tag holds 5000 characters
 _WEBHOOK_SECONDS = 10.0
 
@@ -258,15 +259,27 @@ def _value(gate: GateConfig, directory: Path) -> float | None:
 def _make(client: MlflowClient, move: Move, webhook: str | None) -> None:
     """The history first, the alias last: a record without its move can be seen, a move without its record cannot."""
     model = client.get_registered_model(move.name)
-    made = [tag for tag in model.tags if _RECORD.fullmatch(tag)]
-    number = 1 + max((int(tag.removeprefix(_TAG)) for tag in made), default=0)
+    number = 1 + max((int(found[1]) for tag in model.tags if (found := _RECORD.fullmatch(tag))), default=0)
+    tag = f"{_TAG}{number:05d}-{secrets.token_hex(3)}"  # of two moves at the same moment both have the number
     record = {key: value for key, value in asdict(move).items() if key not in ("name", "dry_run")}
-    client.set_registered_model_tag(move.name, f"{_TAG}{number:05d}", json.dumps(record, ensure_ascii=False))
+    client.set_registered_model_tag(move.name, tag, json.dumps(record, ensure_ascii=False))
     client.set_registered_model_alias(move.name, registry.CHAMPION, move.version)
     if str(model.aliases.get(registry.CHALLENGER)) == move.version:
         client.delete_registered_model_alias(move.name, registry.CHALLENGER)
+    _say_on_card(client, move.name, move.version, move.describe())
+    if move.previous is not None:
+        until = f"{move.name} version {move.previous} was {registry.CHAMPION} until {move.at[:10]}"
+        _say_on_card(client, move.name, move.previous, until)
     if webhook is not None:
         _call(webhook, move)
+
+
+def _say_on_card(client: MlflowClient, name: str, number: str, line: str) -> None:
+    """Put a line in place of the gate's verdict at the head of a version's card, where it has one."""
+    version = registry.existing(client.get_model_version, name, number)
+    verdict, _, card = str(version.description or "" if version else "").partition("\n")
+    if verdict.startswith("**") and verdict.endswith("**"):
+        client.update_model_version(name, number, description=f"**{line}**\n{card}")
 
 
 def _call(webhook: str, move: Move) -> None:

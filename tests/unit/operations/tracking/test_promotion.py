@@ -159,6 +159,32 @@ def test_a_record_that_somebody_has_changed_is_named(client: MlflowClient, add: 
         promotion.history(client, NAME)
 
 
+def test_cards_say_what_has_become_of_their_versions(client: MlflowClient, add: Add) -> None:
+    for policy in ("weak", "good"):
+        number = add(policy)
+        client.update_model_version(
+            NAME, number, description=f"**version {number} would become champion**\n\nThe card."
+        )
+    for version in ("1", "2"):
+        move, _ = promotion.promote(client, NAME, GATE, version=version, force=True)
+    heads = {number: str(client.get_model_version(NAME, number).description) for number in ("1", "2")}
+    assert heads["1"] == f"**{NAME} version 1 was champion until {move.at[:10]}**\n\nThe card."
+    assert heads["2"] == f"**{move.describe()}**\n\nThe card."
+
+
+def test_of_two_promotions_at_the_same_moment_the_history_has_both(
+    client: MlflowClient, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("weak")
+    add("good")
+    before = client.get_registered_model(NAME)
+    monkeypatch.setattr(client, "get_registered_model", lambda name: before)  # as each has read it
+    for version in ("1", "2"):
+        promotion.promote(client, NAME, GATE, version=version, force=True)
+    monkeypatch.undo()
+    assert {move.version for move in promotion.history(client, NAME)} == {"1", "2"}
+
+
 def test_the_way_back_needs_no_force_and_goes_on_to_the_one_before(client: MlflowClient, add: Add) -> None:
     for policy in ("weak", "good", "best"):
         add(policy)
