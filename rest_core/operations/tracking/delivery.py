@@ -270,12 +270,13 @@ class Replay:
         if of is None or metric not in of["metrics"]:
             return {}
         if of["identity"] not in self._models:
-            self._models[of["identity"]] = None  # a figure without its model is better than none
+            model_id = None  # a figure without its model is better than none
             with self._optional(f"model {of['name']}"):
                 assert self.state.ids is not None
                 model = logged_models.ensure(self.client, self.state.ids.experiment, of["identity"], of["name"])
                 logged_models.is_input(self.client, run_id, model)
-                self._models[of["identity"]] = model.model_id
+                model_id = model.model_id
+            self._models[of["identity"]] = model_id
         if (model_id := self._models[of["identity"]]) is None:
             return {}
         return {
