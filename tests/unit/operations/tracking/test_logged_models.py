@@ -119,7 +119,8 @@ def test_a_prompt_that_changes_is_a_new_version(client: MlflowClient, stage: Any
         run_id = stage(f"evaluate-{number}", lambda run, text=text: run.prompt(name, text))
         linked.append(json.loads(client.get_run(run_id).data.tags["mlflow.linkedPrompts"]))
     assert linked == [[{"name": name, "version": version}] for version in ("1", "1", "2")]
-    assert client.load_prompt(name, 1).template == texts[0]
+    versions = {str(one.version): one.template for one in client.search_prompt_versions(name)}
+    assert versions == {"1": texts[0], "2": texts[2]}
     experiment = client.get_experiment_by_name("test")
     assert experiment is not None
     assert client.get_prompt(name).tags["_mlflow_experiment_ids"] == f",{experiment.experiment_id},"
