@@ -46,7 +46,7 @@ class StageContext:
     storage: StorageConfig = NO_STORAGE
     inputs: dict[str, Any] = field(default_factory=dict)
     on_parent: Collection[str] | None = None
-    """The figures that go on the pipeline's (or trial's) run as well; None = the catalogue's main ones."""
+    """The figures that go on the parent run as well; None = the catalogue's main ones, on a trial's run all."""
     measured: Measured | None = None
     """Of an evaluation: what its figures are of."""
 
@@ -54,7 +54,9 @@ class StageContext:
         """Write metrics and manifest, record the figures."""
         if not is_main_process():
             return StageResult(metrics, counts.get("skipped"))
-        on_parent = CATALOGUE[self.name].main_metrics if self.on_parent is None else self.on_parent
+        on_parent = self.on_parent
+        if on_parent is None:  # trials of an ablation are compared by every figure
+            on_parent = metrics if "trial" in self.sections else CATALOGUE[self.name].main_metrics
         self.run.summary(metrics, on_parent=on_parent, of=self.measured)
         (self.out / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         config = {name: section.model_dump(mode="json") for name, section in self.sections.items()}
