@@ -13,7 +13,7 @@ from typing import Any
 
 from rest_core.config import GenerationConfig
 from rest_core.environments.environment import Environment, EnvironmentFailed, Stop
-from rest_core.evaluation.policy import Answer, Chat, Policy
+from rest_core.evaluation.policy import Answer, Chat, KeepsPrompts, Policy
 from rest_core.records import Message, ToolCall
 from rest_core.seeds import derive
 
@@ -127,6 +127,9 @@ def run_dialogues(
 ) -> list[Dialogue]:
     """Have the policy act in every environment until each dialogue has ended; in their order.
 
+    All dialogues that have not ended advance together, a step at a time, or as many of them as a local policy keeps the
+    prompts of; the others wait until some have ended.
+
     Args:
         config: limits of each step's prompt and response, and how responses are sampled.
         max_steps: a turn with this many steps with calls ends its dialogue; calls of the last step are executed.
@@ -144,10 +147,13 @@ def run_dialogues(
             if on_progress is not None:
                 on_progress(ended, len(dialogues), steps + done)
 
-        chats = [dialogue.chat() for dialogue in live]
-        for dialogue, chat, answer in zip(live, chats, policy.respond(chats, config, advance), strict=True):
+        wave = live
+        if isinstance(policy, KeepsPrompts):
+            wave = live[: policy.together((dialogue.chat() for dialogue in live), config)]
+        chats = [dialogue.chat() for dialogue in wave]
+        for dialogue, chat, answer in zip(wave, chats, policy.respond(chats, config, advance), strict=True):
             dialogue.advance(chat, answer, max_steps)
-        steps += len(live)
+        steps += len(wave)
         live = [dialogue for dialogue in live if dialogue.stop is None]
     if on_progress is not None:
         on_progress(len(dialogues), len(dialogues), steps)

@@ -8,7 +8,7 @@ import json
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rest_core.config import GenerationConfig
 from rest_core.disk import disk_errors
 from rest_core.errors import UserError
 from rest_core.evaluation.measurement import limits
-from rest_core.evaluation.policy import Answer, Chat, Policy, Progress
+from rest_core.evaluation.policy import Answer, Chat, KeepsPrompts, Policy, Progress
 from rest_core.response import Response
 
 log = logging.getLogger(__name__)
@@ -110,6 +110,12 @@ class Remembering:
             for key, chat in zip(keys, chats, strict=True)
             if (known_answer := self._journal.get(key)) is not None
         ]
+
+    def together(self, chats: Iterable[Chat], config: GenerationConfig) -> int:
+        """See `rest_core.evaluation.policy.KeepsPrompts`."""
+        if isinstance(self._policy, KeepsPrompts):
+            return self._policy.together(chats, config)
+        return sum(1 for _ in chats)
 
     def reader(self, chat: Chat) -> Callable[[str], Response]:
         """See `rest_core.evaluation.policy.Policy`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from rest_core.config import GenerationConfig
 from rest_core.evaluation.policy import Answer, Chat, Progress
 from rest_core.response import Response, parse
 from rest_core.rollout.engine import Engine
+from rest_core.rollout.prefix_tree import together
 from rest_core.styles.style import Style
 
 
@@ -71,6 +72,15 @@ class LocalPolicy:
             else ()
         )
         return [answer(chat, ids) for chat, ids in zip(chats, encoded, strict=True)]
+
+    def together(self, chats: Iterable[Chat], config: GenerationConfig) -> int:
+        """See `rest_core.evaluation.policy.KeepsPrompts`."""
+        tokens = getattr(self.engine, "kept_tokens", None)
+        if tokens is None:
+            return sum(1 for _ in chats)
+        # Numbers below 0 are no tokens: no two responses have anything in common.
+        encoded = ([*self._encode(chat), *[-n] * config.max_response_tokens] for n, chat in enumerate(chats, start=1))
+        return together(encoded, tokens)
 
     def _longest_prompt(self, config: GenerationConfig) -> tuple[int, str]:
         """In tokens, and why it is fewer than configured."""

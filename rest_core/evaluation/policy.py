@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rest_core.config import GenerationConfig
 from rest_core.records import Message, Tool
@@ -89,4 +89,13 @@ class Policy(Protocol):
         A prompt longer than the limit is not cut: its answer is empty and says so in `skipped`, and the caller counts
         it as failed.
         """
+        ...
+
+
+@runtime_checkable
+class KeepsPrompts(Protocol):
+    """A policy that answers the next step of a dialogue faster as long as it keeps what it computed for the last."""
+
+    def together(self, chats: Iterable[Chat], config: GenerationConfig) -> int:
+        """How many of the chats, from the first on, it keeps at a time: more dialogues should wait for their turn."""
         ...

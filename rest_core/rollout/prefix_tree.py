@@ -10,11 +10,12 @@ dialogues come in turns, and each would be dropped just before its turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from torch import Tensor
 
+_BLOCK = 64  # tokens
 Layers = list[tuple[Tensor, Tensor]]
 """Keys and values (heads, tokens, size) of every layer."""
 
@@ -138,6 +139,25 @@ def shared_beginnings(sequences: Sequence[Sequence[int]]) -> list[int]:
         common = _common(sequences[one], sequences[other], 0)
         shared[one], shared[other] = max(shared[one], common), max(shared[other], common)
     return shared
+
+
+def together(sequences: Iterable[Sequence[int]], tokens: int) -> int:
+    """How many of the sequences, from the first on, a tree of so many tokens keeps at a time; at least one.
+
+    What they have in common is counted once, in blocks of 64 tokens.
+    """
+    known: set[int] = set()
+    kept = count = 0
+    for count, ids in enumerate(sequences):
+        beginning = 0
+        for start in range(0, len(ids), _BLOCK):
+            block = tuple(ids[start : start + _BLOCK])
+            beginning = hash((beginning, block))
+            kept += 0 if beginning in known else len(block)
+            known.add(beginning)
+        if kept > tokens and count:
+            return count
+    return count + 1
 
 
 def _common(run: Sequence[int], ids: Sequence[int], start: int) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,6 +52,21 @@ class TransformersEngine:
         self.shares_prefix = reason is None
         if reason is not None:
             log.warning("responses are decoded with transformers' own cache, which is slower and larger: %s", reason)
+
+    @property
+    def kept_tokens(self) -> int | None:
+        """The prompt tokens whose keys and values are kept between calls; None where none are."""
+        if self.prefixes is None or not self.shares_prefix:
+            return None
+        return self.prefixes.limit // self._token_bytes
+
+    @cached_property
+    def _token_bytes(self) -> int:
+        """Of a token's keys and values, measured: configurations say it in too many ways."""
+        with torch.inference_mode():
+            one = torch.tensor([[self._pad]], device=self.device)
+            cache = self.model(one, use_cache=True).past_key_values
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
     @classmethod
     def copy_of(cls, master: Any, *, dtype: torch.dtype, stop_ids: frozenset[int], pad_id: int) -> TransformersEngine:

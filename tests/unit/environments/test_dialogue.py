@@ -81,6 +81,23 @@ def test_all_live_dialogues_advance_in_one_call_of_the_policy(scripted, warehous
     assert seen[:4] == [(1, 4, 1), (1, 4, 2), (1, 4, 3), (1, 4, 4)] and seen[-1] == (4, 4, 12)
 
 
+def test_dialogues_whose_prompts_are_not_kept_wait_for_their_turn(scripted, warehouse):
+    class KeepsTwo(type(scripted(solve))):
+        def together(self, chats, config):
+            return min(2, sum(1 for _ in chats))
+
+    policy, alone = KeepsTwo(solve), scripted(solve)
+    lengths = (1, 2, 0, 2, 1)
+    made, other = ([warehouse.Warehouse(STOCK, TURNS[:n], WANTED) for n in lengths] for _ in range(2))
+    seen = []
+    dialogues = run_dialogues(made, policy, LIMITS, max_steps=10, on_progress=lambda *now: seen.append(now))
+    assert max(map(len, policy.waves)) == 2 and len(policy.waves) > len(made)
+    assert seen[-1] == (5, 5, 14)
+    expected = run_dialogues(other, alone, LIMITS, max_steps=10)
+    assert [dialogue.history for dialogue in dialogues] == [dialogue.history for dialogue in expected]
+    assert [dialogue.stop for dialogue in dialogues] == ["completed"] * 5
+
+
 def test_a_turn_without_end_is_stopped_after_its_last_step_is_executed(scripted, warehouse):
     environment = warehouse.Warehouse({"lamp": 9}, ["Reserve them."], {})
     policy = scripted(lambda chat: call("reserve", item="lamp", quantity=1, customer="Ada"))

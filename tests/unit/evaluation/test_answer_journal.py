@@ -90,3 +90,13 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, line: bytes) -> No
     (tmp_path / "x.jsonl").write_bytes(line + b"\n")
     with pytest.raises(UserError, match=r"x\.jsonl: line 1 is no answer"):
         AnswerJournal(tmp_path, {})
+
+
+def test_it_keeps_as_many_prompts_as_the_policy_behind_it(tmp_path: Path) -> None:
+    class Keeping(Echo):
+        def together(self, chats, config):
+            return min(1, sum(1 for _ in chats))
+
+    chats = [chat("a"), chat("b")]
+    for policy, count in ((Echo(), 2), (Keeping(), 1)):
+        assert Remembering(policy, AnswerJournal(tmp_path, {})).together(chats, LIMITS) == count

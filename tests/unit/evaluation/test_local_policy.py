@@ -115,3 +115,13 @@ def test_an_empty_think_block_in_the_prompt_is_no_part_of_an_answer(scripted, to
     monkeypatch.setattr(tokenizer, "chat_template", template)
     engine = scripted(lambda prompt, position: "<response> yes </response>")
     assert respond(engine, tokenizer, [chat("one")], GenerationConfig())[0].text == "<response> yes </response>"
+
+
+def test_an_engine_that_keeps_prompts_says_how_many_go_together(scripted, tokenizer):
+    policy = LocalPolicy("m", scripted(lambda prompt, position: ""), tokenizer, built_in_style("compact"))
+    chats, config = [chat(letter * 256) for letter in "abcd"], GenerationConfig(max_response_tokens=64)
+    assert policy.together(chats, config) == 4  # this engine keeps nothing
+    length = len(policy._encode(chats[0])) + 64
+    for kept, count in ((length, 1), (2 * length, 2), (4 * length, 4), (0, 1)):
+        policy.engine.kept_tokens = kept
+        assert policy.together(iter(chats), config) == count

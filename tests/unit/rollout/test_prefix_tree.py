@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rest_core.rollout.prefix_tree import Layers, PrefixTree, matched, shared_beginnings
+from rest_core.rollout.prefix_tree import Layers, PrefixTree, matched, shared_beginnings, together
 
 TOKEN_BYTES = 2 * 2 * 4  # one layer, two heads of size 1, keys and values in float32
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=12)
@@ -104,3 +104,12 @@ def test_a_dialogue_that_grows_keeps_its_place() -> None:
 @pytest.mark.parametrize("ids", [[], [1]])
 def test_nothing_is_known_at_first(ids: list[int]) -> None:
     assert PrefixTree(0).match(ids) == [] and PrefixTree(0).has_room(1)
+
+
+def test_sequences_go_together_as_far_as_they_are_kept() -> None:
+    alone = [[n] * 128 for n in range(4)]
+    assert [together(alone, tokens) for tokens in (0, 127, 256, 300, 512, 10**6)] == [1, 1, 2, 2, 4, 4]
+    tools = list(range(1000, 1640))  # ten blocks that all have in common
+    alike = [[*tools, *[n] * 64] for n in range(4)]
+    assert together(alike, 640 + 2 * 64) == 2
+    assert together(iter(alike), 640 + 4 * 64) == 4

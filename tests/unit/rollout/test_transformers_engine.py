@@ -417,6 +417,19 @@ def test_known_beginnings_change_nothing(
     assert (made.prefixes is not None and made.prefixes.reused > 0) or prefix_bytes == 1
 
 
+@pytest.mark.parametrize("architecture", SHARED)
+def test_the_tokens_that_are_kept_are_those_that_the_memory_holds(
+    random_model: Callable[..., Any], architecture: str
+) -> None:
+    made = remembering(random_model(architecture, **SHARED[architecture]), {1})
+    prompt = list(range(50, 90))
+    made.generate([prompt], max_new_tokens=1, temperature=0.0, continued=True)
+    assert made.prefixes is not None
+    (node,) = made.prefixes._root.children.values()
+    size = sum(tensor.nbytes for pair in node.layers for tensor in pair)
+    assert made.kept_tokens == made.prefixes.limit * len(node.ids) // size
+
+
 def test_a_beginning_is_computed_once(tiny_model: Any) -> None:
     made = remembering(tiny_model, {1})
     tools = list(range(50, 150))
