@@ -127,8 +127,8 @@ def run_dialogues(
 ) -> list[Dialogue]:
     """Have the policy act in every environment until each dialogue has ended; in their order.
 
-    All dialogues that have not ended advance together, a step at a time, or as many of them as a local policy keeps the
-    prompts of; the others wait until some have ended.
+    All dialogues that have not ended advance together, a step at a time, or, with a local policy on a CPU, as many as
+    it keeps the prompts of; the others wait until some have ended.
 
     Args:
         config: limits of each step's prompt and response, and how responses are sampled.

@@ -55,8 +55,11 @@ class TransformersEngine:
 
     @property
     def kept_tokens(self) -> int | None:
-        """The prompt tokens whose keys and values are kept between calls; None where none are."""
-        if self.prefixes is None or not self.shares_prefix:
+        """The prompt tokens whose keys and values are kept between calls; None where that is no reason to wait.
+
+        On a CPU a prompt that is computed anew costs more than a small batch; on a GPU the small batch costs more.
+        """
+        if self.prefixes is None or not self.shares_prefix or self.device.type != "cpu":
             return None
         return self.prefixes.limit // self._token_bytes
 

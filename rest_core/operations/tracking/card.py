@@ -86,7 +86,7 @@ def model_card(name: str, facts: ModelFacts, *, use: str, verdict: str | None = 
             [
                 f"git commit: `{facts.git_commit or 'unknown'}`",
                 f"image: `{facts.image or 'unknown (not run from an image)'}`",
-                f"licence: what those of `{redact(facts.base_model)}` and of the data allow",
+                f"licence: that of `{redact(facts.base_model)}` and those of the data apply",
             ]
         ),
         "## All figures",

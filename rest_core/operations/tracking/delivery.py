@@ -291,7 +291,7 @@ class Replay:
         if not file.exists():  # it is deleted when it has been sent
             return
         self.client.set_tag(ids.run, *traces.RUN_TYPE)
-        rows = json.loads(file.read_bytes())
+        rows, refused = json.loads(file.read_bytes()), self.state.refused
         for number, row in enumerate(rows, start=record["first"]):
             with self._optional(f"the trace of {row['id']}"):
                 traces.send(
@@ -302,7 +302,8 @@ class Replay:
                     rules=record["rules"],
                     time_ms=record["time"] - number,  # MLflow's pages begin with the newest
                 )
-        shutil.rmtree(file.parent, ignore_errors=True)
+        if self.state.refused == refused:  # what is refused stays
+            shutil.rmtree(file.parent, ignore_errors=True)
 
     def _artifact(self, record: Record, run_id: str) -> None:
         file = self.path / "files" / record["file"]

@@ -218,7 +218,7 @@ class Recorder:
         # Strict JSON has no NaN and no infinities: they become the strings that `float` reads.
         odd = {_key(name): str(float(value)) for name, value in values.items() if not math.isfinite(value)}
         numbers = {_key(name): float(value) for name, value in values.items()} | odd
-        described = {} if of is None else {"of": asdict(of) | {"digest": _digest(of.digest_sha256)}}
+        described = {} if of is None else {"of": store.redacted(asdict(of)) | {"digest": _digest(of.digest_sha256)}}
         self._journal.append("metrics", to=target, step=step, values=numbers, **described)
         news = {name: f"step {step}: {value}" for name, value in odd.items() if name not in self._non_finite}
         if news:

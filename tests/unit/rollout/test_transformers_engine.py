@@ -428,6 +428,8 @@ def test_the_tokens_that_are_kept_are_those_that_the_memory_holds(
     (node,) = made.prefixes._root.children.values()
     size = sum(tensor.nbytes for pair in node.layers for tensor in pair)
     assert made.kept_tokens == made.prefixes.limit * len(node.ids) // size
+    made.device = torch.device("cuda")  # there a small batch costs more than a prompt that is computed anew
+    assert made.kept_tokens is None
 
 
 def test_a_beginning_is_computed_once(tiny_model: Any) -> None:

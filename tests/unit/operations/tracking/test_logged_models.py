@@ -74,6 +74,14 @@ def test_the_base_model_of_many_pipelines_is_one_model(client: MlflowClient, sta
     assert sorted(metric.value for metric in model.metrics) == [0.25, 0.5]
 
 
+def test_a_model_is_named_without_credentials(client: MlflowClient, stage: Any) -> None:
+    for number in (1, 2):
+        source = "s3://key:secret@bucket/model"
+        stage(f"evaluate-{number}", evaluate(number / 4, measured(source, source)))
+    (model,) = models(client).values()
+    assert "secret" not in model.name and model.tags["rest.identity"] == "s3://***@bucket/model"
+
+
 def test_registered_versions_are_found_by_their_names(client: MlflowClient, stage: Any) -> None:
     stage("rest-rl", lambda run: run.made_model(TRAINED, "rest-rl"))
     (model,) = models(client).values()

@@ -126,6 +126,7 @@ def test_one_answer_that_is_refused_keeps_no_other_back(
     assert [one.info.client_request_id for one in found] == ["simple_python_1", "simple_python_3"]
     (path,) = journal.find(tmp_path / "spool")
     assert journal.State.read(path).refused == 1
+    assert list(path.rglob("traces-0.json"))  # what was refused stays
 
 
 def test_text_that_databases_refuse_is_mended() -> None:
