@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from rest_core.config import TrackingConfig
+from rest_core.credentials import redact as redact
+from rest_core.credentials import redacted as redacted
+from rest_core.credentials import with_credentials as with_credentials
+from rest_core.credentials import without_credentials as without_credentials
 from rest_core.errors import UserError, nearest
 from rest_core.processes import rest_command
 
@@ -31,11 +34,6 @@ _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 TRAINING_VIEW = "?workflowType=machine_learning"
 _SERVERS = ("http", "https")
 _SCHEMES = ("databricks", "databricks-uc", "file", "http", "https", "mssql", "mysql", "postgresql", "sqlite")
-_USER_INFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
-_SIGNATURE = re.compile(r"([?&](?:[\w-]*(?:signature|token|credential|secret|key|sig))=)[^&\s'\"]+", re.IGNORECASE)
-_SECRET_KEY = re.compile(
-    r"password|secret|credential|webhook|api_?key|access_?key|auth_?token|hf_?token|bearer", re.IGNORECASE
-)
 
 
 def resolve_uri(tracking: TrackingConfig) -> str:
@@ -163,33 +161,6 @@ def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
             found = client.get_experiment_by_name(name)
             assert found is not None
     return str(found.experiment_id)
-
-
-def without_credentials(uri: str) -> str:
-    """`uri` without user name and password."""
-    return _USER_INFO.sub("", uri)
-
-
-def with_credentials(uri: str, known: str | None = None) -> str:
-    """`uri` as recorded, with the credentials of `known` (or of MLFLOW_TRACKING_URI) where the address is the same."""
-    known = known or os.environ.get("MLFLOW_TRACKING_URI", "")
-    return known if without_credentials(known) == uri else uri
-
-
-def redact(text: str) -> str:
-    """`text` with credentials in URLs (user info, signed queries) replaced by `***`."""
-    return _SIGNATURE.sub(r"\1***", _USER_INFO.sub("***@", text))
-
-
-def redacted(value: Any, key: str = "") -> Any:
-    """A copy of a JSON-like value in which URLs carry no credentials and values of secret keys are `***`."""
-    if isinstance(value, dict):
-        return {str(name): redacted(inner, str(name)) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [redacted(inner, key) for inner in value]
-    if isinstance(value, str):
-        return "***" if value and _SECRET_KEY.search(key) else redact(value)
-    return value
 
 
 def local_path(uri: str) -> Path | None:
