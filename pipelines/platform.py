@@ -7,11 +7,9 @@ What a stage does not say has the value of `stages.default`. `deploy/platform.ya
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, create_model, model_validator
 
 from pipelines.kubernetes_values import (
@@ -28,9 +26,10 @@ from pipelines.kubernetes_values import (
 )
 from rest_core import storage
 from rest_core.config import Section, validate
-from rest_core.errors import UserError, one_line
+from rest_core.errors import UserError
 from rest_core.operations.catalogue import CATALOGUE, ENTRIES
 from rest_core.operations.preflight.surroundings import Toleration
+from rest_core.yaml_text import read_yaml
 
 _GPU_STAGES = [stage.identifier for stage in ENTRIES if stage.gpu]  # `stages.default.gpu` is theirs alone
 
@@ -302,29 +301,11 @@ def _said(stage: StagePlatform) -> dict[str, Any]:
     return stage.model_dump(exclude_unset=True, exclude_none=True)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which no key stands twice: of two the first would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep=deep)
-
-
 def load_platform(path: Path) -> Platform:
     """Read a `platform.yaml`.
 
     Raises:
         UserError: it cannot be read, is not YAML, or does not fit; the message names the field.
     """
-    try:
-        values: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML ({one_line(error)})") from None
+    values = read_yaml(path)
     return validate(Platform, {} if values is None else values, where=str(path))

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import yaml
 from pydantic import Field, field_validator
 
 from rest_core.algorithm.rewards import reward_ranges
@@ -17,11 +16,12 @@ from rest_core.evaluation import api_bank as api_bank_benchmark
 from rest_core.evaluation.bfcl import categories
 from rest_core.evaluation.statistics import Accuracy
 from rest_core.manifest import leaves
+from rest_core.yaml_text import parse_yaml
 
 # Names go into MLflow's filters, keys of metrics and tags, and file names.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"
 
-
+_SHOWN = 120  # characters of a scheme, in a message
 # Settings that an ablation has where the user sets nothing else, written as --set has them.
 DEFAULTS: tuple[str, ...] = ("rl.weight_mean=trained",)  # schemes that differ in the gradient's size do not compare
 # Fields that no scheme may set, and where they are set instead.
@@ -167,15 +167,14 @@ def parse_schemes(texts: Iterable[str]) -> dict[str, Scheme]:
     schemes: dict[str, Scheme] = {}
     for text in texts:
         name, separator, settings = text.partition("=")
-        try:
-            weights = yaml.safe_load(settings) if separator else {"scheme": name}
-        except yaml.YAMLError:
-            raise UserError(f"scheme {text!r}: write it as NAME or NAME={{scheme: …, …}}") from None
+        where = f"scheme {text[:_SHOWN]!r}"
+        written_as = f"{where}: write it as NAME or NAME={{scheme: …, …}}"
+        weights = parse_yaml(settings, where=written_as) if separator else {"scheme": name}
         rl = weights.pop("rl", {}) if isinstance(weights, dict) else {}
         if name in schemes:
             raise UserError(f"scheme {name!r} is given twice: write the second as OTHER-NAME={{scheme: {name}}}")
         values = {"name": name, "seed": 0, "weights": weights, "rl": rl}
-        schemes[name] = validate(Trial, values, where=f"scheme {text!r}").scheme
+        schemes[name] = validate(Trial, values, where=where).scheme
     return schemes
 
 

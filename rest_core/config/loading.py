@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from rest_core.config.rl import RlConfig
 from rest_core.config.schema import Config
-from rest_core.errors import UserError, nearest
+from rest_core.credentials import redact, redacted
+from rest_core.errors import UserError, nearest, one_line
+from rest_core.yaml_text import parse_yaml, read_yaml
 
 T = TypeVar("T", bound=BaseModel)
 
-# Settings of samplers that training must not have, whatever their value.
 _HINTS = 3
+_LONGEST_NAME = 120  # characters of a key, or of what stands for one, in a message
+_SHORT = reprlib.Repr()  # looks at the beginning of a value alone
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
+# Settings of samplers that training must not have, whatever their value.
 _TRUNCATION = {"top_p", "top_k", "min_p", "repetition_penalty"}
 
 
@@ -41,12 +46,10 @@ def load(profile: str, overrides: tuple[str, ...] = ()) -> Config:
         UserError: there is no such profile, or a key or value in it or in an override is wrong.
     """
     path = Path(profile) if profile.endswith((".yaml", ".yml", ".json")) else profile_folder() / f"{profile}.yaml"
-    if not path.is_file():
-        raise UserError(f"unknown profile {profile!r}{nearest(profile, profiles())} (known: {', '.join(profiles())})")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not _is_file(path):
+        name = profile[:_LONGEST_NAME]
+        raise UserError(f"unknown profile {name!r}{nearest(name, profiles())} (known: {', '.join(profiles())})")
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: a profile is a mapping of sections, not {type(values).__name__}")
     return with_overrides({**values, "profile": path.stem}, overrides, where=f"profile {path.stem}")
@@ -73,12 +76,20 @@ def validate(model: type[T], values: Any, where: str) -> T:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first_problem(model, error.errors()[0])}") from None
+        problem = _first_problem(model, error.errors(include_url=False)[0])
+        raise UserError(f"{where}: {one_line(redact(problem), longest=1000)}") from None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a null character
+        return False
 
 
 def _first_problem(model: type[BaseModel], error: Any) -> str:
     place, key = error["loc"][:-1], error["loc"][-1] if error["loc"] else ""
-    name = ".".join(map(str, error["loc"]))
+    name = ".".join(str(part)[:_LONGEST_NAME] for part in error["loc"])
     if error["type"] == "extra_forbidden":
         sections = _models_at(model, place)
         if key in _TRUNCATION and RlConfig in sections:
@@ -86,15 +97,20 @@ def _first_problem(model: type[BaseModel], error: Any) -> str:
                 f"{name}: training samples from the policy's whole distribution, a truncated or penalised one biases "
                 "the ratio; leave it out"
             )
-        return f"unknown key {name!r}{_nearest_key(model, place, str(key), sections)}"
+        return f"unknown key {name!r}{_nearest_key(model, place, str(key)[:_LONGEST_NAME], sections)}"
     if error["type"] == "union_tag_invalid":
-        tag, field = error["ctx"]["tag"], error["ctx"]["discriminator"].strip("'")
+        tag, field = error["ctx"]["tag"][:_LONGEST_NAME], error["ctx"]["discriminator"].strip("'")
         known = [one.strip(" '") for one in error["ctx"]["expected_tags"].split(",")]
         return f"{name}.{field}: unknown {field} {tag!r}{nearest(tag, known)} (known: {', '.join(known)})"
     ours = error["type"] == "value_error"  # raised by a validator of a section, about fields that it names
     message = str(error["ctx"]["error"]) if ours else error["msg"].lower()
-    got = "" if ours and isinstance(error["input"], dict) else f" (got {error['input']!r:.80})"
+    got = "" if ours and isinstance(error["input"], dict) else f" (got {_shown(error['input'])})"
     return f"{f'{name}: ' if name else ''}{message}{got}"
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value; credentials go first, lest an address be cut within them."""
+    return f"{_SHORT.repr(redacted(value)):.80}"
 
 
 def _nearest_key(
@@ -118,18 +134,16 @@ def _paths(model: type[BaseModel], before: str = "") -> Iterator[str]:
 
 def _apply(values: dict[str, Any], override: str) -> None:
     name, separator, text = override.partition("=")
+    where = f"--set {name[:_LONGEST_NAME]!r}"
     if not separator or not name:
-        raise UserError(f"--set {override!r}: write it as section.key=value")
+        raise UserError(f"{where}: write it as section.key=value")
     *sections, last = name.split(".")
     for section in sections:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise UserError(f"--set {override!r}: {section!r} has no keys below it")
+            raise UserError(f"{where}: {section[:_LONGEST_NAME]!r} has no keys below it")
         values = inner
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override!r}: the value is not valid YAML") from None
+    values[last] = parse_yaml(text, where=where)
 
 
 def _models_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[type[BaseModel]]:

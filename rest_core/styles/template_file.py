@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import jinja2
 import jinja2.meta
-import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, ValidationError, model_validator
 
@@ -21,6 +20,7 @@ from rest_core.config import Section
 from rest_core.errors import UserError, nearest, one_line
 from rest_core.styles.formats import FORMATS
 from rest_core.styles.style import Thoughts
+from rest_core.yaml_text import parse_yaml, read_text
 
 _VARIABLES = {"tools", "documents", "notes", "turns"}
 _TURN_VARIABLES = {"turn", "tools", "documents", "notes"}
@@ -79,15 +79,8 @@ def read_template_file(path: Path) -> tuple[TemplateFile, str]:
     Raises:
         UserError: it cannot be read, or a field is wrong; one line with file and field.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
+    text = read_text(path)
+    values = parse_yaml(text, where=str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: a prompt template is a mapping of fields, not {type(values).__name__}")
     try:
@@ -147,7 +140,7 @@ def _problem(error: Any) -> str:
     message = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"].lower()
     if error["type"] == "extra_forbidden":
         message = "there is no such field"
-    return f"{f'field {place}: ' if place else ''}{message}"
+    return one_line(f"{f'field {place}: ' if place else ''}{message}", longest=1000)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -94,7 +94,7 @@ def test_an_empty_file_is_the_clusters_own_choice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ("stages: [", "is not YAML"),
+        ("stages: [", "not valid YAML"),
         ({"imags": {}}, "unknown key 'imags'; did you mean 'images'"),
         ({"stages": {"rest-rl": {}}}, "unknown key 'stages.rest-rl'; did you mean 'rest_rl'"),
         ({"stages": {"rest_rl": {"cpu": "eight"}}}, "'eight' is no Kubernetes quantity: write it as 8, 0.5 or 500m"),

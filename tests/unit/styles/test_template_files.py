@@ -88,7 +88,7 @@ def test_a_file_says_how_prompts_look_and_responses_are_read(tmp_path: Path) -> 
         ("{{ turn.call }}", "{{ ''.__class__.__mro__ }}", "field messages.*unsafe"),
         ("  - turns:", "  - role: user\n    turns:", "give role and content, or turns"),
         (OWN, "- a\n", "a mapping of fields, not list"),
-        (OWN, "a: [" * 2000, "not valid YAML"),
+        (OWN, "a: [" * 2000, "nested too deeply"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line_with_file_and_field(
