@@ -7,6 +7,7 @@ from typing import Any, Literal
 from kfp.dsl.graph_component import GraphComponent
 
 from pipelines.platform import Platform
+from pipelines.secrets import require_none, without_webhook
 from rest_core.config import Config
 
 PipelineName = Literal["rest", "ablation"]
@@ -16,8 +17,10 @@ def build(config: Config, platform: Platform, pipeline: PipelineName, **settings
     """A pipeline for a cluster; `settings` (schemes, seeds, ablation, parallelism) are the ablation's.
 
     Raises:
-        UserError: it cannot be built under these settings.
+        UserError: it cannot be built under these settings, or an address in them holds credentials.
     """
+    config = without_webhook(config)
+    require_none({**dict(config), "platform": platform, **settings})
     if pipeline == "ablation":
         from pipelines.ablation_pipeline import build as build_ablation
 

@@ -41,6 +41,7 @@ from pipelines.progress import SUMMARY_FILE, show_done, show_header, show_start
 from pipelines.rest_pipeline import build
 from pipelines.resume import CACHE, Runner, RunRecord, held, set_unfinished_aside
 from pipelines.run_log import KFP_LOG_FILE, LOG_FILE, RunLog
+from pipelines.secrets import in_environment
 from pipelines.summary import REPORT_FILE, RunStatus, Summary, summarize
 from rest_core.config import Config
 from rest_core.disk import disk_errors
@@ -94,6 +95,7 @@ def run_local(
         Preempted: a stage was asked to stop; the run can be resumed in its folder.
         StageFailed: a stage failed otherwise.
     """
+    config = in_environment(config)
     require_local(config)
     if resumed is None:
         require_space(config, folder.absolute())

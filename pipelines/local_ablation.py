@@ -28,6 +28,7 @@ from pipelines.local import ARTIFACTS, carry_out, processes, refuse_python3, run
 from pipelines.monitor import Monitor
 from pipelines.progress import duration, show_done, show_start
 from pipelines.resume import RunRecord, Trials
+from pipelines.secrets import in_environment
 from pipelines.summary import RunStatus, in_spools
 from rest_core.ablation.ablation_report import HTML_FILE, JSON_FILE
 from rest_core.ablation.compare import Comparison
@@ -75,6 +76,7 @@ def run_ablation(
         Preempted: a stage was asked to stop.
         StageFailed: a stage failed otherwise.
     """
+    config = in_environment(config)
     require_local(config)
     schemes, seeds = settings.schemes, settings.seeds
     pipeline = build(config, schemes=schemes, seeds=seeds, ablation=settings.ablation, parallelism=settings.parallelism)

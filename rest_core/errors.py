@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from rest_core.credentials import redact
+
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same thing again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -20,7 +22,13 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class UserError(Exception):
-    """Something in the input, the configuration or the surroundings that the user can mend."""
+    """Something in the input, the configuration or the surroundings that the user can mend.
+
+    Its message goes to terminals, logs, reports and MLflow: credentials of addresses are hidden in it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class NotFiniteLogits(UserError):

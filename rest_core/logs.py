@@ -9,9 +9,18 @@ import sys
 from collections.abc import Iterable
 from typing import TextIO
 
+from rest_core.credentials import redact
+
 # Loggers that their libraries give handlers of their own, on import; `configure` takes those away.
 _OWN_HANDLERS = ("alembic", "datasets", "huey", "huggingface_hub", "mlflow", "sqlalchemy.engine", "transformers")
 _TALKATIVE = ("alembic", "botocore", "filelock", "fsspec", "httpcore", "httpx", "matplotlib", "urllib3")
+
+
+class _Formatter(logging.Formatter):
+    """One line a record, without the credentials of addresses, which libraries' messages have too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def configure(
@@ -34,7 +43,7 @@ def configure(
         logger.handlers.clear()
         logger.propagate = True
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
     for name in _TALKATIVE:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from rest_core.config import Config, load
+from rest_core.config import Config, load, validate
 from rest_core.errors import UserError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -80,10 +80,11 @@ def configuration(
     """The profile with `--set`, `--data` and `--api-bank` applied."""
     config = load(profile, overrides)
     if data is not None:
-        source = type(config.data.sources[0])(location=_absolute(data))
+        source = validate(type(config.data.sources[0]), {"location": _absolute(data)}, where="--data")
         config = config.model_copy(update={"data": config.data.model_copy(update={"sources": (source,)})})
     if api_bank is not None:
-        section = config.api_bank.model_copy(update={"location": _absolute(api_bank), "enabled": True})
+        given = {**config.api_bank.model_dump(), "location": _absolute(api_bank), "enabled": True}
+        section = validate(type(config.api_bank), given, where="--api-bank")
         config = config.model_copy(update={"api_bank": section})
     return config
 

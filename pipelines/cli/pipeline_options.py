@@ -6,7 +6,6 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
@@ -115,15 +114,10 @@ def pipeline_options(command: Command) -> Command:
 
 
 def _require_portable(config: Config) -> None:
-    """The YAML goes to other machines and into a database: no path of this machine, no password."""
+    """The YAML goes to other machines: no path of this one."""
     for name, location in config.inputs():
         if local_path(location):
             raise UserError(
                 f"{name} is a path of this machine ({location}), which a pod does not have: give an s3:// URI, a hub "
                 "id, embedded:NAME or published:NAME"
             )
-    if config.tracking.uri and urlsplit(config.tracking.uri).password is not None:
-        raise UserError(
-            "tracking.uri holds a password, which would stand in the YAML: leave it out, and set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the pods from a secret"
-        )

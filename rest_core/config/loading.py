@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from rest_core.config.address import SECRET
 from rest_core.config.rl import RlConfig
 from rest_core.config.schema import Config
 from rest_core.credentials import redact, redacted
@@ -98,6 +99,8 @@ def _first_problem(model: type[BaseModel], error: Any) -> str:
                 "the ratio; leave it out"
             )
         return f"unknown key {name!r}{_nearest_key(model, place, str(key)[:_LONGEST_NAME], sections)}"
+    if error["type"] == SECRET:
+        return f"{name}: {error['msg']}"
     if error["type"] == "union_tag_invalid":
         tag, field = error["ctx"]["tag"][:_LONGEST_NAME], error["ctx"]["discriminator"].strip("'")
         known = [one.strip(" '") for one in error["ctx"]["expected_tags"].split(",")]

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from rest_core.config.address import Address
 from rest_core.config.section import Section
 
 
@@ -175,7 +176,7 @@ class VllmServerConfig(Section):
     """Rollouts by a vLLM server that `rest serve-rollouts` has started."""
 
     engine: Literal["vllm_server"] = "vllm_server"
-    url: str = Field("http://127.0.0.1:8000", pattern=r"^https?://[^/]+/?$")
+    url: Address = Field("http://127.0.0.1:8000", pattern=r"^https?://[^/]+/?$")
     """where the server listens"""
     weights: Literal["folder", "nccl"] = "folder"
     """how weights get there: files in `folder`, or from GPU to GPU"""
@@ -244,7 +245,7 @@ class RlConfig(Section):
     """steps between checkpoints; the last step always has one"""
     keep_checkpoints: int = Field(2, ge=1)
     """the newest that stay; the best on the task stays besides"""
-    mirror: str | None = None
+    mirror: Address | None = None
     """s3:// URI or folder (a mounted volume) where checkpoints are copied to while training goes on, and taken up from
     where the output folder has no newer one; null = off"""
     grace_seconds: float = Field(25.0, ge=0, le=3600)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from rest_core.config.address import Address, ServerAddress
 from rest_core.config.rl import EngineConfig, LoraConfig, RlConfig, TransformersEngineConfig
 from rest_core.config.section import Section
 from rest_core.errors import nearest
@@ -22,7 +23,7 @@ PROMPT_STYLES = ("native", *sorted(path.stem for path in STYLE_TEMPLATES.glob("*
 
 
 class ModelConfig(Section):
-    source: str = EMBEDDED_MODEL
+    source: Address = EMBEDDED_MODEL
     """embedded:NAME, a hub id, a folder, or an s3:// URI"""
     revision: str | None = None
     """branch, tag or commit of a hub id"""
@@ -49,7 +50,7 @@ class ModelConfig(Section):
 
 
 class DataSource(Section):
-    location: str
+    location: Address
     """embedded:NAME, a hub id, a path, a glob, or an s3:// URI"""
     format: Literal[
         "auto", "jsonl", "sharegpt", "trl", "glaive", "toolace", "xlam", "toolrl-sft", "toolrl-rl", "bfcl-retired"
@@ -159,7 +160,7 @@ class BfclConfig(Section):
 
 class ApiBankConfig(Section):
     enabled: bool = True
-    location: str | None = None
+    location: Address | None = None
     """folder or s3:// URI of ToolRL's processed files; null = download once"""
     limit_per_level: int | None = Field(None, ge=1)
     generation: GenerationConfig = GenerationConfig()
@@ -170,7 +171,7 @@ class RegistryConfig(Section):
     enabled: bool = True
     name: str = Field("rest-tool-use", pattern=r"^[^/:\s][^/:]*$")
     """name of the registered model"""
-    destination: str | None = None
+    destination: Address | None = None
     """folder or s3:// URI for the checkpoint; null = the run's artifacts"""
 
 
@@ -199,7 +200,7 @@ class GateConfig(Section):
 class StorageConfig(Section):
     """Where the stages' large outputs go: the pods hand on a small folder that refers to them."""
 
-    location: str | None = Field(None, pattern=r"^[\w./:~+=@-]+$")
+    location: Address | None = Field(None, pattern=r"^[\w./:~+=@-]+$")
     """s3://bucket/prefix, or a folder that every stage sees; null = outputs travel as they are"""
 
 
@@ -243,7 +244,7 @@ class LaunchConfig(Section):
 
 
 class TrackingConfig(Section):
-    uri: str | None = None
+    uri: ServerAddress | None = None
     """MLflow server; null = MLFLOW_TRACKING_URI, else SQLite in mlruns/"""
     experiment: str = "rest"
 

@@ -27,6 +27,8 @@ SHORT_WAITS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "AWS_MAX_ATTEMPTS": "2",
 }
+# Set where a command's tracking.uri held credentials: they are in MLFLOW_TRACKING_URI, for its stages.
+HANDED_OVER = "REST_TRACKING_URI_HANDED_OVER"
 WORKSPACE = "MLFLOW_WORKSPACE"  # whose runs and models MLflow's client reads and writes, on servers that have several
 _SQLITE = "sqlite:///"
 # Without this tag, in newer versions without this query, MLflow's UI shows an experiment as one of GenAI.
@@ -39,13 +41,24 @@ _SCHEMES = ("databricks", "databricks-uc", "file", "http", "https", "mssql", "my
 def resolve_uri(tracking: TrackingConfig) -> str:
     """The tracking URI: configured, else MLFLOW_TRACKING_URI, else SQLite in `mlruns/` of the current folder.
 
+    A configured one has the credentials that MLFLOW_TRACKING_URI has for the same address.
+
     Raises `UserError` for a scheme that MLflow does not know and for a local folder that cannot be made.
     """
-    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{Path.cwd() / 'mlruns' / 'mlflow.db'}"
-    scheme = urlsplit(uri).scheme.split("+")[0]
-    if scheme not in _SCHEMES:
+    given = with_credentials(tracking.uri) if tracking.uri else os.environ.get("MLFLOW_TRACKING_URI")
+    uri = given or f"{_SQLITE}{Path.cwd() / 'mlruns' / 'mlflow.db'}"
+    try:
+        scheme = urlsplit(uri).scheme.split("+")[0]
+    except ValueError:  # a bracket in a password looks like an address of IPv6
         raise UserError(
-            f"tracking.uri {redact(uri)!r}: unknown scheme {scheme!r}{nearest(scheme, _SCHEMES)}; "
+            f"tracking.uri {redact(uri)!r} is not an address; write a password's characters other than letters and "
+            "digits with % ([ is %5B), or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        ) from None
+    if scheme not in _SCHEMES:
+        shown = f" {redact(uri)!r}" if "://" in uri else ""  # else nothing says where a password is
+        known = scheme if "://" in uri else ""
+        raise UserError(
+            f"tracking.uri{shown}: unknown scheme {known!r}{nearest(known, _SCHEMES)}; "
             "write it as http://HOST:PORT or sqlite:////absolute/path/mlflow.db"
         )
     if (database := sqlite_file(uri)) is not None:
@@ -182,4 +195,6 @@ def where_to_look(uri: str, experiment_id: str | None = None, run_id: str | None
 
 def options_for(uri: str) -> list[str]:
     """The options with which a command of this project, started in the working directory, uses a store."""
-    return [] if resolve_uri(TrackingConfig()) == uri else ["--set", f"tracking.uri={without_credentials(uri)}"]
+    if resolve_uri(TrackingConfig()) == uri and HANDED_OVER not in os.environ:
+        return []
+    return ["--set", f"tracking.uri={without_credentials(uri)}"]
