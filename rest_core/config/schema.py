@@ -6,6 +6,7 @@ has changed.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,9 @@ from rest_core.errors import nearest
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
 EMBEDDED_DATA = "embedded:bfcl-retired"
 STYLE_TEMPLATES = Path(__file__).parents[1] / "styles" / "templates"
+_NO_MODEL_NAME = re.compile(r"[/:'\"`\\\x00-\x1f\x7f]")
+_LONGEST_MODEL_NAME = 250  # MLflow's column has 256 characters, and a folder has the name
+_LONGEST_EXPERIMENT_NAME = 500  # MLflow's limit
 PROMPT_STYLES = ("native", *sorted(path.stem for path in STYLE_TEMPLATES.glob("*.yaml")))
 
 
@@ -169,10 +173,21 @@ class ApiBankConfig(Section):
 
 class RegistryConfig(Section):
     enabled: bool = True
-    name: str = Field("rest-tool-use", pattern=r"^[^/:\s][^/:]*$")
+    name: str = "rest-tool-use"
     """name of the registered model"""
     destination: Address | None = None
     """folder or s3:// URI for the checkpoint; null = the run's artifacts"""
+
+    @field_validator("name")
+    @classmethod
+    def _taken_by_the_registry(cls, name: str) -> str:
+        if not name.strip() or name != name.strip() or name in (".", ".."):
+            raise ValueError("give the model a name, without blanks around it")
+        if _NO_MODEL_NAME.search(name):
+            raise ValueError("MLflow's registry and its filters take no name with / : quotes, backslashes or line ends")
+        if len(name.encode()) > _LONGEST_MODEL_NAME:
+            raise ValueError(f"a model's name has at most {_LONGEST_MODEL_NAME} bytes")
+        return name
 
 
 class GateConfig(Section):
@@ -247,6 +262,13 @@ class TrackingConfig(Section):
     uri: ServerAddress | None = None
     """MLflow server; null = MLFLOW_TRACKING_URI, else SQLite in mlruns/"""
     experiment: str = "rest"
+
+    @field_validator("experiment")
+    @classmethod
+    def _taken_by_mlflow(cls, name: str) -> str:
+        if not name.strip() or len(name) > _LONGEST_EXPERIMENT_NAME or not name.isprintable():
+            raise ValueError(f"give the experiment a name of 1 to {_LONGEST_EXPERIMENT_NAME} printable characters")
+        return name
 
 
 class Config(Section):

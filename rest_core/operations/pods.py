@@ -7,6 +7,7 @@ its account may not ask, and where the API does not answer, `NotAllowed` says so
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ RUN_ID_LABEL = "pipeline/runid"  # KFP's own
 PART_OF_LABEL, PROJECT = "app.kubernetes.io/part-of", "rest-pipelines"
 STAGE_LABEL = "app.kubernetes.io/component"
 
+_EMPTY_DIR = "kubernetes.io~empty-dir"  # in the path of a pod's own volume on its node
 _CONTAINER = "main"  # of KFP's pods, where the component runs
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _TIMEOUT = {"_request_timeout": 10}  # seconds
@@ -55,6 +57,33 @@ class PodEnd:
 def run_id() -> str | None:
     """The id of the KFP run that this process belongs to; None outside of a cluster."""
     return os.environ.get(RUN_ID_VARIABLE) or None
+
+
+def on_volume(place: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Whether a file or folder of this pod lies on a volume that outlives it.
+
+    Args:
+        place: which need not be there yet.
+        mounts: the kernel's list, proc(5).
+    """
+    found: dict[Path, tuple[str, str]] = {}
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        before, _, after = line.partition(" - ")
+        root, point = (re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), part) for part in before.split()[3:5])
+        found[Path(point)] = root, after.split()[0]
+    place = place.resolve()
+    mount = next(one for one in (place, *place.parents) if one in found)
+    root, kind = found[mount]
+    return mount != Path("/") and kind not in ("overlay", "tmpfs") and _EMPTY_DIR not in root
+
+
+def require_lasting(name: str, location: str) -> None:
+    """Raise `UserError` where this is a pod and the setting `name` is a folder of its own disk; s3:// is none."""
+    if run_id() and "://" not in location and not on_volume(Path(location).expanduser()):
+        raise UserError(
+            f"{name}: {location} is on no volume, so that it is gone with its pod; give an s3:// URI, or a folder of a "
+            "volume in platform.yaml"
+        )
 
 
 def gpus_given() -> int:

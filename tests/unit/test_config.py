@@ -80,3 +80,31 @@ def test_the_docstring_under_a_field_is_its_description() -> None:
     fields = RlConfig.model_json_schema()["properties"]
     assert fields["group_size"]["description"] == "responses a prompt (G)"
     assert "description" not in fields["seed"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(
+            "registry.name=team/tool-use",
+            "registry.name=a:b",
+            "registry.name=''",
+            "registry.name=' '",
+            "registry.name='..'",
+        ),
+        *('registry.name="bob\'s model"', "registry.name='say \"x\"'", "registry.name='a`b'", 'registry.name="a\\\\b"'),
+        *('registry.name="a\\nb"', f"registry.name={'x' * 251}", f"registry.name={'ä' * 126}", "registry.name=' x'"),
+        *("tracking.experiment=''", "tracking.experiment=' '", f"tracking.experiment={'x' * 501}"),
+        'tracking.experiment="a\\nb"',
+    ],
+)
+def test_names_that_mlflow_refuses_are_refused_at_once(override: str) -> None:
+    field = override.partition("=")[0]
+    with pytest.raises(UserError, match=rf"^profile tiny: {field}: ") as caught:
+        load("tiny", (override,))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_names_are_taken() -> None:
+    assert load("tiny", ("registry.name=tool use v2.1 (ä)",)).registry.name == "tool use v2.1 (ä)"
+    assert load("tiny", ("tracking.experiment=team/tool's use",)).tracking.experiment == "team/tool's use"

@@ -44,7 +44,7 @@ def list_checks(
         *((f"Secret {one.name}", partial(cluster.check_secret, one)) for one in surroundings.secrets),
         *((f"volume {one.claim}", partial(cluster.check_volume, one.claim)) for one in surroundings.mounts),
         *((name, partial(off_volumes, place, partial(locations.check, place))) for name, place in places if place),
-        (MLFLOW, partial(mlflow_server.check, config.tracking)),
+        (MLFLOW, partial(mlflow_server.check, config, surroundings)),
         ("model", partial(off_volumes, config.model.source, partial(sources.check_model, config.model))),
         *(
             ("data", partial(off_volumes, source.location, partial(sources.check_data, source.location)))

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from rest_core import storage
 from rest_core.errors import UserError
+from rest_core.operations import pods
 
 
 def check(location: str) -> str:
     """Write a small file below `location`, read it back and delete it."""
+    pods.require_lasting("the location", location)
     if not storage.is_s3(location) and not _mount_point(Path(location)).is_dir():
         raise UserError(f"{location}: there is no such folder; mount the volume there (volumes in platform.yaml)")
     name = f".preflight-{secrets.token_hex(8)}"

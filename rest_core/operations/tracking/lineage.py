@@ -15,7 +15,7 @@ from rest_core.evaluation.paired import read
 from rest_core.operations import handoff
 from rest_core.operations.catalogue import benchmarks
 from rest_core.operations.status.reproduce import locate
-from rest_core.operations.tracking import evaluations, registry, versions
+from rest_core.operations.tracking import evaluations, registry, store, versions
 from rest_core.operations.tracking.runs import PIPELINE_FILE_TAG, PIPELINE_SHA_TAG
 from rest_core.operations.tracking.tags import INPUT_TAG, KIND_TAG, PIPELINE_RUN_TAG, STAGE_TAG
 
@@ -37,6 +37,7 @@ class Link:
     problem: str | None = None  # why it does not hold
 
 
+@store.asks
 def lineage(client: MlflowClient, version: ModelVersion) -> list[Link]:
     """Version → checkpoint → evaluations → training run → data → commit → image → compiled pipeline.
 

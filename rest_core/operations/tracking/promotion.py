@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import os
 import re
 import secrets
@@ -23,11 +24,13 @@ from rest_core.config import GateConfig
 from rest_core.errors import UserError
 from rest_core.evaluation.gate import Condition, Rival, Verdict, judge
 from rest_core.evaluation.paired import Evaluation, read
-from rest_core.operations.tracking import evaluations, registry
+from rest_core.operations.tracking import evaluations, registry, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger(__name__)
 
 _TAG = "promotion/"  # on the registered model, numbered
 _RECORD = re.compile(rf"{_TAG}(\d+)(?:-[0-9a-f]+)?")
@@ -69,6 +72,7 @@ class Refused(UserError):
         self.verdict = verdict
 
 
+@store.asks
 def promote(
     client: MlflowClient,
     name: str,
@@ -86,13 +90,14 @@ def promote(
         name: the registered model.
         gate: what the version must show.
         version: number or alias; None is `challenger`.
-        force: move the alias although the gate refuses; the history says so.
+        force: move the alias although the gate refuses, or the checkpoint cannot be seen from here; the history
+            says so. One that is gone is not promoted.
         dry_run: check everything and change nothing.
         reason: free text for the history.
 
     Raises:
         Refused: the gate is not passed.
-        UserError: nothing to promote, or the webhook does not answer; the alias has moved then.
+        UserError: nothing to promote, its checkpoint is gone, or the webhook does not answer; the alias has moved then.
     """
     candidate = registry.get_version(client, name, version)
     incumbent = registry.champion(client, name)
@@ -100,6 +105,8 @@ def promote(
     if incumbent is not None and str(incumbent.version) == number:
         raise UserError(f"{name} version {number} is {registry.CHAMPION} already; give another --version")
     verdict, values = _judged(client, gate, candidate, incumbent)
+    if (unseen := _require_files(client, candidate)) is not None:
+        verdict = Verdict((*verdict.conditions, unseen))
     if not verdict.passed and not force:
         raise Refused(
             f"{name} version {number} is not promoted: {verdict.reason}; --force promotes it all the same", verdict
@@ -122,6 +129,7 @@ def promote(
     return move, verdict
 
 
+@store.asks
 def would_promote(client: MlflowClient, name: str, gate: GateConfig, version: str) -> tuple[Verdict, str]:
     """Whether the gate lets a version pass, and the answer in one line; nothing is changed."""
     try:
@@ -136,13 +144,14 @@ def would_promote(client: MlflowClient, name: str, gate: GateConfig, version: st
     return verdict, move.describe()
 
 
+@store.asks
 def roll_back(client: MlflowClient, name: str, gate: GateConfig, *, dry_run: bool, reason: str | None) -> Move:
     """Make the champion before this one champion again.
 
     The gate is not asked: the way back must be open when a champion fails in use.
 
     Raises:
-        UserError: there is no champion, none before it, or that version was deleted.
+        UserError: there is no champion, none before it, or that version or its checkpoint was deleted.
     """
     current = registry.champion(client, name) if registry.registered_model(client, name) else None
     if current is None:
@@ -153,6 +162,8 @@ def roll_back(client: MlflowClient, name: str, gate: GateConfig, *, dry_run: boo
     if before is None:
         raise UserError(f"{name} version {number} is the first {registry.CHAMPION}: there is none before it")
     target = registry.get_version(client, name, before)
+    if (unseen := _require_files(client, target)) is not None:
+        log.warning("version %s: %s", before, unseen.found)
     move = Move(
         name=name,
         version=str(target.version),
@@ -172,6 +183,7 @@ def roll_back(client: MlflowClient, name: str, gate: GateConfig, *, dry_run: boo
     return move
 
 
+@store.asks
 def history(client: MlflowClient, name: str) -> list[Move]:
     """Every move of a model's champion, oldest first.
 
@@ -217,6 +229,21 @@ def _judged(
         approval = Condition("approval", wanted, approved or "no such tag", bool(approved))
         verdict = Verdict((*verdict.conditions, approval))
     return verdict, (values[0], values[1])
+
+
+def _require_files(client: MlflowClient, version: ModelVersion) -> Condition | None:
+    """Raise `UserError` for a version whose checkpoint is gone; where one cannot look, a condition that is not met."""
+    title = f"{version.name} version {version.version}"
+    try:
+        missing = registry.missing_files(client, version)
+    except UserError as problem:
+        return Condition("checkpoint", "seen where the registry says that it is", str(problem), False)
+    if missing:
+        raise UserError(
+            f"{title}: its checkpoint is not at {registry.location_of(client, version)} any more (no "
+            f"{', no '.join(missing)}); register the model again, or give another version"
+        )
+    return None
 
 
 def _of_champion(

@@ -15,6 +15,7 @@ to it. The run that registers it keeps its evaluations (`evaluations.of_version`
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import logging
 import re
 import shutil
@@ -28,6 +29,7 @@ from rest_core import manifest, storage
 from rest_core.config import RegistryConfig
 from rest_core.disk import disk_errors
 from rest_core.errors import UserError, nearest
+from rest_core.operations import pods
 from rest_core.operations.catalogue import benchmarks
 from rest_core.operations.tracking import store
 from rest_core.operations.tracking.card import ModelFacts, model_card, readme, use_of_version
@@ -63,6 +65,7 @@ class Registered:
     location: str  # where that is
 
 
+@store.asks
 def register_model(
     client: MlflowClient, registry: RegistryConfig, *, checkpoint: Path, run_id: str, facts: ModelFacts
 ) -> Registered:
@@ -126,6 +129,7 @@ def register_model(
     return Registered(registry.name, str(version.version), source, location)
 
 
+@store.asks
 def describe(client: MlflowClient, made: Registered, facts: ModelFacts, verdict: str) -> None:
     """Give a version its card, with what the gate says of it at the head."""
     use = use_of_version(made.name, made.version, client.tracking_uri)
@@ -152,6 +156,7 @@ def _made_before(client: MlflowClient, name: str, files: Sequence[Path], tags: M
     return None
 
 
+@store.asks
 def get_version(client: MlflowClient, name: str, version: str | int | None = None) -> ModelVersion:
     """A version by number, or by alias (`challenger` where none is given).
 
@@ -169,6 +174,7 @@ def get_version(client: MlflowClient, name: str, version: str | int | None = Non
     return found
 
 
+@store.asks
 def champion(client: MlflowClient, name: str) -> ModelVersion | None:
     """The version that has the alias `champion`, if any has."""
     aliases: dict[str, str] = client.get_registered_model(name).aliases
@@ -201,10 +207,15 @@ def _store(client: MlflowClient, registry: RegistryConfig, folder: Path, run_id:
     from mlflow.exceptions import MlflowException
 
     if registry.destination is not None:
+        pods.require_lasting("registry.destination", registry.destination)
         uri = f"{registry.destination.rstrip('/')}/{registry.name}/{run_id}"
         written = storage.upload_folder(folder, uri)
         return written if storage.is_s3(written) else Path(written).expanduser().absolute().as_uri()
-    artifacts = client.get_run(run_id).info.artifact_uri
+    run = client.get_run(run_id)
+    artifacts = run.info.artifact_uri
+    if pods.run_id():
+        experiment = client.get_experiment(run.info.experiment_id).name
+        store.require_lasting(experiment, artifacts, pods.on_volume)
     if (local := store.local_path(artifacts)) is not None:
         _link_or_copy(folder, local / "model")
         return f"runs:/{run_id}/model"
@@ -245,6 +256,23 @@ def _verify(client: MlflowClient, version: ModelVersion, sizes: dict[str, int]) 
     return location
 
 
+def missing_files(client: MlflowClient, version: ModelVersion) -> list[str]:
+    """What of a version's checkpoint is not where the registry says that it is: patterns of file names.
+
+    Raises:
+        UserError: one cannot look there.
+    """
+    from mlflow.artifacts import list_artifacts
+
+    location = location_of(client, version)
+    if (folder := store.local_path(location)) is not None or storage.is_s3(location):
+        names = storage.list_files(location if folder is None else str(folder))
+    else:
+        with store.refusals(client):
+            names = [Path(one.path).name for one in list_artifacts(location, tracking_uri=client.tracking_uri)]
+    return [pattern for pattern in _CHECKPOINT_FILES if not fnmatch.filter(names, pattern)]
+
+
 def location_of(client: MlflowClient, version: ModelVersion) -> str:
     """Where a version's checkpoint lies."""
     location: str = client.get_model_version_download_uri(version.name, str(version.version))
@@ -252,6 +280,7 @@ def location_of(client: MlflowClient, version: ModelVersion) -> str:
     return f"{client.get_run(version.run_id or '').info.artifact_uri}/model" if of_run else location
 
 
+@store.asks
 def registered_model(client: MlflowClient, name: str) -> RegisteredModel:
     """A registered model; raises `UserError`, with the nearest that is there, where there is none."""
     if (found := existing(client.get_registered_model, name)) is None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from rest_core.config import TrackingConfig
@@ -20,6 +21,9 @@ from rest_core.processes import rest_command
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # By default MLflow's client retries 7 times within 4 minutes; boto3 is how it reaches artifacts in S3.
 SHORT_WAITS = {
@@ -102,13 +106,31 @@ def connect(tracking: TrackingConfig) -> MlflowClient:
         raise UserError(f"MLflow at {redact(uri)} does not answer ({problem}); start it, or set tracking.uri")
     client = open_client(uri)
     if is_server(uri) and os.environ.get(WORKSPACE):
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with refusals(client):
             client.search_experiments(max_results=1)
-        except MlflowException as error:
-            raise UserError(f"MLflow at {redact(uri)}: {reason(error)}") from error
     return client
+
+
+@contextmanager
+def refusals(client: MlflowClient) -> Iterator[None]:
+    """Turn what MLflow refuses or fails at within the block into a `UserError`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise UserError(f"MLflow at {redact(client.tracking_uri)}: {reason(error)}") from error
+
+
+def asks(function: Callable[Concatenate[MlflowClient, P], T]) -> Callable[Concatenate[MlflowClient, P], T]:
+    """A function of an MLflow client with `refusals` around it."""
+
+    @functools.wraps(function)
+    def wrapped(client: MlflowClient, *arguments: P.args, **keywords: P.kwargs) -> T:
+        with refusals(client):
+            return function(client, *arguments, **keywords)
+
+    return wrapped
 
 
 @contextmanager
@@ -182,6 +204,25 @@ def local_path(uri: str) -> Path | None:
     if parts.scheme == "file":
         return Path(unquote(parts.path))
     return None if "://" in uri or parts.scheme in ("runs", "models", "mlflow-artifacts") else Path(uri)
+
+
+def require_lasting(experiment: str, artifacts: str, on_volume: Callable[[Path], bool]) -> None:
+    """Refuse artifacts on the disk of a pod, with which they would go.
+
+    Args:
+        experiment: its name.
+        artifacts: the location of its artifacts, or of a run's.
+        on_volume: whether a path is on a volume that outlives the pod.
+
+    Raises:
+        UserError: the location is a path, and on no volume.
+    """
+    if (path := local_path(artifacts)) is not None and not on_volume(path):
+        raise UserError(
+            f"MLflow's experiment {experiment!r} has its artifacts at {artifacts}, which is each pod's own disk: a "
+            "model there is gone with its pod; start MLflow with --serve-artifacts and --artifacts-destination, or "
+            "with an s3:// --default-artifact-root, and set another tracking.experiment: this one keeps its location"
+        )
 
 
 def where_to_look(uri: str, experiment_id: str | None = None, run_id: str | None = None) -> str:

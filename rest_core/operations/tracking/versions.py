@@ -74,10 +74,11 @@ def champion(tracking: TrackingConfig, registry: RegistryConfig) -> Version | No
         UserError: MLflow does not answer.
     """
     client = store.connect(tracking)
-    if models.existing(client.get_registered_model, registry.name) is None:
-        return None
-    found = models.champion(client, registry.name)
-    return None if found is None else located(client, found)
+    with store.refusals(client):
+        if models.existing(client.get_registered_model, registry.name) is None:
+            return None
+        found = models.champion(client, registry.name)
+        return None if found is None else located(client, found)
 
 
 def registered_by(tracking: TrackingConfig) -> Callable[[str, str, str], bool]:
@@ -89,7 +90,8 @@ def registered_by(tracking: TrackingConfig) -> Callable[[str, str, str], bool]:
     client = store.connect(tracking)
 
     def registered(name: str, number: str, pipeline_run: str) -> bool:
-        found = models.existing(client.get_model_version, name, number)
+        with store.refusals(client):
+            found = models.existing(client.get_model_version, name, number)
         return found is not None and found.tags.get("pipeline_run") == pipeline_run
 
     return registered
@@ -105,6 +107,7 @@ def version(tracking: TrackingConfig, name: str, number: str) -> Version:
     return located(client, models.get_version(client, name, number))
 
 
+@store.asks
 def located(client: MlflowClient, found: ModelVersion) -> Version:
     """Where a registered version's checkpoint lies."""
     return Version(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,3 +73,27 @@ def test_an_api_that_is_away_is_said() -> None:
     settings.retries = False
     with pytest.raises(NotAllowed, match="does not answer"):
         pods.nodes(client.CoreV1Api(client.ApiClient(settings)))
+
+
+@pytest.mark.parametrize(
+    ("place", "lasting"),
+    [
+        ("/work/runs/new", True),
+        ("/with blank/x", True),
+        ("/tmp/x", False),
+        ("/scratch/x", False),
+        ("/dev/shm/x", False),
+        ("/workshop/x", False),
+    ],
+)
+def test_a_volume_outlives_its_pod(tmp_path: Path, place: str, lasting: bool) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "1 0 0:1 / / rw - overlay overlay rw,lowerdir=/x\n"
+        "2 1 0:2 / /dev/shm rw - tmpfs shm rw\n"
+        "3 1 8:1 /lib/kubelet/pods/1/volumes/kubernetes.io~empty-dir/scratch /scratch rw,relatime - ext4 /dev/sda1 rw\n"
+        "4 1 0:3 / /work rw,relatime shared:7 - nfs4 server:/export rw\n"
+        "5 1 0:4 /export /with\\040blank rw,relatime - ceph 10.0.0.1:/ rw\n",
+        encoding="utf-8",
+    )
+    assert pods.on_volume(Path(place), mounts) is lasting

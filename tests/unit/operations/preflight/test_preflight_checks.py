@@ -58,6 +58,9 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(runs, "Sender", Idle)
     monkeypatch.setattr(mlflow_server.store, "is_local", lambda uri: False)
+    monkeypatch.setattr(mlflow_server.store, "is_server", lambda uri: True)
+    monkeypatch.setattr(mlflow_server.store, "unreachable", lambda uri: None)
+    monkeypatch.setattr(mlflow_server.store, "require_lasting", lambda *_: None)
 
 
 def test_there_is_a_check_for_everything_that_the_run_uses(config: Config, tracking: TrackingConfig) -> None:

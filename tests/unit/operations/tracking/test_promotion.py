@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -20,6 +21,7 @@ from rest_core.operations.tracking import promotion, registry
 from rest_core.operations.tracking.evaluations import artifact_directory
 
 NAME = "rest-tool-use"
+CHECKPOINT = ("config.json", "model.safetensors", "tokenizer_config.json")
 GATE = GateConfig(metric="counting/both", min_questions=30, min_well_formed=0.0)
 RIGHT = {
     "base": [],
@@ -58,6 +60,8 @@ def add(client: MlflowClient, evaluated: Evaluated, tmp_path: Path) -> Add:
         for other, folder in {**folders, "champion": champion}.items():
             if folder is not None:
                 client.log_artifacts(run, str(folder), artifact_directory("counting", other))
+        for name in CHECKPOINT:
+            client.log_text(run, "", f"model/{name}")
         version = str(client.create_model_version(NAME, f"runs:/{run}/model", run_id=run).version)
         client.set_registered_model_alias(NAME, registry.CHALLENGER, version)
         return version
@@ -301,3 +305,63 @@ def test_the_champion_is_not_promoted_again(client: MlflowClient, add: Add) -> N
     with pytest.raises(UserError, match="champion already"):
         promotion.promote(client, NAME, GATE, version=1)
     assert promotion.would_promote(client, NAME, GATE, "1")[1].startswith(f"{NAME} version 1 is champion already")
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json"])
+def test_a_version_whose_checkpoint_is_gone_is_not_promoted(
+    client: MlflowClient, add: Add, tmp_path: Path, lost: str
+) -> None:
+    add("good")
+    [file] = (tmp_path / "artifacts").rglob(lost)
+    file.unlink()
+    for force in (False, True):
+        with pytest.raises(UserError, match=rf"version 1: its checkpoint is not at .* any more \(no .*{lost[-6:]}"):
+            promotion.promote(client, NAME, GATE, force=force)
+    assert aliases(client) == {"challenger": "1"}
+    verdict, line = promotion.would_promote(client, NAME, GATE, "1")
+    assert not verdict.passed and "any more" in line
+
+
+def test_the_way_back_to_a_version_without_files_is_refused(client: MlflowClient, add: Add, tmp_path: Path) -> None:
+    add("good")
+    promotion.promote(client, NAME, GATE)
+    [folder] = (tmp_path / "artifacts").glob("*/artifacts/model")
+    add("best")
+    promotion.promote(client, NAME, GATE)
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="version 1: its checkpoint is not at"):
+        promotion.roll_back(client, NAME, GATE, dry_run=False, reason=None)
+    assert aliases(client)["champion"] == "2"
+
+
+def test_a_checkpoint_in_s3_is_looked_for_too(client: MlflowClient, add: Add, empty_s3: Any) -> None:
+    empty_s3.create_bucket(Bucket="models")
+    run = client.get_model_version(NAME, add("good")).run_id
+    version = str(client.create_model_version(NAME, "s3://models/x", run_id=run).version)
+    with pytest.raises(UserError, match="its checkpoint is not at s3://models/x any more"):
+        promotion.promote(client, NAME, GATE, version=version)
+    for name in CHECKPOINT:
+        empty_s3.put_object(Bucket="models", Key=f"x/{name}", Body=b"")
+    promotion.promote(client, NAME, GATE, version=version)
+    assert aliases(client)["champion"] == version
+
+
+def test_a_place_that_cannot_be_looked_at_is_a_condition_of_the_gate(
+    client: MlflowClient, add: Add, empty_s3: Any
+) -> None:
+    run = client.get_model_version(NAME, add("good")).run_id
+    version = str(client.create_model_version(NAME, "s3://of-another-account/x", run_id=run).version)
+    with pytest.raises(promotion.Refused, match=r"checkpoint: s3://of-another-account/x: .*seen where the registry"):
+        promotion.promote(client, NAME, GATE, version=version)
+    move, _ = promotion.promote(client, NAME, GATE, version=version, force=True)
+    assert move.forced
+
+
+def test_what_mlflow_refuses_is_one_line(client: MlflowClient, add: Add) -> None:
+    add("good")
+    client.rename_registered_model(NAME, "bob's model")  # of somebody else: the configuration takes no such name
+    with pytest.raises(UserError, match=r"^MLflow at sqlite:.*Invalid clause"):
+        promotion.promote(client, "bob's model", GATE, version="9")
+    for ask in (promotion.history, registry.get_version, registry.registered_model):
+        with pytest.raises(UserError):
+            ask(client, "team/tool-use")

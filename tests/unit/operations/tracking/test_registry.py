@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rest_core.config import RegistryConfig
 from rest_core.errors import UserError
 from rest_core.model.loading import save_policy
+from rest_core.operations import pods
 from rest_core.operations.tracking import registry
 from rest_core.operations.tracking.card import DataFact, ModelFacts, Sample, model_card
 
@@ -222,3 +223,32 @@ def test_the_card_links_to_the_training_and_shows_answers_as_code():
     card = model_card(NAME, facts(samples=samples, training_run="1/abc"), use="")
     assert "([training](#/experiments/1/runs/abc))" in card
     assert '| `` a \\| b `c` `` | ` [{"name": "f"}] ` | right |' in card
+
+
+def test_a_pod_registers_nothing_on_its_own_disk(
+    client: MlflowClient, checkpoint: Path, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(pods.RUN_ID_VARIABLE, "run-1")
+    monkeypatch.setattr(pods, "on_volume", lambda place: place.is_relative_to("/work"))
+    with pytest.raises(UserError, match=r"^MLflow's experiment 'test' has its artifacts at .*pod's own disk"):
+        registry.register_model(client, RegistryConfig(), checkpoint=checkpoint, run_id=run_id, facts=facts())
+    own = RegistryConfig(destination=str(tmp_path / "models"))
+    with pytest.raises(UserError, match=r"^registry.destination: .* is on no volume"):
+        registry.register_model(client, own, checkpoint=checkpoint, run_id=run_id, facts=facts())
+    assert not client.search_registered_models() and not (tmp_path / "models").exists()
+
+
+def test_a_pod_registers_on_a_volume(
+    client: MlflowClient, checkpoint: Path, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(pods.RUN_ID_VARIABLE, "run-1")
+    monkeypatch.setattr(pods, "on_volume", lambda place: True)
+    made = registry.register_model(client, RegistryConfig(), checkpoint=checkpoint, run_id=run_id, facts=facts())
+    assert registry.missing_files(client, registry.get_version(client, NAME, made.version)) == []
+
+
+def test_a_name_that_mlflow_refuses_is_one_line(client: MlflowClient, checkpoint: Path, run_id: str) -> None:
+    config = RegistryConfig.model_construct(enabled=True, name="a:b", destination=None)  # as of an older profile
+    with pytest.raises(UserError, match=r"^MLflow at sqlite:.*Invalid model name 'a:b'") as told:
+        registry.register_model(client, config, checkpoint=checkpoint, run_id=run_id, facts=facts())
+    assert "\n" not in str(told.value)
