@@ -245,13 +245,15 @@ def processes() -> Execution:
 def _containers(config: Config, run: str) -> Callable[[Path], Execution]:
     """Each stage a container; raises UserError where no engine runs them."""
     with needs_extra("cluster"):
-        from pipelines import containers
+        from pipelines import containers, mounts
 
     client = containers.connect()
+    mounts.share_new_files()
+    places = mounts.needed(config)
 
     def execution(root: Path) -> Execution:
         return Execution(
-            containers.runner(client, config, run=run, root=root),
+            containers.runner(client, places, run=run, root=root),
             end=partial(containers.stop, client, run, seconds=_SECONDS_TO_END),
             memory_elsewhere=partial(containers.memory, client, run),
         )
