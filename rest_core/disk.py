@@ -37,10 +37,15 @@ def written_aside(target: Path) -> Iterator[Path]:
                 raise
         flush(target.parent)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
+        remove(aside)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder with all that is in it, or a link and not what it leads to; it may be gone already."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
