@@ -80,9 +80,14 @@ class StageContext:
         """Note an input folder's hash in the manifest; returns the hash, or the source of a model by reference.
 
         MLflow records where it was read from: to reproduce a stage, one needs its inputs.
+
+        Raises:
+            UserError: the folder is not what the stage that made it has left there.
         """
         path = Path(folder)
         reference = handoff.read(path)
+        if reference is None:
+            handoff.fetch(path)
         self.run.tags({f"{INPUT_TAG}{name}": str(folder) if reference is None else reference.source})
         digest = str(manifest.read(path)["sha256"]) if (path / manifest.FILE_NAME).is_file() else str(folder)
         self.inputs[name] = digest
