@@ -164,8 +164,8 @@ def test_a_full_or_forbidden_disk_leaves_nothing(tmp_path: Path, code: int, mess
 
 
 def test_another_fault_is_not_hidden(tmp_path: Path):
-    with pytest.raises(IsADirectoryError), disk_errors(tmp_path):
-        raise IsADirectoryError(errno.EISDIR, "x")
+    with pytest.raises(InterruptedError), disk_errors(tmp_path):
+        raise InterruptedError(errno.EINTR, "x")
 
 
 def test_an_endpoint_that_is_no_address_is_told(monkeypatch: pytest.MonkeyPatch):
