@@ -43,7 +43,7 @@ from pipelines.resume import CACHE, Runner, RunRecord, held, set_unfinished_asid
 from pipelines.run_log import KFP_LOG_FILE, LOG_FILE, RunLog
 from pipelines.summary import REPORT_FILE, RunStatus, Summary, summarize
 from rest_core.config import Config
-from rest_core.disk import disk_errors
+from rest_core.disk import disk_errors, write_file
 from rest_core.errors import UserError, needs_extra
 from rest_core.evaluation.comparison_report import HTML_FILE
 from rest_core.operations.catalogue import CATALOGUE, PIPELINE
@@ -171,7 +171,7 @@ def carry_out(
     finally:
         _close_run(config, folder, run, monitor, status)
         summary = summarize(status=status, seconds=time.monotonic() - started)
-        (folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+        write_file(folder / SUMMARY_FILE, json.dumps(asdict(summary), indent=2) + "\n")
     if failure is not None:
         explain(folder, monitor, failure)
     return summary

@@ -57,6 +57,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def write_file(path: Path, text: str) -> None:
+    """Write a file (UTF-8) whole or not at all; what goes wrong with the disk is a `UserError`."""
+    with disk_errors(path), written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def held(lock: Path, problem: str) -> Iterator[None]:
     """Hold a lock file as long as the block runs; the system frees it when the process ends, however that ends.
@@ -80,6 +86,7 @@ def held(lock: Path, problem: str) -> Iterator[None]:
     try:
         yield
     finally:
+        lock.unlink(missing_ok=True)  # while it is held: whoever has opened it meanwhile sees that it is gone
         file.release()
 
 
@@ -96,6 +103,16 @@ def is_plain_file(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file; an OSError where there is none, or something else that could be waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no file", str(path))
+    with os.fdopen(descriptor, "rb") as stream:
+        return stream.read()
 
 
 def flush(path: Path) -> None:

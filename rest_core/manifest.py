@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rest_core.disk import flush, written_aside
+from rest_core.disk import flush, read_file, write_file
 from rest_core.errors import UserError, one_line
 
 FILE_NAME = "manifest.json"
@@ -102,8 +102,7 @@ def write(
         "image": os.environ.get(IMAGE_VARIABLE) or None,
         "packages": package_versions(),
     }
-    with written_aside(folder / FILE_NAME) as aside:
-        aside.write_text(json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    write_file(folder / FILE_NAME, json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n")
     return manifest
 
 
@@ -111,12 +110,12 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest of a folder that a stage made."""
     path = folder / FILE_NAME
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = json.loads(read_file(path))
     except FileNotFoundError:
         raise UserError(f"{folder}: no {FILE_NAME}; give a folder that a stage of this pipeline made") from None
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: not valid JSON ({one_line(error)}); run the stage that made the folder again"
+            f"{path}: cannot be read ({one_line(error)}); run the stage that made the folder again"
         ) from None
     wanted = {"stage": str, "config": dict, "inputs": dict, "counts": dict, "sha256": str}
     if not isinstance(loaded, dict) or not all(isinstance(loaded.get(key), kind) for key, kind in wanted.items()):

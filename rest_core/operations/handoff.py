@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from rest_core import checked, manifest, storage
-from rest_core.disk import disk_errors
+from rest_core.disk import disk_errors, remove, write_file
 from rest_core.errors import UserError
 from rest_core.operations.names import run_key
 
@@ -55,8 +54,7 @@ class Pointer(BaseModel):
 
 def write(folder: Path, pointer: Pointer) -> None:
     """Make `folder` stand for the content that `pointer` points to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE_NAME).write_text(pointer.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
+    write_file(folder / FILE_NAME, pointer.model_dump_json(indent=2, exclude_none=True) + "\n")
 
 
 def read(folder: Path) -> Pointer | None:
@@ -106,10 +104,8 @@ def deliver(folder: Path, location: str, stage: str, files: Mapping[str, str]) -
     """`store` a stage's complete output folder, and leave only a pointer to it."""
     write(folder, store(folder, location, stage, files))
     for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name not in _STAYS:
-            path.unlink()
+        if path.name not in _STAYS:
+            remove(path)
 
 
 def fetch(folder: Path) -> Path:
