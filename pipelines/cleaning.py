@@ -6,20 +6,19 @@ What a run said of itself stays: summary.json, report.html, the logs, and what M
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.local import ARTIFACTS
+from pipelines.local import ARTIFACTS, MODEL_LINK
 from pipelines.progress import SUMMARY_FILE
-from pipelines.resume import CACHE, LOCK, RECORD_FILE
+from pipelines.resume import CACHE, RECORD_FILE, held
+from rest_core import disk
 from rest_core.disk import disk_errors
 from rest_core.errors import UserError
 
@@ -73,14 +72,15 @@ def table(found: Iterable[RunFolder]) -> Table:
 
 
 def remove(run: RunFolder) -> None:
-    """Remove the outputs of a run's stages; it can then not be resumed."""
-    with disk_errors(run.folder):
-        for name in (ARTIFACTS, CACHE):
-            if (run.folder / name).is_dir():
-                shutil.rmtree(run.folder / name)
-        for name in (RECORD_FILE, LOCK):
-            (run.folder / name).unlink(missing_ok=True)
-        if (link := run.folder / "model").is_symlink():
+    """Remove the outputs of a run's stages; it can then not be resumed.
+
+    Raises:
+        UserError: another process has begun to resume it.
+    """
+    with held(run.folder, run.folder.absolute() / ARTIFACTS), disk_errors(run.folder):
+        for name in (RECORD_FILE, ARTIFACTS, CACHE):  # the record first: what is half removed is not resumed
+            disk.remove(run.folder / name)
+        if (link := run.folder / MODEL_LINK).is_symlink():
             link.unlink()
 
 
@@ -91,23 +91,26 @@ def _is_run(folder: Path) -> bool:
 
 def _looked_at(folder: Path, registered: Registered) -> RunFolder:
     try:
-        summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_bytes())
+        summary: dict[str, Any] = json.loads(disk.read_file(folder / SUMMARY_FILE))
         status, version = str(summary["status"]), None
         if (made := summary.get("registered")) is not None:
             name, number = str(made["name"]), str(made["version"])
             version = f"{name} version {number}" if registered(name, number, str(summary["run"])) else None
     except FileNotFoundError:
         status, version = "interrupted", None
-    except (ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise UserError(f"{folder / SUMMARY_FILE}: damaged; look at the folder, and remove it by hand") from None
     try:
-        FileLock(folder / LOCK, blocking=False).acquire().lock.release()
-    except Timeout:
+        with held(folder, folder.absolute() / ARTIFACTS):
+            pass
+    except UserError:
         status = "running"
     return RunFolder(folder, status, version, sum(_freed(folder / name) for name in (ARTIFACTS, CACHE)))
 
 
 def _freed(folder: Path) -> int:
     """Bytes that become free with a folder: a file that another folder has too costs nothing here."""
+    if folder.is_symlink():
+        return 0
     states = (path.lstat() for path in folder.rglob("*") if path.is_file() or path.is_symlink())
     return sum(state.st_size for state in states if state.st_nlink == 1)

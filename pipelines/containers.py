@@ -9,31 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
-from collections.abc import Mapping
-from itertools import takewhile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import docker
 from docker.errors import DockerException, NotFound
-from docker.types import DeviceRequest, Mount
+from docker.types import DeviceRequest
+from huggingface_hub import get_token
 from kfp import local
 from requests.exceptions import JSONDecodeError
 
 from components.images import image
 from components.runtime import ROOT_VARIABLE
+from pipelines.mounts import INSTEAD_OF_ROOT, Needed, hub_cache, refuse_unusable
 from rest_core import storage
-from rest_core.config import Config
 from rest_core.errors import UserError, one_line
 from rest_core.operations.catalogue import PIPELINE
-from rest_core.operations.tracking import store
 from rest_core.operations.tracking.runs import PIPELINE_VARIABLE, SOURCE_VARIABLE
 
 RUN_LABEL = "rest-pipelines.run"
-# A container has the user that starts it, so that the files are that user's; in place of root it has what OpenShift
-# gives a pod: a user whom the image does not know, in group 0.
-INSTEAD_OF_ROOT = "54321:0"
 _SHM_SIZE = "1g"  # Docker's default, 64 MB, is too little for processes that exchange tensors
 _ENVIRONMENT = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
@@ -68,29 +63,22 @@ def connect() -> docker.DockerClient:
     return client
 
 
-def runner(client: docker.DockerClient, config: Config, *, run: str, root: Path) -> local.DockerRunner:
+def runner(client: docker.DockerClient, places: Sequence[Needed], *, run: str, root: Path) -> local.DockerRunner:
     """kfp's runner for a run; `root` is the pipeline's root, which kfp mounts itself.
 
     Raises:
-        UserError: root runs it, and keeps for itself what the containers are to read.
+        UserError: root runs it, and the root of a run that is resumed is for root alone.
     """
-    read, written = paths(config)
     user = f"{os.getuid()}:{os.getgid()}"
     if os.getuid() == 0:
         user = INSTEAD_OF_ROOT
-        for path in read:
-            require_readable(path)
-        for path in (root, *written):
-            open_to_group(path)
+        refuse_unusable([Needed(root, "--output", written=True)])
     has_gpus = "nvidia" in client.info()["Runtimes"]
     return local.DockerRunner(
         user=user,
         working_dir=str(Path.cwd()),
         environment=environment(os.environ),
-        mounts=[
-            *(Mount(str(path), str(path), type="bind", read_only=True) for path in read),
-            *(Mount(str(path), str(path), type="bind") for path in written),
-        ],
+        mounts=[place.mount for place in places],
         network_mode="host",
         shm_size=_SHM_SIZE,
         device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if has_gpus else None,
@@ -125,52 +113,8 @@ def _running(client: docker.DockerClient, run: str) -> list[Any]:
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """What of `variables` a container gets, and where its caches are."""
+    """What of `variables` a container gets, the hub's token, and where its caches are."""
     given = {name: variables[name] for name in _ENVIRONMENT if name in variables}
-    return {**given, "XDG_CACHE_HOME": str(storage.cache_folder().parent), "HF_HOME": str(_hugging_face_cache())}
-
-
-def paths(config: Config) -> tuple[list[Path], list[Path]]:
-    """What a container needs of this machine: absolute paths that it reads, and folders that it writes to.
-
-    The folders to write to are made where they are not there.
-    """
-    uri = store.resolve_uri(config.tracking)
-    database = store.sqlite_file(uri)
-    records = database.parent if database is not None else store.local_path(uri)
-    written = {storage.cache_folder(), _hugging_face_cache(), *([records.absolute()] if records else [])}
-    # The folder around it: a destination must not be there yet.
-    written |= {Path(place).expanduser().absolute().parent for _, place in config.outputs() if "://" not in place}
-    for folder in written:
-        folder.mkdir(parents=True, exist_ok=True)
-    read = {path for _, location in config.inputs() if (path := _on_this_machine(location)) is not None}
-    return sorted(read - written), sorted(written)
-
-
-def require_readable(path: Path) -> None:
-    """Raise `UserError` for a file or folder of root's that `INSTEAD_OF_ROOT` may not read."""
-    found = path.stat()
-    needed = 0o5 if path.is_dir() else 0o4
-    if (found.st_mode >> (3 if found.st_gid == 0 else 0)) & needed != needed:
-        raise UserError(
-            f"{path}: root alone may read it, and containers run as another user, in group 0; "
-            f"chgrp -R 0 and chmod -R g+rX it"
-        )
-
-
-def open_to_group(folder: Path) -> None:
-    """Let the group of a folder and of all below it do what the owner may."""
-    for path in (folder, *folder.rglob("*")):
-        mode = path.lstat().st_mode
-        if not stat.S_ISLNK(mode):
-            path.chmod(stat.S_IMODE(mode) | (mode & stat.S_IRWXU) >> 3)
-
-
-def _on_this_machine(location: str) -> Path | None:
-    """The file or folder that a location is or, for a pattern, is below; None for names, hub ids and URIs."""
-    literal = Path(*takewhile(lambda part: not set(part) & set("*?["), Path(location).parts))
-    return literal.absolute() if literal.exists() else None
-
-
-def _hugging_face_cache() -> Path:
-    return Path(os.environ.get("HF_HOME") or storage.cache_folder().with_name("huggingface")).absolute()
+    if (token := get_token()) is not None:  # in a file of the user's, which containers do not see
+        given.setdefault("HF_TOKEN", token)
+    return {**given, "XDG_CACHE_HOME": str(storage.cache_folder().parent), "HF_HUB_CACHE": str(hub_cache())}

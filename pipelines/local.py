@@ -44,7 +44,7 @@ from pipelines.run_log import KFP_LOG_FILE, LOG_FILE, RunLog
 from pipelines.secrets import in_environment
 from pipelines.summary import REPORT_FILE, RunStatus, Summary, summarize
 from rest_core.config import Config
-from rest_core.disk import disk_errors
+from rest_core.disk import disk_errors, write_file
 from rest_core.errors import UserError, needs_extra
 from rest_core.evaluation.comparison_report import HTML_FILE
 from rest_core.operations.catalogue import CATALOGUE, PIPELINE
@@ -173,7 +173,7 @@ def carry_out(
     finally:
         _close_run(config, folder, run, monitor, status)
         summary = summarize(status=status, seconds=time.monotonic() - started)
-        (folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+        write_file(folder / SUMMARY_FILE, json.dumps(asdict(summary), indent=2) + "\n")
     if failure is not None:
         explain(folder, monitor, failure)
     return summary
@@ -247,13 +247,15 @@ def processes() -> Execution:
 def _containers(config: Config, run: str) -> Callable[[Path], Execution]:
     """Each stage a container; raises UserError where no engine runs them."""
     with needs_extra("cluster"):
-        from pipelines import containers
+        from pipelines import containers, mounts
 
     client = containers.connect()
+    mounts.share_new_files()
+    places = mounts.needed(config)
 
     def execution(root: Path) -> Execution:
         return Execution(
-            containers.runner(client, config, run=run, root=root),
+            containers.runner(client, places, run=run, root=root),
             end=partial(containers.stop, client, run, seconds=_SECONDS_TO_END),
             memory_elsewhere=partial(containers.memory, client, run),
         )

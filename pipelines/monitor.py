@@ -139,12 +139,17 @@ def _created(folder: Path) -> float:
 
 
 def task_folders(root: Path) -> Iterator[Path]:
-    """The folders of tasks below a pipeline's root, those of loops included."""
-    for folder in root.glob("[!.]*/*/"):
-        if "-iteration-" in folder.name:
-            yield from folder.glob("*/")
-        else:
-            yield folder
+    """The folders of tasks below a pipeline's root, those of loops included; a link is none of them."""
+    for run in _folders(root):
+        for folder in () if run.name.startswith(".") else _folders(run):
+            if "-iteration-" in folder.name:
+                yield from _folders(folder)
+            else:
+                yield folder
+
+
+def _folders(parent: Path) -> Iterator[Path]:
+    return (path for path in parent.glob("*/") if not path.is_symlink())
 
 
 def family() -> Iterator[psutil.Process]:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from pipelines.monitor import StageRun
 from rest_core import manifest
 from rest_core.config import Config
+from rest_core.disk import read_file
 from rest_core.operations.catalogue import CATALOGUE
 
 SUMMARY_FILE = "summary.json"
@@ -77,9 +78,9 @@ def _time_before(folder: Path, profile: str) -> float | None:
     found: list[tuple[float, float]] = []
     for path in folder.parent.glob(f"*/{SUMMARY_FILE}"):
         try:
-            summary = json.loads(path.read_bytes())
+            summary = json.loads(read_file(path))
             if (summary["profile"], summary["status"]) == (profile, "succeeded"):
                 found.append((path.stat().st_mtime, float(summary["seconds"])))
-        except (OSError, ValueError, LookupError, TypeError):  # of another program, or damaged
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):  # of another program, or damaged
             continue
     return max(found)[1] if found else None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,15 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from components.runtime import ROOT_VARIABLE, UNFINISHED
 from pipelines.monitor import is_done, task_folders
 from pipelines.progress import SUMMARY_FILE
+from rest_core import disk
 from rest_core.ablation.settings import AblationConfig, Scheme
 from rest_core.config import Config, with_overrides
-from rest_core.disk import disk_errors
 from rest_core.errors import UserError
 from rest_core.processes import rest_command
 
@@ -67,8 +65,7 @@ class RunRecord(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Leave it in a run's folder."""
-        with disk_errors(folder):
-            (folder / RECORD_FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        disk.write_file(folder / RECORD_FILE, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path, command: Literal["run", "ablate"]) -> RunRecord:
@@ -79,12 +76,12 @@ class RunRecord(BaseModel):
         """
         path, summary = folder / RECORD_FILE, folder / SUMMARY_FILE
         try:
-            record = cls.model_validate_json(path.read_bytes())
-            succeeded = summary.is_file() and json.loads(summary.read_bytes())["status"] == "succeeded"
+            record = cls.model_validate_json(disk.read_file(path))
+            succeeded = summary.exists() and json.loads(disk.read_file(summary))["status"] == "succeeded"
         except FileNotFoundError:
             raise UserError(f"--resume {folder}: no run of `rest {command}` there ({RECORD_FILE} is missing)") from None
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            what = error.strerror if isinstance(error, OSError) else "it is damaged"
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            what = error.strerror if isinstance(error, OSError) else f"it, or {SUMMARY_FILE}, is damaged"
             raise UserError(f"{path}: cannot be read ({what}); start a new run") from None
         if record.command != command:
             raise UserError(f"--resume {folder}: `rest {record.command}` has started it; resume it by that command")
@@ -108,15 +105,10 @@ def held(folder: Path, root: Path) -> Iterator[None]:
     Raises:
         UserError: another process has it, or a stage has outlived the one that had it.
     """
-    try:
-        with FileLock(folder / LOCK, blocking=False):
-            if left := _stage_of(root):
-                raise UserError(
-                    f"{folder}: process {left} still runs a stage of it; wait until it has ended, or end it"
-                )
-            yield
-    except Timeout:
-        raise UserError(f"{folder}: another process runs it; wait until it has ended") from None
+    with disk.held(folder / LOCK, f"{folder}: another process runs it; wait until it has ended"):
+        if left := _stage_of(root):
+            raise UserError(f"{folder}: process {left} still runs a stage of it; wait until it has ended, or end it")
+        yield
 
 
 def _stage_of(root: Path) -> int | None:
@@ -153,15 +145,15 @@ def set_unfinished_aside(root: Path) -> list[str]:
     Returns:
         The tasks that are done, in the order in which they have run.
     """
+    disk.refuse_links(root / UNFINISHED)
     done = []
     for task in sorted(task_folders(root), key=lambda path: path.stat().st_ctime):
         if is_done(task):
             done.append(task.name)
             continue
         aside = root / UNFINISHED / Path(*task.relative_to(root).parts[1:])
-        with disk_errors(root):
-            if aside.exists():  # taken up by the attempt that has ended since
-                shutil.rmtree(aside)
+        with disk.disk_errors(root):
+            disk.remove(aside)  # taken up by the attempt that has ended since
             aside.parent.mkdir(parents=True, exist_ok=True)
             task.replace(aside)
     return done

@@ -1,7 +1,8 @@
 """`manifest.json`: what made a folder, so that lineage is read and not guessed.
 
 Every folder that travels between stages carries one: the stage, its configuration, the hashes of its inputs and
-files, the git commit, the image, the versions of the packages that matter, and counts.
+files, the git commit, the image, the versions of the packages that matter, and counts. It is written last: a folder
+that has one is complete, and on the disk.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rest_core.disk import written_aside
-from rest_core.errors import UserError
+from rest_core.disk import flush, read_file, write_file
+from rest_core.errors import UserError, one_line
 
 FILE_NAME = "manifest.json"
 IMAGE_VARIABLE = "REST_IMAGE"  # the reference of the pod's image, set by the pipeline (pipelines/placement.py)
@@ -82,23 +83,26 @@ def write(
     counts: dict[str, Any],
     files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Hash the files of `folder` and write its manifest last and atomically; returns the manifest.
+    """Flush and hash the files of `folder` and write its manifest last and atomically; returns the manifest.
 
     Args:
         files: what `contents` has given for the folder already, so that nothing is hashed twice.
     """
+    files = contents(folder) if files is None else files
+    for name in files:
+        flush(folder / name)
     manifest = {
         "stage": stage,
         "config": config,
         "inputs": inputs,
         "counts": counts,
-        "sha256": sha256_folder(folder) if files is None else sha256_contents(files),
+        "sha256": sha256_contents(files),
+        "files": dict(files),
         "git_commit": git_commit(),
         "image": os.environ.get(IMAGE_VARIABLE) or None,
         "packages": package_versions(),
     }
-    with written_aside(folder / FILE_NAME) as aside:
-        aside.write_text(json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    write_file(folder / FILE_NAME, json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n")
     return manifest
 
 
@@ -106,11 +110,28 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest of a folder that a stage made."""
     path = folder / FILE_NAME
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = json.loads(read_file(path))
     except FileNotFoundError:
         raise UserError(f"{folder}: no {FILE_NAME}; give a folder that a stage of this pipeline made") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); run the stage that made the folder again") from None
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: not a JSON object; run the stage that made the folder again")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({one_line(error)}); run the stage that made the folder again"
+        ) from None
+    wanted = {"stage": str, "config": dict, "inputs": dict, "counts": dict, "sha256": str}
+    if not isinstance(loaded, dict) or not all(isinstance(loaded.get(key), kind) for key, kind in wanted.items()):
+        raise UserError(f"{path}: no stage wrote it; run the stage that made the folder again, or remove the file")
     return loaded
+
+
+def files(folder: Path) -> dict[str, str] | None:
+    """Hex SHA-256 of each file that a stage has left in its folder; None where none is known: it is a user's own."""
+    if not (folder / FILE_NAME).is_file():
+        return None
+    made = read(folder)
+    found: Any = made.get("files")
+    if found is None:  # of an earlier version
+        return None
+    if not isinstance(found, dict) or sha256_contents(found) != made["sha256"]:
+        where = folder / FILE_NAME
+        raise UserError(f"{where}: its hashes do not belong together; run the stage that made the folder again")
+    return found

@@ -1,8 +1,7 @@
 """Files and folders by path or s3:// URI.
 
-S3 goes through boto3, which reads the standard environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL …) by
-itself. Every function raises `UserError` where a place is missing, refuses access or does not answer, and where the
-disk is full.
+Every function raises `UserError` where a place is missing, refuses access or does not answer, and where the disk is
+full.
 """
 
 from __future__ import annotations
@@ -13,27 +12,19 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import boto3
-from boto3.exceptions import Boto3Error
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from rest_core import checked, s3
+from rest_core.disk import disk_errors, remove, written_aside
+from rest_core.errors import UserError
+from rest_core.s3 import S3
+from rest_core.s3 import short_waits as short_waits
 
-from rest_core.disk import disk_errors, written_aside
-from rest_core.errors import UserError, one_line
-
-S3 = "s3://"
 _WILDCARD = re.compile(r"[*?\[]")
-_AT_ONCE = 8  # files of a folder; boto3 copies the parts of a large one at once besides
-_DENIED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
-_MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
-_config: ContextVar[Config | None] = ContextVar("s3_config", default=None)
+_ANY: Mapping[str, str] = {}
 
 
 def cache_folder() -> Path:
@@ -45,56 +36,77 @@ def is_s3(location: str) -> bool:
     return location.startswith(S3)
 
 
-def fetch(location: str, cache: Path) -> Path:
+def fetch(location: str, cache: Path, *, sha256: Mapping[str, str] = _ANY) -> Path:
     """The local path of a file or folder: a path as it is, an s3:// object or prefix downloaded below `cache`.
 
-    A download is kept under a name made of the objects' ETags: it is fetched once, and never stale.
+    A download is kept under a name made of the objects' ETags: it is fetched once, and never stale. It gets that name
+    when it is known to be what S3 holds (`s3.download`); a copy that has changed since is fetched again.
+
+    Args:
+        location: a path or URI.
+        cache: folder of downloads.
+        sha256: of the files of a prefix, by their names, where that is known.
     """
     if not is_s3(location):
         path = Path(location).expanduser()
         if not path.exists():
             raise UserError(f"{location}: no such file or folder; check the path")
         return path
-    with _s3(location) as (bucket, key), disk_errors(cache):
-        objects = _exactly(bucket, key) or _below(bucket, key)
+    with s3.opened(location) as (bucket, key), disk_errors(cache):
+        objects = s3.objects(bucket, key)
         if not objects:
             raise UserError(f"{location}: no such object or prefix; check bucket and key")
         state = "\n".join([bucket.name, *(f"{found.key} {found.e_tag}" for found in objects.values())])
-        name = hashlib.sha256(state.encode()).hexdigest()[:32]
-        target = cache / "s3" / name / Path(key.rstrip("/") or bucket.name).name
+        place = cache / "s3" / hashlib.sha256(state.encode()).hexdigest()[:32]
+        target, record = place / Path(key.rstrip("/") or bucket.name).name, place.with_suffix(".checked")
+        expected = {name: sha256.get(name, "") for name in objects}
+        if target.exists() and not _is_right(target, record, bucket, objects, expected):
+            remove(target)
         if not target.exists():
             with written_aside(target) as aside:
-                _download(bucket, objects, aside)
+                s3.download(bucket, objects, aside, sha256)
+        checked.note(record, checked.state(target, expected))
     return target
 
 
+def _is_right(target: Path, record: Path, bucket: Any, objects: Mapping[str, Any], expected: Mapping[str, str]) -> bool:
+    """Whether a copy in the cache is what S3 holds; it is read where it may have changed since the last look."""
+    if target.is_dir() == ("" in objects) or (target.is_dir() and set(list_files(str(target))) != objects.keys()):
+        return False
+    return checked.holds(record, checked.state(target, expected)) or all(
+        s3.is_intact(bucket, found, target / name, expected[name] or None) for name, found in objects.items()
+    )
+
+
 def expand(location: str) -> list[str]:
-    """Every location that a glob, or an s3:// prefix or glob, stands for, sorted; any other location alone."""
+    """Every location that a glob, or an s3:// prefix or glob, stands for, sorted; any other location alone.
+
+    What is there as it is written is no glob.
+    """
     if not is_s3(location):
-        if not _WILDCARD.search(location) or Path(location).exists():
+        if not _WILDCARD.search(location) or Path(location).expanduser().exists():
             return [location]
         # pathlib cannot glob an absolute pattern.
         found = sorted(glob.glob(str(Path(location).expanduser()), recursive=True))  # noqa: PTH207
         if not found:
             raise UserError(f"{location}: no file matches this pattern")
         return found
-    with _s3(location) as (bucket, key):
+    with s3.opened(location) as (bucket, key):
+        objects = [*s3.objects(bucket, key).values()]
         literal = _WILDCARD.split(key)[0]
-        if literal != key:
-            objects = [one for one in bucket.objects.filter(Prefix=literal) if fnmatch.fnmatchcase(one.key, key)]
-        else:
-            objects = [*(_exactly(bucket, key) or _below(bucket, key)).values()]
-    keys = sorted(found.key for found in objects if not found.key.endswith("/"))
-    if not keys:
+        if not objects and literal != key:
+            listed = s3.without_marks(bucket.objects.filter(Prefix=literal))
+            objects = [one for one in listed if fnmatch.fnmatchcase(one.key, key)]
+    if not objects:
         raise UserError(f"{location}: no object matches; check bucket and key")
-    return [f"{S3}{bucket.name}/{key}" for key in keys]
+    return [f"{S3}{bucket.name}/{key}" for key in sorted(found.key for found in objects)]
 
 
 def list_files(location: str) -> list[str]:
     """Names of the files below a folder or s3:// prefix, relative to it, sorted; none where there is no such place."""
     if is_s3(location):
-        with _s3(location) as (bucket, key):
-            return sorted(_below(bucket, key))
+        with s3.opened(location) as (bucket, key):
+            return sorted(s3.below(bucket, key))
     root = Path(location).expanduser()
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 
@@ -116,14 +128,14 @@ def upload_folder(folder: Path, uri: str, *, last: str = "manifest.json") -> str
             aside.mkdir()
             get_folder(str(folder), aside)
         return uri
-    with _s3(uri) as (bucket, prefix):
+    with s3.opened(uri) as (bucket, prefix):
         keys = {name: f"{prefix}/{name}".lstrip("/") for name in list_files(str(folder))}
 
         def upload(name: str) -> None:
             bucket.upload_file(str(folder / name), keys[name])
 
-        _at_once(upload, [name for name in keys if name != last])
-        _at_once(upload, [name for name in keys if name == last])
+        s3.at_once(upload, [name for name in keys if name != last])
+        s3.at_once(upload, [name for name in keys if name == last])
     return uri
 
 
@@ -131,8 +143,8 @@ def get_folder(location: str, target: Path) -> None:
     """Copy the files below a folder or s3:// prefix into the folder `target`."""
     with disk_errors(target):
         if is_s3(location):
-            with _s3(location) as (bucket, key):
-                _download(bucket, _below(bucket, key), target)
+            with s3.opened(location) as (bucket, key):
+                s3.download(bucket, s3.below(bucket, key), target, _ANY)
             return
         for name in list_files(location):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +155,7 @@ def get_folder(location: str, target: Path) -> None:
 def put_file(file: Path, location: str) -> None:
     """Copy a file to a path or s3:// key, whole or not at all; a file that is there is replaced."""
     if is_s3(location):
-        with _s3(location) as (bucket, key):
+        with s3.opened(location) as (bucket, key):
             bucket.upload_file(str(file), key)
         return
     target = Path(location).expanduser()
@@ -155,8 +167,10 @@ def get_file(location: str, target: Path) -> None:
     """Copy one file from a path or s3:// key to `target`, whose folder exists."""
     with disk_errors(target):
         if is_s3(location):
-            with _s3(location) as (bucket, key):
-                bucket.download_file(key, str(target))
+            with s3.opened(location) as (bucket, key):
+                if (found := s3.objects(bucket, key).get("")) is None:
+                    raise UserError(f"{location}: no such object")
+                s3.download(bucket, {"": found}, target, _ANY)
             return
         try:
             shutil.copyfile(Path(location).expanduser(), target)
@@ -167,7 +181,7 @@ def get_file(location: str, target: Path) -> None:
 def delete_file(location: str) -> None:
     """Delete a file by path or s3:// key; it may be gone already. An empty folder that is left goes too."""
     if is_s3(location):
-        with _s3(location) as (bucket, key):
+        with s3.opened(location) as (bucket, key):
             bucket.Object(key).delete()
         return
     path = Path(location).expanduser()
@@ -186,80 +200,6 @@ def delete_folder(location: str, *, first: str | None = None) -> None:
         with disk_errors(path), suppress(FileNotFoundError):
             shutil.rmtree(path)
         return
-    with _s3(location) as (bucket, key):
+    with s3.opened(location) as (bucket, key):
         for found in bucket.objects.filter(Prefix=f"{key.rstrip('/')}/"):
             found.delete()  # one by one: not every store that speaks S3 takes a list of keys
-
-
-@contextmanager
-def short_waits() -> Iterator[None]:
-    """Within the block, S3 has seconds to answer and not minutes: for a caller that must soon know that it is away."""
-    token = _config.set(Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2}))
-    try:
-        yield
-    finally:
-        _config.reset(token)
-
-
-def _exactly(bucket: Any, key: str) -> dict[str, Any]:
-    """The object of this very key under an empty name, where there is one; it comes first of those with this prefix."""
-    first = [*bucket.objects.filter(Prefix=key).limit(1)] if key and not key.endswith("/") else []
-    return {"": first[0]} if first and first[0].key == key else {}
-
-
-def _below(bucket: Any, key: str) -> dict[str, Any]:
-    """The objects below an s3:// prefix by their names relative to it, none of which leads out of a folder."""
-    prefix = f"{key.rstrip('/')}/" if key else ""
-    objects = {
-        found.key.removeprefix(prefix): found
-        for found in bucket.objects.filter(Prefix=prefix)
-        if not found.key.endswith("/")
-    }
-    for name in objects:
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            where = f"{S3}{bucket.name}/{key}"
-            raise UserError(f"{where}: the object key {name!r} leads out of the prefix; rename the object")
-    return objects
-
-
-def _download(bucket: Any, objects: Mapping[str, Any], target: Path) -> None:
-    """Objects by their names below `target`; an empty name is `target` itself."""
-
-    def download(name: str) -> None:
-        file = target / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        bucket.download_file(objects[name].key, str(file))
-
-    _at_once(download, [*objects])
-
-
-def _at_once(copy: Callable[[str], None], names: list[str]) -> None:
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(copy, names))
-
-
-@contextmanager
-def _s3(location: str) -> Iterator[tuple[Any, str]]:
-    """The bucket of an s3:// URI (boto3's resource) and the key; what S3 refuses within the block is a `UserError`."""
-    name, _, key = location.removeprefix(S3).partition("/")
-    if not name:
-        raise UserError(f"{location}: names no bucket; write s3://bucket/key")
-    try:
-        bucket = boto3.resource("s3", config=_config.get()).Bucket(name)
-    except ValueError as error:  # an endpoint that is no address
-        raise UserError(f"S3: {error}; check AWS_ENDPOINT_URL") from None
-    try:
-        yield bucket, key
-    except (BotoCoreError, Boto3Error, ClientError) as error:
-        # An upload's failure comes wrapped around S3's answer.
-        answer = error if isinstance(error, ClientError) else error.__context__
-        if not isinstance(answer, ClientError):
-            raise UserError(f"{location}: S3 failed: {one_line(error)}; check the AWS_* environment") from error
-        code = answer.response.get("Error", {}).get("Code", "")
-        if code in _MISSING:
-            raise UserError(f"{location}: no such bucket or object ({code})") from error
-        if code in _DENIED:
-            raise UserError(
-                f"{location}: access denied ({code}); check the AWS_* credentials and the policy"
-            ) from error
-        raise UserError(f"{location}: S3 refused: {one_line(answer)}") from error

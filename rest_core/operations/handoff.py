@@ -1,9 +1,10 @@
-"""What a stage hands on when its output lies elsewhere: a folder with a pointer to it.
+"""What a stage hands on: a folder with its output, or with a pointer to where that lies.
 
     reference.json   {"source": "s3://bucket/prefix/artifacts/rest-rl-5f3a…", "sha256": …, "bytes": …, "files": {…}}
 
-The pointer holds the hash of every file: whoever reads the output gets what was written, or an error that names the
-object. A pointer to a model that no stage has made (a hub id, a folder) has its source alone.
+The pointer holds the hash of every file, and so does the manifest of a folder that has its output itself: whoever reads
+the output gets what was written, or an error that names the file. A pointer to a model that no stage has made (a hub
+id, a folder) has its source alone.
 
 Below `storage.location`:
 
@@ -15,22 +16,26 @@ Every function raises `UserError` where a location refuses, the disk is full, or
 
 from __future__ import annotations
 
+import hashlib
 import os
-import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
-from rest_core import manifest, storage
-from rest_core.disk import disk_errors
+from rest_core import checked, manifest, storage
+from rest_core.disk import disk_errors, remove, write_file
 from rest_core.errors import UserError
 from rest_core.operations.names import run_key
 
 FILE_NAME = "reference.json"
+# By their endings, files that transformers or datasets may load because they are there.
+_READ = (".json", ".jsonl", ".jinja", ".model", ".parquet", ".py", ".safetensors", ".txt", ".bin")
+_MAKE_AGAIN = "run the stage that made it again"
 _STAYS = (manifest.FILE_NAME, "metrics.json", FILE_NAME)  # small, and read without the output
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -49,8 +54,7 @@ class Pointer(BaseModel):
 
 def write(folder: Path, pointer: Pointer) -> None:
     """Make `folder` stand for the content that `pointer` points to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE_NAME).write_text(pointer.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
+    write_file(folder / FILE_NAME, pointer.model_dump_json(indent=2, exclude_none=True) + "\n")
 
 
 def read(folder: Path) -> Pointer | None:
@@ -100,32 +104,30 @@ def deliver(folder: Path, location: str, stage: str, files: Mapping[str, str]) -
     """`store` a stage's complete output folder, and leave only a pointer to it."""
     write(folder, store(folder, location, stage, files))
     for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name not in _STAYS:
-            path.unlink()
+        if path.name not in _STAYS:
+            remove(path)
 
 
 def fetch(folder: Path) -> Path:
     """The folder with the content of `folder`: itself, or the one that it points to, checked.
 
     An s3:// prefix is downloaded below the cache folder, once; a folder is used where it lies. Processes of one machine
-    wait for the first of them. Files are hashed once, and again when their size or time of change is another.
+    wait for the first of them. Files are hashed once, and again when their size or time of change is another. A user's
+    own folder, without a manifest, is taken as it is.
     """
     pointer = read(folder)
-    if pointer is None or pointer.files is None or pointer.sha256 is None:
+    if pointer is None:
+        if (files := manifest.files(folder)) is not None:
+            with _one_process(str(folder.absolute())):
+                _require_own(folder, files)
         return folder
-    cache = storage.cache_folder() / "artifacts"
-    # Not in the cache, which may be a volume without locks.
-    with FileLock(Path(tempfile.gettempdir()) / f"rest-{os.getuid()}-{pointer.sha256[:16]}.lock"):
-        place = storage.fetch(pointer.source, cache)
-        checked = cache / "checked" / pointer.sha256
-        state = _state(place, pointer.source, pointer.files)
-        if not checked.is_file() or checked.read_text(encoding="utf-8") != state:
-            _check(place, pointer.source, pointer.files)
-            with disk_errors(checked):
-                checked.parent.mkdir(parents=True, exist_ok=True)
-                checked.write_text(state, encoding="utf-8")
+    if pointer.files is None or pointer.sha256 is None:
+        return folder
+    with _one_process(pointer.sha256):
+        place = storage.fetch(pointer.source, storage.cache_folder() / "artifacts", sha256=pointer.files)
+        _require_names(place, pointer.source, pointer.files, _MAKE_AGAIN)
+        if not storage.is_s3(pointer.source):
+            _require_hashes(place, pointer.source, pointer.files, _MAKE_AGAIN)
     return place
 
 
@@ -139,31 +141,45 @@ def remove_scratch(location: str, pipeline_run: str) -> None:
     storage.delete_folder(scratch(location, pipeline_run))
 
 
-def _state(place: Path, source: str, files: Mapping[str, str]) -> str:
-    """The place with the size and the time of change of each file: as long as it is the same, a check holds.
+@contextmanager
+def _one_process(what: str) -> Iterator[None]:
+    # Not in the cache, which may be a volume without locks.
+    key = hashlib.sha256(what.encode()).hexdigest()[:16]
+    with FileLock(Path(tempfile.gettempdir()) / f"rest-{os.getuid()}-{key}.lock"):
+        yield
 
-    Raises:
-        UserError: a file is missing, or one is there that was not written, and that transformers might load.
-    """
+
+def _require_own(folder: Path, files: Mapping[str, str]) -> None:
+    """Raise `UserError` unless a stage's folder holds what the stage has left there."""
+    # The copy of a checkpoint in the registry is flat: what lay in folders is not in it.
+    files = {name: digest for name, digest in files.items() if (folder / name).parent.is_dir()}
+    mine = folder / manifest.FILE_NAME
+    remedy = f"run the stage again, or, to use the folder as one of your own, remove {mine}"
+    _require_names(folder, str(folder), files, remedy)
+    _require_hashes(folder, str(folder), files, remedy)
+
+
+def _require_names(place: Path, source: str, files: Mapping[str, str], remedy: str) -> None:
+    """Raise `UserError` unless a folder has these files, and none besides that would be read."""
     for name in storage.list_files(str(place)):
-        hidden = any(part.startswith(".") for part in Path(name).parts)  # file systems' own: nobody reads them
-        if name not in files and Path(name).name != manifest.FILE_NAME and not hidden:
+        path = Path(name)
+        hidden = any(part.startswith(".") for part in path.parts)  # file systems' own: nobody reads them
+        if name not in files and path.name != manifest.FILE_NAME and path.suffix in _READ and not hidden:
             raise UserError(f"{source}/{name}: was not written there by the stage; remove it")
-    lines = [str(place)]
     for name in files:
-        try:
-            found = (place / name).stat()
-        except FileNotFoundError:
-            raise UserError(f"{source}/{name}: is not there any more; run the stage that made it again") from None
-        lines.append(f"{found.st_size} {found.st_mtime_ns} {name}")
-    return "\n".join(lines)
+        if not (place / name).is_file():
+            raise UserError(f"{source}/{name}: is not there any more; {remedy}")
 
 
-def _check(place: Path, source: str, files: Mapping[str, str]) -> None:
+def _require_hashes(place: Path, source: str, files: Mapping[str, str], remedy: str) -> None:
+    """Raise `UserError` unless each file of a folder has its SHA-256; read once, and again when it has changed."""
+    record = storage.cache_folder() / "checked" / hashlib.sha256(str(place.absolute()).encode()).hexdigest()
+    state = checked.state(place, files)
+    if checked.holds(record, state):
+        return
     for name, digest in files.items():
         with disk_errors(place / name):
             found = manifest.sha256_file(place / name)
         if found != digest:
-            raise UserError(
-                f"{source}/{name}: is not what was written there (SHA-256 differs); run the stage that made it again"
-            )
+            raise UserError(f"{source}/{name}: is not what was written there (SHA-256 differs); {remedy}")
+    checked.note(record, state)

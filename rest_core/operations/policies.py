@@ -22,13 +22,16 @@ def pass_on(policy: str | Path, out: Path) -> None:
 
 
 def fetched(policy: str | Path) -> str | Path:
-    """Where a policy is: itself, or what its folder points to, downloaded and checked where a stage made it.
+    """Where a policy is: itself, or what its folder points to, downloaded; checked where a stage made it.
 
     Raises:
-        UserError: the pointer cannot be read, or what it points to is not what was written.
+        UserError: the pointer cannot be read, or the policy is not what was written.
     """
     folder = Path(policy)
-    pointer = handoff.read(folder) if folder.is_dir() else None
-    if pointer is None:
+    if not folder.is_dir():
         return policy
-    return handoff.fetch(folder) if pointer.files is not None else fetched(pointer.source)
+    pointer = handoff.read(folder)
+    if pointer is not None and pointer.files is None:
+        return fetched(pointer.source)
+    place = handoff.fetch(folder)
+    return policy if place == folder else place

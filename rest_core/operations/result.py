@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rest_core import manifest
+from rest_core.disk import disk_errors, held, read_file, write_file
 from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.operations import handoff
 
@@ -34,8 +35,22 @@ class StageResult:
     @classmethod
     def read(cls, out: Path) -> StageResult:
         """The result of a stage that other processes have run, from its folder."""
-        metrics = json.loads((out / METRICS_FILE).read_text(encoding="utf-8"))
+        metrics = json.loads(read_file(out / METRICS_FILE))
         return cls(metrics, manifest.read(out)["counts"].get("skipped"))
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """The right to write a stage's folder and what is beside it, as long as the block runs.
+
+    Raises:
+        UserError: another process has it.
+    """
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    lock = out.with_name(f".{out.name}.lock")
+    with held(lock, f"{out}: another process writes it; wait until it has ended, or choose another --out"):
+        yield
 
 
 def clear(out: Path) -> None:
@@ -50,18 +65,21 @@ def write_error(stage: str, out: Path, error: UserError | Preempted) -> None:
     exit_code = error.exit_code if isinstance(error, Preempted) else EXIT_USER_ERROR
     report = {"stage": stage, "message": str(error), "exit_code": exit_code}
     try:
-        (out / ERROR_FILE).write_text(json.dumps(report) + "\n", encoding="utf-8")
-    except OSError as problem:  # the folder may be what is wrong; the error itself is raised in any case
+        write_file(out / ERROR_FILE, json.dumps(report) + "\n")
+    except (OSError, UserError) as problem:  # the folder may be what is wrong; the error itself is raised in any case
         log.warning("%s cannot be written: %s", out / ERROR_FILE, problem)
 
 
 def raise_error(out: Path, prefix: str = "") -> None:
-    """Raise the error that a stage has left in its folder; nothing happens where there is none."""
-    path = out / ERROR_FILE
-    if not path.is_file():
+    """Raise the error that a stage has left in its folder; nothing happens where there is none, or a damaged one."""
+    try:
+        left = json.loads(read_file(out / ERROR_FILE))
+        message, exit_code = f"{prefix}{left['message']}", int(left.get("exit_code", EXIT_USER_ERROR))
+    except FileNotFoundError:
         return
-    left = json.loads(path.read_text(encoding="utf-8"))
-    message, exit_code = f"{prefix}{left['message']}", left.get("exit_code", EXIT_USER_ERROR)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
+        log.warning("%s cannot be read: %s", out / ERROR_FILE, problem)
+        return
     if exit_code == EXIT_USER_ERROR:
         raise UserError(message)
     raise Preempted(message, exit_code=exit_code)

@@ -14,6 +14,7 @@ from rest_core import manifest
 from rest_core.ablation.settings import AblationConfig
 from rest_core.config import TrackingConfig
 from rest_core.errors import UserError
+from rest_core.operations import handoff
 from rest_core.operations.catalogue_entry import EVALUATED, bound
 from rest_core.operations.result import METRICS_FILE, OVERVIEW_FILE, StageResult
 from rest_core.operations.tracking.runs import finish_pipeline
@@ -44,6 +45,8 @@ def aggregate(
 
     with open_stage("aggregate", out, tracking, pipeline_run, ablation=ablation) as stage:
         folders = tuple(chain.from_iterable(evaluations["trained"].values()))
+        for folder in folders:
+            handoff.fetch(folder)
         report = AblationReport(f"Ablation {pipeline_run}", ablation, collect(folders))
         stage.run.tags({f"{INPUT_TAG}{number:03}": str(folder) for number, folder in enumerate(folders)})
         stage.inputs["evaluations"] = [manifest.read(folder)["sha256"] for folder in folders]

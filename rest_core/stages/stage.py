@@ -22,7 +22,7 @@ from rest_core.errors import EXIT_USER_ERROR, Preempted, UserError
 from rest_core.operations import handoff
 from rest_core.operations.catalogue import CATALOGUE
 from rest_core.operations.failures import ProcessError, ending_together
-from rest_core.operations.result import METRICS_FILE, StageResult, clear, write_error
+from rest_core.operations.result import METRICS_FILE, StageResult, alone_in, clear, write_error
 from rest_core.operations.tracking.recorder import Measured, Recorder
 from rest_core.operations.tracking.runs import TrialRun, stage_run
 from rest_core.operations.tracking.tags import INPUT_TAG, SCHEME_TAG, SETTINGS_TAG
@@ -80,9 +80,14 @@ class StageContext:
         """Note an input folder's hash in the manifest; returns the hash, or the source of a model by reference.
 
         MLflow records where it was read from: to reproduce a stage, one needs its inputs.
+
+        Raises:
+            UserError: the folder is not what the stage that made it has left there.
         """
         path = Path(folder)
         reference = handoff.read(path)
+        if reference is None:
+            handoff.fetch(path)
         self.run.tags({f"{INPUT_TAG}{name}": str(folder) if reference is None else reference.source})
         digest = str(manifest.read(path)["sha256"]) if (path / manifest.FILE_NAME).is_file() else str(folder)
         self.inputs[name] = digest
@@ -124,6 +129,9 @@ def open_stage(
     """Everything around a stage: its folder, its MLflow run (in its trial's), and its errors in one line.
 
     One that is `off` has no run: an empty one would stand among those that people compare.
+
+    Raises:
+        UserError: another process runs a stage with this folder; there it leaves nothing.
     """
     recorded = sections  # in MLflow they are a profile, for whoever reproduces the stage; tags have the trial
     trial_run = None
@@ -137,28 +145,29 @@ def open_stage(
         with ending_together():
             yield StageContext(name, out, _NoRun(), sections)
         return
-    try:
-        with disk_errors(out):
-            clear(out)
-        spool = out.with_name(f"{out.name}.tracking")
-        with (
-            nullcontext(_NoRun())
-            if off
-            else stage_run(
-                tracking, stage=name, pipeline_run=pipeline_run, spool=spool, parameters=recorded, trial=trial_run
-            ) as run,
-            ending_together(lambda failure: _record_failure(name, out, run, failure)),
-        ):
-            yield StageContext(name, out, run, sections, storage_config)
-    except (UserError, Preempted) as error:
-        write_error(name, out, error)
-        raise
-    except (OSError, SafetensorError) as error:
-        if (text := disk_problem(error, out)) is None:
+    with alone_in(out):
+        try:
+            with disk_errors(out):
+                clear(out)
+            spool = out.with_name(f"{out.name}.tracking")
+            with (
+                nullcontext(_NoRun())
+                if off
+                else stage_run(
+                    tracking, stage=name, pipeline_run=pipeline_run, spool=spool, parameters=recorded, trial=trial_run
+                ) as run,
+                ending_together(lambda failure: _record_failure(name, out, run, failure)),
+            ):
+                yield StageContext(name, out, run, sections, storage_config)
+        except (UserError, Preempted) as error:
+            write_error(name, out, error)
             raise
-        problem = UserError(text)
-        write_error(name, out, problem)
-        raise problem from error
+        except (OSError, SafetensorError) as error:
+            if (text := disk_problem(error, out)) is None:
+                raise
+            problem = UserError(text)
+            write_error(name, out, problem)
+            raise problem from error
 
 
 def _record_failure(name: str, out: Path, run: Recorder | _NoRun, failure: ProcessError) -> None:

@@ -24,7 +24,7 @@ from rest_core.config import (
 )
 from rest_core.operations import handoff, policies
 from rest_core.operations.launch.job import Job
-from rest_core.operations.result import StageResult, writing_errors
+from rest_core.operations.result import StageResult, alone_in, writing_errors
 from rest_core.processes import is_launched, is_main_process
 from rest_core.stages.stage import NO_STORAGE, StageContext, open_stage
 from rest_core.styles.style import Style
@@ -187,6 +187,8 @@ def _run_elsewhere(job: Job, launch: LaunchConfig, out: Path, most: int | None =
 
     if is_launched():
         return None
+    with alone_in(out):  # looked at before anything is written; the first process holds it
+        pass
     with writing_errors(job.stage, out):
         if launch.train_job is not None:
             return train_job.run(job, out=out, launch=launch)

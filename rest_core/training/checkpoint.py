@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rest_core.algorithm.regions import Region
-from rest_core.disk import disk_problem, flush
+from rest_core.disk import disk_problem, flush, is_plain_file, remove
 from rest_core.errors import UserError
 from rest_core.manifest import leaves, sha256_file
 from rest_core.training.history import FILE_NAME as HISTORY
@@ -119,7 +119,7 @@ class Checkpoints:
         target = self.path(state.step)
         aside = self.folder / f".{target.name}.tmp"
         with self.disk_errors():
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(aside)
             aside.mkdir(parents=True)
             try:
                 save_file(dict(parameters), aside / MODEL)
@@ -137,20 +137,20 @@ class Checkpoints:
                 flush(aside)
                 self.take_in(aside, target)
             except BaseException:
-                shutil.rmtree(aside, ignore_errors=True)
+                remove(aside)
                 raise
             self._prune(state)
         return target
 
     def take_in(self, aside: Path, target: Path) -> None:
         """Give a complete folder its name, in place of an older one."""
-        if target.exists():
+        if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
         aside.rename(target)
         flush(self.folder)
 
     def latest(self, expected: Mapping[str, Tensor]) -> Path | None:
-        """The newest whole checkpoint; those that are not are named in the log.
+        """The newest whole checkpoint; those that are not are named in the log, as is what is no folder of ours.
 
         Args:
             expected: the parameters that a checkpoint must hold, by name, with their (full) shapes.
@@ -159,6 +159,9 @@ class Checkpoints:
             UserError: there is a checkpoint of another training.
         """
         self._refuse_foreign()
+        for path in self._named():
+            if not _is_folder(path):
+                log.warning("%s is passed over: no folder of this training", path)
         for path in reversed(self.all()):
             problem, _ = self.problem(path, expected)
             if problem is None:
@@ -167,12 +170,13 @@ class Checkpoints:
         return None
 
     def all(self) -> list[Path]:
-        """Everything with a checkpoint's name, by step."""
-        found = [path for path in self.folder.glob("step-*") if is_name(path.name) and path.is_dir()]
-        return sorted(found, key=lambda path: step_of(path.name))
+        """Every folder with a checkpoint's name, by step; links lead elsewhere and are none."""
+        return [path for path in self._named() if _is_folder(path)]
 
     def problem(self, path: Path, expected: Mapping[str, Tensor]) -> tuple[str | None, bool]:
         """Why a training cannot resume from a checkpoint (None: it can), and whether that is because it is foreign."""
+        if missing := [name for name in (STATE, *CONTENT) if not is_plain_file(path / name)]:
+            return f"incomplete (no file {missing[0]})", False
         try:
             described = _read(path)
             if described.fingerprint != self.fingerprint:
@@ -214,8 +218,14 @@ class Checkpoints:
             if path not in kept and path not in self.busy:
                 shutil.rmtree(path)
 
+    def _named(self) -> list[Path]:
+        found = [path for path in self.folder.glob("step-*") if is_name(path.name)]
+        return sorted(found, key=lambda path: step_of(path.name))
+
     def _refuse_foreign(self) -> None:
         for path in reversed(self.all()):
+            if not is_plain_file(path / STATE):
+                continue
             with suppress(OSError, ValueError):  # torn
                 described = _read(path)
                 if described.fingerprint != self.fingerprint:
@@ -232,15 +242,12 @@ class Checkpoints:
 
     @contextmanager
     def disk_errors(self) -> Iterator[None]:
-        """Turn a full disk and a refused write into a `UserError`."""
+        """Turn what goes wrong with the disk into a `UserError`, in safetensors too."""
         try:
             yield
         except (OSError, SafetensorError) as error:
-            place = getattr(error, "filename", None) or self.folder
-            if (problem := disk_problem(error, place)) is not None:
+            if (problem := disk_problem(error, self.folder)) is not None:
                 raise UserError(problem) from error
-            if isinstance(error, (FileExistsError, NotADirectoryError)):
-                raise UserError(f"{place}: a file is where a folder should be; choose another output folder") from error
             raise
 
 
@@ -252,6 +259,10 @@ def is_name(name: str) -> bool:
 def step_of(name: str) -> int:
     """The step in a checkpoint's name."""
     return int(name.removeprefix("step-"))
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _read(path: Path) -> _Described:
@@ -274,5 +285,4 @@ def _parameters_problem(file: Path, expected: Mapping[str, Tensor]) -> str | Non
 def remove_leftovers(folder: Path) -> None:
     """Delete what a killed process was writing aside."""
     for path in folder.glob(".step-*.tmp"):
-        with suppress(FileNotFoundError):
-            shutil.rmtree(path)
+        remove(path)

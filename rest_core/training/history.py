@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rest_core.disk import written_aside
+from rest_core.disk import is_plain_file, written_aside
 from rest_core.manifest import sha256_file
 
 log = logging.getLogger(__name__)
@@ -41,17 +41,22 @@ class History:
     def restore(self, content: bytes, tables: Mapping[str, str]) -> None:
         """Go back to what a checkpoint holds: later entries and tables go."""
         self.entries = [json.loads(line) for line in content.decode().splitlines()]
-        (self.folder / TABLES).mkdir(parents=True, exist_ok=True)
+        folder = self.folder / TABLES
+        folder.mkdir(parents=True, exist_ok=True)
         self.tables = {}
         for name, digest in tables.items():
             path = self.table_path(name)
-            if path.is_file() and sha256_file(path) == digest:
+            if is_plain_file(path) and sha256_file(path) == digest:
                 self.tables[name] = digest
             else:
                 log.warning("%s is missing or not what was written: this table of completions is lost", path)
-        for path in (self.folder / TABLES).glob("*"):
-            if path.name not in self.tables:
+        for path in folder.iterdir():
+            if path.name in self.tables:
+                continue
+            if path.is_symlink() or path.is_file():
                 path.unlink()
+            else:
+                log.warning("%s is passed over: no table of this training", path)
 
     def add(self, metrics: Mapping[str, float], step: int) -> None:
         """Append one entry."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rest_core import storage
-from rest_core.disk import disk_errors
+from rest_core.disk import disk_errors, remove, written_aside
 from rest_core.errors import UserError
 from rest_core.training.checkpoint import STATE, Checkpoints, TrainingState, is_name, step_of
 from rest_core.training.history import TABLES, History
@@ -114,7 +114,7 @@ class Mirror:
         log.info("downloading %s/%s", self.location, name)
         try:
             with disk_errors(workspace):
-                shutil.rmtree(workspace, ignore_errors=True)
+                remove(workspace)
                 aside.mkdir(parents=True)
             try:
                 storage.get_folder(f"{self.location}/{name}", aside)
@@ -136,10 +136,9 @@ class Mirror:
         state = self._checkpoints.state(path)
         for name in state.tables:
             target = self._history.table_path(name)
-            with disk_errors(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                storage.get_file(f"{self.location}/{TABLES}/{name}", target)
+                with disk_errors(target), written_aside(target) as aside:
+                    storage.get_file(f"{self.location}/{TABLES}/{name}", aside)
             except UserError as error:
                 log.warning("a table of completions is lost: %s", error)
         if state.best is not None and not (best := self._checkpoints.path(state.best.step)).exists():

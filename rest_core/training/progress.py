@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from rest_core.disk import refuse_links
 from rest_core.errors import UserError
 from rest_core.processes import is_main_process
 from rest_core.training.checkpoint import Checkpoints, TrainingState, remove_leftovers, step_of
 from rest_core.training.distributed import on_first
 from rest_core.training.history import FILE_NAME as HISTORY
-from rest_core.training.history import History
+from rest_core.training.history import TABLES, History
 from rest_core.training.mirror import Mirror
 from rest_core.training.state import Tensors, full_state, load_full_state, load_parameters, trained
 
@@ -158,6 +159,7 @@ class Progress:
 
     def _find(self, model: Any) -> tuple[Path, TrainingState] | None:
         """The newest checkpoint and its state; the history is what it was then."""
+        refuse_links(self.folder, self.folder / TABLES)
         with self.checkpoints.disk_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)

@@ -15,6 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from rest_core import storage
 from rest_core.chat import encode_sample
 from rest_core.config import ModelConfig, SftConfig
+from rest_core.disk import refuse_links
 from rest_core.errors import UserError
 from rest_core.memory import keep_freed_memory
 from rest_core.model.loading import with_lora
@@ -68,6 +69,7 @@ def train(
         raise UserError(
             f"sft.micro_batch_size ({config.micro_batch_size}) does not divide sft.batch_size ({config.batch_size})"
         )
+    refuse_links(folder.parent, folder)
     keep_freed_memory()
     if config.lora is not None:
         model = with_lora(model, config.lora)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from accelerate.state import PartialState
 from transformers import TrainerCallback
 
 from rest_core import storage
-from rest_core.disk import disk_errors, written_aside
+from rest_core.disk import disk_errors, remove, written_aside
 from rest_core.errors import UserError
 from rest_core.training.distributed import on_first
 
@@ -58,7 +57,7 @@ class SftMirror(TrainerCallback):
         log.info("downloading %s/%s", self._location, there)
         target = self._folder / there
         with disk_errors(target):
-            shutil.rmtree(target, ignore_errors=True)  # torn
+            remove(target)  # torn
             with written_aside(target) as aside:
                 aside.mkdir()
                 storage.get_folder(f"{self._location}/{there}", aside)

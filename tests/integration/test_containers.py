@@ -22,9 +22,11 @@ from lock_images import PARENTS, pinned
 from packaging.utils import canonicalize_name
 
 from components.images import TARGETS, image
-from pipelines.containers import INSTEAD_OF_ROOT, RUN_LABEL
+from pipelines.containers import RUN_LABEL
+from pipelines.mounts import INSTEAD_OF_ROOT
 from pipelines.platform import Images
 from rest_core import __version__
+from rest_core.model.loading import resolve
 from rest_core.operations.catalogue import PIPELINE
 
 STAGES = tuple(stage.name for stage in PIPELINE)
@@ -47,6 +49,17 @@ def _python(target: str, program: str, *options: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Downloads of this module alone, which containers in place of root may use; it has the embedded model."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        resolve("embedded:tiny-random")
+        subprocess.run(["chmod", "-R", "g=u", str(folder)], check=True)
+        yield folder
 
 
 def _rest(folder: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError
 from rest_core import storage
 from rest_core.disk import disk_errors, written_aside
 from rest_core.errors import UserError
+from rest_core.s3 import opened
 
 
 @pytest.fixture
@@ -49,10 +50,13 @@ def test_object_and_prefix_are_downloaded(s3: Any, tmp_path: Path):
     assert not leftovers(tmp_path)
 
 
-def test_a_changed_object_is_fetched_again_and_an_unchanged_one_is_not(s3: Any, tmp_path: Path):
+def test_a_changed_object_is_fetched_again_and_an_unchanged_one_is_not(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     first = storage.fetch("s3://data/set/a.jsonl", tmp_path)
-    first.write_text("marked")
-    assert storage.fetch("s3://data/set/a.jsonl", tmp_path).read_text() == "marked"
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.s3, "download", lambda *_: pytest.fail("fetched again"))
+        assert storage.fetch("s3://data/set/a.jsonl", tmp_path) == first
     s3.put_object(Bucket="data", Key="set/a.jsonl", Body=b"new")
     assert storage.fetch("s3://data/set/a.jsonl", tmp_path).read_text() == "new"
 
@@ -160,8 +164,8 @@ def test_a_full_or_forbidden_disk_leaves_nothing(tmp_path: Path, code: int, mess
 
 
 def test_another_fault_is_not_hidden(tmp_path: Path):
-    with pytest.raises(IsADirectoryError), disk_errors(tmp_path):
-        raise IsADirectoryError(errno.EISDIR, "x")
+    with pytest.raises(InterruptedError), disk_errors(tmp_path):
+        raise InterruptedError(errno.EINTR, "x")
 
 
 def test_an_endpoint_that_is_no_address_is_told(monkeypatch: pytest.MonkeyPatch):
@@ -172,7 +176,7 @@ def test_an_endpoint_that_is_no_address_is_told(monkeypatch: pytest.MonkeyPatch)
 
 def test_short_waits_are_for_their_block_alone(s3: Any):
     def config() -> Any:
-        with storage._s3("s3://data") as (bucket, _):
+        with opened("s3://data") as (bucket, _):
             return bucket.meta.client.meta.config
 
     with storage.short_waits():

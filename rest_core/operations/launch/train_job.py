@@ -130,5 +130,5 @@ def _pointer(place: Path | str, location: str, name: str) -> handoff.Pointer:
         return handoff.Pointer(source=str(place))
     pointer = handoff.read(folder)
     if pointer is None:
-        return handoff.store(folder, location, name)
+        return handoff.store(handoff.fetch(folder), location, name)
     return pointer if pointer.files is not None else _pointer(pointer.source, location, name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,22 +110,103 @@ def test_what_is_missing_or_changed_is_refused_by_name(location: str, tmp_path: 
         handoff.fetch(folder)
 
 
-def test_what_changes_after_the_first_check_is_refused_too(location: str, tmp_path: Path) -> None:
-    folder, files = output(tmp_path / "out")
-    handoff.deliver(folder, location, "rest-rl", files)
-    place = handoff.fetch(folder)
+def _added(place: Path) -> str:
     (place / "deep" / "adapter_config.json").write_text("{}")  # transformers would take it up
-    with pytest.raises(UserError, match=r"deep/adapter_config\.json: was not written there"):
-        handoff.fetch(folder)
-    (place / "deep" / "adapter_config.json").unlink()
+    return r"deep/adapter_config\.json: was not written there"
+
+
+def _flipped(place: Path) -> str:
     weights = (place / "model.safetensors").read_bytes()
     (place / "model.safetensors").write_bytes(b"W" + weights[1:])
+    return r"model\.safetensors: is not what was written there"
+
+
+def _removed(place: Path) -> str:
+    (place / "metrics.json").unlink()
+    return r"metrics\.json: is not there any more"
+
+
+CHANGES = (_added, _flipped, _removed)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_after_the_first_check_is_refused_where_it_lies(
+    tmp_path: Path, change: Callable[[Path], str]
+) -> None:
+    folder, files = output(tmp_path / "out")
+    handoff.deliver(folder, str(tmp_path / "volume"), "rest-rl", files)
+    place = handoff.fetch(folder)
+    told = change(place)
+    with pytest.raises(UserError, match=f"^{place}/{told}"):
+        handoff.fetch(folder)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_download_that_has_changed_is_fetched_again(s3: Any, tmp_path: Path, change: Callable[[Path], str]) -> None:
+    folder, files = output(tmp_path / "out")
+    handoff.deliver(folder, "s3://rest/team", "rest-rl", files)
+    change(handoff.fetch(folder))
+    assert manifest.contents(handoff.fetch(folder)) == files
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_stages_own_folder_is_checked_too(tmp_path: Path, change: Callable[[Path], str]) -> None:
+    folder, _ = output(tmp_path / "out")
+    assert handoff.fetch(folder) == folder
+    (folder / "notes.md").touch()  # nobody reads it
+    assert handoff.fetch(folder) == folder
+    told = change(folder)
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"^{folder}/{told}"):
+            handoff.fetch(folder)
+    (folder / "manifest.json").unlink()  # as the message says: the user's own from now on
+    assert handoff.fetch(folder) == folder
+
+
+def test_a_stages_own_folder_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = output(tmp_path / "out")
+    handoff.fetch(folder)
+    monkeypatch.setattr(manifest, "sha256_file", lambda _: pytest.fail("hashed again"))
+    assert handoff.fetch(folder) == folder
+
+
+def test_a_flat_copy_of_a_checkpoint_is_checked_for_what_it_has(tmp_path: Path) -> None:
+    folder, _ = output(tmp_path / "out")
+    shutil.rmtree(folder / "deep")
+    (folder / "README.md").write_text("card")
+    assert handoff.fetch(folder) == folder
+    _flipped(folder)
     with pytest.raises(UserError, match=r"model\.safetensors: is not what was written there"):
         handoff.fetch(folder)
-    (place / "model.safetensors").write_bytes(weights)
-    assert handoff.fetch(folder) == place
-    (place / "metrics.json").unlink()
-    with pytest.raises(UserError, match=r"metrics\.json: is not there any more"):
+
+
+def test_a_cache_that_cannot_be_written_checks_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = output(tmp_path / "out")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert handoff.fetch(folder) == folder
+    _flipped(folder)
+    with pytest.raises(UserError, match="is not what was written there"):
+        handoff.fetch(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"stage": "rest-rl"', "[]", "{}", '{"sha256": 1}', "[" * 10**5, "\xff\x00"], ids=str.__len__
+)
+def test_a_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
+    folder, _ = output(tmp_path / "out")
+    (folder / "manifest.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=rf"^{folder}/manifest\.json: (not valid JSON|no stage wrote it)") as told:
+        handoff.fetch(folder)
+    assert "\n" not in str(told.value)
+
+
+def test_a_hash_that_was_changed_in_the_manifest_is_named(tmp_path: Path) -> None:
+    folder, _ = output(tmp_path / "out")
+    made = manifest.read(folder)
+    made["files"]["model.safetensors"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
+    with pytest.raises(UserError, match="hashes do not belong together"):
         handoff.fetch(folder)
 
 

@@ -72,3 +72,44 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (folder / "summary.json").write_text("[", encoding="utf-8")
     with pytest.raises(UserError, match="damaged"):
         list(cleaning.find([folder], registered))
+
+
+def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "deep" / "file").write_text("mine")
+    runs = tmp_path / "runs"
+    folder = _run(runs, "one")
+    (folder / "artifacts" / "p-2026" / "elsewhere").symlink_to(outside)
+    (folder / "cache").rmdir()
+    (folder / "cache").symlink_to(outside)
+    (runs / "linked").symlink_to(_run(tmp_path, "elsewhere"))
+    [run] = cleaning.find([runs], registered)
+    assert run.bytes < MEGABYTE + 200  # the links themselves
+    cleaning.remove(run)
+    assert not (folder / "cache").is_symlink() and not (folder / "artifacts").exists()
+    assert (outside / "deep" / "file").read_text() == "mine"
+    assert (tmp_path / "elsewhere" / "artifacts").is_dir()
+
+
+def test_a_run_that_is_resumed_meanwhile_stays(tmp_path: Path) -> None:
+    folder = _run(tmp_path, "killed", status=None)
+    [run] = cleaning.find([folder], registered)
+    with held(folder, folder / "artifacts"), pytest.raises(UserError, match="another process runs it"):
+        cleaning.remove(run)
+    assert (folder / "run.json").is_file() and (folder / "artifacts").is_dir()
+
+
+@pytest.mark.parametrize("text", ["", '{"status": "succ', "[]", "[" * 10**5])
+def test_a_damaged_summary_is_named(tmp_path: Path, text: str) -> None:
+    folder = _run(tmp_path, "one")
+    (folder / "summary.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"summary\.json: damaged"):
+        list(cleaning.find([folder], registered))
+
+
+def test_a_pipe_in_place_of_a_summary_is_not_waited_for(tmp_path: Path) -> None:
+    folder = _run(tmp_path, "one", status=None)
+    os.mkfifo(folder / "summary.json")
+    with pytest.raises(UserError, match=r"summary\.json: damaged"):
+        list(cleaning.find([folder], registered))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -82,6 +83,34 @@ def test_an_unfinished_task_is_taken_up_by_its_next_attempt(
     # It is interrupted again.
     assert set_unfinished_aside(tmp_path) == ["one"]
     assert (tmp_path / UNFINISHED / loop / "two/trained/checkpoint").is_file()
+
+
+@pytest.mark.parametrize("spoil", [lambda path: os.mkfifo(path), lambda path: path.mkdir(), lambda path: path.touch()])
+@pytest.mark.parametrize("name", [RECORD_FILE, SUMMARY_FILE])
+def test_a_record_or_summary_that_is_no_file_or_empty_is_one_line(
+    tmp_path: Path, name: str, spoil: Callable[[Path], object]
+) -> None:
+    RunRecord(run="r", runner="subprocess", config={}).write(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    spoil(tmp_path / name)
+    with pytest.raises(UserError, match=r"run\.json: cannot be read \(.*\); start a new run"):
+        RunRecord.read(tmp_path, "run")
+
+
+def test_links_among_the_tasks_are_not_followed(tmp_path: Path) -> None:
+    root, outside = tmp_path / "artifacts", tmp_path / "outside"
+    _task(outside, "two", done=False)
+    _task(root / "p-2026-01", "one", done=False)
+    (root / "p-2026-02").symlink_to(outside)
+    (root / "p-2026-01" / "two").symlink_to(outside / "two")
+    assert set_unfinished_aside(root) == []
+    assert (root / UNFINISHED / "one").is_dir() and (outside / "two" / "trained" / "checkpoint").is_file()
+    _task(root / "p-2026-01", "one", done=False)
+    (root / UNFINISHED).rename(tmp_path / "away")
+    (root / UNFINISHED).symlink_to(tmp_path / "away")
+    with pytest.raises(UserError, match="is a link, and files are deleted there"):
+        set_unfinished_aside(root)
+    assert (tmp_path / "away" / "one").is_dir()
 
 
 def test_nothing_is_taken_up_outside_a_local_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

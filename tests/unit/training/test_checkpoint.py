@@ -202,7 +202,7 @@ def test_a_file_with_the_name_of_a_checkpoint_is_not_one(tmp_path: Path) -> None
     (tmp_path / "step-000002").write_text("mine")
     training.save(1)
     assert training.latest() == tmp_path / "step-000001"
-    with pytest.raises(UserError, match=r"step-000002: a file is where a folder should be"):
+    with pytest.raises(UserError, match=r"step-000002: something else has this name"):
         training.save(2)
     assert (tmp_path / "step-000002").read_text() == "mine" and training.latest() == tmp_path / "step-000001"
 
