@@ -9,7 +9,8 @@ from typing import Any
 
 from pipelines.kubernetes_values import spelled
 from pipelines.placement import cache_variables, image_of
-from pipelines.platform import Platform, Volume
+from pipelines.platform import Platform
+from pipelines.pod_surroundings import Volume
 from rest_core.config import LaunchConfig, StorageConfig, TrainJobConfig
 from rest_core.operations.pods import IMAGE_VARIABLE
 

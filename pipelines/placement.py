@@ -8,7 +8,8 @@ from __future__ import annotations
 from kfp import dsl
 
 from components.images import image
-from pipelines.platform import Platform, StagePlatform
+from pipelines.platform import Platform
+from pipelines.stage_pods import StagePlatform
 from rest_core.config import Config
 from rest_core.errors import needs_extra
 from rest_core.operations.catalogue import STAGES

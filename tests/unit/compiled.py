@@ -25,13 +25,13 @@ CACHED = {"prepare-data", *(name for name in EVALUATIONS if not name.endswith("-
 
 PLATFORM = {
     "images": {
-        "base": "registry.example/rest-base@sha256:00",
-        "evaluate": "registry.example/rest-evaluate@sha256:22",
+        "base": "registry.example/rest-base@sha256:" + "0" * 64,
+        "evaluate": "registry.example/rest-evaluate@sha256:" + "2" * 64,
         "pull_policy": "Always",
         "pull_secrets": ["registry"],
     },
     "kfp_url": "https://kfp.example/pipeline",
-    "labels": {"team": "tools", "app.kubernetes.io/component": "mine"},
+    "labels": {"team": "tools"},
     "annotations": {"note": "of a run"},
     "security_context": {"run_as_user": 1000, "run_as_group": 2000},
     "secrets": {"s3": "s3-keys", "hugging_face": "hf", "mlflow": "tracking"},

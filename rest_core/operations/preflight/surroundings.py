@@ -36,6 +36,8 @@ class Toleration(Section):
             raise ValueError("operator Exists takes no value")
         if not self.key and self.operator != "Exists":
             raise ValueError("a toleration without a key must have operator Exists")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise ValueError("toleration_seconds goes with effect NoExecute alone: nothing else ends a pod that runs")
         return self
 
 
