@@ -58,11 +58,12 @@ def place(task: dsl.PipelineTask, stage: Stage, platform: Platform, config: Conf
     _hand_secrets(task, platform, stage)
     _restrict(task, platform, own)
     _bound_and_repeat(task, own)
-    identify(task, stage)  # last: its labels are not to be replaced by the platform's
+    _identify(task, stage)
+    task.set_caching_options(stage.cached and platform.cache)
 
 
-def identify(task: dsl.PipelineTask, stage: Stage) -> None:
-    """Let the pod know its run, and others find the pod; cache the task where its inputs decide its result.
+def _identify(task: dsl.PipelineTask, stage: Stage) -> None:
+    """Let the pod know its run, and others find the pod.
 
     The run's id comes from the pod's label: as an input (KFP resolves PIPELINE_JOB_ID_PLACEHOLDER there, and only as a
     task's constant) it would be part of the cache key.
@@ -70,7 +71,6 @@ def identify(task: dsl.PipelineTask, stage: Stage) -> None:
     kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, f"metadata.labels['{RUN_ID_LABEL}']")
     kubernetes.add_pod_label(task, PART_OF_LABEL, PROJECT)
     kubernetes.add_pod_label(task, STAGE_LABEL, stage.name)
-    task.set_caching_options(stage.cached)
 
 
 def surroundings(platform: Platform, config: Config) -> Surroundings:

@@ -127,6 +127,7 @@ class Platform(Section):
         pattern=r"^https?://[^/@]+(/|$)",
         description="address of KFP's pages as people open it, for links in reports",
     )
+    cache: bool = Field(True, description="whether KFP may reuse what earlier runs made of the same inputs")
     images: Images = Images()
     service_account: Name | None = Field(None, description="of the run's pods; null = KFP's pipeline-runner")
     labels: dict[OwnKey, LabelValue] = Field({}, description="on every pod")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from pipelines.kubernetes_values import Cpu, LabelKey, LabelValue, Memory, ResourceName, Seconds, Size, quantity
@@ -89,6 +91,6 @@ def require_room_for_shm(shm_size: str | None, memory: str | None) -> None:
         )
 
 
-def said(stage: StagePlatform) -> dict[str, object]:
+def said(stage: StagePlatform) -> dict[str, Any]:
     """The fields that a stage's section gives."""
     return stage.model_dump(exclude_unset=True, exclude_none=True)

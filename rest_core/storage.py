@@ -99,6 +99,28 @@ def list_files(location: str) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 
 
+def state(location: str) -> str:
+    """What is at a path, folder, glob or s3:// URI: another text where a file there has changed.
+
+    Of S3's objects by their ETags, of files by their sizes and times. Under a glob of S3 every object counts whose key
+    begins as it does, whether it matches or not.
+    """
+    if is_s3(location):
+        with _s3(location) as (bucket, key):
+            below = bucket.objects.filter(Prefix=_WILDCARD.split(key)[0].rstrip("/"))
+            lines = [f"{found.key} {found.e_tag}" for found in below]
+    else:
+        paths = [path for place in expand(location) for path in _files(Path(place).expanduser())]
+        lines = [f"{path} {(found := path.stat()).st_size} {found.st_mtime_ns}" for path in paths]
+    if not lines:
+        raise UserError(f"{location}: nothing is there; check the spelling")
+    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+
+
 def upload_folder(folder: Path, uri: str, *, last: str = "manifest.json") -> str:
     """Copy the files of `folder` to a path or s3:// prefix; returns the location written, without a trailing slash.
 

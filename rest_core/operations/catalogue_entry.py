@@ -9,6 +9,14 @@ from typing import Any, Literal
 
 from rest_core.config import Config, PolicyName
 
+SOURCES = ("model", "data", "api_bank")
+"""Sections that name places outside of a run, from which it reads."""
+
+
+def state_of(section: str) -> str:
+    """The parameter that has the state of a section's places."""
+    return f"{section}_state"
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -124,6 +132,8 @@ class Stage:
     """Whether its pods may have GPUs."""
     cached: bool = False
     """Whether KFP may reuse the output of an earlier task that had the same inputs."""
+    looks_at: tuple[str, ...] = ()
+    """Sections whose places it looks at: the state of each is an output parameter (`operations.preflight.states`)."""
     switch: str | None = None
     """The section whose `enabled` switches it off; it then passes its input on, or says why it did nothing."""
     benchmark: str | None = None
@@ -137,6 +147,11 @@ class Stage:
     def identifier(self) -> str:
         """Its name as Python and platform.yaml spell it: "rest_rl"."""
         return self.name.replace("-", "_")
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Sections whose places it reads, and whose states are part of its key in the cache."""
+        return tuple(section for section in SOURCES if section in self.sections) if self.cached else ()
 
     @property
     def entry(self) -> str:

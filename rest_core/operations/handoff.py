@@ -33,6 +33,8 @@ from rest_core.operations.names import run_key
 FILE_NAME = "reference.json"
 _STAYS = (manifest.FILE_NAME, "metrics.json", FILE_NAME)  # small, and read without the output
 
+_AGAIN = "run the stage that made it again (Kubeflow Pipelines, whose cache may still name it: rest submit --no-cache)"
+
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -63,7 +65,7 @@ def read(folder: Path) -> Pointer | None:
         if pointer.files is not None and manifest.sha256_contents(pointer.files) != pointer.sha256:
             raise ValueError("its hashes do not belong together")
     except ValueError:  # pydantic's own is one
-        raise UserError(f"{path}: not a reference to a model or output; run the stage that made it again") from None
+        raise UserError(f"{path}: not a reference to a model or output; {_AGAIN}") from None
     return pointer
 
 
@@ -118,6 +120,8 @@ def fetch(folder: Path) -> Path:
     cache = storage.cache_folder() / "artifacts"
     # Not in the cache, which may be a volume without locks.
     with FileLock(Path(tempfile.gettempdir()) / f"rest-{os.getuid()}-{pointer.sha256[:16]}.lock"):
+        if not storage.list_files(pointer.source):
+            raise UserError(f"{pointer.source}: this output is not there any more; {_AGAIN}")
         place = storage.fetch(pointer.source, cache)
         checked = cache / "checked" / pointer.sha256
         state = _state(place, pointer.source, pointer.files)
@@ -154,7 +158,7 @@ def _state(place: Path, source: str, files: Mapping[str, str]) -> str:
         try:
             found = (place / name).stat()
         except FileNotFoundError:
-            raise UserError(f"{source}/{name}: is not there any more; run the stage that made it again") from None
+            raise UserError(f"{source}/{name}: is not there any more; {_AGAIN}") from None
         lines.append(f"{found.st_size} {found.st_mtime_ns} {name}")
     return "\n".join(lines)
 
@@ -164,6 +168,4 @@ def _check(place: Path, source: str, files: Mapping[str, str]) -> None:
         with disk_errors(place / name):
             found = manifest.sha256_file(place / name)
         if found != digest:
-            raise UserError(
-                f"{source}/{name}: is not what was written there (SHA-256 differs); run the stage that made it again"
-            )
+            raise UserError(f"{source}/{name}: is not what was written there (SHA-256 differs); {_AGAIN}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rest_core import manifest
@@ -33,7 +34,7 @@ def preflight(
 
     `ablation` and `trials` are an ablation's, which a run may have replaced; `sections` is the whole configuration.
     """
-    from rest_core.operations.preflight import checks, findings
+    from rest_core.operations.preflight import checks, findings, states
 
     config = Config.model_validate(sections)
     listed = checks.list_checks(config, surroundings, ablation, trials)
@@ -55,7 +56,9 @@ def preflight(
         figures = {f"preflight/{name}": float(count) for name, count in findings.counts(found).items()}
         stage.run.metrics(figures)
         findings.require_none(found)
-        return stage.finish(figures)
+        with short_waits():
+            places = states.find(config, surroundings)
+        return replace(stage.finish(figures), states=places)
 
 
 def report_status(

@@ -56,6 +56,13 @@ def test_a_run_is_created_in_its_experiment(at_server: Rest, kfp_server: FakeKfp
     ]
 
 
+@pytest.mark.parametrize("command", [("submit",), ("schedule", "create", "--every", "1d")])
+def test_the_cache_may_be_left_out(at_server: Rest, command: tuple[str, ...]) -> None:
+    arguments = (*command, "--profile", "tiny", "--pipeline", "ablation", "--dry-run")
+    assert "enableCache: true" in at_server(*arguments).out
+    assert "enableCache: true" not in at_server(*arguments, "--no-cache").out
+
+
 def test_the_example_platform_is_sent_as_kfp_reads_it(at_server: Rest, kfp_server: FakeKfp) -> None:
     example = Path(__file__).resolve().parents[2] / "deploy/platform.yaml"
     assert at_server("submit", "--profile", "qwen3-1.7b", "--platform", str(example)).code == 0

@@ -21,7 +21,7 @@ POLICIES = ("base", "warmup", "trained", "champion")
 EVALUATIONS = tuple(f"evaluate-{name}-{policy}" for name in ("bfcl", "api-bank") for policy in POLICIES)
 STAGES = ("prepare-data", "sft-warmup", "rest-rl", *EVALUATIONS, "compare-policies", "compare-and-register")
 GPU_STAGES = ("sft-warmup", "rest-rl", *EVALUATIONS)
-CACHED = {"prepare-data", *(name for name in EVALUATIONS if not name.endswith("-champion"))}
+CACHED = {"prepare-data", "evaluate-bfcl-base", "evaluate-api-bank-base"}
 
 PLATFORM = {
     "images": {

@@ -50,7 +50,8 @@ def test_preflight_comes_first_and_evaluations_run_side_by_side(tmp_path: Path) 
         "prepare-data": {"preflight"},
         "sft-warmup": {"prepare-data"},
         "rest-rl": {"prepare-data", "sft-warmup"},
-        **{name: {"prepare-data"} for name in EVALUATIONS if name.endswith(("-base", "-champion"))},
+        **{name: {"prepare-data"} for name in EVALUATIONS if name.endswith("-champion")},
+        **{name: {"prepare-data", "preflight"} for name in EVALUATIONS if name.endswith("-base")},
         **{name: {"sft-warmup"} for name in ("evaluate-bfcl-warmup", "evaluate-api-bank-warmup")},
         **{name: {"rest-rl"} for name in ("evaluate-bfcl-trained", "evaluate-api-bank-trained")},
         "compare-policies": set(EVALUATIONS),
@@ -92,6 +93,24 @@ def test_preflight_is_told_what_the_pods_are_promised(compiled: Compiled) -> Non
 def test_caching_is_on_for_data_and_evaluation_only(compiled: Compiled) -> None:
     cached = {name for name, task in compiled.tasks.items() if task.caching_options.enable_cache}
     assert cached == CACHED & set(compiled.tasks)
+
+
+def test_what_is_cached_has_the_state_of_what_it_reads_from_outside_as_inputs(compiled: Compiled) -> None:
+    """KFP's cache key has nothing else of data that has changed in its place."""
+    root = compiled.handled
+    reads = {"model": "model", "data": "data", "api-bank": "api_bank"}
+    for task in CACHED & set(compiled.tasks):
+        inputs = root[task].inputs.parameters  # none of them in a loop, where kfp.local loses such an input
+        for section in {"prepare-data": reads.values()}.get(task, {"model", *(reads[k] for k in reads if k in task)}):
+            producer = inputs[f"{section}_state"].task_output_parameter
+            assert (producer.producer_task, producer.output_parameter_key) == ("preflight", f"{section}_state")
+    assert not compiled.tasks["preflight"].caching_options.enable_cache
+
+
+@pytest.mark.parametrize("pipeline", ["rest", "ablation"])
+def test_the_cache_may_be_left_out_for_all_tasks(tmp_path: Path, pipeline: PipelineName) -> None:
+    compiled = compile_for(tmp_path, {"cache": False}, pipeline)
+    assert not [name for name, task in compiled.tasks.items() if task.caching_options.enable_cache]
 
 
 def test_each_task_has_the_image_of_its_target_and_installs_nothing(compiled: Compiled) -> None:

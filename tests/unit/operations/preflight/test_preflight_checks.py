@@ -200,6 +200,7 @@ def test_without_problems_the_stage_passes(
         **sections(config, tracking), surroundings=Surroundings(), pipeline_run="a run", out=tmp_path / "report"
     )
     assert result.metrics == {"preflight/problems": 0, "preflight/not_checked": 0, "preflight/ok": 3}
+    assert set(result.states) == {"model", "data", "api_bank"}
 
 
 def test_an_mlflow_that_is_away_is_one_problem_among_the_others(config: Config, tmp_path: Path, cluster: Any) -> None:
