@@ -23,7 +23,7 @@ from rest_core.operations.pods import (
     RUN_ID_VARIABLE,
     STAGE_LABEL,
 )
-from rest_core.operations.preflight.surroundings import Gpus, Mount, Secret, Surroundings
+from rest_core.operations.preflight.surroundings import Asked, Mount, Secret, Surroundings
 
 with needs_extra("cluster"):
     import kfp.kubernetes as kubernetes
@@ -75,25 +75,24 @@ def _identify(task: dsl.PipelineTask, stage: Stage) -> None:
 
 def surroundings(platform: Platform, config: Config) -> Surroundings:
     """What the pods of a run are promised, for preflight to look whether it is there."""
-    gpus, off = [], []
+    asked, off = [], []
     for stage in STAGES:
         own = platform.stage(stage.name)
-        if own.gpu is None:
-            continue
-        if not stage.enabled(config):
+        if own.gpu is not None and not stage.enabled(config):
             if (own.nodes or 1) == 1:  # the pods of a TrainJob have theirs as soon as a run makes one
                 off.append(stage.name)
             continue
-        gpus.append(
-            Gpus(
-                stage=stage.name,
-                resource=own.gpu.resource,
-                count=own.gpu.count,
-                nodes=own.nodes or 1,
-                node_selector=own.node_selector or {},
-                tolerations=own.tolerations or (),
-            )
+        one = Asked(
+            stage=stage.name,
+            cpu=own.cpu,
+            memory=own.memory,
+            **({} if own.gpu is None else {"resource": own.gpu.resource, "count": own.gpu.count}),
+            nodes=own.nodes or 1,
+            node_selector=own.node_selector or {},
+            tolerations=own.tolerations or (),
         )
+        if one.resources or one.node_selector:
+            asked.append(one)
     return Surroundings(
         secrets=tuple(
             Secret(name=name, variables=_REQUIRED_KEYS[kind])
@@ -105,7 +104,7 @@ def surroundings(platform: Platform, config: Config) -> Surroundings:
             for volume in (platform.volumes.model_cache, platform.volumes.work)
             if volume is not None
         ),
-        gpus=tuple(gpus),
+        asked=tuple(asked),
         without_gpu=tuple(off),
     )
 
