@@ -28,6 +28,7 @@ def pipeline(
     description: str,
     parameters: Mapping[str, tuple[Any, Any]],
     body: Callable[[dict[str, Any]], None],
+    platform: Platform | None = None,
 ) -> GraphComponent:
     """A KFP pipeline of these parameters, in the order given.
 
@@ -35,6 +36,7 @@ def pipeline(
         name: of the pipeline, as KFP shows it.
         parameters: type and default of each.
         body: gets the parameters by name, and makes the tasks.
+        platform: has the settings of a run as a whole.
     """
 
     def graph(*values: Any) -> None:
@@ -47,7 +49,8 @@ def pipeline(
             for key, (annotation, default) in parameters.items()
         ]
     )
-    built: GraphComponent = dsl.pipeline(name=name, description=description)(graph)
+    settings = dsl.PipelineConfig(**platform.workflow.model_dump()) if platform is not None else None
+    built: GraphComponent = dsl.pipeline(name=name, description=description, pipeline_config=settings)(graph)
     return built
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from rest_core.operations.pods import PART_OF_LABEL, PROJECT, STAGE_LABEL
+from rest_core.operations.pods import GPUS_VARIABLE, IMAGE_VARIABLE, PART_OF_LABEL, PROJECT, STAGE_LABEL
 
 _UNITS = {"": 1, "k": 10**3, **{unit: 1000 ** (n + 2) for n, unit in enumerate("MGTPE")}}
 _UNITS |= {f"{unit}i": 1024 ** (n + 1) for n, unit in enumerate("KMGTPE")}
@@ -108,6 +108,20 @@ def _small(annotations: dict[str, str]) -> dict[str, str]:
     return annotations
 
 
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"{name!r} is no environment variable: letters, digits and _")
+    if name.startswith("KFP_") or name in (IMAGE_VARIABLE, GPUS_VARIABLE):
+        raise ValueError(f"{name} is set by KFP or this project: leave it out")
+    return name
+
+
+def _no_secret(value: str) -> str:
+    if re.search(r"://[^/?#]*:[^/?#]*@", value):
+        raise ValueError("it holds a password, which would stand in the pipeline: give it by env_from from a Secret")
+    return value
+
+
 def _mount_path(value: str) -> str:
     if not value.startswith("/") or not value.strip("/") or ":" in value or ".." in value.split("/"):
         raise ValueError(f"{value!r} is no folder to mount at: write it as /work, without .. and colons")
@@ -145,6 +159,12 @@ ResourceName = Annotated[
     str, _matching(rf"(?!requests\.)(?![^/]*kubernetes\.io/){_DOMAIN}/{_LABEL}", "resource: write it as nvidia.com/gpu")
 ]
 Image = Annotated[str, _matching(_IMAGE, "image: write it as registry.example/team/name@sha256:…")]
+# A ConfigMap's or Secret's name, where KFP makes it the name of the pod's volume.
+VolumeName = Annotated[
+    str, _matching(_DOMAIN_PART, "name that KFP can mount: a-z, 0-9 and -, at most 63 characters, and no dots")
+]
+Variable = Annotated[str, AfterValidator(_variable)]
+Setting = Annotated[str, BeforeValidator(_words), AfterValidator(_no_secret)]
 MountPath = Annotated[str, AfterValidator(_mount_path)]
 SubPath = Annotated[str, AfterValidator(_sub_path)]
 

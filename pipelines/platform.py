@@ -24,9 +24,10 @@ from pipelines.kubernetes_values import (
     Name,
     Namespace,
     OwnKey,
+    Seconds,
     Size,
 )
-from pipelines.pod_surroundings import Secrets, SecurityContext, Volumes
+from pipelines.pod_surroundings import PodSurroundings
 from pipelines.stage_pods import Gpu, StagePlatform, Toleration, require_room_for_shm, said
 from rest_core import storage
 from rest_core.config import Section, validate
@@ -118,7 +119,23 @@ Stages = create_model("Stages", __base__=_Stages, **_FIELDS)
 """One `StagePlatform` an entry of the catalogue, and `default`; evaluations of all policies share theirs."""
 
 
-class Platform(Section):
+class Workflow(Section):
+    """A run as a whole, as Argo has it."""
+
+    active_deadline_seconds: Seconds | None = Field(None, description="after which Argo ends all that runs")
+    ttl_seconds_after_finished: Seconds | None = Field(
+        None, description="after which Argo's workflow and its pods are deleted; null = as KFP is installed"
+    )
+
+
+class MlflowPlugin(Section):
+    """What KFP's own MLflow plugin is told (`plugins_input.mlflow`); stages join the runs that it makes."""
+
+    disabled: bool = False
+    experiment_name: str | None = Field(None, min_length=1, description="null = the profile's tracking.experiment")
+
+
+class Platform(PodSurroundings):
     """The whole of `platform.yaml`."""
 
     namespace: Namespace = "kubeflow"
@@ -132,9 +149,8 @@ class Platform(Section):
     service_account: Name | None = Field(None, description="of the run's pods; null = KFP's pipeline-runner")
     labels: dict[OwnKey, LabelValue] = Field({}, description="on every pod")
     annotations: Annotations = Field({}, description="on every pod")
-    security_context: SecurityContext = SecurityContext()
-    secrets: Secrets = Secrets()
-    volumes: Volumes = Volumes()
+    workflow: Workflow = Workflow()
+    mlflow_plugin: MlflowPlugin | None = Field(None, description="null = KFP is told nothing of it")
     storage: Storage = Storage()
     train_jobs: TrainJobs = TrainJobs()
     serving: Serving = Serving()

@@ -61,6 +61,11 @@ class Toleration(surroundings.Toleration):
     value: LabelValue | None = None
 
 
+class NodeTerm(surroundings.NodeTerm):
+    key: LabelKey
+    values: tuple[LabelValue, ...] = ()
+
+
 class StagePlatform(Section):
     """What the pod of one stage asks for; null: the value of `stages.default`, and there the cluster's own."""
 
@@ -69,6 +74,7 @@ class StagePlatform(Section):
     gpu: Gpu | None = None
     shm_size: Size | None = Field(None, description="/dev/shm, memory-backed; counts towards memory")
     node_selector: dict[LabelKey, LabelValue] | None = None
+    node_affinity: tuple[NodeTerm, ...] | None = Field(None, description="all that have no weight are required")
     tolerations: tuple[Toleration, ...] | None = None
     timeout_seconds: Seconds | None = Field(
         None, description="active deadline of the pod, the pull of its image included"

@@ -29,6 +29,8 @@ from rest_core.disk import disk_errors, written_aside
 from rest_core.errors import UserError, one_line
 
 S3 = "s3://"
+ADDRESSING_VARIABLE = "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE"
+"""auto, path or virtual: boto3 has no variable for it, and MLflow's own S3 client reads this one."""
 _WILDCARD = re.compile(r"[*?\[]")
 _AT_ONCE = 8  # files of a folder; boto3 copies the parts of a large one at once besides
 _DENIED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
@@ -267,7 +269,9 @@ def _s3(location: str) -> Iterator[tuple[Any, str]]:
     if not name:
         raise UserError(f"{location}: names no bucket; write s3://bucket/key")
     try:
-        bucket = boto3.resource("s3", config=_config.get()).Bucket(name)
+        style = Config(s3={"addressing_style": os.environ.get(ADDRESSING_VARIABLE, "auto")})
+        waits = _config.get()
+        bucket = boto3.resource("s3", config=style if waits is None else style.merge(waits)).Bucket(name)
     except ValueError as error:  # an endpoint that is no address
         raise UserError(f"S3: {error}; check AWS_ENDPOINT_URL") from None
     try:

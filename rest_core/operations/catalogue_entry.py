@@ -164,6 +164,16 @@ class Stage:
         """Whether it downloads models or data: its pods have the cache volume and the hub's token."""
         return self.gpu or self.kind == "Dataset"
 
+    @property
+    def secrets(self) -> frozenset[str]:
+        """The Secrets that its pods need (`secrets` in platform.yaml).
+
+        What it records goes to MLflow, and files from the pod itself to the bucket that is MLflow's artifact store; a
+        model's source, of which weights or the tokenizer are read, may be on the hub.
+        """
+        needed = {"tracking": ("mlflow", "s3"), "storage": ("s3",), "model": ("hugging_face", "s3"), "data": ("s3",)}
+        return frozenset(secret for section in self.sections for secret in needed.get(section, ()))
+
     def enabled(self, config: Config) -> bool:
         """Whether it does its work under a configuration, or passes on its input, or says why it did nothing."""
         one = self.evaluated

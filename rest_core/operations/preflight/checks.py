@@ -47,7 +47,11 @@ def list_checks(
     )
     off_volumes = partial(_off_volumes, surroundings)
     listed: list[Check] = [
-        *((f"Secret {one.name}", partial(cluster.check_secret, one)) for one in surroundings.secrets),
+        *((f"{one.kind} {one.name}", partial(cluster.check_secret, one)) for one in surroundings.secrets),
+        *(
+            (f"files of {one.name}", partial(cluster.check_files, one, surroundings.ca_bundle))
+            for one in surroundings.files
+        ),
         *((f"volume {one.claim}", partial(cluster.check_volume, one.claim)) for one in surroundings.mounts),
         *((name, partial(off_volumes, place, partial(locations.check, place))) for name, place in places if place),
         (MLFLOW, partial(mlflow_server.check, config.tracking)),

@@ -10,10 +10,19 @@ from rest_core.config import Section
 
 
 class Secret(Section):
-    """A Kubernetes Secret, and the environment variables that it must give."""
+    """A Secret or ConfigMap, and the environment variables that it must give."""
 
+    kind: Literal["Secret", "ConfigMap"] = "Secret"
     name: str
     variables: tuple[str, ...]
+
+
+class FilesOf(Section):
+    """A Secret or ConfigMap, and the folder as which pods have it."""
+
+    kind: Literal["Secret", "ConfigMap"]
+    name: str
+    path: str
 
 
 class Mount(Section):
@@ -88,6 +97,8 @@ class Asked(Section):
 
 class Surroundings(Section):
     secrets: tuple[Secret, ...] = ()
+    files: tuple[FilesOf, ...] = ()
+    ca_bundle: str | None = Field(None, description="a file below one of them")
     mounts: tuple[Mount, ...] = ()
     asked: tuple[Asked, ...] = ()
     without_gpu: tuple[str, ...] = Field(

@@ -273,6 +273,7 @@ def test_secrets_are_given_by_name_to_those_who_need_them(compiled: Compiled) ->
     s3 = {
         "AWS_ACCESS_KEY_ID": ("s3-keys", False),
         "AWS_SECRET_ACCESS_KEY": ("s3-keys", False),
+        "AWS_SESSION_TOKEN": ("s3-keys", True),
         "AWS_ENDPOINT_URL": ("s3-keys", True),
         "AWS_DEFAULT_REGION": ("s3-keys", True),
     }
