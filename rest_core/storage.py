@@ -269,11 +269,11 @@ def _s3(location: str) -> Iterator[tuple[Any, str]]:
     if not name:
         raise UserError(f"{location}: names no bucket; write s3://bucket/key")
     try:
-        style = Config(s3={"addressing_style": os.environ.get(ADDRESSING_VARIABLE, "auto")})
+        style = Config(s3={"addressing_style": os.environ.get(ADDRESSING_VARIABLE) or "auto"})
         waits = _config.get()
         bucket = boto3.resource("s3", config=style if waits is None else style.merge(waits)).Bucket(name)
-    except ValueError as error:  # an endpoint that is no address
-        raise UserError(f"S3: {error}; check AWS_ENDPOINT_URL") from None
+    except (ValueError, BotoCoreError) as error:  # an endpoint that is no address, an unknown style
+        raise UserError(f"S3: {error}; check AWS_ENDPOINT_URL and {ADDRESSING_VARIABLE}") from None
     try:
         yield bucket, key
     except (BotoCoreError, Boto3Error, ClientError) as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from botocore.client import BaseClient
@@ -190,3 +192,21 @@ def test_a_folder_is_deleted_and_nothing_beside_it(s3: Any, tmp_path: Path, ther
     for _ in range(2):
         storage.delete_folder(f"{root}/set")
     assert storage.list_files(f"{root}/set") == [] and storage.list_files(f"{root}/set2") == ["c.jsonl"]
+
+
+@pytest.mark.parametrize(("style", "host"), [("path", "s3.example"), ("virtual", "bucket.s3.example")])
+def test_the_addressing_style_is_that_of_mlflows_client(style: str, host: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv(storage.ADDRESSING_VARIABLE, style)
+    for waits in (nullcontext(), storage.short_waits()):
+        with waits, storage._s3("s3://bucket/key") as (bucket, _):
+            client = bucket.meta.client
+            address = client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "key"})
+            assert urlsplit(address).hostname == host
+
+
+def test_an_unknown_addressing_style_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(storage.ADDRESSING_VARIABLE, "sideways")
+    with pytest.raises(UserError, match="sideways"):
+        storage.list_files("s3://bucket/key")
