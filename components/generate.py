@@ -9,7 +9,7 @@ import inspect
 from pathlib import Path
 
 from rest_core.operations.catalogue import STAGES, inputs_of
-from rest_core.operations.catalogue_entry import Stage
+from rest_core.operations.catalogue_entry import Stage, state_of
 
 _COMPONENT = '''"""KFP component of the stage {name}, written by `make compile` from the catalogue of stages."""
 {typing}
@@ -50,6 +50,7 @@ def component(stage: Stage) -> str:
     parameters = [f"{section}: dict," for section in stage.sections]
     parameters += [f"{name}: {one.annotation}," for name, one in stage.parameters if not one.optional]
     parameters.append("pipeline_run: str,")
+    parameters += [f"{state_of(section)}: str," for section in stage.outside]
     for name, producer in inputs_of(stage).items():
         many = lists and producer.part == "trial"
         artifact = f"List[dsl.{producer.kind}]" if many else f"dsl.{producer.kind}"
@@ -58,6 +59,9 @@ def component(stage: Stage) -> str:
     if stage.page is not None:
         parameters.append(f"page: dsl.Output[dsl.{stage.page[1]}],")
     parameters.append("metrics: dsl.Output[dsl.Metrics],")
+    parameters += [
+        f"{state_of(section)}: dsl.OutputPath(str),  # type: ignore[valid-type]" for section in stage.looks_at
+    ]
     for name, one in stage.parameters:
         if one.optional:
             parameters.append(f"{name}: {one.annotation} = {_EMPTY[one.annotation]},  # noqa: B006")
@@ -82,6 +86,10 @@ def readme(stage: Stage) -> str:
     ]
     rows.append("| in | `pipeline_run` | the pipeline run in MLflow; empty = the KFP run's id |")
     rows += [
+        f"| in | `{state_of(section)}` | of what lies at the places of `{section}`, for the cache |"
+        for section in stage.outside
+    ]
+    rows += [
         f"| in | `{name}` | {producer.kind} of {producer.name}"
         f"{', of each trial' if stage.part == 'ablation' and producer.part == 'trial' else ''} |"
         for name, producer in inputs_of(stage).items()
@@ -90,6 +98,7 @@ def readme(stage: Stage) -> str:
     if stage.page is not None:
         rows.append(f"| out | `page` | {stage.page[1]}: {stage.page[0]}, for KFP's pages |")
     rows.append("| out | `metrics` | Metrics: the stage's figures, its seconds and its peak memory |")
+    rows += [f"| out | `{state_of(section)}` | what lies at the places of `{section}` |" for section in stage.looks_at]
     runs = [f"Image `{stage.image}`", "may have GPUs" if stage.gpu else "no GPU"]
     runs.append("cached" if stage.cached else "not cached")
     if stage.switch is not None:

@@ -21,7 +21,7 @@ from rest_core import config, logs, manifest
 from rest_core.errors import Preempted, UserError
 from rest_core.operations import pods
 from rest_core.operations.catalogue import CATALOGUE, evaluations, inputs_of
-from rest_core.operations.catalogue_entry import Stage, resolve
+from rest_core.operations.catalogue_entry import Stage, resolve, state_of
 from rest_core.operations.tracking import store
 from rest_core.processes import skip_last_collections
 
@@ -41,7 +41,7 @@ def run_component(name: str, arguments: Mapping[str, Any]) -> None:
             to. The metadata of the output artifact receives the manifest's lineage; `metrics` receives the stage's
             figures, and its cost as `stage/seconds` and `stage/peak_rss_mib`, also when it fails (the same figures are
             written as JSON to the artifact's file, without which KFP never caches the task); `page` receives the file
-            that KFP shows, also when it fails.
+            that KFP shows, also when it fails. States of places (`Stage.outside`) are for KFP's cache alone.
 
     Raises:
         UserError: a wrong configuration or input; the task fails with this one line.
@@ -59,6 +59,10 @@ def run_component(name: str, arguments: Mapping[str, Any]) -> None:
         made = manifest.read(Path(out.path))
         lineage = {"sha256": made["sha256"], "git_commit": made["git_commit"], "skipped": result.skipped}
         out.metadata.update({key: value for key, value in lineage.items() if value is not None})
+        for section in stage.looks_at:
+            given = Path(arguments[state_of(section)])
+            given.parent.mkdir(parents=True, exist_ok=True)
+            given.write_text(result.states[section], encoding="utf-8")
     except Preempted as stop:
         log.warning("%s", stop)
         sys.exit(stop.exit_code)  # the task is tried again

@@ -69,4 +69,4 @@ def build(
         "trials": (List[Dict], [trial.to_parameter() for trial in every]),  # noqa: UP006
         "pipeline_run": (str, ""),
     }
-    return pipeline("rest-ablation", "Train with several weight schemes and seeds, compare", parameters, body)
+    return pipeline("rest-ablation", "Train with several weight schemes and seeds, compare", parameters, body, platform)

@@ -17,7 +17,7 @@ from pipelines.platform import Platform
 from rest_core.config import Config
 from rest_core.errors import UserError
 from rest_core.operations.catalogue import CATALOGUE, SECTIONS, inputs_of
-from rest_core.operations.catalogue_entry import Stage
+from rest_core.operations.catalogue_entry import Stage, state_of
 from rest_core.operations.status.final import Links
 
 Tasks = dict[str, dsl.PipelineTask]  # by the names of the stages
@@ -28,6 +28,7 @@ def pipeline(
     description: str,
     parameters: Mapping[str, tuple[Any, Any]],
     body: Callable[[dict[str, Any]], None],
+    platform: Platform | None = None,
 ) -> GraphComponent:
     """A KFP pipeline of these parameters, in the order given.
 
@@ -35,6 +36,7 @@ def pipeline(
         name: of the pipeline, as KFP shows it.
         parameters: type and default of each.
         body: gets the parameters by name, and makes the tasks.
+        platform: has the settings of a run as a whole.
     """
 
     def graph(*values: Any) -> None:
@@ -47,7 +49,8 @@ def pipeline(
             for key, (annotation, default) in parameters.items()
         ]
     )
-    built: GraphComponent = dsl.pipeline(name=name, description=description)(graph)
+    settings = dsl.PipelineConfig(**platform.workflow.model_dump()) if platform is not None else None
+    built: GraphComponent = dsl.pipeline(name=name, description=description, pipeline_config=settings)(graph)
     return built
 
 
@@ -72,8 +75,8 @@ def add(
     """Make the task of a stage in the pipeline that is being built, and note it in `tasks`.
 
     Args:
-        sections: the sections of the configuration and `pipeline_run`, as parameters of the pipeline. An empty
-            pipeline_run means the KFP run's id, which each pod reads from its label.
+        sections: the sections of the configuration, `pipeline_run` and what `around` adds, as parameters of the
+            pipeline. An empty pipeline_run means the KFP run's id, which each pod reads from its label.
         tasks: of the stages whose outputs it reads.
         collect: what the stage gets of an output that in a loop is one of many.
         parameters: those of the stage that are no sections.
@@ -82,17 +85,17 @@ def add(
     for name, producer in inputs_of(stage).items():
         artifact = tasks[producer.name].outputs[producer.output]
         inputs[name] = collect(artifact) if producer.part == "trial" else artifact
-    given = {name: sections[name] for name in (*stage.sections, "pipeline_run")}
+    given = {name: sections[name] for name in (*stage.sections, "pipeline_run", *map(state_of, stage.outside))}
     tasks[stage.name] = component_of(stage)(**given, **inputs, **parameters)
     return tasks[stage.name].after(*(tasks[name] for name in stage.after))
 
 
 @contextmanager
-def around(sections: Mapping[str, Any], platform: Platform | None, config: Config) -> Iterator[Tasks]:
+def around(sections: dict[str, Any], platform: Platform | None, config: Config) -> Iterator[Tasks]:
     """The tasks around a run on a cluster: preflight before the first stage, report-status at the end in any case.
 
     Args:
-        sections: as in `add`.
+        sections: as in `add`; gets the states of the places that the run reads, which preflight finds.
         platform: where and how the pods run; None = a local run, around which there is nothing: on one machine nothing
             can be missing that the first stage would not miss at once, and `pipelines.local` reports a failure itself.
         config: what the pipeline is compiled with.
@@ -102,6 +105,9 @@ def around(sections: Mapping[str, Any], platform: Platform | None, config: Confi
     """
     tasks: Tasks = {}
     if platform is None:
+        from rest_core.operations.preflight import states
+
+        sections.update({state_of(name): state for name, state in states.of_this_machine(config).items()})
         yield tasks
         for task in tasks.values():
             task.set_caching_options(True)  # the cache is the run's own: what is done is not done again
@@ -117,6 +123,8 @@ def around(sections: Mapping[str, Any], platform: Platform | None, config: Confi
         compared = {name: sections[name] for name in ("ablation", "trials") if name in sections}
         checked = add(CATALOGUE["preflight"], sections, {}, surroundings=promised, **compared)
         place(checked, CATALOGUE["preflight"], platform, config)
+        looked_at = map(state_of, CATALOGUE["preflight"].looks_at)
+        sections.update({name: checked.outputs[name] for name in looked_at})
         yield tasks
         for name, task in tasks.items():
             if not (inputs_of(CATALOGUE[name]) or CATALOGUE[name].after):

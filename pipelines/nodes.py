@@ -5,15 +5,16 @@ These two sections of the configuration are parameters of the pipelines, as the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines.kubernetes_values import spelled
 from pipelines.placement import cache_variables, image_of
-from pipelines.platform import Platform, Volume
+from pipelines.platform import Platform
+from pipelines.pod_surroundings import SCRATCH, SHM, Scratch, Volume
+from pipelines.stage_pods import NodeTerm
 from rest_core.config import LaunchConfig, StorageConfig, TrainJobConfig
 from rest_core.operations.pods import IMAGE_VARIABLE
-
-_SHM = "shm"  # the volume of that name in deploy/training-runtime.yaml
 
 
 def storage_on(platform: Platform, storage: StorageConfig) -> StorageConfig:
@@ -40,7 +41,14 @@ def launch_on(platform: Platform, launch: LaunchConfig) -> LaunchConfig:
             volumes.append({"name": name, "persistentVolumeClaim": {"claimName": volume.claim}})
             mounts.append(_mount(name, volume))
     if stage.shm_size is not None:
-        volumes.append({"name": _SHM, "emptyDir": {"medium": "Memory", "sizeLimit": stage.shm_size}})
+        volumes.append({"name": SHM, "emptyDir": {"medium": "Memory", "sizeLimit": stage.shm_size}})
+    for files in platform.files:
+        source = {"secret": {"secretName": files.name}} if files.secret else {"configMap": {"name": files.name}}
+        volumes.append({"name": files.name, **source})
+        mounts.append({"name": files.name, "mountPath": files.path, "readOnly": True})
+    if (scratch := platform.volumes.scratch) is not None:
+        volumes.append({"name": SCRATCH, **_scratch_volume(scratch)})
+        mounts.append({"name": SCRATCH, "mountPath": scratch.path})
     image = image_of(platform, "train")
     # It takes the place of the runtime's own, whose profile it keeps.
     security = platform.security_context.model_dump(exclude_none=True) | {"seccomp_profile": {"type": "RuntimeDefault"}}
@@ -53,9 +61,15 @@ def launch_on(platform: Platform, launch: LaunchConfig) -> LaunchConfig:
         labels=platform.labels,
         annotations=platform.annotations,
         resources=resources,
-        environment={**cache_variables(platform), IMAGE_VARIABLE: image},
+        environment={
+            **platform.variables,
+            **cache_variables(platform),
+            **({"TMPDIR": scratch.path} if scratch is not None else {}),
+            IMAGE_VARIABLE: image,
+        },
         service_account=platform.service_account,
         node_selector=stage.node_selector or {},
+        affinity=_affinity(stage.node_affinity or ()),
         tolerations=tuple(spelled(toleration.model_dump(exclude_none=True)) for toleration in stage.tolerations or ()),
         volumes=tuple(volumes),
         volume_mounts=tuple(mounts),
@@ -63,6 +77,30 @@ def launch_on(platform: Platform, launch: LaunchConfig) -> LaunchConfig:
         security_context=spelled(security),
     )
     return launch.model_copy(update={"train_job": job})
+
+
+def _scratch_volume(scratch: Scratch) -> dict[str, Any]:
+    if scratch.storage_class is None:
+        return {"emptyDir": {"sizeLimit": scratch.size}}
+    asked = {"resources": {"requests": {"storage": scratch.size}}, "storageClassName": scratch.storage_class}
+    return {"ephemeral": {"volumeClaimTemplate": {"spec": {"accessModes": ["ReadWriteOnce"], **asked}}}}
+
+
+def _affinity(terms: Sequence[NodeTerm]) -> dict[str, Any]:
+    def expression(term: NodeTerm) -> dict[str, Any]:
+        return {"key": term.key, "operator": term.operator} | ({"values": list(term.values)} if term.values else {})
+
+    required = [expression(term) for term in terms if term.weight is None]
+    preferred = [
+        {"weight": term.weight, "preference": {"matchExpressions": [expression(term)]}}
+        for term in terms
+        if term.weight is not None
+    ]
+    when = "DuringSchedulingIgnoredDuringExecution"
+    node: dict[str, Any] = {f"preferred{when}": preferred} if preferred else {}
+    if required:
+        node[f"required{when}"] = {"nodeSelectorTerms": [{"matchExpressions": required}]}
+    return {"nodeAffinity": node} if node else {}
 
 
 def _mount(name: str, volume: Volume) -> dict[str, Any]:

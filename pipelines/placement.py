@@ -5,10 +5,14 @@ KFP sets the service account for a whole run, when it is submitted: `rest submit
 
 from __future__ import annotations
 
+from typing import Any
+
 from kfp import dsl
 
 from components.images import image
-from pipelines.platform import Platform, StagePlatform
+from pipelines.platform import Platform
+from pipelines.pod_surroundings import OPTIONAL_KEYS, REQUIRED_KEYS, SCRATCH, SHM, Scratch
+from pipelines.stage_pods import NodeTerm, StagePlatform
 from rest_core.config import Config
 from rest_core.errors import needs_extra
 from rest_core.operations.catalogue import STAGES
@@ -22,22 +26,10 @@ from rest_core.operations.pods import (
     RUN_ID_VARIABLE,
     STAGE_LABEL,
 )
-from rest_core.operations.preflight.surroundings import Gpus, Mount, Secret, Surroundings
+from rest_core.operations.preflight.surroundings import Asked, FilesOf, Mount, Secret, Surroundings
 
 with needs_extra("cluster"):
     import kfp.kubernetes as kubernetes
-
-# Keys of the Secrets, which are the variables' names: what a Secret must have, and what it may have.
-_REQUIRED_KEYS = {
-    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-    "hugging_face": ("HF_TOKEN",),
-    "mlflow": ("MLFLOW_TRACKING_URI",),
-}
-_OPTIONAL_KEYS = {
-    "s3": ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"),
-    "hugging_face": (),
-    "mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
-}
 
 
 def place(task: dsl.PipelineTask, stage: Stage, platform: Platform, config: Config) -> None:
@@ -54,14 +46,16 @@ def place(task: dsl.PipelineTask, stage: Stage, platform: Platform, config: Conf
     _choose_image(task, platform, stage)
     _ask_for_resources(task, own)
     _mount(task, platform, stage, own.shm_size, config.storage.location)
+    _surround(task, platform, stage)
     _hand_secrets(task, platform, stage)
     _restrict(task, platform, own)
     _bound_and_repeat(task, own)
-    identify(task, stage)  # last: its labels are not to be replaced by the platform's
+    _identify(task, stage)
+    task.set_caching_options(stage.cached and platform.cache)
 
 
-def identify(task: dsl.PipelineTask, stage: Stage) -> None:
-    """Let the pod know its run, and others find the pod; cache the task where its inputs decide its result.
+def _identify(task: dsl.PipelineTask, stage: Stage) -> None:
+    """Let the pod know its run, and others find the pod.
 
     The run's id comes from the pod's label: as an input (KFP resolves PIPELINE_JOB_ID_PLACEHOLDER there, and only as a
     task's constant) it would be part of the cache key.
@@ -69,42 +63,52 @@ def identify(task: dsl.PipelineTask, stage: Stage) -> None:
     kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, f"metadata.labels['{RUN_ID_LABEL}']")
     kubernetes.add_pod_label(task, PART_OF_LABEL, PROJECT)
     kubernetes.add_pod_label(task, STAGE_LABEL, stage.name)
-    task.set_caching_options(stage.cached)
 
 
 def surroundings(platform: Platform, config: Config) -> Surroundings:
     """What the pods of a run are promised, for preflight to look whether it is there."""
-    gpus, off = [], []
+    asked, off = [], []
     for stage in STAGES:
         own = platform.stage(stage.name)
-        if own.gpu is None:
-            continue
-        if not stage.enabled(config):
+        if own.gpu is not None and not stage.enabled(config):
             if (own.nodes or 1) == 1:  # the pods of a TrainJob have theirs as soon as a run makes one
                 off.append(stage.name)
             continue
-        gpus.append(
-            Gpus(
-                stage=stage.name,
-                resource=own.gpu.resource,
-                count=own.gpu.count,
-                nodes=own.nodes or 1,
-                node_selector=own.node_selector or {},
-                tolerations=own.tolerations or (),
-            )
+        one = Asked(
+            stage=stage.name,
+            cpu=own.cpu,
+            memory=own.memory,
+            **({} if own.gpu is None else {"resource": own.gpu.resource, "count": own.gpu.count}),
+            nodes=own.nodes or 1,
+            node_selector=own.node_selector or {},
+            node_affinity=own.node_affinity or (),
+            tolerations=own.tolerations or (),
         )
+        if one.resources or one.node_selector or one.node_affinity:
+            asked.append(one)
     return Surroundings(
-        secrets=tuple(
-            Secret(name=name, variables=_REQUIRED_KEYS[kind])
-            for kind in _REQUIRED_KEYS
-            if (name := getattr(platform.secrets, kind)) is not None
+        secrets=(
+            *(
+                Secret(name=name, variables=required)
+                for kind, required in REQUIRED_KEYS.items()
+                if (name := getattr(platform.secrets, kind)) is not None
+            ),
+            *(
+                Secret(kind="Secret" if one.secret else "ConfigMap", name=one.name, variables=one.keys)
+                for one in platform.env_from
+            ),
         ),
+        files=tuple(
+            FilesOf(kind="Secret" if one.secret else "ConfigMap", name=one.name, path=one.path)
+            for one in platform.files
+        ),
+        ca_bundle=platform.ca_bundle,
         mounts=tuple(
             Mount(claim=volume.claim, path=volume.path)
             for volume in (platform.volumes.model_cache, platform.volumes.work)
             if volume is not None
         ),
-        gpus=tuple(gpus),
+        asked=tuple(asked),
         without_gpu=tuple(off),
     )
 
@@ -115,12 +119,13 @@ def image_of(platform: Platform, target: str) -> str:
 
 
 def cache_variables(platform: Platform) -> dict[str, str]:
-    """Environment variables that send downloads to the model cache, else to a folder of the work volume."""
-    cache, work = platform.volumes.model_cache, platform.volumes.work
-    if cache is not None:
-        folder = cache.path.rstrip("/")
-    elif work is not None:
-        folder = f"{work.path.rstrip('/')}/.cache"
+    """Environment variables that send downloads to the model cache, else to a folder of the work or scratch volume."""
+    volumes = platform.volumes
+    other = volumes.work or volumes.scratch
+    if volumes.model_cache is not None:
+        folder = volumes.model_cache.path.rstrip("/")
+    elif other is not None:
+        folder = f"{other.path.rstrip('/')}/.cache"
     else:
         return {}
     return {"HF_HOME": f"{folder}/huggingface", "XDG_CACHE_HOME": folder}  # rest_core.storage.cache_folder reads this
@@ -161,30 +166,54 @@ def _mount(
     A pod with a claim that is missing or not bound is never scheduled. Preflight, which is to tell so, mounts none;
     report-status mounts that of the run's scratch space, which it removes.
     """
-    cache, work = platform.volumes.model_cache, platform.volumes.work
-    needed = stage.part != "cluster"
-    if stage.name == "report-status" and location is not None:
-        needed = platform.volumes.keep(location)
+    cache, work, scratch = platform.volumes.model_cache, platform.volumes.work, platform.volumes.scratch
+    works = stage.part != "cluster"
+    needed = works if stage.name != "report-status" or location is None else platform.volumes.keep(location)
     if work is not None and needed:
         kubernetes.mount_pvc(task, work.claim, work.path, work.sub_path)
-    if stage.loads_models_or_data:
-        if cache is not None:
-            kubernetes.mount_pvc(task, cache.claim, cache.path, cache.sub_path)
+    if cache is not None and stage.loads_models_or_data:
+        kubernetes.mount_pvc(task, cache.claim, cache.path, cache.sub_path)
+    if scratch is not None and works:
+        _give_scratch(task, scratch)
+    if stage.loads_models_or_data or (works and scratch is not None and not (cache or work)):
         for name, value in cache_variables(platform).items():
             task.set_env_variable(name, value)
     if shm_size is not None:
-        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=shm_size)
+        kubernetes.empty_dir_mount(task, SHM, "/dev/shm", medium="Memory", size_limit=shm_size)
+
+
+def _give_scratch(task: dsl.PipelineTask, scratch: Scratch) -> None:
+    if scratch.storage_class is None:
+        kubernetes.empty_dir_mount(task, SCRATCH, scratch.path, size_limit=scratch.size)
+    else:
+        kubernetes.add_ephemeral_volume(
+            task, SCRATCH, scratch.path, ["ReadWriteOnce"], scratch.size, scratch.storage_class
+        )
+    task.set_env_variable("TMPDIR", scratch.path)
+
+
+def _surround(task: dsl.PipelineTask, platform: Platform, stage: Stage) -> None:
+    """Variables and files of every pod; preflight and report-status start without them, to report what is missing."""
+    optional = stage.part == "cluster"
+    for name, value in platform.variables.items():
+        task.set_env_variable(name, value)
+    for one in platform.env_from:
+        use = kubernetes.use_secret_as_env if one.secret else kubernetes.use_config_map_as_env
+        use(task, one.name, {key: key for key in one.keys}, optional=optional)
+    for files in platform.files:
+        mount = kubernetes.use_secret_as_volume if files.secret else kubernetes.use_config_map_as_volume
+        mount(task, files.name, files.path, optional=optional)
 
 
 def _hand_secrets(task: dsl.PipelineTask, platform: Platform, stage: Stage) -> None:
     """Secrets as environment variables; a pod whose required key is missing does not start."""
-    for kind, required in _REQUIRED_KEYS.items():
+    for kind, required in REQUIRED_KEYS.items():
         name = getattr(platform.secrets, kind)
-        if name is None or (kind == "hugging_face" and not (stage.loads_models_or_data or stage.name == "preflight")):
+        if name is None or kind not in stage.secrets:
             continue
         starts = stage.part == "cluster"  # whatever is missing, to report it
         kubernetes.use_secret_as_env(task, name, {key: key for key in required}, optional=starts)
-        if optional := _OPTIONAL_KEYS[kind]:
+        if optional := OPTIONAL_KEYS[kind]:
             kubernetes.use_secret_as_env(task, name, {key: key for key in optional}, optional=True)
 
 
@@ -192,6 +221,12 @@ def _restrict(task: dsl.PipelineTask, platform: Platform, own: StagePlatform) ->
     """On which nodes, as whom, and under which labels the pod runs."""
     for key, value in (own.node_selector or {}).items():
         kubernetes.add_node_selector(task, key, value)
+    terms = own.node_affinity or ()
+    if required := [_expression(term) for term in terms if term.weight is None]:
+        kubernetes.add_node_affinity(task, required)  # of several calls one would be enough for Kubernetes
+    for term in terms:
+        if term.weight is not None:
+            kubernetes.add_node_affinity(task, [_expression(term)], weight=term.weight)
     for one in own.tolerations or ():
         kubernetes.add_toleration(task, **one.model_dump())
     security = platform.security_context
@@ -205,6 +240,10 @@ def _restrict(task: dsl.PipelineTask, platform: Platform, own: StagePlatform) ->
         kubernetes.add_pod_label(task, key, value)
     for key, value in platform.annotations.items():
         kubernetes.add_pod_annotation(task, key, value)
+
+
+def _expression(term: NodeTerm) -> dict[str, Any]:
+    return {"key": term.key, "operator": term.operator, "values": list(term.values)}
 
 
 def _bound_and_repeat(task: dsl.PipelineTask, own: StagePlatform) -> None:

@@ -13,33 +13,30 @@ from typing import Any, Literal
 from pydantic import Field, create_model, model_validator
 
 from pipelines.kubernetes_values import (
-    Claim,
+    Annotations,
     Cpu,
     Image,
     LabelKey,
     LabelValue,
-    MountPath,
+    Memory,
     Name,
-    ResourceName,
+    Namespace,
+    OwnKey,
+    Seconds,
     Size,
-    SubPath,
 )
+from pipelines.pod_surroundings import PodSurroundings
+from pipelines.stage_pods import Gpu, StagePlatform, Toleration, require_room_for_shm, said
 from rest_core import storage
 from rest_core.config import Section, validate
 from rest_core.errors import UserError
 from rest_core.operations.catalogue import CATALOGUE, ENTRIES
-from rest_core.operations.preflight.surroundings import Toleration
 from rest_core.yaml_text import read_yaml
 
 _GPU_STAGES = [stage.identifier for stage in ENTRIES if stage.gpu]  # `stages.default.gpu` is theirs alone
 
 # Sections of a stage that are inherited key by key.
 _IN_PARTS = ("retries", "gpu")
-
-_DAY = 24 * 3600
-_NO_TIMEOUT_SECONDS = 30 * _DAY  # what a try without a time-out is taken to last
-_SCHEDULING_SECONDS = _DAY  # what a try may wait for a node
-_MOST_PAUSE_SECONDS = 30 * _DAY
 
 
 class Images(Section):
@@ -52,114 +49,6 @@ class Images(Section):
     evaluate: Image | None = None
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     pull_secrets: tuple[Name, ...] = ()
-
-
-class Gpu(Section):
-    resource: ResourceName = Field("nvidia.com/gpu", description="Kubernetes resource name")
-    count: int = Field(1, ge=0, description="a pod; 0 = none, where stages.default has some")
-
-
-class Retries(Section):
-    """Tries after the first; a stage goes on from its own leftovers."""
-
-    count: int = Field(0, ge=0, le=100)
-    backoff_seconds: int = Field(60, ge=0, description="pause before the second try")
-    backoff_factor: int = Field(2, ge=1, le=10, description="how much longer each pause is; Argo takes whole numbers")
-    window_seconds: int | None = Field(
-        None,
-        ge=1,
-        description="from the start of the first try, after which no try is begun and one that runs is ended; null = "
-        "as long as all tries may take",
-    )
-
-    @property
-    def pauses(self) -> int:
-        """Seconds of all pauses together."""
-        return sum(self.backoff_seconds * self.backoff_factor**n for n in range(self.count))
-
-    def window(self, timeout_seconds: int | None) -> int:
-        """Seconds from the first try's start in which all tries fit, each waiting for a node and then running."""
-        if self.window_seconds is not None:
-            return self.window_seconds
-        a_try = _SCHEDULING_SECONDS + (timeout_seconds or _NO_TIMEOUT_SECONDS)
-        return (self.count + 1) * a_try + self.pauses
-
-    @model_validator(mode="after")
-    def _pauses_end(self) -> Retries:
-        if self.pauses > _MOST_PAUSE_SECONDS:
-            raise ValueError(
-                f"the pauses between {self.count + 1} tries add up to {self.pauses / 86400:.0f} days; make "
-                "backoff_factor or count smaller"
-            )
-        return self
-
-
-class StagePlatform(Section):
-    """What the pod of one stage asks for; null: the value of `stages.default`, and there the cluster's own."""
-
-    cpu: Cpu | None = Field(None, description="request and limit")
-    memory: Size | None = Field(None, description="request and limit")
-    gpu: Gpu | None = None
-    shm_size: Size | None = Field(None, description="/dev/shm, memory-backed; counts towards memory")
-    node_selector: dict[LabelKey, LabelValue] | None = None
-    tolerations: tuple[Toleration, ...] | None = None
-    timeout_seconds: int | None = Field(None, ge=1, description="active deadline of the pod")
-    retries: Retries | None = None
-    nodes: int | None = Field(None, ge=1, description="rest-rl only: more than one makes it a TrainJob")
-
-
-class Volume(Section):
-    """A PersistentVolumeClaim that is there already."""
-
-    claim: Claim
-    path: MountPath = Field(description="where it is mounted")
-    sub_path: SubPath = Field("", description="the folder of the volume that is mounted; empty = all of it")
-
-    def holds(self, place: str) -> bool:
-        """Whether a folder lies on it."""
-        return f"{place.rstrip('/')}/".startswith(f"{self.path.rstrip('/')}/")
-
-
-class Volumes(Section):
-    model_cache: Volume | None = Field(None, description="downloaded checkpoints, kept between runs")
-    work: Volume | None = Field(None, description="work space that all pods share")
-
-    def keep(self, location: str) -> bool:
-        """Whether a storage location is a folder of the work space, not s3://."""
-        return not storage.is_s3(location) and self.work is not None and self.work.holds(location)
-
-    @model_validator(mode="after")
-    def _two_claims_at_two_places(self) -> Volumes:
-        if not (self.model_cache and self.work):
-            return self
-        if self.model_cache.path.rstrip("/") == self.work.path.rstrip("/"):
-            raise ValueError(f"model_cache and work are both mounted at {self.work.path}; give each a path of its own")
-        if self.model_cache.claim == self.work.claim:
-            raise ValueError(
-                f"model_cache and work are the same claim ({self.work.claim}), which KFP cannot mount twice in a pod; "
-                "leave model_cache out: downloads then go to the work volume's folder .cache"
-            )
-        return self
-
-
-class Secrets(Section):
-    """Names of Secrets; their keys are the environment variables' names (`deploy/secrets.example.yaml`)."""
-
-    s3: Name | None = None
-    hugging_face: Name | None = None
-    mlflow: Name | None = None
-
-
-class SecurityContext(Section):
-    run_as_non_root: bool = True
-    run_as_user: int | None = Field(None, ge=0, description="null = the image's, or what the cluster assigns")
-    run_as_group: int | None = Field(None, ge=0)
-
-    @model_validator(mode="after")
-    def _root_is_root(self) -> SecurityContext:
-        if self.run_as_non_root and self.run_as_user == 0:
-            raise ValueError("run_as_user 0 is root, which run_as_non_root forbids: no pod would start; change one")
-        return self
 
 
 class Storage(Section):
@@ -188,20 +77,21 @@ class Serving(Section):
         None, description="whose Secret KServe reads S3 with (serving.kserve.io annotations); null = the default one"
     )
     cpu: Cpu | None = Field(None, description="request and limit")
-    memory: Size | None = Field(None, description="request and limit")
+    memory: Memory | None = Field(None, description="request and limit")
     gpu: Gpu | None = Gpu()
     shm_size: Size | None = Field(None, description="/dev/shm, memory-backed; vLLM on several GPUs needs it")
     node_selector: dict[LabelKey, LabelValue] = Field({})
     tolerations: tuple[Toleration, ...] = ()
     min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(1, ge=1)
-    annotations: dict[LabelKey, str] = Field({}, description="of the service: serving.kserve.io/deploymentMode …")
+    annotations: Annotations = Field({}, description="of the service: serving.kserve.io/deploymentMode …")
     vllm_options: tuple[str, ...] = Field((), description="further arguments of vLLM: [--max-model-len, '4096']")
 
     @model_validator(mode="after")
     def _between_its_bounds(self) -> Serving:
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
+        require_room_for_shm(self.shm_size, self.memory)
         return self
 
 
@@ -228,20 +118,38 @@ Stages = create_model("Stages", __base__=_Stages, **_FIELDS)
 """One `StagePlatform` an entry of the catalogue, and `default`; evaluations of all policies share theirs."""
 
 
-class Platform(Section):
+class Workflow(Section):
+    """A run as a whole, as Argo has it."""
+
+    active_deadline_seconds: Seconds | None = Field(None, description="after which Argo ends all that runs")
+    ttl_seconds_after_finished: Seconds | None = Field(
+        None, description="after which Argo's workflow and its pods are deleted; null = as KFP is installed"
+    )
+
+
+class MlflowPlugin(Section):
+    """What KFP's own MLflow plugin is told (`plugins_input.mlflow`); stages join the runs that it makes."""
+
+    disabled: bool = False
+    experiment_name: str | None = Field(None, min_length=1, description="null = the profile's tracking.experiment")
+
+
+class Platform(PodSurroundings):
     """The whole of `platform.yaml`."""
 
-    namespace: Name = "kubeflow"
+    namespace: Namespace = "kubeflow"
     kfp_url: str | None = Field(
-        None, pattern=r"^https?://", description="address of KFP's pages as people open it, for links in reports"
+        None,
+        pattern=r"^https?://[^/@]+(/|$)",
+        description="address of KFP's pages as people open it, for links in reports",
     )
+    cache: bool = Field(True, description="whether KFP may reuse what earlier runs made of the same inputs")
     images: Images = Images()
     service_account: Name | None = Field(None, description="of the run's pods; null = KFP's pipeline-runner")
-    labels: dict[LabelKey, LabelValue] = Field({}, description="on every pod")
-    annotations: dict[LabelKey, str] = Field({}, description="on every pod")
-    security_context: SecurityContext = SecurityContext()
-    secrets: Secrets = Secrets()
-    volumes: Volumes = Volumes()
+    labels: dict[OwnKey, LabelValue] = Field({}, description="on every pod")
+    annotations: Annotations = Field({}, description="on every pod")
+    workflow: Workflow = Workflow()
+    mlflow_plugin: MlflowPlugin | None = Field(None, description="null = KFP is told nothing of it")
     storage: Storage = Storage()
     train_jobs: TrainJobs = TrainJobs()
     serving: Serving = Serving()
@@ -284,8 +192,8 @@ class Platform(Section):
         Of `retries` and `gpu` a stage may say a part; a GPU count of 0 is no GPU.
         """
         field = CATALOGUE[name].entry
-        own = _said(getattr(self.stages, field))
-        default = _said(self.stages.default)  # type: ignore[attr-defined]
+        own = said(getattr(self.stages, field))
+        default = said(self.stages.default)  # type: ignore[attr-defined]
         if not CATALOGUE[name].gpu:
             default.pop("gpu", None)
         merged = {**default, **own}
@@ -295,10 +203,6 @@ class Platform(Section):
         if merged.get("gpu", {}).get("count") == 0:
             del merged["gpu"]
         return validate(StagePlatform, merged, where=f"stages.{field}, with what stages.default says")
-
-
-def _said(stage: StagePlatform) -> dict[str, Any]:
-    return stage.model_dump(exclude_unset=True, exclude_none=True)
 
 
 def load_platform(path: Path) -> Platform:

@@ -40,6 +40,5 @@ def build(config: Config, *, platform: Platform | None = None) -> GraphComponent
                 add(CATALOGUE["deploy-model"], sections, tasks, service=service)
 
     parameters = {**section_parameters(config), "pipeline_run": (str, "")}
-    return pipeline(
-        "rest-pipeline", "Prepare data, warm up, train with ResT, evaluate, compare, register", parameters, body
-    )
+    description = "Prepare data, warm up, train with ResT, evaluate, compare, register"
+    return pipeline("rest-pipeline", description, parameters, body, platform)

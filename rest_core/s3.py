@@ -8,6 +8,7 @@ download is held against the object's size and its ETag, or against the SHA-256 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ from rest_core.errors import UserError, one_line
 from rest_core.manifest import sha256_file
 
 S3 = "s3://"
+ADDRESSING_VARIABLE = "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE"
+"""auto, path or virtual: boto3 has no variable for it, and MLflow's own S3 client reads this one."""
 _AT_ONCE = 8  # files of a folder; boto3 copies the parts of a large one at once besides
 _TRIES = 3  # downloads of an object that arrives damaged
 _MD5 = re.compile("[0-9a-f]{32}")
@@ -41,9 +44,11 @@ def opened(location: str) -> Iterator[tuple[Any, str]]:
     if not name:
         raise UserError(f"{location}: names no bucket; write s3://bucket/key")
     try:
-        bucket = boto3.resource("s3", config=_config.get()).Bucket(name)
-    except ValueError as error:  # an endpoint that is no address
-        raise UserError(f"S3: {error}; check AWS_ENDPOINT_URL") from None
+        style = Config(s3={"addressing_style": os.environ.get(ADDRESSING_VARIABLE) or "auto"})
+        waits = _config.get()
+        bucket = boto3.resource("s3", config=style if waits is None else style.merge(waits)).Bucket(name)
+    except (ValueError, BotoCoreError) as error:  # an endpoint that is no address, an unknown style
+        raise UserError(f"S3: {error}; check AWS_ENDPOINT_URL and {ADDRESSING_VARIABLE}") from None
     try:
         yield bucket, key
     except (BotoCoreError, Boto3Error, ClientError) as error:

@@ -21,7 +21,6 @@ from rest_core import checked, s3
 from rest_core.disk import disk_errors, remove, written_aside
 from rest_core.errors import UserError
 from rest_core.s3 import S3
-from rest_core.s3 import short_waits as short_waits
 
 _WILDCARD = re.compile(r"[*?\[]")
 _ANY: Mapping[str, str] = {}
@@ -109,6 +108,28 @@ def list_files(location: str) -> list[str]:
             return sorted(s3.below(bucket, key))
     root = Path(location).expanduser()
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def state(location: str) -> str:
+    """What is at a path, folder, glob or s3:// URI: another text where a file there has changed.
+
+    Of S3's objects by their ETags, of files by their sizes and times. Under a glob of S3 every object counts whose key
+    begins as it does, whether it matches or not.
+    """
+    if is_s3(location):
+        with s3.opened(location) as (bucket, key):
+            below = bucket.objects.filter(Prefix=_WILDCARD.split(key)[0].rstrip("/"))
+            lines = [f"{found.key} {found.e_tag}" for found in below]
+    else:
+        paths = [path for place in expand(location) for path in _files(Path(place).expanduser())]
+        lines = [f"{path} {(found := path.stat()).st_size} {found.st_mtime_ns}" for path in paths]
+    if not lines:
+        raise UserError(f"{location}: nothing is there; check the spelling")
+    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
 
 
 def upload_folder(folder: Path, uri: str, *, last: str = "manifest.json") -> str:

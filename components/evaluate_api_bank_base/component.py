@@ -12,6 +12,8 @@ def evaluate_api_bank_base(
     api_bank: dict,
     tracking: dict,
     pipeline_run: str,
+    model_state: str,
+    api_bank_state: str,
     report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:

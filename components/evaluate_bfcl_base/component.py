@@ -12,6 +12,7 @@ def evaluate_bfcl_base(
     bfcl: dict,
     tracking: dict,
     pipeline_run: str,
+    model_state: str,
     report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:

@@ -24,6 +24,9 @@ def preflight(
     report: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
+    model_state: dsl.OutputPath(str),  # type: ignore[valid-type]
+    data_state: dsl.OutputPath(str),  # type: ignore[valid-type]
+    api_bank_state: dsl.OutputPath(str),  # type: ignore[valid-type]
     ablation: dict = {},  # noqa: B006
     trials: list = [],  # noqa: B006
 ) -> None:

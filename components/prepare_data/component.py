@@ -13,6 +13,9 @@ def prepare_data(
     tracking: dict,
     storage: dict,
     pipeline_run: str,
+    model_state: str,
+    data_state: str,
+    api_bank_state: str,
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:

@@ -126,9 +126,10 @@ def submit(
 @click.command()
 @click.argument("run", required=False, metavar="[RUN]")
 @_option("--limit", "N", "How many runs to list without RUN.", type=click.IntRange(1, 200), default=10)
+@click.option("--report", is_flag=True, help="Write the end of a run that was retried into MLflow, and print it.")
 @_WAIT
 @_connected
-def status(run: str | None, connection: dict[str, Any], limit: int, wait: bool) -> None:
+def status(run: str | None, connection: dict[str, Any], limit: int, report: bool, wait: bool) -> None:
     """Show the stages of RUN, an id or a name; without it, the latest runs.
 
     \b
@@ -136,9 +137,10 @@ def status(run: str | None, connection: dict[str, Any], limit: int, wait: bool) 
       rest status
       rest status qwen3-1.7b-official-seed0-20260101-120000
       rest status 1fa3b9a4-0f6c-4b1c-8a4a-5d8f5c1b2f3d --wait
+      MLFLOW_TRACKING_URI=https://mlflow.example rest status RUN --report
     """
-    if run is None and wait:
-        raise UserError("--wait needs a run: rest status RUN --wait")
+    if run is None and (wait or report):
+        raise UserError(f"--{'wait' if wait else 'report'} needs a run: rest status RUN --wait")
     from pipelines.cluster import runs, tables
     from pipelines.cluster.errors import printable
 
@@ -155,6 +157,12 @@ def status(run: str | None, connection: dict[str, Any], limit: int, wait: bool) 
     _console().print(tables.stage_table(runs.stages(found)))
     if found.error and found.error.message:
         click.echo(printable(found.error.message))
+    if report:
+        from pipelines.cluster.conclude import conclude
+
+        click.echo(conclude(found, ui=cluster.ui))
+    elif found.state in runs.ENDED:
+        _hint_at_report(found)
 
 
 @click.command()
@@ -217,7 +225,7 @@ def retry(run: str, connection: dict[str, Any], wait: bool) -> None:
     cluster.runs.run_service_retry_run(run_id=found.run_id)
     click.echo(f"started {found.display_name} again")
     if wait:
-        _follow(cluster, found.run_id)
+        _follow(cluster, found.run_id, retried=True)
 
 
 @click.command()
@@ -329,7 +337,7 @@ def _print_request(body: dict[str, Any], connection: dict[str, Any], experiment:
     click.echo(yaml.safe_dump(printed, sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 
-def _follow(cluster: Cluster, run_id: str) -> None:
+def _follow(cluster: Cluster, run_id: str, *, retried: bool = False) -> None:
     """Show the run until it has ended; the process exits with 1 unless it succeeded."""
     from pipelines.cluster import runs
     from pipelines.cluster.follow import follow
@@ -342,6 +350,7 @@ def _follow(cluster: Cluster, run_id: str) -> None:
             exit_code=EXIT_INTERRUPTED,
         ) from None
     click.echo(f"{run.display_name}: {runs.state_text(run.state)}  {cluster.link(run_id)}")
+    _report_retried(cluster, run, retried)
     if run.state == "SUCCEEDED":
         return
     for stage in runs.stages(run):
@@ -349,6 +358,31 @@ def _follow(cluster: Cluster, run_id: str) -> None:
             reason = f": {stage.error}" if stage.error else ""
             click.echo(f"stage {stage.name} failed{reason}; see `rest logs {run_id} {stage.name}`", err=True)
     sys.exit(1)
+
+
+def _report_retried(cluster: Cluster, run: V2beta1Run, retried: bool) -> None:
+    """Report the end of a run that has ended before: its report-status has, and is not run again."""
+    from pipelines.cluster.conclude import conclude, was_retried
+
+    if not (retried or was_retried(run)):
+        return
+    try:
+        click.echo(conclude(run, ui=cluster.ui))
+    except UserError as problem:
+        click.echo(f"the run's end is not reported in MLflow: {problem}", err=True)
+        click.echo(_how_to_report(run), err=True)
+
+
+def _hint_at_report(run: V2beta1Run) -> None:
+    from pipelines.cluster.conclude import was_retried
+
+    if was_retried(run):
+        click.echo(_how_to_report(run), err=True)
+
+
+def _how_to_report(run: V2beta1Run) -> str:
+    command = f"MLFLOW_TRACKING_URI=… rest status {run.run_id} --report"
+    return f"report-status ran before the retry, and KFP does not run it again: `{command}` does its work"
 
 
 def _console() -> Console:

@@ -37,12 +37,14 @@ class PipelineOptions:
     platform_file: Path | None
     pipeline: PipelineName
     trials: dict[str, Any]  # of an ablation: its options as they were given
+    no_cache: bool = False
 
     @functools.cached_property
     def platform(self) -> Platform:
         from pipelines.platform import Platform, load_platform
 
-        return Platform() if self.platform_file is None else load_platform(self.platform_file)
+        platform = Platform() if self.platform_file is None else load_platform(self.platform_file)
+        return platform.model_copy(update={"cache": False}) if self.no_cache else platform
 
     @property
     def given_platform(self) -> Platform | None:
@@ -83,6 +85,7 @@ def pipeline_options(command: Command) -> Command:
             help="Where and how the pods run (deploy/platform.yaml); default: the cluster's defaults, this "
             "version's images.",
         ),
+        click.option("--no-cache", is_flag=True, help="Run every stage: take nothing from KFP's cache."),
     )
 
     @functools.wraps(command)
@@ -94,6 +97,7 @@ def pipeline_options(command: Command) -> Command:
         api_bank: str | None,
         platform_file: Path | None,
         pipeline: PipelineName,
+        no_cache: bool,
         **others: Any,
     ) -> Any:
         trials = {
@@ -108,7 +112,7 @@ def pipeline_options(command: Command) -> Command:
         before = ablation.defaults() if pipeline == "ablation" else ()
         config = configuration(profile, (*before, *overrides), data=data, api_bank=api_bank)
         _require_portable(config)
-        return command(*arguments, chosen=PipelineOptions(config, platform_file, pipeline, trials), **others)
+        return command(*arguments, chosen=PipelineOptions(config, platform_file, pipeline, trials, no_cache), **others)
 
     return configured(with_options(wrapped, options))
 

@@ -80,7 +80,7 @@ class Cluster(kfp.Client):
         self._limit_requests()
         self.host = self._existing_config.host.rstrip("/")
         self.namespace: str = namespace or self.get_user_namespace() or "kubeflow"
-        self._ui = os.environ.get("KF_PIPELINES_UI_ENDPOINT") or ui or self.host
+        self.ui = os.environ.get("KF_PIPELINES_UI_ENDPOINT") or ui or self.host
 
     @functools.cached_property
     def api_namespace(self) -> str | None:
@@ -89,7 +89,7 @@ class Cluster(kfp.Client):
 
     def link(self, run_id: str) -> str:
         """The run's page in KFP's UI."""
-        return f"{self._ui.rstrip('/')}/#/runs/details/{run_id}"
+        return f"{self.ui.rstrip('/')}/#/runs/details/{run_id}"
 
     def stream(self, path: str, **parameters: str) -> urllib3.BaseHTTPResponse:
         """The answer, still unread, to a GET request that the generated client does not have."""

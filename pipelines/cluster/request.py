@@ -48,7 +48,17 @@ def run_request(
         pipeline_spec={"pipeline_spec": spec, "platform_spec": _as_json(built.platform_spec)},
         runtime_config=V2beta1RuntimeConfig(parameters=parameters),
         service_account=platform.service_account,
+        plugins_input=_plugins_input(config, platform),
     )
+
+
+def _plugins_input(config: Config, platform: Platform) -> dict[str, Any] | None:
+    """For KFP's MLflow plugin, where the platform has it; without an experiment's name it would use its own Default."""
+    plugin = platform.mlflow_plugin
+    if plugin is None:
+        return None
+    name = plugin.experiment_name or config.tracking.experiment
+    return {"mlflow": {"disabled": True} if plugin.disabled else {"experiment_name": name}}
 
 
 def _as_json(message: Message) -> dict[str, Any]:

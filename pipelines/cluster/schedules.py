@@ -51,7 +51,7 @@ def request(
         interval = kfp_server_api.V2beta1PeriodicSchedule(interval_second=_seconds(every or ""), **times)
         trigger = kfp_server_api.V2beta1Trigger(periodic_schedule=interval)
     mode = kfp_server_api.RecurringRunMode
-    fields = ("display_name", "description", "pipeline_spec", "runtime_config", "service_account")
+    fields = ("display_name", "description", "pipeline_spec", "runtime_config", "service_account", "plugins_input")
     return kfp_server_api.V2beta1RecurringRun(
         trigger=trigger,
         mode=mode.DISABLE if disabled else mode.ENABLE,

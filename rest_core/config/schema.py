@@ -240,6 +240,7 @@ class TrainJobConfig(Section):
     """variables that are no secrets"""
     service_account: str | None = None
     node_selector: dict[str, str] = Field({})
+    affinity: dict[str, Any] = Field({})
     tolerations: tuple[dict[str, Any], ...] = ()
     volumes: tuple[dict[str, Any], ...] = ()
     volume_mounts: tuple[dict[str, Any], ...] = ()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from rest_core.config import Config, PolicyName
-from rest_core.operations.catalogue_entry import EVALUATED, Command, Figure, Parameter, Part, Stage
+from rest_core.operations.catalogue_entry import EVALUATED, SOURCES, Command, Figure, Parameter, Part, Stage
 
 SECTIONS = tuple(name for name in Config.model_fields if name != "profile")
 """The sections of the configuration, each a parameter of the pipelines."""
@@ -47,6 +47,7 @@ ENTRIES = (
         contents="report.md",
         page=("report.md", "Markdown"),
         image="train",
+        looks_at=SOURCES,
     ),
     Stage(
         name="prepare-data",
@@ -273,7 +274,8 @@ def _of_each_policy(entry: Stage) -> Iterator[Stage]:
             sections=(*entry.sections, *one.sections),
             inputs=() if one.stage is None else (("policy", one.stage),),
             after=("prepare-data",) if one.stage is None else (),  # wrong data is to be reported first
-            cached=entry.cached and one.name != "champion",  # the registry may have another one by then
+            # Of the others the policy is made anew in each run, or may be another one by then (champion).
+            cached=entry.cached and one.name == "base",
             evaluated=one,
         )
 

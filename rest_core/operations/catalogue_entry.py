@@ -9,6 +9,14 @@ from typing import Any, Literal
 
 from rest_core.config import Config, PolicyName
 
+SOURCES = ("model", "data", "api_bank")
+"""Sections that name places outside of a run, from which it reads."""
+
+
+def state_of(section: str) -> str:
+    """The parameter that has the state of a section's places."""
+    return f"{section}_state"
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -124,6 +132,8 @@ class Stage:
     """Whether its pods may have GPUs."""
     cached: bool = False
     """Whether KFP may reuse the output of an earlier task that had the same inputs."""
+    looks_at: tuple[str, ...] = ()
+    """Sections whose places it looks at: the state of each is an output parameter (`operations.preflight.states`)."""
     switch: str | None = None
     """The section whose `enabled` switches it off; it then passes its input on, or says why it did nothing."""
     benchmark: str | None = None
@@ -139,6 +149,11 @@ class Stage:
         return self.name.replace("-", "_")
 
     @property
+    def outside(self) -> tuple[str, ...]:
+        """Sections whose places it reads, and whose states are part of its key in the cache."""
+        return tuple(section for section in SOURCES if section in self.sections) if self.cached else ()
+
+    @property
     def entry(self) -> str:
         """The identifier that evaluations of all policies share: "evaluate_bfcl"."""
         suffix = "" if self.evaluated is None else f"_{self.evaluated.name}"
@@ -148,6 +163,16 @@ class Stage:
     def loads_models_or_data(self) -> bool:
         """Whether it downloads models or data: its pods have the cache volume and the hub's token."""
         return self.gpu or self.kind == "Dataset"
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """The Secrets that its pods need (`secrets` in platform.yaml).
+
+        What it records goes to MLflow, and files from the pod itself to the bucket that is MLflow's artifact store; a
+        model's source, of which weights or the tokenizer are read, may be on the hub.
+        """
+        needed = {"tracking": ("mlflow", "s3"), "storage": ("s3",), "model": ("hugging_face", "s3"), "data": ("s3",)}
+        return frozenset(secret for section in self.sections for secret in needed.get(section, ()))
 
     def enabled(self, config: Config) -> bool:
         """Whether it does its work under a configuration, or passes on its input, or says why it did nothing."""

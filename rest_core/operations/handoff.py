@@ -35,7 +35,9 @@ from rest_core.operations.names import run_key
 FILE_NAME = "reference.json"
 # By their endings, files that transformers or datasets may load because they are there.
 _READ = (".json", ".jsonl", ".jinja", ".model", ".parquet", ".py", ".safetensors", ".txt", ".bin")
-_MAKE_AGAIN = "run the stage that made it again"
+_MAKE_AGAIN = (
+    "run the stage that made it again (Kubeflow Pipelines, whose cache may still name it: rest submit --no-cache)"
+)
 _STAYS = (manifest.FILE_NAME, "metrics.json", FILE_NAME)  # small, and read without the output
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -67,7 +69,7 @@ def read(folder: Path) -> Pointer | None:
         if pointer.files is not None and manifest.sha256_contents(pointer.files) != pointer.sha256:
             raise ValueError("its hashes do not belong together")
     except ValueError:  # pydantic's own is one
-        raise UserError(f"{path}: not a reference to a model or output; run the stage that made it again") from None
+        raise UserError(f"{path}: not a reference to a model or output; {_MAKE_AGAIN}") from None
     return pointer
 
 
@@ -124,6 +126,8 @@ def fetch(folder: Path) -> Path:
     if pointer.files is None or pointer.sha256 is None:
         return folder
     with _one_process(pointer.sha256):
+        if not storage.list_files(pointer.source):
+            raise UserError(f"{pointer.source}: this output is not there any more; {_MAKE_AGAIN}")
         place = storage.fetch(pointer.source, storage.cache_folder() / "artifacts", sha256=pointer.files)
         _require_names(place, pointer.source, pointer.files, _MAKE_AGAIN)
         if not storage.is_s3(pointer.source):

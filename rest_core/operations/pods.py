@@ -52,6 +52,7 @@ class PodEnd:
     reason: str | None  # as Kubernetes names it: OOMKilled, Evicted, DeadlineExceeded, ErrImagePull …
     exit_code: int | None
     log: tuple[str, ...]  # the last lines; none where they are gone
+    waited_for: str | None = None  # where its container never began: what it was waiting for
 
 
 def run_id() -> str | None:
@@ -128,7 +129,21 @@ def _end(api: CoreV1Api, namespace: str, pod: Any, stage: str, lines: int) -> Po
                 log = read_log(api, namespace, pod.metadata.name, _CONTAINER, tail_lines=lines)
         except UserError as problem:
             log = [f"(the log cannot be read: {problem})"]
-    return PodEnd(pod.metadata.name, stage, failed, reason(pod)[0], ended and ended.exit_code, tuple(log))
+    waited_for = _awaited(pod, states[0] if states else None) if failed else None
+    return PodEnd(pod.metadata.name, stage, failed, reason(pod)[0], ended and ended.exit_code, tuple(log), waited_for)
+
+
+def _awaited(pod: Any, state: Any) -> str | None:
+    """What a pod that has ended was waiting for, its main container not having begun; None where it had."""
+    if state is not None and (state.running or state.terminated):
+        return None
+    before = [one.state for one in pod.status.init_container_statuses or ()]
+    if pod.spec is None or pod.spec.node_name is None:
+        return "a node"
+    if any(one.terminated is None for one in before):
+        return "the containers that begin before its own, or their images"
+    image = next((one.image for one in pod.spec.containers if one.name == _CONTAINER), "its image")
+    return f"the pull of {image}, or its volumes (the pod's timeout_seconds counts both)"
 
 
 def reason(pod: Any) -> tuple[str | None, str | None]:

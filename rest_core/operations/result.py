@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rest_core import manifest
@@ -31,6 +31,8 @@ class StageResult:
     """Why the stage did nothing."""
     notes: tuple[str, ...] = ()
     """Lines for whoever waits at a terminal."""
+    states: Mapping[str, str] = field(default_factory=dict)
+    """Of a stage that looks at places: their states, by section."""
 
     @classmethod
     def read(cls, out: Path) -> StageResult:

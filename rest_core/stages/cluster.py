@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rest_core import manifest
@@ -14,8 +15,8 @@ from rest_core.operations.preflight.surroundings import Surroundings
 from rest_core.operations.result import METRICS_FILE, StageResult, write_error
 from rest_core.operations.status.final import FinalStatus, Links
 from rest_core.operations.tracking import store
+from rest_core.s3 import short_waits
 from rest_core.stages.stage import open_stage
-from rest_core.storage import short_waits
 
 PAGE_FILE = "report.md"  # for people
 
@@ -33,7 +34,7 @@ def preflight(
 
     `ablation` and `trials` are an ablation's, which a run may have replaced; `sections` is the whole configuration.
     """
-    from rest_core.operations.preflight import checks, findings
+    from rest_core.operations.preflight import checks, findings, states
 
     config = Config.model_validate(sections)
     listed = checks.list_checks(config, surroundings, ablation, trials)
@@ -55,7 +56,9 @@ def preflight(
         figures = {f"preflight/{name}": float(count) for name, count in findings.counts(found).items()}
         stage.run.metrics(figures)
         findings.require_none(found)
-        return stage.finish(figures)
+        with short_waits():
+            places = states.find(config, surroundings)
+        return replace(stage.finish(figures), states=places)
 
 
 def report_status(

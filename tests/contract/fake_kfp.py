@@ -320,12 +320,15 @@ class FakeKfp:
         if following is not None:
             run["state"], stages = following
             run["run_details"] = {"task_details": tasks("wf", stages)}
+            if "state_history" in run:
+                run["state_history"].append({"state": run["state"]})
         return run
 
     def retry_run(self, _: Request, run_id: str) -> dict[str, Any]:
         run = self._run(run_id)
         if run["state"] not in ("FAILED", "CANCELED"):
             raise Refusal(400, "Workflow must be Failed/Error to retry")
+        run["state_history"] = [{"state": run["state"]}, {"state": "RUNNING"}]
         run["state"] = "RUNNING"
         self._progress_of[run_id] = iter(self.progress)
         return {}

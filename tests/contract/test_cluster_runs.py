@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,10 @@ from pipelines.cluster.client import Cluster
 from pipelines.cluster.request import run_request
 from pipelines.platform import Platform
 from rest_core import config
+from rest_core.config import TrackingConfig
+from rest_core.operations.status.mlflow_runs import STATUS_TAG
+from rest_core.operations.tracking import store
+from rest_core.operations.tracking.tags import KIND_TAG, PIPELINE_RUN_TAG
 
 Rest = Callable[..., Any]
 
@@ -197,6 +202,55 @@ def test_retry_starts_again_what_failed(at_server: Rest, kfp_server: FakeKfp, st
     assert outcome.code == 0, outcome
     assert len(kfp_server.sent("POST", f"/runs/{run_id}:retry")) == 1
     assert kfp_server.runs[run_id]["state"] == "SUCCEEDED"
+
+
+@pytest.fixture
+def recorded(tracking: TrackingConfig, kfp_server: FakeKfp, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A run that has failed, and how MLflow has it, as its report-status has left it."""
+    client = store.open_client(str(tracking.uri))
+    given = {"tracking": tracking.to_parameter(), "storage": {"location": "/work/rest"}, "launch": {}}
+    run_id = kfp_server.add_run("mine", "FAILED", FAILED, runtime_config={"parameters": given})
+    experiment = client.create_experiment(tracking.experiment)
+    tags = {PIPELINE_RUN_TAG: run_id, KIND_TAG: "pipeline", STATUS_TAG: "rest-rl failed: out of memory"}
+    parent = client.create_run(experiment, tags=tags).info.run_id
+    client.set_terminated(parent, "FAILED")
+    monkeypatch.setattr(store, "is_local", lambda uri: False)
+    return lambda: (client.get_run(parent).info.status, client.get_run(parent).data.tags[STATUS_TAG])
+
+
+@pytest.mark.parametrize(("state", "end"), [("SUCCEEDED", ("FINISHED", "succeeded")), ("FAILED", ("FAILED", "failed"))])
+def test_a_retried_run_ends_with_a_true_report(
+    at_server: Rest, kfp_server: FakeKfp, recorded: Any, state: str, end: tuple[str, str]
+) -> None:
+    """KFP does not run report-status again."""
+    kfp_server.progress = [("RUNNING", TRAINING), (state, DONE)]
+    outcome = at_server("retry", "mine", "--wait")
+    status, line = recorded()
+    assert status == end[0] and line.startswith(end[1]), line
+    assert f"# {'✅ succeeded' if state == 'SUCCEEDED' else '❌ failed'}" in outcome.out
+    assert "Its scratch space stays: /work/rest/runs is on a volume" in outcome.out
+
+
+def test_the_end_of_a_retried_run_may_be_reported_later(at_server: Rest, kfp_server: FakeKfp, recorded: Any) -> None:
+    kfp_server.progress = [("SUCCEEDED", DONE)]
+    assert at_server("retry", "mine").code == 0
+    assert recorded() == ("FAILED", "rest-rl failed: out of memory")
+    assert "KFP does not run it again" in at_server("status", "mine").err
+    assert recorded()[0] == "FAILED"
+    assert "# ✅ succeeded" in at_server("status", "mine", "--report").out
+    assert recorded() == ("FINISHED", "succeeded")
+
+
+def test_without_mlflows_address_a_retried_run_says_how_its_end_is_reported(
+    at_server: Rest, kfp_server: FakeKfp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    kfp_server.add_run("mine", "FAILED", FAILED, runtime_config={"parameters": {"tracking": {}}})
+    kfp_server.progress = [("SUCCEEDED", DONE)]
+    outcome = at_server("retry", "mine", "--wait")
+    assert outcome.code == 0
+    assert "set MLFLOW_TRACKING_URI to the server" in outcome.err and "--report" in outcome.err
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "SUCCEEDED", "PENDING"])

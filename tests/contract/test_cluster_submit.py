@@ -20,13 +20,14 @@ from pipelines.platform import Platform
 from rest_core import config
 
 Rest = Callable[..., Any]
+IMAGE = f"registry.example/rest@sha256:{'a' * 64}"
 
 
 @pytest.fixture
 def platform_file(tmp_path: Path) -> Path:
     path = tmp_path / "platform.yaml"
     path.write_text(
-        "service_account: trainer\nimages: {train: registry.example/rest@sha256:aa}\n"
+        f"service_account: trainer\nimages: {{train: {IMAGE}}}\n"
         "stages: {default: {gpu: {count: 2}, memory: 64Gi}}\n",
         encoding="utf-8",
     )
@@ -46,13 +47,20 @@ def test_a_run_is_created_in_its_experiment(at_server: Rest, kfp_server: FakeKfp
     assert run["runtime_config"]["parameters"]["rl"]["seed"] == 7
     assert run["runtime_config"]["parameters"]["model"]["source"] == "embedded:tiny-random"
     executors = run["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]
-    assert executors["exec-rest-rl"]["container"]["image"] == "registry.example/rest@sha256:aa"
+    assert executors["exec-rest-rl"]["container"]["image"] == IMAGE
     assert executors["exec-rest-rl"]["container"]["resources"]["accelerator"]["resourceCount"] == "2"
     assert outcome.out.splitlines() == [
         f"submitted {run['display_name']}",
         run_id,
         f"{kfp_server.url}/#/runs/details/{run_id}",
     ]
+
+
+@pytest.mark.parametrize("command", [("submit",), ("schedule", "create", "--every", "1d")])
+def test_the_cache_may_be_left_out(at_server: Rest, command: tuple[str, ...]) -> None:
+    arguments = (*command, "--profile", "tiny", "--pipeline", "ablation", "--dry-run")
+    assert "enableCache: true" in at_server(*arguments).out
+    assert "enableCache: true" not in at_server(*arguments, "--no-cache").out
 
 
 def test_the_example_platform_is_sent_as_kfp_reads_it(at_server: Rest, kfp_server: FakeKfp) -> None:

@@ -21,17 +21,17 @@ POLICIES = ("base", "warmup", "trained", "champion")
 EVALUATIONS = tuple(f"evaluate-{name}-{policy}" for name in ("bfcl", "api-bank") for policy in POLICIES)
 STAGES = ("prepare-data", "sft-warmup", "rest-rl", *EVALUATIONS, "compare-policies", "compare-and-register")
 GPU_STAGES = ("sft-warmup", "rest-rl", *EVALUATIONS)
-CACHED = {"prepare-data", *(name for name in EVALUATIONS if not name.endswith("-champion"))}
+CACHED = {"prepare-data", "evaluate-bfcl-base", "evaluate-api-bank-base"}
 
 PLATFORM = {
     "images": {
-        "base": "registry.example/rest-base@sha256:00",
-        "evaluate": "registry.example/rest-evaluate@sha256:22",
+        "base": "registry.example/rest-base@sha256:" + "0" * 64,
+        "evaluate": "registry.example/rest-evaluate@sha256:" + "2" * 64,
         "pull_policy": "Always",
         "pull_secrets": ["registry"],
     },
     "kfp_url": "https://kfp.example/pipeline",
-    "labels": {"team": "tools", "app.kubernetes.io/component": "mine"},
+    "labels": {"team": "tools"},
     "annotations": {"note": "of a run"},
     "security_context": {"run_as_user": 1000, "run_as_group": 2000},
     "secrets": {"s3": "s3-keys", "hugging_face": "hf", "mlflow": "tracking"},

@@ -114,6 +114,7 @@ class Cluster:
         reason: str | None = None,
         terminated: dict[str, Any] | None = None,
         waiting: dict[str, Any] | None = None,
+        node: str | None = "node-1",
     ) -> str:
         name = f"rest-{stage}-{len(self.pods)}"
         labels = {pods.RUN_ID_LABEL: run, pods.PART_OF_LABEL: pods.PROJECT, pods.STAGE_LABEL: stage}
@@ -122,6 +123,7 @@ class Cluster:
         self.pods.append(
             {
                 "metadata": {"name": name, "labels": labels, "creationTimestamp": created},
+                "spec": {"nodeName": node, "containers": [{"name": "main", "image": "registry.example/rest"}]},
                 "status": {"phase": phase, "reason": reason, "containerStatuses": [status]},
             }
         )
@@ -139,13 +141,19 @@ class Cluster:
         self.named["storageclasses", name] = made
 
     def add_node(
-        self, name: str, *, gpus: int = 0, labels: dict[str, str] | None = None, taints: tuple[dict[str, str], ...] = ()
+        self,
+        name: str,
+        *,
+        gpus: int = 0,
+        labels: dict[str, str] | None = None,
+        taints: tuple[dict[str, str], ...] = (),
+        memory: str = "32Gi",
     ) -> None:
         self.nodes.append(
             {
                 "metadata": {"name": name, "labels": labels or {}},
                 "spec": {"taints": list(taints)},
-                "status": {"allocatable": {"cpu": "8", "nvidia.com/gpu": str(gpus)}},
+                "status": {"allocatable": {"cpu": "7900m", "memory": memory, "nvidia.com/gpu": str(gpus)}},
             }
         )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from botocore.client import BaseClient
@@ -13,7 +15,7 @@ from botocore.exceptions import ClientError
 from rest_core import storage
 from rest_core.disk import disk_errors, written_aside
 from rest_core.errors import UserError
-from rest_core.s3 import opened
+from rest_core.s3 import ADDRESSING_VARIABLE, opened, short_waits
 
 
 @pytest.fixture
@@ -179,7 +181,7 @@ def test_short_waits_are_for_their_block_alone(s3: Any):
         with opened("s3://data") as (bucket, _):
             return bucket.meta.client.meta.config
 
-    with storage.short_waits():
+    with short_waits():
         assert (config().connect_timeout, config().read_timeout) == (5, 10)
         assert config().retries["total_max_attempts"] == 2
     assert config().read_timeout == 60
@@ -194,3 +196,21 @@ def test_a_folder_is_deleted_and_nothing_beside_it(s3: Any, tmp_path: Path, ther
     for _ in range(2):
         storage.delete_folder(f"{root}/set")
     assert storage.list_files(f"{root}/set") == [] and storage.list_files(f"{root}/set2") == ["c.jsonl"]
+
+
+@pytest.mark.parametrize(("style", "host"), [("path", "s3.example"), ("virtual", "bucket.s3.example")])
+def test_the_addressing_style_is_that_of_mlflows_client(style: str, host: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv(ADDRESSING_VARIABLE, style)
+    for waits in (nullcontext(), short_waits()):
+        with waits, opened("s3://bucket/key") as (bucket, _):
+            client = bucket.meta.client
+            address = client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "key"})
+            assert urlsplit(address).hostname == host
+
+
+def test_an_unknown_addressing_style_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(ADDRESSING_VARIABLE, "sideways")
+    with pytest.raises(UserError, match="sideways"):
+        storage.list_files("s3://bucket/key")

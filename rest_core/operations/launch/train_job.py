@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 # What KFP's MLflow plugin sets in the stage's pod, for the nodes to join the same run.
 _JOINED_RUN = "MLFLOW_RUN_ID"
-_PASSED_ON = (_JOINED_RUN, "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI")
+_PASSED_ON = (_JOINED_RUN, "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI", "MLFLOW_WORKSPACE")
 
 
 def run(

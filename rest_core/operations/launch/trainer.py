@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 COMPLETE, FAILED = "Complete", "Failed"  # as the SDK names them
 NODE = "node"  # the replicated job and its container, in the TrainingRuntime
 
+# Whatever the runtime says. KFP sets the same on the containers of its own pods.
+_CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
 _POLL_SECONDS = 15.0
 _PATIENCE_SECONDS = 600.0  # with an API that does not answer
 _GONE_SECONDS = 120.0  # for a deleted TrainJob and its pods to be gone
@@ -117,14 +120,17 @@ def _options(client: TrainerClient, name: str, settings: TrainJobConfig, labels:
     named = options.Name(name)
     if not isinstance(client.backend, KubernetesBackend):
         return [named]
-    mounts = options.ContainerPatch(name=NODE, volume_mounts=list(settings.volume_mounts))
+    container = options.ContainerPatch(
+        name=NODE, volume_mounts=list(settings.volume_mounts) or None, security_context=_CONTAINER_SECURITY
+    )
     pod = options.PodSpecPatch(
         service_account_name=settings.service_account,
         volumes=list(settings.volumes) or None,
-        containers=[mounts] if settings.volume_mounts else None,
+        containers=[container],
         image_pull_secrets=[{"name": secret} for secret in settings.pull_secrets] or None,
         security_context=dict(settings.security_context) or None,
         node_selector=dict(settings.node_selector) or None,
+        affinity=dict(settings.affinity) or None,
         tolerations=list(settings.tolerations) or None,
     )
     metadata = {"labels": dict(labels)} | ({"annotations": settings.annotations} if settings.annotations else {})

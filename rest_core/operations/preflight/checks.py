@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from contextvars import copy_context
 from functools import partial
 
 from rest_core.ablation.settings import AblationConfig, Trial
@@ -13,13 +17,15 @@ from rest_core.data.published import Unreachable
 from rest_core.errors import UserError, described
 from rest_core.operations.catalogue import CATALOGUE
 from rest_core.operations.pods import NotAllowed
-from rest_core.operations.preflight import cluster, gpu, locations, mlflow_server, sources
+from rest_core.operations.preflight import cluster, gpu, locations, mlflow_server, nodes, sources
 from rest_core.operations.preflight.findings import Finding
-from rest_core.operations.preflight.surroundings import Surroundings
+from rest_core.operations.preflight.surroundings import Asked, Surroundings
 
 log = logging.getLogger(__name__)
 
 MLFLOW = "MLflow"  # the check that decides whether the others' results can be recorded
+
+_ALL_SECONDS, _EACH_SECONDS = 600.0, 180.0
 
 Check = tuple[str, Callable[[], str]]  # its name, and a function as described in the package's docstring
 
@@ -41,7 +47,11 @@ def list_checks(
     )
     off_volumes = partial(_off_volumes, surroundings)
     listed: list[Check] = [
-        *((f"Secret {one.name}", partial(cluster.check_secret, one)) for one in surroundings.secrets),
+        *((f"{one.kind} {one.name}", partial(cluster.check_secret, one)) for one in surroundings.secrets),
+        *(
+            (f"files of {one.name}", partial(cluster.check_files, one, surroundings.ca_bundle))
+            for one in surroundings.files
+        ),
         *((f"volume {one.claim}", partial(cluster.check_volume, one.claim)) for one in surroundings.mounts),
         *((name, partial(off_volumes, place, partial(locations.check, place))) for name, place in places if place),
         (MLFLOW, partial(mlflow_server.check, config, surroundings)),
@@ -55,10 +65,10 @@ def list_checks(
         look = partial(sources.check_api_bank, config.api_bank)
         listed.append(("API-Bank", partial(off_volumes, config.api_bank.location or "", look)))
     model_is_here = surroundings.volume_of(config.model.source) is None
-    look_for_nodes = partial(
-        gpu.check_nodes, model=config.model, sft=config.sft, rl=config.rl, model_is_here=model_is_here
-    )
-    listed += [(f"GPU of {asked.stage}", partial(look_for_nodes, asked)) for asked in surroundings.gpus]
+    look_for_nodes = partial(nodes.check, model=config.model, sft=config.sft, rl=config.rl, model_is_here=model_is_here)
+    listed += [
+        (f"nodes for {stages}", partial(look_for_nodes, asked)) for stages, asked in _together(surroundings.asked)
+    ]
     for stage in surroundings.without_gpu:
         if CATALOGUE[stage].enabled(config):
             listed.append((f"GPU of {stage}", partial(gpu.refuse_without, stage)))
@@ -67,6 +77,15 @@ def list_checks(
     if ablation is not None:
         listed.append(("trials", partial(check_trials, trials, ablation, config.rl, config.bfcl, config.api_bank)))
     return listed
+
+
+def _together(asked: Sequence[Asked]) -> list[tuple[str, Asked]]:
+    """Of stages without a GPU that ask for the same one alone, with the names of all."""
+    alike: dict[str, list[Asked]] = {}
+    for one in asked:
+        key = one.stage if one.count else one.model_copy(update={"stage": ""}).model_dump_json()
+        alike.setdefault(key, []).append(one)
+    return [(", ".join(one.stage for one in ones), ones[0]) for ones in alike.values()]
 
 
 def _off_volumes(surroundings: Surroundings, place: str, look: Callable[[], str]) -> str:
@@ -81,12 +100,22 @@ def _off_volumes(surroundings: Surroundings, place: str, look: Callable[[], str]
         raise NotAllowed(f"{problem}; it may be in the cache, on a volume that preflight does not mount") from None
 
 
-def run_checks(listed: Sequence[Check]) -> list[Finding]:
-    """Make the checks; a defect of a check is a problem, too, and its traceback is logged."""
+def run_checks(listed: Sequence[Check], *, seconds: float = _ALL_SECONDS, each: float = _EACH_SECONDS) -> list[Finding]:
+    """Make the checks; a defect of a check is a problem, too, and its traceback is logged.
+
+    Args:
+        seconds: for all together; those that have not begun by then are not made. The deadline of the pod is none
+            for them: it counts the pull of the image.
+        each: for one; a check that has not ended by then is a problem.
+    """
     findings = []
+    until = time.monotonic() + seconds
     for name, check in listed:
         try:
-            finding = Finding(name, "ok", check())
+            left = until - time.monotonic()
+            if left <= 0:
+                raise NotAllowed(f"the time for all checks ({seconds:g} s) is over")
+            finding = Finding(name, "ok", _within(min(left, each), check))
         except NotAllowed as reason:
             finding = Finding(name, "not checked", described(reason))
         except UserError as problem:
@@ -97,3 +126,19 @@ def run_checks(listed: Sequence[Check]) -> list[Finding]:
         log.info("%s: %s: %s", finding.check, finding.outcome, finding.detail)
         findings.append(finding)
     return findings
+
+
+def _within(seconds: float, check: Callable[[], str]) -> str:
+    """What a check returns or raises; one that goes on is left behind, and ends with this process."""
+    made: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(check())
+        except BaseException as error:
+            made.set_exception(error)
+
+    threading.Thread(target=copy_context().run, args=(run,), daemon=True).start()
+    if not wait([made], seconds).done:
+        raise UserError(f"it has not ended after {seconds:.0f} s: whatever it asks does not answer")
+    return made.result()

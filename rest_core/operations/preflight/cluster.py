@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import ssl
+from pathlib import Path
 
 from rest_core.config import StorageConfig, TrainJobConfig
-from rest_core.errors import UserError
+from rest_core.errors import UserError, one_line
 from rest_core.operations import pods
 from rest_core.operations.pods import NotAllowed
-from rest_core.operations.preflight.surroundings import Secret
+from rest_core.operations.preflight.surroundings import FilesOf, Secret
 
 
 def check_secret(secret: Secret) -> str:
@@ -16,10 +18,27 @@ def check_secret(secret: Secret) -> str:
     missing = [name for name in secret.variables if not os.environ.get(name, "").strip()]
     if missing:
         raise UserError(
-            f"{', '.join(missing)} missing or empty; make the Secret {secret.name} with "
+            f"{', '.join(missing)} missing or empty; make the {secret.kind} {secret.name} with "
             f"{'this key' if len(missing) == 1 else 'these keys'} in the run's namespace (deploy/secrets.example.yaml)"
         )
     return f"gives {', '.join(secret.variables)}"
+
+
+def check_files(files: FilesOf, ca_bundle: str | None = None) -> str:
+    """Raise `UserError` unless a Secret or ConfigMap is there as a folder; authorities that lie in it are read."""
+    folder = Path(files.path)
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("..")) if folder.is_dir() else []
+    if not names:
+        raise UserError(
+            f"nothing is at {files.path}: make the {files.kind} {files.name} in the run's namespace, or leave it out "
+            "of `files`"
+        )
+    if ca_bundle is not None and Path(ca_bundle).is_relative_to(folder):
+        try:
+            ssl.create_default_context(cafile=ca_bundle)
+        except OSError as error:
+            raise UserError(f"ca_bundle={ca_bundle}: no certificates can be read there ({one_line(error)})") from None
+    return f"{files.path} has {', '.join(names)}"
 
 
 def check_volume(name: str) -> str:

@@ -1,48 +1,16 @@
-"""GPUs: whether a node has those that a stage asks for, and whether the one that a stage was given is large enough."""
+"""GPUs: how much memory a stage needs of each, and whether those that it was given are there and large enough."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from rest_core.config import ModelConfig, RlConfig, SftConfig
 from rest_core.data.published import Unreachable
 from rest_core.errors import UserError
 from rest_core.operations import pods
-from rest_core.operations.pods import NotAllowed
 from rest_core.operations.preflight.gpu_memory import GIB, Memory, stage_memory
-from rest_core.operations.preflight.surroundings import Gpus, Toleration
-
-_MEMORY_LABEL = "nvidia.com/gpu.memory"  # MiB a GPU, from NVIDIA's GPU feature discovery
-_PRODUCT_LABEL = "nvidia.com/gpu.product"
-
-
-def check_nodes(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig, *, model_is_here: bool = True) -> str:
-    """Look for nodes that a stage's pods fit on, by the nodes' labels; no GPU is taken.
-
-    Args:
-        asked: what the stage's pods ask for.
-        model, sft, rl: decide how much memory a GPU must have.
-        model_is_here: whether the model can be looked at from here; without it memory is not compared.
-    """
-    api, _ = pods.connect()
-    selected = ", ".join(f"{key}={value}" for key, value in asked.node_selector.items())
-    wanted = f"{asked.count} x {asked.resource}{f' and {selected}' if selected else ''}"
-    labels = [node.metadata.labels or {} for node in pods.nodes(api) if fits(node, asked)]
-    if len(labels) < asked.nodes:
-        raise NotAllowed(
-            f"{len(labels)} of {asked.nodes} nodes with {wanted} at the moment; the stage waits until a pool grows, "
-            "for ever where none does (check resource, node_selector and tolerations)"
-        )
-    found = ", ".join(sorted({one.get(_PRODUCT_LABEL, "GPU of unknown type") for one in labels}))
-    need = _need(asked, model, sft, rl) if model_is_here else None
-    sizes = sorted(int(one[_MEMORY_LABEL]) for one in labels if _MEMORY_LABEL in one)
-    if need is not None and len(sizes) == len(labels):
-        least = sizes[-asked.nodes]  # of the nodes that the stage would have at best
-        if least * 2**20 < need.total:
-            raise UserError(f"{asked.stage} needs {need}; {found} has {least / 1024:.0f} GiB; {_remedy(asked.stage)}")
-    return f"{len(labels)} nodes have {wanted} ({found})" + (f"; {asked.stage} needs {need}" if need else "")
+from rest_core.operations.preflight.surroundings import Asked
 
 
 def refuse_without(stage: str) -> str:
@@ -50,31 +18,6 @@ def refuse_without(stage: str) -> str:
     raise UserError(
         f"{stage} is switched on, but the pipeline was compiled with it off: its pod has no GPU; compile or submit it "
         "with this run's settings"
-    )
-
-
-def fits(node: Any, asked: Gpus) -> bool:
-    """Whether a pod of the stage could be scheduled on a node (V1Node) that has nothing else to do."""
-    labels = node.metadata.labels or {}
-    # Device plugins' taints that name the resource are tolerated by admission (ExtendedResourceToleration).
-    taints = [taint for taint in node.spec.taints or () if taint.key != asked.resource]
-    return (
-        all(labels.get(key) == value for key, value in asked.node_selector.items())
-        and int((node.status.allocatable or {}).get(asked.resource, 0)) >= asked.count
-        and not node.spec.unschedulable
-        and all(
-            any(_tolerates(one, taint) for one in asked.tolerations)
-            for taint in taints
-            if taint.effect in ("NoSchedule", "NoExecute")
-        )
-    )
-
-
-def _tolerates(one: Toleration, taint: Any) -> bool:
-    return (
-        (one.effect is None or one.effect == taint.effect)
-        and (one.key is None or one.key == taint.key)
-        and (one.operator == "Exists" or (one.value or "") == (taint.value or ""))
     )
 
 
@@ -114,12 +57,12 @@ def require_memory(source: str | Path, model: ModelConfig, section: SftConfig | 
         stage = "rest-rl" if isinstance(section, RlConfig) else "sft-warmup"
         raise UserError(
             f"{stage} needs {need}; {torch.cuda.get_device_name(device)} has {free / GIB:.1f} of {total / GIB:.1f} GiB "
-            f"free; {_remedy(stage)}"
+            f"free; {remedy(stage)}"
         )
 
 
-def _need(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig) -> Memory | None:
-    """A lower bound: on several GPUs the trained model may be sharded over all of them."""
+def least_memory(asked: Asked, model: ModelConfig, sft: SftConfig, rl: RlConfig) -> Memory | None:
+    """What a stage needs of each GPU at least, as if all of them shared the trained model; None: that is not known."""
     trainings: dict[str, SftConfig | RlConfig] = {"sft-warmup": sft, "rest-rl": rl}
     section = trainings.get(asked.stage)
     if section is None or not section.enabled:
@@ -130,6 +73,7 @@ def _need(asked: Gpus, model: ModelConfig, sft: SftConfig, rl: RlConfig) -> Memo
         return None
 
 
-def _remedy(stage: str) -> str:
+def remedy(stage: str) -> str:
+    """What to do where GPUs are too small for a stage."""
     section = "rl" if stage == "rest-rl" else "sft"
     return f"take a larger GPU, more of them with FSDP2 (docs/training.md), or set {section}.lora={{r: 16}}"

@@ -10,10 +10,19 @@ from rest_core.config import Section
 
 
 class Secret(Section):
-    """A Kubernetes Secret, and the environment variables that it must give."""
+    """A Secret or ConfigMap, and the environment variables that it must give."""
 
+    kind: Literal["Secret", "ConfigMap"] = "Secret"
     name: str
     variables: tuple[str, ...]
+
+
+class FilesOf(Section):
+    """A Secret or ConfigMap, and the folder as which pods have it."""
+
+    kind: Literal["Secret", "ConfigMap"]
+    name: str
+    path: str
 
 
 class Mount(Section):
@@ -36,24 +45,62 @@ class Toleration(Section):
             raise ValueError("operator Exists takes no value")
         if not self.key and self.operator != "Exists":
             raise ValueError("a toleration without a key must have operator Exists")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise ValueError("toleration_seconds goes with effect NoExecute alone: nothing else ends a pod that runs")
         return self
 
 
-class Gpus(Section):
-    """The GPUs that a stage asks for."""
+class NodeTerm(Section):
+    """A requirement, or with a weight a wish, on the labels of a pod's node, as Kubernetes' node affinity has them."""
+
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
+    values: tuple[str, ...] = ()
+    weight: int | None = Field(None, ge=1, le=100, description="null = required")
+
+    @model_validator(mode="after")
+    def _as_many_values_as_it_takes(self) -> NodeTerm:
+        if self.operator in ("In", "NotIn") and not self.values:
+            raise ValueError(f"operator {self.operator} takes values: [a, b]")
+        if self.operator in ("Exists", "DoesNotExist") and self.values:
+            raise ValueError(f"operator {self.operator} takes no values")
+        if self.operator in ("Gt", "Lt") and not (len(self.values) == 1 and self.values[0].isdecimal()):
+            raise ValueError(f"operator {self.operator} takes one whole number as its value: ['4']")
+        return self
+
+
+class Asked(Section):
+    """What the pods of a stage ask of their nodes."""
 
     stage: str
-    resource: str
-    count: int = Field(description="a node")
+    cpu: str | None = None
+    memory: str | None = None
+    resource: str = Field("nvidia.com/gpu", description="of its GPUs")
+    count: int = Field(0, description="GPUs a node")
     nodes: int = 1
     node_selector: dict[str, str] = Field(default_factory=dict)
+    node_affinity: tuple[NodeTerm, ...] = ()
     tolerations: tuple[Toleration, ...] = ()
+
+    @property
+    def resources(self) -> dict[str, str]:
+        """Of one node, as Kubernetes names and writes them."""
+        given = {"cpu": self.cpu, "memory": self.memory, self.resource: str(self.count) if self.count else None}
+        return {name: size for name, size in given.items() if size is not None}
+
+    def __str__(self) -> str:
+        parts = [f"{self.count} x {self.resource}"] if self.count else []
+        parts += [f"{name} {size}" for name, size in (("cpu", self.cpu), ("memory", self.memory)) if size]
+        parts += [f"{key}={value}" for key, value in self.node_selector.items()]
+        return " and ".join(parts) or "any room"
 
 
 class Surroundings(Section):
     secrets: tuple[Secret, ...] = ()
+    files: tuple[FilesOf, ...] = ()
+    ca_bundle: str | None = Field(None, description="a file below one of them")
     mounts: tuple[Mount, ...] = ()
-    gpus: tuple[Gpus, ...] = ()
+    asked: tuple[Asked, ...] = ()
     without_gpu: tuple[str, ...] = Field(
         (), description="GPU stages that were switched off when the pipeline was compiled: their pods have no GPU"
     )

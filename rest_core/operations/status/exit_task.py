@@ -16,7 +16,7 @@ from rest_core.operations.status.mlflow_runs import PipelineEnd, StageEnd
 from rest_core.operations.status.outcome import FailedStage, Outcome, markdown, noted
 from rest_core.operations.status.reproduce import commands
 from rest_core.operations.tracking import store
-from rest_core.storage import short_waits
+from rest_core.s3 import short_waits
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -144,7 +144,8 @@ def _failed(stage: StageEnd, end: PodEnd | None, client: MlflowClient | None, ur
 def _pod_end(end: PodEnd) -> str:
     exit_code = None if end.exit_code is None else f"exit code {end.exit_code}"
     ended = ", ".join(part for part in (end.reason, exit_code) if part)
-    return f"its pod {end.name} ended{f' ({ended})' if ended else ''}"
+    waited = f" before its container had begun: it waited for {end.waited_for}" if end.waited_for else ""
+    return f"its pod {end.name} ended{f' ({ended})' if ended else ''}{waited}"
 
 
 def remove_leftovers(

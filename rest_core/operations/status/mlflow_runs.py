@@ -127,7 +127,9 @@ def close(client: MlflowClient, pipeline: PipelineEnd, verdict: Verdict, line: s
         client.set_terminated(trial, _CLOSED_AS[verdict])
     client.set_tag(pipeline.run_id, STATUS_TAG, line[: delivery.MAX_TAG_VALUE])
     client.log_artifact(pipeline.run_id, str(page), "status")
-    if not pipeline.joined and pipeline.status in _OPEN:
+    # A run that was retried has an end already, which may have become another.
+    changed = pipeline.status in _OPEN or (verdict != "unknown" and pipeline.status != _CLOSED_AS[verdict])
+    if not pipeline.joined and changed:
         client.set_terminated(pipeline.run_id, _CLOSED_AS[verdict])
 
 

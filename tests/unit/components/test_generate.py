@@ -11,7 +11,7 @@ import pytest
 from components import generate
 from pipelines.graph import component_of
 from rest_core.operations.catalogue import SECTIONS, STAGES, inputs_of
-from rest_core.operations.catalogue_entry import Stage
+from rest_core.operations.catalogue_entry import Stage, state_of
 from rest_core.stages.evaluation import Common
 
 TOP = Path(__file__).resolve().parents[3]
@@ -43,6 +43,7 @@ def test_a_component_takes_what_its_stage_takes(stage: Stage) -> None:
     if stage.benchmark is not None:  # what all evaluations take, as far as this policy has it
         optional = {"policy", "registry", "evaluated"} - inputs_of(stage).keys() - set(stage.sections)
         wanted = (wanted - {"common"} | set(get_type_hints(Common))) - optional - {"out"}
-    assert set(component.component_spec.inputs) == wanted
-    assert set(component.component_spec.outputs) - {"metrics", "page"} == {stage.output}
+    assert set(component.component_spec.inputs) == wanted | {state_of(section) for section in stage.outside}
+    states = {state_of(section) for section in stage.looks_at}
+    assert set(component.component_spec.outputs) - {"metrics", "page"} == {stage.output} | states
     assert len((TOP / "components" / stage.identifier / "component.py").read_text().splitlines()) <= 40

@@ -106,7 +106,7 @@ def test_what_is_missing_or_changed_is_refused_by_name(location: str, tmp_path: 
         handoff.fetch(folder)
     assert changed in str(told.value)
     storage.delete_file(changed)
-    with pytest.raises(UserError, match=r"model\.safetensors: is not there any more"):
+    with pytest.raises(UserError, match=r"model\.safetensors: is not there any more; run .*submit --no-cache"):
         handoff.fetch(folder)
 
 
@@ -217,7 +217,7 @@ def test_a_place_that_is_gone_is_named(location: str, tmp_path: Path) -> None:
     assert reference is not None
     for name in storage.list_files(reference.source):
         storage.delete_file(f"{reference.source}/{name}")
-    with pytest.raises(UserError, match=reference.source):
+    with pytest.raises(UserError, match=f"{reference.source}: this output is not there any more.* --no-cache"):
         handoff.fetch(folder)
 
 

@@ -50,6 +50,17 @@ def test_a_pod_that_was_evicted_or_ran_out_of_time_says_so_itself(cluster: Any) 
     assert pods.ends(api, namespace, "run-1", lines=3)["rest-rl"].reason == "DeadlineExceeded"
 
 
+def test_a_pod_that_never_began_says_what_it_waited_for(cluster: Any) -> None:
+    late = {"phase": "Failed", "reason": "DeadlineExceeded"}
+    cluster.add_pod("preflight", **late, waiting={"reason": "ContainerCreating"})
+    cluster.add_pod("rest-rl", **late, node=None)
+    cluster.add_pod("prepare-data", **late, terminated={"exitCode": 143, "reason": "Error"})
+    api, namespace = pods.connect()
+    waited = {stage: end.waited_for for stage, end in pods.ends(api, namespace, "run-1", lines=3).items()}
+    assert (waited["rest-rl"], waited["prepare-data"]) == ("a node", None)
+    assert (waited["preflight"] or "").startswith("the pull of registry.example/rest, or its volumes")
+
+
 def test_a_log_that_is_gone_hides_nothing_else(cluster: Any) -> None:
     cluster.add_pod("rest-rl", phase="Failed", terminated={"exitCode": 1, "reason": "Error"})
     api, namespace = pods.connect()

@@ -34,11 +34,17 @@ def test_what_the_platform_leaves_out_is_left_out() -> None:
 
 
 def test_the_section_is_a_pipeline_parameter() -> None:
+    toleration = {"key": "a", "value": "b", "effect": "NoExecute", "toleration_seconds": 5}
     platform = Platform.model_validate(
         {
             "volumes": {"work": {"claim": "rest-work", "path": "/work", "sub_path": "team"}},
             "security_context": {"run_as_user": 1234},
-            "stages": {"rest_rl": {"nodes": 2, "tolerations": [{"key": "a", "value": "b", "toleration_seconds": 5}]}},
+            "stages": {
+                "rest_rl": {
+                    "nodes": 2,
+                    "tolerations": [toleration],
+                }
+            },
         }
     )
     launch = launch_on(platform, LaunchConfig())
@@ -47,4 +53,6 @@ def test_the_section_is_a_pipeline_parameter() -> None:
     assert job is not None
     assert job.volume_mounts == ({"name": "work", "mountPath": "/work", "subPath": "team"},)
     assert job.security_context["runAsUser"] == 1234
-    assert job.tolerations == ({"key": "a", "operator": "Equal", "value": "b", "tolerationSeconds": 5},)
+    assert job.tolerations == (
+        {"key": "a", "operator": "Equal", "value": "b", "effect": "NoExecute", "tolerationSeconds": 5},
+    )

@@ -76,6 +76,24 @@ def test_a_platform_that_does_not_fit_is_told_before_anything_is_written(tmp_pat
     assert not (tmp_path / "rest.yaml").exists()
 
 
+def test_data_that_has_changed_is_another_input_of_a_local_run(tmp_path: Path) -> None:
+    """So a run that is resumed after its data has changed takes nothing from kfp.local's cache that was made of it."""
+    data = tmp_path / "train.jsonl"
+    data.write_text("{}\n")
+
+    def states() -> dict[str, str]:
+        spec = build(config.load("tiny", (f"data.sources=[{{location: {data}}}]",))).pipeline_spec
+        inputs = spec.root.dag.tasks["prepare-data"].inputs.parameters
+        return {
+            name: one.runtime_value.constant.string_value for name, one in inputs.items() if name.endswith("_state")
+        }
+
+    before = states()
+    assert set(before) == {"model_state", "data_state", "api_bank_state"} and states() == before
+    data.write_text("[]\n\n")
+    assert states() == before | {"data_state": states()["data_state"]} != before
+
+
 def test_yaml_goes_into_a_yaml_file_that_can_be_written(tmp_path: Path) -> None:
     pipeline = build(config.load("tiny"))
     with pytest.raises(UserError, match=r"\.yaml"):

@@ -50,7 +50,8 @@ def test_preflight_comes_first_and_evaluations_run_side_by_side(tmp_path: Path) 
         "prepare-data": {"preflight"},
         "sft-warmup": {"prepare-data"},
         "rest-rl": {"prepare-data", "sft-warmup"},
-        **{name: {"prepare-data"} for name in EVALUATIONS if name.endswith(("-base", "-champion"))},
+        **{name: {"prepare-data"} for name in EVALUATIONS if name.endswith("-champion")},
+        **{name: {"prepare-data", "preflight"} for name in EVALUATIONS if name.endswith("-base")},
         **{name: {"sft-warmup"} for name in ("evaluate-bfcl-warmup", "evaluate-api-bank-warmup")},
         **{name: {"rest-rl"} for name in ("evaluate-bfcl-trained", "evaluate-api-bank-trained")},
         "compare-policies": set(EVALUATIONS),
@@ -80,7 +81,9 @@ def test_preflight_is_told_what_the_pods_are_promised(compiled: Compiled) -> Non
         "tracking": ("MLFLOW_TRACKING_URI",),
     }
     assert [(mount.claim, mount.path) for mount in surroundings.mounts] == [("cache", "/cache/"), ("work", "/work")]
-    asked = {gpus.stage: gpus for gpus in surroundings.gpus}
+    asked = {one.stage: one for one in surroundings.asked if one.count}
+    assert {one.stage for one in surroundings.asked} - set(asked) >= {"preflight", "prepare-data", "report-status"}
+    assert (asked["rest-rl"].cpu, asked["rest-rl"].memory) == ("16", "64Gi")
     champions = {name for name in GPU_STAGES if name.endswith("-champion")}  # no part of an ablation
     assert set(asked) == set(GPU_STAGES) - set(surroundings.without_gpu)
     assert set(surroundings.without_gpu) == champions - set(compiled.tasks)
@@ -92,6 +95,24 @@ def test_preflight_is_told_what_the_pods_are_promised(compiled: Compiled) -> Non
 def test_caching_is_on_for_data_and_evaluation_only(compiled: Compiled) -> None:
     cached = {name for name, task in compiled.tasks.items() if task.caching_options.enable_cache}
     assert cached == CACHED & set(compiled.tasks)
+
+
+def test_what_is_cached_has_the_state_of_what_it_reads_from_outside_as_inputs(compiled: Compiled) -> None:
+    """KFP's cache key has nothing else of data that has changed in its place."""
+    root = compiled.handled
+    reads = {"model": "model", "data": "data", "api-bank": "api_bank"}
+    for task in CACHED & set(compiled.tasks):
+        inputs = root[task].inputs.parameters  # none of them in a loop, where kfp.local loses such an input
+        for section in {"prepare-data": reads.values()}.get(task, {"model", *(reads[k] for k in reads if k in task)}):
+            producer = inputs[f"{section}_state"].task_output_parameter
+            assert (producer.producer_task, producer.output_parameter_key) == ("preflight", f"{section}_state")
+    assert not compiled.tasks["preflight"].caching_options.enable_cache
+
+
+@pytest.mark.parametrize("pipeline", ["rest", "ablation"])
+def test_the_cache_may_be_left_out_for_all_tasks(tmp_path: Path, pipeline: PipelineName) -> None:
+    compiled = compile_for(tmp_path, {"cache": False}, pipeline)
+    assert not [name for name, task in compiled.tasks.items() if task.caching_options.enable_cache]
 
 
 def test_each_task_has_the_image_of_its_target_and_installs_nothing(compiled: Compiled) -> None:
@@ -136,7 +157,8 @@ def test_a_training_on_several_nodes_asks_for_them_in_its_train_job_alone(
     assert not pod.node_selector.labels and not pod.empty_dir_mounts
     assert pod.active_deadline_seconds == 86400
     assert compiled.tasks["rest-rl"].retry_policy.max_retry_count == 5
-    (asked,) = config.validate(Surroundings, compiled.surroundings(), where="surroundings").gpus
+    surroundings = config.validate(Surroundings, compiled.surroundings(), where="surroundings")
+    (asked,) = [one for one in surroundings.asked if one.count]
     assert (asked.count, asked.nodes, asked.node_selector) == (8, 2, {"pool": "a100"})
     launch = json_format.MessageToDict(compiled.spec.root.input_definitions.parameters["launch"].default_value)
     job = config.validate(config.LaunchConfig, launch, where="launch").train_job
@@ -150,7 +172,8 @@ def test_nodes_that_share_no_storage_are_refused_before_anything_runs(tmp_path: 
         compile_for(tmp_path, {"stages": {"rest_rl": _NODES}})
     assert "\n" not in str(told.value)
     off = compile_for(tmp_path, {"stages": {"rest_rl": _NODES}}, config=config.load("tiny", ("rl.enabled=false",)))
-    assert (off.surroundings()["gpus"], off.surroundings()["without_gpu"]) == ([], [])
+    told = config.validate(Surroundings, off.surroundings(), where="surroundings")
+    assert not any(one.count for one in told.asked) and not told.without_gpu
 
 
 def test_outputs_on_a_pods_own_disk_are_refused(tmp_path: Path) -> None:
@@ -178,7 +201,7 @@ def test_a_stage_that_is_switched_off_takes_no_gpu(tmp_path: Path, pipeline: Pip
         assert not pod.node_selector.labels and not pod.tolerations and not pod.empty_dir_mounts
         assert pod.active_deadline_seconds == (3600 if "bfcl" in task else 86400)
     told = compiled.surroundings()
-    with_gpu = [gpus["stage"] for gpus in told["gpus"]]
+    with_gpu = [one["stage"] for one in told["asked"] if one["count"]]
     assert with_gpu[0] == "rest-rl" and {"evaluate-bfcl-base", "evaluate-bfcl-trained"} <= set(with_gpu)
     assert not set(with_gpu) & set(off_stages)
 
@@ -250,6 +273,7 @@ def test_secrets_are_given_by_name_to_those_who_need_them(compiled: Compiled) ->
     s3 = {
         "AWS_ACCESS_KEY_ID": ("s3-keys", False),
         "AWS_SECRET_ACCESS_KEY": ("s3-keys", False),
+        "AWS_SESSION_TOKEN": ("s3-keys", True),
         "AWS_ENDPOINT_URL": ("s3-keys", True),
         "AWS_DEFAULT_REGION": ("s3-keys", True),
     }

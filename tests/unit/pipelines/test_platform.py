@@ -16,6 +16,7 @@ from rest_core.operations.catalogue import STAGES
 
 TOP = Path(__file__).resolve().parents[3]
 EXAMPLE = TOP / "deploy" / "platform.yaml"
+_SECONDS = {"key": "gpu", "operator": "Exists", "effect": "NoSchedule", "toleration_seconds": 300}
 
 
 def load(tmp_path: Path, values: Any) -> Platform:
@@ -77,13 +78,13 @@ def test_of_retries_and_gpus_a_stage_may_say_a_part(tmp_path: Path) -> None:
 
 
 def test_numbers_and_quantities_as_kubernetes_takes_them(tmp_path: Path) -> None:
-    values = [("8", "2", "64Gi"), (8, 2, "64Gi"), (0.5, 1.0, "100k"), ("500m", "2.5", "1.5Gi"), ("1", ".5", 2048)]
+    values = [("8", "2", "64Gi"), (8, 2, "64Gi"), (0.5, 1.0, "100000k"), ("500m", "2.5", "1.5Gi"), ("1", ".5", 2**31)]
     read = []
     for cpu, of_default, memory in values:
         stages = {"default": {"cpu": of_default}, "rest_rl": {"cpu": cpu, "memory": memory}}
         stage = load(tmp_path, {"stages": stages}).stage("rest-rl")
         read.append((stage.cpu, stage.memory))
-    expected = [("8", "64Gi"), ("8", "64Gi"), ("0.5", "100000"), ("500m", "1610612736"), ("1", "2048")]
+    expected = [("8", "64Gi"), ("8", "64Gi"), ("0.5", "100000000"), ("500m", "1610612736"), ("1", "2147483648")]
     assert read == expected
 
 
@@ -157,6 +158,75 @@ def test_an_empty_file_is_the_clusters_own_choice(tmp_path: Path) -> None:
             r"are the same claim \(a\), which KFP cannot mount twice",
         ),
         ({"kfp_url": "kfp.example"}, "kfp_url"),
+        ({"kfp_url": "https://me:secret@kfp.example"}, "kfp_url"),
+        ({"stages": {"default": {"tolerations": [_SECONDS]}}}, "toleration_seconds goes with effect NoExecute alone"),
+        ({"serving": {"tolerations": [_SECONDS]}}, r"serving\.tolerations.*with effect NoExecute alone"),
+        ({"serving": {"tolerations": [{"key": "a b", "operator": "Exists"}]}}, "'a b' is no key of a label"),
+        ({"stages": {"rest_rl": {"gpu": {"resource": "gpu"}}}}, "'gpu' is no resource: write it as nvidia.com/gpu"),
+        ({"serving": {"gpu": {"resource": "gpu"}}}, "'gpu' is no resource"),
+        ({"stages": {"rest_rl": {"gpu": {"resource": "requests.nvidia.com/gpu"}}}}, "is no resource"),
+        ({"namespace": "team.a"}, "'team.a' is no namespace"),
+        ({"namespace": "a" * 64}, "is no namespace"),
+        ({"service_account": "a..b"}, "'a..b' is no name of a Kubernetes object"),
+        ({"train_jobs": {"runtime": "Rest"}}, "'Rest' is no name of a Kubernetes object"),
+        ({"security_context": {"run_as_user": 99999999999}}, r"security_context\.run_as_user"),
+        ({"security_context": {"run_as_group": 2**31}}, r"security_context\.run_as_group"),
+        ({"labels": {"pipeline/runid": "mine"}}, "'pipeline/runid' is set by KFP, Argo or this project"),
+        ({"labels": {"app.kubernetes.io/component": "mine"}}, "is set by KFP, Argo or this project"),
+        ({"labels": {"rest-pipelines/run": "mine"}}, "is set by KFP, Argo or this project"),
+        ({"annotations": {"workflows.argoproj.io/node-name": "x"}}, "is set by KFP, Argo or this project"),
+        ({"annotations": {"pipelines.kubeflow.org/v2_component": "x"}}, "is set by KFP, Argo or this project"),
+        ({"annotations": {f"{'a' * 254}/x": "y"}}, "more than 253 characters|no key of a label"),
+        ({"annotations": {"note": "x" * 262_144}}, "annotations of 262148 bytes: Kubernetes takes 262144"),
+        ({"serving": {"annotations": {"rest-pipelines/model": "x"}}}, "is set by KFP, Argo or this project"),
+        ({"stages": {"rest_rl": {"memory": "8Gi", "shm_size": "64Gi"}}}, r"shm_size \(64Gi\) is above memory \(8Gi\)"),
+        (
+            {"stages": {"default": {"memory": "8Gi"}, "rest_rl": {"shm_size": "64Gi"}}},
+            r"rest_rl, with what stages\.default says: shm_size",
+        ),
+        ({"serving": {"memory": "1Gi", "shm_size": "2G"}}, r"serving: .*shm_size \(2G\) is above memory"),
+        ({"env": {"MY VAR": "x"}}, "'MY VAR' is no environment variable"),
+        ({"env": {"KFP_RUN_ID": "x"}}, "KFP_RUN_ID is set by KFP or this project"),
+        ({"env": {"AWS_SECRET_ACCESS_KEY": "x"}}, "AWS_SECRET_ACCESS_KEY would stand in the pipeline"),
+        ({"env": {"HTTPS_PROXY": "http://me:secret@proxy:3128"}}, "env.HTTPS_PROXY: .*it holds a password"),
+        ({"env": {"MLFLOW_TRACKING_URI": "http://m"}, "secrets": {"mlflow": "m"}}, "MLFLOW_TRACKING_URI is set twice"),
+        ({"env": {"HF_HOME": "/x"}, "volumes": {"scratch": {"size": "1Gi"}}}, "HF_HOME is set twice"),
+        ({"env_from": [{"config_map": "a", "secret": "b", "keys": ["A"]}]}, "give config_map or secret, and not both"),
+        ({"env_from": [{"config_map": "a", "keys": []}]}, r"env_from.*keys"),
+        ({"files": [{"path": "/a"}]}, "give config_map or secret, and not both"),
+        ({"files": [{"config_map": "kube-root-ca.crt", "path": "/a"}]}, "no name that KFP can mount.*no dots"),
+        (
+            {"files": [{"config_map": "ca", "path": "/a"}, {"secret": "ca", "path": "/b"}]},
+            "two volumes of a pod would have the name ca",
+        ),
+        (
+            {"files": [{"config_map": "s3-scratch", "path": "/a"}]},
+            "would have the name s3-scratch",
+        ),
+        (
+            {"files": [{"config_map": "ca", "path": "/work/"}], "volumes": {"work": {"claim": "w", "path": "/work"}}},
+            "/work is mounted twice",
+        ),
+        ({"volumes": {"scratch": {"path": "/s3", "size": "1Gi"}}}, "/s3 is mounted twice"),
+        ({"ca_bundle": "/etc/ca.crt"}, "ca_bundle=/etc/ca.crt: lies below the path of none of `files`"),
+        ({"workflow": {"active_deadline_seconds": 0}}, r"workflow\.active_deadline_seconds"),
+        ({"stages": {"default": {"node_affinity": [{"key": "a", "operator": "In"}]}}}, r"takes values: \[a, b\]"),
+        ({"stages": {"default": {"node_affinity": [{"key": "a b", "operator": "Exists"}]}}}, "no key of a label"),
+        (
+            {"stages": {"default": {"node_affinity": [{"key": "a", "operator": "Gt", "values": ["x"]}]}}},
+            "takes one whole number",
+        ),
+        (
+            {"stages": {"default": {"node_affinity": [{"key": "a", "operator": "Exists", "weight": 101}]}}},
+            r"node_affinity.*weight",
+        ),
+        ({"stages": {"rest_rl": {"cpu": 0}}}, "CPUs come in thousandths"),
+        ({"stages": {"rest_rl": {"cpu": "0.0001"}}}, "CPUs come in thousandths"),
+        ({"serving": {"memory": "0"}}, "more than 0"),
+        ({"stages": {"rest_rl": {"memory": 64}}}, "'64' bytes let no container start: write the unit, as in 64Gi"),
+        ({"stages": {"rest_rl": {"shm_size": "9999999Ei"}}}, "less than 8Ei"),
+        ({"stages": {"rest_rl": {"timeout_seconds": 2**31}}}, r"timeout_seconds"),
+        ({"images": {"train": f"r/x@sha256:{'a' * 63}"}}, r"images\.train: .*is no image"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, values: Any, message: str) -> None:

@@ -177,7 +177,9 @@ def test_the_train_job_says_what_the_platform_asks_for(client: TrainerClient, cl
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "32Gi"}},
     ]
     # No variables: Kubeflow Trainer refuses a patch with them for this container.
-    assert pod["containers"] == [{"name": "node", "volumeMounts": [{"mountPath": "/cache", "name": "model-cache"}]}]
+    restricted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    mounts = [{"mountPath": "/cache", "name": "model-cache"}]
+    assert pod["containers"] == [{"name": "node", "volumeMounts": mounts, "securityContext": restricted}]
 
 
 def test_inputs_go_by_reference_and_the_result_comes_back(

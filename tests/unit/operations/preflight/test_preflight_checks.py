@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from rest_core.errors import UserError
 from rest_core.operations.pods import NotAllowed
 from rest_core.operations.preflight import checks, mlflow_server
 from rest_core.operations.preflight.findings import markdown, require_none, verdict
-from rest_core.operations.preflight.surroundings import Gpus, Mount, Secret, Surroundings
+from rest_core.operations.preflight.surroundings import Asked, Mount, Secret, Surroundings
 from rest_core.operations.tracking import runs
 from rest_core.operations.tracking.delivery import deliver
 from rest_core.operations.tracking.store import open_client
@@ -32,7 +34,7 @@ from rest_core.stages.cluster import PAGE_FILE
 SURROUNDINGS = Surroundings(
     secrets=(Secret(name="keys", variables=("NO_SUCH_VARIABLE",)),),
     mounts=(Mount(claim="work", path="/work"),),
-    gpus=(Gpus(stage="rest-rl", resource="nvidia.com/gpu", count=1),),
+    asked=(Asked(stage="rest-rl", resource="nvidia.com/gpu", count=1),),
 )
 
 
@@ -73,7 +75,7 @@ def test_there_is_a_check_for_everything_that_the_run_uses(config: Config, track
     found = checks.list_checks(Config(**values), SURROUNDINGS, AblationConfig())
     assert [name for name, _ in found] == [
         *("Secret keys", "volume work", "storage.location", "registry.destination", "rl.mirror"),
-        *("MLflow", "model", "data", "API-Bank", "GPU of rest-rl", "TrainJob", "trials"),
+        *("MLflow", "model", "data", "API-Bank", "nodes for rest-rl", "TrainJob", "trials"),
     ]
 
 
@@ -82,6 +84,42 @@ def outcomes(values: dict[str, Any], surroundings: Surroundings, **ablation: Any
     listed = checks.list_checks(Config(**values), surroundings, **ablation)
     findings = checks.run_checks([(name, check) for name, check in listed if name != checks.MLFLOW])
     return {one.check: (one.outcome, one.detail) for one in findings}
+
+
+def test_stages_that_ask_for_the_same_are_one_check(config: Config, tracking: TrackingConfig) -> None:
+    asked = [Asked(stage=stage, cpu="2") for stage in ("prepare-data", "aggregate")]
+    asked += [Asked(stage="rest-rl", cpu="2", count=1), Asked(stage="sft-warmup", cpu="2", count=1)]
+    names = [
+        name for name, _ in checks.list_checks(Config(**sections(config, tracking)), Surroundings(asked=tuple(asked)))
+    ]
+    assert names[-3:] == ["nodes for prepare-data, aggregate", "nodes for rest-rl", "nodes for sft-warmup"]
+
+
+def test_checks_have_a_deadline_of_their_own() -> None:
+    """The pod's is none for them: it begins before the image is pulled."""
+    released = threading.Event()
+
+    def hang() -> str:
+        released.wait()
+        return ""
+
+    started = time.monotonic()
+    findings = checks.run_checks([("a", lambda: "there"), ("b", hang), ("c", lambda: "there")], each=0.1)
+    assert [one.outcome for one in findings] == ["ok", "problem", "ok"]
+    assert "has not ended after 0 s: whatever it asks does not answer" in findings[1].detail
+    findings = checks.run_checks([("b", hang), ("c", lambda: "there")], seconds=0.1)
+    released.set()
+    assert [one.outcome for one in findings] == ["problem", "not checked"]
+    assert "the time for all checks (0.1 s) is over" in findings[1].detail
+    assert time.monotonic() - started < 60
+
+
+def test_a_checks_own_time_out_is_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    def check() -> str:
+        raise TimeoutError("of a socket")
+
+    (found,) = checks.run_checks([("a", check)])
+    assert "of a socket" in found.detail
 
 
 def test_what_lies_on_a_volume_is_left_to_the_stages(tracking: TrackingConfig) -> None:
@@ -183,7 +221,7 @@ def test_all_problems_come_in_one_error_without_a_gpu(
     assert [line.split(":")[0] for line in lines[1:]] == ["- Secret keys", "- volume work"]
     page = (out / PAGE_FILE).read_text(encoding="utf-8")
     assert page.startswith("# Preflight: 2 problems in 6 checks")
-    assert "GPU of rest-rl | list nodes: the cluster refuses it (403" in page
+    assert "nodes for rest-rl | list nodes: the cluster refuses it (403" in page
     assert json.loads((out / "error.json").read_text(encoding="utf-8"))["message"] == str(told.value)
     deliver(out.with_name("report.tracking"))
     client = open_client(str(tracking.uri))
@@ -203,6 +241,7 @@ def test_without_problems_the_stage_passes(
         **sections(config, tracking), surroundings=Surroundings(), pipeline_run="a run", out=tmp_path / "report"
     )
     assert result.metrics == {"preflight/problems": 0, "preflight/not_checked": 0, "preflight/ok": 3}
+    assert set(result.states) == {"model", "data", "api_bank"}
 
 
 def test_an_mlflow_that_is_away_is_one_problem_among_the_others(config: Config, tmp_path: Path, cluster: Any) -> None:

@@ -14,9 +14,9 @@ from rest_core.errors import UserError
 from rest_core.model.loading import load_model, with_lora
 from rest_core.operations import pods
 from rest_core.operations.pods import NotAllowed
-from rest_core.operations.preflight import gpu
+from rest_core.operations.preflight import gpu, nodes
 from rest_core.operations.preflight.gpu_memory import GIB, Architecture, read_architecture, training_memory
-from rest_core.operations.preflight.surroundings import Gpus, Toleration
+from rest_core.operations.preflight.surroundings import Asked, NodeTerm, Toleration
 
 QWEN = Architecture(parameters=1_700_000_000, trained=1_700_000_000, hidden_size=2048, layers=28)
 
@@ -79,11 +79,11 @@ def test_real_tensors_take_what_was_counted(model: ModelConfig) -> None:
 
 
 A100 = {"nvidia.com/gpu.product": "A100", "nvidia.com/gpu.memory": "81920"}
-ASKED = Gpus(stage="rest-rl", resource="nvidia.com/gpu", count=2, node_selector={"pool": "gpu"})
+ASKED = Asked(stage="rest-rl", resource="nvidia.com/gpu", count=2, node_selector={"pool": "gpu"})
 
 
-def check(asked: Gpus, model: ModelConfig) -> str:
-    return gpu.check_nodes(asked, model, SftConfig(), RlConfig())
+def check(asked: Asked, model: ModelConfig) -> str:
+    return nodes.check(asked, model, SftConfig(), RlConfig())
 
 
 def test_a_node_that_fits_is_found_and_named(cluster: Any, model: ModelConfig) -> None:
@@ -123,7 +123,7 @@ def test_a_gpu_that_is_too_small_is_a_problem(cluster: Any, model: ModelConfig) 
     cluster.add_node("tiny", gpus=2, labels={"pool": "gpu", "nvidia.com/gpu.memory": "0"})
     with pytest.raises(UserError, match=r"rest-rl needs at least .* GiB a GPU .* take a larger GPU"):
         check(ASKED, model)
-    disabled = gpu.check_nodes(ASKED, model, SftConfig(), RlConfig(enabled=False))
+    disabled = nodes.check(ASKED, model, SftConfig(), RlConfig(enabled=False))
     assert "needs" not in disabled
     assert "needs" not in check(ASKED.model_copy(update={"stage": "evaluate-bfcl"}), model)
 
@@ -197,3 +197,44 @@ def test_published_architectures_are_in_range() -> None:
         found = read_architecture(folder, ModelConfig(source=folder), RlConfig())
     assert 1.71e9 < found.parameters < 1.73e9
     assert 28 * GIB < training_memory(found, RlConfig(), "bfloat16", tokens=0).total < 30 * GIB
+
+
+def test_what_nodes_have_too_little_of_is_named(cluster: Any, model: ModelConfig) -> None:
+    asked = Asked(stage="rest-rl", cpu="64", memory="512Gi", count=8)
+    cluster.add_node("small", gpus=2)
+    cluster.add_node("larger", gpus=8, memory="549755813888")  # 512Gi
+    with pytest.raises(NotAllowed) as told:
+        check(asked, model)
+    assert "0 of 1 nodes with 8 x nvidia.com/gpu and cpu 64 and memory 512Gi at the moment" in str(told.value)
+    assert "(cpu: 64 asked for, a node has 7900m at most); the stage waits" in str(told.value)
+    with pytest.raises(NotAllowed, match=r"memory: 1Ti asked for, a node has 549755813888 at most"):
+        check(Asked(stage="prepare-data", cpu="7900m", memory="1Ti"), model)
+    assert check(Asked(stage="prepare-data", cpu="7.9", memory="32Gi"), model) == "2 nodes have cpu 7.9 and memory 32Gi"
+    with pytest.raises(NotAllowed, match="no node is open to its node_selector, node_affinity and tolerations"):
+        check(Asked(stage="prepare-data", cpu="1", node_selector={"pool": "none"}), model)
+    with pytest.raises(NotAllowed, match="of 2 nodes that are open to it too few have all of that"):
+        check(Asked(stage="rest-rl", cpu="1", nodes=3), model)
+
+
+@pytest.mark.parametrize(
+    ("term", "fits"),
+    [
+        ({"operator": "In", "values": ["a", "b"]}, True),
+        ({"operator": "In", "values": ["b"]}, False),
+        ({"operator": "NotIn", "values": ["b"]}, True),
+        ({"operator": "Exists"}, True),
+        ({"operator": "DoesNotExist"}, False),
+        ({"operator": "Gt", "values": ["3"], "key": "cores"}, True),
+        ({"operator": "Lt", "values": ["4"], "key": "cores"}, False),
+        ({"operator": "Gt", "values": ["3"]}, False),
+        ({"operator": "In", "values": ["b"], "weight": 5}, True),
+    ],
+)
+def test_node_affinity(cluster: Any, model: ModelConfig, term: dict[str, Any], fits: bool) -> None:
+    cluster.add_node("one", labels={"zone": "a", "cores": "4"})
+    asked = Asked(stage="prepare-data", cpu="1", node_affinity=(NodeTerm(**{"key": "zone", **term}),))
+    if fits:
+        assert check(asked, model) == "1 nodes have cpu 1"
+    else:
+        with pytest.raises(NotAllowed, match="no node is open to it"):
+            check(asked, model)

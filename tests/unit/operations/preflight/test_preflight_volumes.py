@@ -1,16 +1,19 @@
-"""Claims and TrainingRuntimes as a Kubernetes API tells of them."""
+"""Claims and TrainingRuntimes as a Kubernetes API tells of them; files as the pod has them."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 
 from rest_core.config import StorageConfig, TrainJobConfig
 from rest_core.errors import UserError
 from rest_core.operations.pods import NotAllowed
 from rest_core.operations.preflight import cluster as cluster_checks
+from rest_core.operations.preflight.surroundings import FilesOf
 
 JOB = TrainJobConfig(nodes=2, runtime="rest-torch")
 STORAGE = StorageConfig(location="s3://bucket")
@@ -76,3 +79,20 @@ def test_runtimes_that_may_not_be_read(cluster: Any) -> None:
 def test_nodes_that_share_no_storage(cluster: Any) -> None:
     with pytest.raises(UserError, match=r"^the 2 nodes share nothing but a storage location; set storage\.location$"):
         cluster_checks.check_train_job(JOB, StorageConfig())
+
+
+def test_files_are_there_and_hold_certificates(tmp_path: Path) -> None:
+    files = FilesOf(kind="ConfigMap", name="company-ca", path=str(tmp_path))
+    with pytest.raises(UserError, match=r"nothing is at .*: make the ConfigMap company-ca in the run's namespace"):
+        cluster_checks.check_files(files)
+    with pytest.raises(UserError, match="nothing is at /no/such/folder"):
+        cluster_checks.check_files(files.model_copy(update={"path": "/no/such/folder"}))
+    bundle = tmp_path / "ca.crt"
+    bundle.write_text("no certificates")
+    assert cluster_checks.check_files(files) == f"{tmp_path} has ca.crt"
+    assert cluster_checks.check_files(files, "/elsewhere/ca.crt")  # below another folder of files
+    for wrong in (bundle, tmp_path / "ca.pem"):
+        with pytest.raises(UserError, match=rf"ca_bundle={wrong}: no certificates can be read there"):
+            cluster_checks.check_files(files, str(wrong))
+    bundle.write_bytes(Path(certifi.where()).read_bytes())
+    cluster_checks.check_files(files, str(bundle))
