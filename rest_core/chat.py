@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Protocol
 
-from jinja2 import TemplateError
-
 from rest_core.call_json import without_surrogates
 from rest_core.errors import UserError, one_line
 from rest_core.records import Message, Sample, Tool
@@ -29,6 +27,7 @@ _NO_THOUGHTS = re.compile(rf"{_THINK}\s*</{Kind.THINK.value}>\s*")
 _REMEDY = (
     f"a response may have been begun with one {_THINK} and nothing else; choose another chat template or another model"
 )
+_LONGEST = 400  # characters of a template's own error
 _TAIL = 64  # tokens or characters that are looked at: more than such tags have
 _PROBES = ((Message("system", "s"), Message("user", "u")), (Message("user", "u"),))
 
@@ -65,6 +64,10 @@ def opening(tokenizer: Any) -> Opening:
 _CACHE: weakref.WeakKeyDictionary[Any, tuple[Any, Opening]] = weakref.WeakKeyDictionary()
 
 
+class Refused(UserError):
+    """A chat template does not take these messages."""
+
+
 class ChatInput(Protocol):
     """What brings a prompt into the form that chat templates take (`rest_core.styles.style.Style`)."""
 
@@ -82,7 +85,7 @@ def _opened_by_template(tokenizer: Any) -> Opening:
         try:
             ids = _encode(tokenizer, _plain(probe))
             unopened = _encode(tokenizer, _plain(probe), add_generation_prompt=False)
-        except (ValueError, TemplateError):  # some refuse system messages
+        except Refused:  # some refuse system messages
             continue
         opened = opened_by(tokenizer, ids)
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, unopened, strict=False)))
@@ -135,10 +138,10 @@ def encode_prompt(
     try:
         # A model may have written half of a surrogate pair in a call of an earlier turn; tokenizers refuse it.
         ids = _encode(tokenizer, without_surrogates(messages), **variables)
-    except (ValueError, TypeError, TemplateError) as error:  # no template at all, or one that refuses
+    except Refused as error:
         raise UserError(
-            f"{_template(tokenizer)} refuses messages of the roles {_roles(prompt)} "
-            f"({one_line(error)}); choose a model whose template takes them"
+            f"{_template(tokenizer)} refuses messages of the roles {_roles(prompt)} ({error}); choose a model whose "
+            "template takes them"
         ) from None
     here, usual = opened_by(tokenizer, ids), opening(tokenizer)
     if here != usual:
@@ -202,8 +205,17 @@ def encode_sample(tokenizer: Any, sample: Sample, style: ChatInput | None = None
 
 
 def with_template(tokenizer: Any, messages: Sequence[dict[str, Any]], **options: Any) -> Any:
-    """What the tokenizer's chat template makes of messages, with the variables that are set on the tokenizer."""
-    return tokenizer.apply_chat_template(messages, **template_variables(tokenizer), **options)
+    """What the tokenizer's chat template makes of messages, with the variables that are set on the tokenizer.
+
+    Raises:
+        Refused: there is no template, or it fails.
+    """
+    try:
+        return tokenizer.apply_chat_template(messages, **template_variables(tokenizer), **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # a template is somebody else's program: any exception may come of it
+        raise Refused(one_line(error, longest=_LONGEST) or type(error).__name__) from error
 
 
 def template_text(tokenizer: Any) -> str:

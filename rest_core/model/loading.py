@@ -16,10 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from rest_core import storage
 from rest_core.chat import opening
 from rest_core.config import LoraConfig, ModelConfig
-from rest_core.errors import UserError, needs_extra
+from rest_core.errors import UserError, described, needs_extra
 from rest_core.model import embedded
 from rest_core.model.context import context_of
 from rest_core.model.parameters import without_adapters
+from rest_core.model.trial import require_sound
 from rest_core.response import TAGGED
 from rest_core.serving.plugin import PLUGIN_FILE, plugin_source
 from rest_core.styles.chat_template import own_template, written_by
@@ -72,11 +73,13 @@ def load_tokenizer(source: str | Path, config: ModelConfig) -> Any:
             template ends prompts in tags that no response can continue (`rest_core.chat.opening`).
     """
     where = resolve(source)
-    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer of {source}: {_first_line(error)}") from None
+    require_sound(where, source, config)
+    return read_tokenizer(where, source, config)
+
+
+def read_tokenizer(where: str, source: str | Path, config: ModelConfig) -> Any:
+    """`load_tokenizer` without a trial: of a checkpoint at `where`, as `resolve` gives it."""
+    tokenizer = bare_tokenizer(where, source, config)
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = own_template(tokenizer.chat_template)
     if not tokenizer.chat_template:
@@ -87,17 +90,27 @@ def load_tokenizer(source: str | Path, config: ModelConfig) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     if config.enable_thinking is not None:
         tokenizer.template_variables = {"enable_thinking": config.enable_thinking}
-    tokenizer.response_stop_ids = _configured_stop_ids(where, options)
-    token_bytes(tokenizer)  # what cannot be used is refused now, and not after the first rollout
-    opening(tokenizer)
+    with _checkpoint_errors(f"tokenizer of {source}"):
+        tokenizer.response_stop_ids = _configured_stop_ids(where, _options(config))
+        token_bytes(tokenizer)  # what cannot be used is refused now, and not after the first rollout
+        opening(tokenizer)
     return tokenizer
+
+
+def bare_tokenizer(where: str, source: str | Path, config: ModelConfig) -> Any:
+    """The tokenizer as it is in a checkpoint."""
+    with _checkpoint_errors(f"tokenizer of {source}"):
+        return AutoTokenizer.from_pretrained(where, **_options(config))
 
 
 def load_model(source: str | Path, config: ModelConfig, *, dtype: torch.dtype = torch.float32) -> Any:
     """The policy as a causal language model in `dtype` (float32 to train, the compute type to evaluate)."""
     where = resolve(source)
-    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    try:
+    require_sound(where, source, config)
+    options = _options(config)
+    if config.init == "pretrained" and _has_pickles_only(Path(where)):
+        raise UserError(f"model {source}: its weights are pickled, which is code; save them as safetensors")
+    with _checkpoint_errors(f"model {source}"):
         if config.init == "random":
             architecture = AutoConfig.from_pretrained(where, **options)
             model = AutoModelForCausalLM.from_config(
@@ -105,24 +118,51 @@ def load_model(source: str | Path, config: ModelConfig, *, dtype: torch.dtype = 
             )
         else:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                where,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                **options,
             )
             model, loading = loaded
             _require_whole(loading, source)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"model {source}: {_first_line(error)}") from None
     _require_trainable(model, source)
     return model
 
 
 def context_length(source: str | Path, config: ModelConfig) -> int | None:
     """`rest_core.model.context.context_of` a model, by its configuration alone."""
-    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    where = resolve(source)
+    require_sound(where, source, config)
+    return context_of(read_config(where, source, config))
+
+
+def read_config(where: str, source: str | Path, config: ModelConfig) -> Any:
+    """The description of a model, config.json, without a trial of it."""
+    with _checkpoint_errors(f"model {source}"):
+        return AutoConfig.from_pretrained(where, **_options(config))
+
+
+def _options(config: ModelConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+
+
+@contextmanager
+def _checkpoint_errors(what: str) -> Iterator[None]:
+    """Turn what libraries raise of a checkpoint's files into a `UserError`: any exception may come of them."""
     try:
-        architecture = AutoConfig.from_pretrained(resolve(source), **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {source}: {_first_line(error)}") from None
-    return context_of(architecture)
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{what}: {_first_line(error)}") from error
+    except Exception as error:
+        raise UserError(f"{what}: {described(error, longest=400)}") from error
+
+
+def _has_pickles_only(folder: Path) -> bool:
+    return any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
 
 
 def _require_whole(loading: dict[str, Any], source: str | Path) -> None:
@@ -200,7 +240,7 @@ def _chat_template_of(style: Style | None, tokenizer: Any) -> Iterator[None]:
 
 
 def _configured_stop_ids(where: str, options: dict[str, Any]) -> list[int]:
-    """The ids at which a checkpoint's own generation settings stop; none where it has no settings."""
+    """The ids at which a checkpoint's own generation settings stop; none where it has no settings that can be read."""
     try:
         configured = GenerationConfig.from_pretrained(where, **options).eos_token_id
     except OSError:

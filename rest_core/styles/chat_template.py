@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from rest_core.chat import template_variables, with_template
+from rest_core.chat import Refused, template_variables, with_template
 from rest_core.data.schemas import DEFINITIONS
 from rest_core.errors import UserError, one_line
 from rest_core.records import Message, Tool, ToolCall
@@ -95,7 +95,7 @@ def written_by(style: Style, tokenizer: Any) -> str:
         wanted = with_template(tokenizer, messages, **options, **variables)
         tools = [{"type": "function", "function": function}]
         found = tokenizer.apply_chat_template(asked, tools=tools, chat_template=made, **options)
-    except (ValueError, TypeError, TemplateError) as error:
+    except (Refused, ValueError, TypeError, TemplateError) as error:
         raise UserError(f"an example cannot be written: {one_line(error)}") from None
     if found != wanted:
         raise UserError("it writes an example otherwise than the style does (by a filter of Jinja's own, perhaps)")

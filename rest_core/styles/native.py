@@ -6,9 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
-from rest_core.chat import opening, stop_texts, template_text, with_template
+from rest_core.chat import Refused, opening, stop_texts, template_text, with_template
 from rest_core.errors import UserError
 from rest_core.records import Message, Tool, ToolCall
 from rest_core.response import Kind, Response
@@ -120,7 +118,7 @@ class NativeStyle(Style):
         try:
             whole = with_template(self._tokenizer, [_QUESTION, turn], add_generation_prompt=False, **options)
             begun = with_template(self._tokenizer, [_QUESTION], add_generation_prompt=True, **options)
-        except (ValueError, TypeError, TemplateError):
+        except Refused:
             return None
         if not whole.startswith(begun):
             return None
@@ -139,7 +137,7 @@ class NativeStyle(Style):
         options: dict[str, Any] = {**self.variables, "tools": [_schema(_PROBE_TOOL)], "tokenize": False}
         try:
             with_template(self._tokenizer, messages, **options)
-        except (ValueError, TypeError, TemplateError):
+        except Refused:
             return False
         return True
 

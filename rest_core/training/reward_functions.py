@@ -12,9 +12,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, NoReturn
 
 from rest_core.config import RewardFunction, RlConfig
 from rest_core.errors import UserError, described, nearest
@@ -57,7 +61,8 @@ class RewardFunctions:
         """Rewards of the G responses to one sample, `step` counted from 1.
 
         Raises:
-            UserError: a function returns another number of rewards than G, or what is no finite number.
+            UserError: a function returns another number of rewards than G, or what is no finite number, or ends the
+                process.
         """
         size = len(completions)
         score = FunctionRewards([0.0] * size)
@@ -65,10 +70,16 @@ class RewardFunctions:
             if sample is None:
                 raise ValueError("reward functions need the tasks' samples")
             try:
-                given = function(**self._arguments(settings, sample, completions, completion_ids, step, score))
+                with _exit_raised():
+                    given = function(**self._arguments(settings, sample, completions, completion_ids, step, score))
+                # One more than there may be shows that there are too many; some iterators have no end.
+                values = [None] if given is None else list(islice(given, size + 1))
             except Exception as error:  # whatever a user's code raises costs its group and is reported
                 return FunctionRewards([0.0] * size, failure=f"{name}: {described(error)}")
-            values = [None] if given is None else list(given)
+            except SystemExit as error:  # would end the training as if it were done
+                raise UserError(
+                    f"reward function {name}: it ends the process (exit code {error.code!r:.80})"
+                ) from error
             if any(value is None for value in values):
                 return FunctionRewards([0.0] * size, failure=f"{name}: it returned None")
             score.parts[name] = rewards = _numbers(name, values, size, sample)
@@ -109,12 +120,30 @@ class RewardFunctions:
         }
 
 
+@contextmanager
+def _exit_raised() -> Iterator[None]:
+    """Within the block `os._exit` raises `SystemExit`, as `sys.exit` does; in other threads and processes it exits."""
+    leave, here = os._exit, (os.getpid(), threading.get_ident())
+
+    def refuse(status: int) -> NoReturn:
+        if (os.getpid(), threading.get_ident()) != here:
+            leave(status)
+        raise SystemExit(status)
+
+    os._exit = refuse
+    try:
+        yield
+    finally:
+        os._exit = leave
+
+
 def _numbers(name: str, values: Sequence[Any], size: int, sample: Sample) -> list[float]:
     if len(values) != size:
-        raise UserError(f"reward function {name}: it returned {len(values)} rewards for {size} completions")
+        count = f"more than {size}" if len(values) > size else len(values)
+        raise UserError(f"reward function {name}: it returned {count} rewards for {size} completions")
     try:
         rewards = [float(value) for value in values]
-    except (TypeError, ValueError):
+    except Exception:  # the values may be objects of any class
         raise UserError(f"reward function {name}: it returned {values!r:.80}, not a list of numbers") from None
     for reward in rewards:
         if not math.isfinite(reward):
@@ -134,6 +163,8 @@ def _load(settings: RewardFunction) -> Callable[..., Any]:
         raise UserError(
             f"{where}: there is no module {error.name!r}; install it, or put its folder on PYTHONPATH"
         ) from None
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{where}: {module_name} cannot be imported: {described(error)}") from error
     function = getattr(module, name, None)
     public = sorted(key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_")
     if function is None:

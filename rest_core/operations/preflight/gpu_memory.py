@@ -111,16 +111,21 @@ def read_architecture(source: str | Path, model: ModelConfig, section: SftConfig
 
 
 def _read_config(source: str | Path, model: ModelConfig) -> Any:
-    from transformers import AutoConfig
-
     from rest_core.data.hub import hub_errors
     from rest_core.model.loading import resolve
 
-    options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     if storage.is_s3(str(source)):
         with tempfile.TemporaryDirectory() as folder:
             storage.get_file(f"{str(source).rstrip('/')}/config.json", Path(folder) / "config.json")
-            return AutoConfig.from_pretrained(folder, **options)
+            return _tried(folder, source, model)
     where = resolve(source)
     with hub_errors(where, "model", model.revision):
-        return AutoConfig.from_pretrained(where, **options)
+        return _tried(where, source, model)
+
+
+def _tried(where: str, source: str | Path, model: ModelConfig) -> Any:
+    from rest_core.model.loading import read_config
+    from rest_core.model.trial import require_sound
+
+    require_sound(where, source, model, steps=("config",))
+    return read_config(where, source, model)

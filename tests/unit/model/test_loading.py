@@ -97,8 +97,8 @@ def test_a_checkpoint_that_does_not_fit_its_description(copied: Path, setting: s
 
 def test_a_checkpoint_without_weights_or_tokenizer(copied: Path) -> None:
     (copied / "model.safetensors").unlink()
-    (copied / "tokenizer.json").write_text('{"vers')
     assert told(loading.load_model, copied, CONFIG).startswith(f"model {copied}: ")
+    (copied / "tokenizer.json").write_text('{"vers')
     assert told(loading.load_tokenizer, copied, CONFIG).startswith(f"tokenizer of {copied}: ")
 
 

@@ -30,7 +30,10 @@ SAMPLES = [
 TASKS = [Task(s.id, [10 + n, 20, 30 + n], parse(s.reference), s) for n, s in enumerate(SAMPLES)]
 MODULE = """
 import builtins
+import itertools
 import math
+import os
+import sys
 
 SEEN = []
 
@@ -60,6 +63,26 @@ def words(completions, **kwargs):
 
 def not_a_number(completions, **kwargs):
     return [math.nan] * len(completions)
+
+def huge(completions, **kwargs):
+    return [10 ** 400] * len(completions)
+
+def without_end(**kwargs):
+    return itertools.count()
+
+def one_number(**kwargs):
+    return 3
+
+def leaves(**kwargs):
+    sys.exit(0)
+
+def leaves_at_once(**kwargs):
+    os._exit(0)
+
+def forks(completions, **kwargs):
+    if (child := os.fork()) == 0:
+        os._exit(3)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] * len(completions)
 
 def see(prompts, completions, completion_ids, solution, trainer_state, **kwargs):
     SEEN.append((prompts, completions, completion_ids, solution, trainer_state, kwargs))
@@ -130,6 +153,7 @@ def test_trls_own_reward_functions_run_as_they_are() -> None:
 
 def test_what_cannot_be_scored_names_its_reason() -> None:
     assert score("length", "nothing").failure == "nothing: it returned None"
+    assert score("one_number").failure == "one_number: TypeError: 'int' object is not iterable"
     runner = RewardFunctions(functions("length", "picky"))
     given = [runner.score(sample, ["a", "b"], [[1], [2]], step=1) for sample in SAMPLES]
     assert [each.failure for each in given] == [
@@ -147,6 +171,8 @@ def test_what_cannot_be_scored_names_its_reason() -> None:
         ("too_few", "too_few: it returned 1 rewards for 2 completions"),
         ("words", r"words: it returned \['high', 'high'\], not a list of numbers"),
         ("not_a_number", "not_a_number: a reward of nan for sample own/1"),
+        ("huge", "huge: it returned .*, not a list of numbers"),
+        ("without_end", "without_end: it returned more than 2 rewards for 2 completions"),
     ],
 )
 def test_what_is_no_list_of_finite_numbers_stops_the_training(name: str, message: str) -> None:
@@ -154,12 +180,31 @@ def test_what_is_no_list_of_finite_numbers_stops_the_training(name: str, message
         score(name)
 
 
+@pytest.mark.parametrize("name", ["leaves", "leaves_at_once"])
+def test_a_function_that_ends_the_process_fails_the_training(make: Make, name: str) -> None:
+    trainer, _ = make(name)
+    with pytest.raises(UserError, match=rf"reward function {name}: it ends the process \(exit code 0\)"):
+        trainer.train()
+    assert trainer.update.version == 0
+
+
+def test_a_functions_own_processes_may_end() -> None:
+    assert score("forks").parts == {"forks": [3.0, 3.0]}
+
+
+@pytest.mark.parametrize("line", ["import sys; sys.exit(0)", "1 / 0", "def"])
+def test_a_module_that_cannot_be_imported_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "my_rewards.py").write_text(line)
+    with pytest.raises(UserError, match="'my_rewards:length': my_rewards cannot be imported: "):
+        score("length")
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
         ("my_rewards.length", "write it as module:function"),
         ("my_rewrds:length", "there is no module 'my_rewrds'"),
-        ("my_rewards:lenght", r"has no 'lenght'; did you mean 'length'.*closed, later, length, "),
+        ("my_rewards:lenght", r"has no 'lenght'; did you mean 'length'.*closed, .*later, .*length, "),
         ("my_rewards:Model", "of type type; only plain functions"),
         ("my_rewards:later", "asynchronous functions are not supported"),
         ("my_rewards:closed", r"cannot be called as TRL does: got an unexpected keyword.*\*\*kwargs"),
