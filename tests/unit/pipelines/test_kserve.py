@@ -175,7 +175,7 @@ def test_a_service_is_applied_in_one_request(on_s3: str, http_server: Any, conne
     ("status", "message"),
     [
         (404, "is not there; look whether the cluster has KServe, and the namespace kubeflow"),
-        (403, r"the cluster refuses it \(403.*deploy/service-account.yaml"),
+        (403, r"the cluster refuses it \(403.*deploy/base/service-account.yaml"),
         (500, "the Kubernetes API failed"),
     ],
 )
