@@ -32,11 +32,13 @@ _REQUIRED_KEYS = {
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     "hugging_face": ("HF_TOKEN",),
     "mlflow": ("MLFLOW_TRACKING_URI",),
+    "webhook": ("REST_WEBHOOK_URL",),
 }
 _OPTIONAL_KEYS = {
     "s3": ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"),
     "hugging_face": (),
     "mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+    "webhook": ("REST_WEBHOOK_FORM", "REST_WEBHOOK_WHEN"),
 }
 
 
@@ -180,7 +182,9 @@ def _hand_secrets(task: dsl.PipelineTask, platform: Platform, stage: Stage) -> N
     """Secrets as environment variables; a pod whose required key is missing does not start."""
     for kind, required in _REQUIRED_KEYS.items():
         name = getattr(platform.secrets, kind)
-        if name is None or (kind == "hugging_face" and not (stage.loads_models_or_data or stage.name == "preflight")):
+        if name is None or (kind == "webhook" and stage.part != "cluster"):
+            continue
+        if kind == "hugging_face" and not (stage.loads_models_or_data or stage.name == "preflight"):
             continue
         starts = stage.part == "cluster"  # whatever is missing, to report it
         kubernetes.use_secret_as_env(task, name, {key: key for key in required}, optional=starts)

@@ -149,6 +149,7 @@ class Secrets(Section):
     s3: Name | None = None
     hugging_face: Name | None = None
     mlflow: Name | None = None
+    webhook: Name | None = None
 
 
 class SecurityContext(Section):
