@@ -145,7 +145,9 @@ def test_the_password_of_the_database_is_in_no_uri(render: Callable[..., Objects
     for components in ((), ("mlflow/components/external-postgres",)):
         container = render("mlflow", components)["Deployment/mlflow"]["spec"]["template"]["spec"]["containers"][0]
         settings = {one["name"]: one for one in container["env"]}
-        assert re.fullmatch(r"postgresql://mlflow@[\w.]+:5432/mlflow", settings["MLFLOW_BACKEND_STORE_URI"]["value"])
+        assert re.fullmatch(
+            r"postgresql\+psycopg2://mlflow@[\w.]+:5432/mlflow", settings["MLFLOW_BACKEND_STORE_URI"]["value"]
+        )
         assert settings["PGPASSWORD"]["valueFrom"]["secretKeyRef"]["key"] == "POSTGRES_PASSWORD"
 
 
