@@ -76,6 +76,9 @@ class Serving(Section):
     service_account: Name | None = Field(
         None, description="whose Secret KServe reads S3 with (serving.kserve.io annotations); null = the default one"
     )
+    api_key_secret: Name | None = Field(
+        None, description="Secret with VLLM_API_KEY, which requests must then carry; null = the server asks for none"
+    )
     cpu: Cpu | None = Field(None, description="request and limit")
     memory: Memory | None = Field(None, description="request and limit")
     gpu: Gpu | None = Gpu()

@@ -103,11 +103,13 @@ REQUIRED_KEYS = {
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     "hugging_face": ("HF_TOKEN",),
     "mlflow": ("MLFLOW_TRACKING_URI",),
+    "webhook": ("REST_WEBHOOK_URL",),
 }
 OPTIONAL_KEYS = {
     "s3": ("AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"),
     "hugging_face": (),
     "mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+    "webhook": ("REST_WEBHOOK_FORM", "REST_WEBHOOK_WHEN"),
 }
 _OPEN_KEYS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME")
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
@@ -124,6 +126,7 @@ class Secrets(Section):
     s3: Name | None = None
     hugging_face: Name | None = None
     mlflow: Name | None = None
+    webhook: Name | None = None
 
 
 class SecurityContext(Section):

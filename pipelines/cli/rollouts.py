@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from pipelines.cli.options import configuration, configured
+from rest_core.api_keys import require_no_key
 from rest_core.errors import UserError
 
 
@@ -39,7 +40,8 @@ def serve_rollouts(
     """Serve a policy for rollouts with vLLM.
 
     A training with rl.engine.engine=vllm_server samples from it and replaces its weights after each update. Who can
-    reach the server can replace its weights too: keep it inside. Options behind `--` go to `vllm serve`.
+    reach the server can replace its weights too: keep it inside. With VLLM_API_KEY in the environment of server and
+    training, responses need this key; what replaces weights does not. Options behind `--` go to `vllm serve`.
 
     \b
     Examples:
@@ -47,6 +49,7 @@ def serve_rollouts(
       rest serve-rollouts --policy runs/sft --python .venv-vllm/bin/python -- --max-model-len 4096
       rest serve-rollouts --policy Qwen/Qwen3-4B-Instruct-2507 --host 0.0.0.0 -- --tensor-parallel-size 2
     """
+    require_no_key(vllm_options)
     config = configuration(profile, overrides)
     from rest_core import storage
     from rest_core.config import VllmServerConfig

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import FILE, configuration, configured, local_path
+from rest_core.api_keys import require_no_key
 from rest_core.config import Config
 from rest_core.errors import UserError
 
@@ -56,7 +57,7 @@ def serve(
 
     MODEL is an alias or number of the registered model (default: champion), NAME@ALIAS, or the folder of a checkpoint.
     `tools=` of requests goes into the prompt that it was trained on, and its calls come back as `tool_calls`. Options
-    behind `--` go to `vllm serve`.
+    behind `--` go to `vllm serve`. With VLLM_API_KEY in the environment the server asks for this key.
 
     \b
     Examples:
@@ -69,6 +70,7 @@ def serve(
 
     if model.startswith("-"):  # behind `--`, without a model before it
         model, vllm_options = _DEFAULT, (model, *vllm_options)
+    require_no_key(vllm_options)
     if kserve is not None:
         _print_manifest(model, configuration(profile, overrides), kserve, vllm_options)
         return
@@ -106,7 +108,7 @@ def chat(
 
     MODEL is as in `rest serve`; with --url it is the name under which the server has it. The functions need type hints
     and a docstring. They are executed with what the model writes: give it no function that must not be called. An
-    empty line ends the dialogue.
+    empty line ends the dialogue. A server's key comes from OPENAI_API_KEY, or else VLLM_API_KEY.
 
     \b
     Examples:

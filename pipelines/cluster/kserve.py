@@ -6,12 +6,18 @@ from typing import Any
 
 from pipelines.kubernetes_values import spelled
 from pipelines.platform import Platform
+from rest_core.api_keys import require_no_key
 from rest_core.operations.kserve import Claim, Service
 
 
 def service_of(platform: Platform, alias: str) -> Service:
-    """The service of a version, by its alias or number."""
+    """The service of a version, by its alias or number.
+
+    Raises:
+        UserError: vLLM's options have a key.
+    """
     serving, work = platform.serving, platform.volumes.work
+    require_no_key(serving.vllm_options)
     container: dict[str, Any] = {"image": serving.image, "resources": _resources(platform)}
     predictor: dict[str, Any] = {"minReplicas": serving.min_replicas, "maxReplicas": serving.max_replicas}
     if serving.service_account is not None:
@@ -33,6 +39,7 @@ def service_of(platform: Platform, alias: str) -> Service:
         predictor=predictor,
         container=container,
         vllm_options=serving.vllm_options,
+        api_key_secret=serving.api_key_secret,
         claim=None if work is None else Claim(name=work.claim, path=work.path, sub_path=work.sub_path),
     )
 

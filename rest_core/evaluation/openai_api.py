@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
-import os
 import random
-import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,12 +13,10 @@ from typing import Any
 import requests
 from requests.auth import AuthBase
 
+from rest_core.api_keys import OPENAI_VARIABLE, VLLM_VARIABLE, api_key, without_key
 from rest_core.config import EndpointConfig
 from rest_core.errors import UserError, one_line
 
-KEY_VARIABLE = "OPENAI_API_KEY"
-_KEY = re.compile(r"[!-~]+")  # what a header takes
-_SHORTEST_SECRET = 16  # characters; a shorter key stands in for none ("EMPTY"), and may be a word of an answer
 _BUSY = {408, 409, 425, 429}  # and 5xx
 _MOST_BYTES = 1 << 24  # of an answer
 _MOST_FAILURES = 5  # in a row, to connect or to get a whole answer
@@ -56,14 +52,12 @@ class Endpoint:
     """POSTs JSON to `URL/chat/completions`. One object serves one thread.
 
     Raises:
-        UserError: the key in OPENAI_API_KEY is none that can be sent.
+        UserError: the key in OPENAI_API_KEY, or else in VLLM_API_KEY, is none that can be sent.
     """
 
     def __init__(self, url: str, config: EndpointConfig) -> None:
         self._url, self._config = f"{url.rstrip('/')}/chat/completions", config
-        self._key = (os.environ.get(KEY_VARIABLE) or "").strip() or None
-        if self._key is not None and not _KEY.fullmatch(self._key):
-            raise UserError(f"{KEY_VARIABLE}: holds characters that no API key has; set it to the key alone")
+        self._key = api_key(OPENAI_VARIABLE, VLLM_VARIABLE)
         self._session = requests.Session()
         self._session.auth = _Bearer(self._key)
 
@@ -120,10 +114,7 @@ class Endpoint:
                 raise self._failed(f"the answer is larger than {_MOST_BYTES} bytes")
             if time.monotonic() > until:
                 raise requests.Timeout
-        content = b"".join(parts)
-        if self._key is None or len(self._key) < _SHORTEST_SECRET:
-            return content
-        return content.replace(self._key.encode(), b"***")
+        return without_key(b"".join(parts), self._key)
 
     def _refusal(self, status: int, headers: Mapping[str, str], content: bytes) -> Exception:
         message, code = _problem(content)
@@ -133,8 +124,8 @@ class Endpoint:
         if status in (400, 413) and (code == "context_length_exceeded" or "context length" in message):
             return TooLong(message)
         remedies = {
-            401: f"set {KEY_VARIABLE} to a key of this endpoint",
-            403: f"set {KEY_VARIABLE} to a key that may use this model",
+            401: f"set {OPENAI_VARIABLE}, or for a vLLM server {VLLM_VARIABLE}, to a key of this endpoint",
+            403: f"set {OPENAI_VARIABLE} to a key that may use this model",
             404: "name a model that it has, and the URL up to and with /v1",
         }
         remedy = "give the address that it leads to" if 300 <= status < 400 else remedies.get(status)

@@ -52,7 +52,7 @@ def _explained(error: Exception, what: str, missing: str) -> UserError | None:
     if status in (401, 403):
         return UserError(
             f"{what}: the cluster refuses it ({said}); give the pod's service account the Role of "
-            "deploy/service-account.yaml"
+            "deploy/base/service-account.yaml"
         )
     if status == 404:
         return Missing(f"{what}: is not there; {missing}")

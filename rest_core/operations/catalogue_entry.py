@@ -169,10 +169,12 @@ class Stage:
         """The Secrets that its pods need (`secrets` in platform.yaml).
 
         What it records goes to MLflow, and files from the pod itself to the bucket that is MLflow's artifact store; a
-        model's source, of which weights or the tokenizer are read, may be on the hub.
+        model's source, of which weights or the tokenizer are read, may be on the hub. The end of a run is told to a
+        webhook, and preflight looks whether its address is there.
         """
         needed = {"tracking": ("mlflow", "s3"), "storage": ("s3",), "model": ("hugging_face", "s3"), "data": ("s3",)}
-        return frozenset(secret for section in self.sections for secret in needed.get(section, ()))
+        own = {secret for section in self.sections for secret in needed.get(section, ())}
+        return frozenset(own | {"webhook"} if self.part == "cluster" else own)
 
     def enabled(self, config: Config) -> bool:
         """Whether it does its work under a configuration, or passes on its input, or says why it did nothing."""

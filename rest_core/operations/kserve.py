@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rest_core import storage
+from rest_core.api_keys import VLLM_VARIABLE
 from rest_core.config import Section
 from rest_core.errors import UserError
 from rest_core.operations.api_errors import api_errors
@@ -50,6 +51,7 @@ class Service(Section):
     container: dict[str, Any]
     """Fields of the container: image, resources, volumeMounts."""
     vllm_options: tuple[str, ...] = ()
+    api_key_secret: str | None = None
     claim: Claim | None = None
 
 
@@ -61,14 +63,18 @@ def inference_service(version: Version, service: Service) -> dict[str, Any]:
     """
     source, alias = source_of(version.location, service.claim), service.alias
     arguments = server_arguments(MODEL_FOLDER, name=version.name, host="0.0.0.0", port=PORT, parsers=_parsers(version))
+    variables: list[dict[str, Any]] = [
+        {"name": "STORAGE_URI", "value": source},
+        {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
+    ]
+    if service.api_key_secret is not None:
+        key = {"name": service.api_key_secret, "key": VLLM_VARIABLE}
+        variables.append({"name": VLLM_VARIABLE, "valueFrom": {"secretKeyRef": key}})
     container = {
         "name": CONTAINER,
         # Not the image's own entrypoint: `vllm serve` differs from image to image, the module does not.
         "command": ["python3", *arguments, *service.vllm_options],
-        "env": [
-            {"name": "STORAGE_URI", "value": source},
-            {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
-        ],
+        "env": variables,
         "ports": [{"containerPort": PORT, "protocol": "TCP"}],
         "readinessProbe": {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 10, "failureThreshold": 3},
         **service.container,

@@ -11,6 +11,7 @@ from typing import Any
 import urllib3
 from urllib3.exceptions import MaxRetryError, ProtocolError, ReadTimeoutError
 
+from rest_core.api_keys import VLLM_VARIABLE, api_key, without_key
 from rest_core.errors import UserError
 from rest_core.rollout.vllm_sampling import VERSION
 
@@ -45,13 +46,15 @@ class Server:
     """JSON over HTTP to one vLLM server. A proxy is never asked: the server belongs to the trainer or evaluation.
 
     What fails is a `UserError` that says what to do. A server that cannot be reached is tried again: each request asks
-    for the same thing, however often it is made.
+    for the same thing, however often it is made. Requests carry the key in VLLM_API_KEY, where it is set.
     """
 
     def __init__(self, url: str, timeout: float, setting: str = "rl.engine") -> None:
         self.url, self.setting = url.rstrip("/"), setting
         self.timeout = timeout
-        self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, timeout=timeout)
+        self._key = api_key(VLLM_VARIABLE)
+        headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
+        self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, timeout=timeout, headers=headers)
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """POST `body` to `path`, GET without one; returns the JSON object that came back, {} for an empty answer."""
@@ -105,7 +108,9 @@ class Server:
         if response.status in _BUSY:
             raise _Unreachable(f"answers {response.status}")
         if response.status >= 300:
-            raise UserError(f"{where}: {path} answers {response.status}: {_message(response.data)}")
+            said = f"{path} answers {response.status}: {_message(without_key(response.data, self._key))}"
+            remedy = f"; set {VLLM_VARIABLE} to the server's key" if response.status == 401 else ""
+            raise UserError(f"{where}: {said}{remedy}")
         if not response.data:
             return {}
         answer = None

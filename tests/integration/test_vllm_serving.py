@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from rest_core.styles.create import built_in_style
 __all__ = ["pytestmark"]
 
 NAME = "scripted"
+KEY = "the-key-of-this-server"
+KEYED = {**ENVIRONMENT, "VLLM_API_KEY": KEY}
 AREA = Tool(
     "area",
     "The area of a circle.",
@@ -55,7 +58,7 @@ CLIENT = """
 import json, sys
 from openai import OpenAI
 request = json.loads(sys.stdin.read())
-client = OpenAI(base_url=sys.argv[1], api_key="none")
+client = OpenAI(base_url=sys.argv[1], api_key=sys.argv[2])
 answer = client.chat.completions.create(model="scripted", temperature=0, **request)
 if not request["stream"]:
     choice = answer.choices[0]
@@ -119,7 +122,7 @@ def url(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     command += ["--port", str(port), "--", "--served-model-name", NAME, "--dtype", "float32"]
     command += ["--enforce-eager", "--kv-cache-memory-bytes", str(64 << 20)]
     with log_file.open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, cwd=ROOT, env=KEYED, stdout=log, stderr=log, start_new_session=True)
     try:
         for _ in range(300):
             if process.poll() is not None:
@@ -150,7 +153,7 @@ def ask(url: str, messages: list[dict[str, Any]], *, stream: bool) -> tuple[Aske
     tool = {"name": AREA.name, "description": AREA.description, "parameters": AREA.parameters}
     request = {"messages": messages, "tools": [{"type": "function", "function": tool}], "stream": stream}
     done = subprocess.run(
-        [str(PYTHON), "-c", CLIENT, url], input=json.dumps(request), capture_output=True, text=True, check=False
+        [str(PYTHON), "-c", CLIENT, url, KEY], input=json.dumps(request), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -176,6 +179,21 @@ def test_tools_go_in_and_calls_come_out_and_their_results_are_answered(
     assert (telling.calls, telling.finish_reason) == ([], "stop")
     if stream:
         assert telling.pieces > 4  # words come as they are said
+
+
+def test_the_server_asks_for_its_key_and_chat_has_it(url: str) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{url}/models", timeout=30)
+    command = [sys.executable, "-m", "pipelines.cli", "chat", NAME, "--url", url]
+    done = {
+        keyed: subprocess.run(
+            command, cwd=ROOT, env=environment, input="How large?\n\n", capture_output=True, text=True, check=False
+        )
+        for keyed, environment in ((True, KEYED), (False, {**ENVIRONMENT, "VLLM_API_KEY": ""}))
+    }
+    assert done[True].returncode == 0, done[True].stderr
+    assert done[False].returncode == 2 and "VLLM_API_KEY" in done[False].stderr
+    assert KEY not in "".join(one.stdout + one.stderr for one in done.values())
 
 
 def test_a_served_answer_is_the_evaluated_one(url: str, checkpoint: Path) -> None:

@@ -34,7 +34,7 @@ PLATFORM = {
     "labels": {"team": "tools"},
     "annotations": {"note": "of a run"},
     "security_context": {"run_as_user": 1000, "run_as_group": 2000},
-    "secrets": {"s3": "s3-keys", "hugging_face": "hf", "mlflow": "tracking"},
+    "secrets": {"s3": "s3-keys", "hugging_face": "hf", "mlflow": "tracking", "webhook": "hook"},
     "volumes": {
         "model_cache": {"claim": "cache", "path": "/cache/"},
         "work": {"claim": "work", "path": "/work", "sub_path": "rest"},

@@ -47,7 +47,7 @@ def check_volume(name: str) -> str:
     claim = pods.claim(api, namespace, name)
     if claim is None:
         raise UserError(
-            f"there is no PersistentVolumeClaim {name} in the namespace {namespace}; make it (deploy/volumes.yaml), or "
+            f"there is no PersistentVolumeClaim {name} in the namespace {namespace}; make it (deploy/base), or "
             "name another in platform.yaml"
         )
     phase, storage_class = claim.status.phase, claim.spec.storage_class_name

@@ -11,6 +11,7 @@ from rest_core.config import LaunchConfig, StorageConfig, TrackingConfig
 from rest_core.operations import handoff, pods
 from rest_core.operations.pods import PodEnd
 from rest_core.operations.status import mlflow_runs
+from rest_core.operations.status.announce import announce
 from rest_core.operations.status.final import FinalStatus, Links, Verdict
 from rest_core.operations.status.mlflow_runs import PipelineEnd, StageEnd
 from rest_core.operations.status.outcome import FailedStage, Outcome, markdown, noted
@@ -72,7 +73,9 @@ def conclude(
     if client is not None and pipeline is not None:
         with noted(notes, "The run could not be closed in MLflow"):
             mlflow_runs.close(client, pipeline, outcome.verdict, outcome.line, page)
-        page.write_text(markdown(outcome, notes), encoding="utf-8")
+    with noted(notes, "The webhook was not told"):
+        announce(outcome)
+    page.write_text(markdown(outcome, notes), encoding="utf-8")
     log.info("%s\n%s", outcome.line, page.read_text(encoding="utf-8"))
     return outcome
 

@@ -65,10 +65,15 @@ def noted(notes: list[str], what: str) -> Iterator[None]:
         notes.append(f"{what}: {described(defect)}")
 
 
+def mark(verdict: Verdict) -> str:
+    """A sign that stands for how a run ended."""
+    return _VERDICT_MARKS[verdict]
+
+
 def markdown(outcome: Outcome, notes: Sequence[str]) -> str:
     """The whole report; `notes` say what could not be looked up, and what was removed."""
     where = " and ".join(one.stage for one in outcome.failures)
-    heading = f"{_VERDICT_MARKS[outcome.verdict]} {outcome.verdict}{f' in {where}' if where else ''}"
+    heading = f"{mark(outcome.verdict)} {outcome.verdict}{f' in {where}' if where else ''}"
     blocks = [f"# {heading}", f"Run: {outcome.pipeline_run}"]
     if outcome.message and not outcome.succeeded:
         if outcome.failures:  # which say more

@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
 from rest_core.config import GateConfig
 from rest_core.errors import UserError
 from rest_core.evaluation.gate import Condition, Rival, Verdict, judge
 from rest_core.evaluation.paired import Evaluation, read
+from rest_core.operations import webhook
 from rest_core.operations.tracking import evaluations, registry, store
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 _TAG = "promotion/"  # on the registered model, numbered
 _RECORD = re.compile(rf"{_TAG}(\d+)(?:-[0-9a-f]+)?")
 _MAX_REASON = 1000  # a tag holds 5000 characters
-_WEBHOOK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -283,7 +282,7 @@ def _value(gate: GateConfig, directory: Path) -> float | None:
     return evaluation.value(figure) if known else None
 
 
-def _make(client: MlflowClient, move: Move, webhook: str | None) -> None:
+def _make(client: MlflowClient, move: Move, url: str | None) -> None:
     """The history first, the alias last: a record without its move can be seen, a move without its record cannot."""
     model = client.get_registered_model(move.name)
     number = 1 + max((int(found[1]) for tag in model.tags if (found := _RECORD.fullmatch(tag))), default=0)
@@ -297,8 +296,8 @@ def _make(client: MlflowClient, move: Move, webhook: str | None) -> None:
     if move.previous is not None:
         until = f"{move.name} version {move.previous} was {registry.CHAMPION} until {move.at[:10]}"
         _say_on_card(client, move.name, move.previous, until)
-    if webhook is not None:
-        _call(webhook, move)
+    if url is not None:
+        _call(url, move)
 
 
 def _say_on_card(client: MlflowClient, name: str, number: str, line: str) -> None:
@@ -309,15 +308,11 @@ def _say_on_card(client: MlflowClient, name: str, number: str, line: str) -> Non
         client.update_model_version(name, number, description=f"**{line}**\n{card}")
 
 
-def _call(webhook: str, move: Move) -> None:
-    import requests
-
+def _call(url: str, move: Move) -> None:
     try:
-        requests.post(webhook, json=asdict(move), timeout=_WEBHOOK_SECONDS).raise_for_status()
-    except requests.RequestException as error:  # its text has the URL, which is often a secret
-        why = type(error).__name__ if error.response is None else f"HTTP {error.response.status_code}"
-        host = urlsplit(webhook).hostname
-        raise UserError(f"gate.webhook: {move.describe()}, but {host} was not told ({why}); tell it by hand") from None
+        webhook.post(url, asdict(move))
+    except UserError as problem:
+        raise UserError(f"gate.webhook: {move.describe()}, but {problem}; tell it by hand") from None
 
 
 def _now() -> str:

@@ -101,7 +101,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     serving = Quiet(("127.0.0.1", 0), Handler)
     threading.Thread(target=serving.serve_forever, args=(0.05,), daemon=True).start()
     state.url = f"http://127.0.0.1:{serving.server_port}/v1"
-    monkeypatch.setenv(openai_api.KEY_VARIABLE, KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(openai_api, "FIRST_PAUSE", 0.01)
     yield state
     serving.shutdown()
@@ -326,22 +326,32 @@ def test_an_address_where_nobody_listens_is_one_line(ask: Ask, server: Server) -
 
 
 def test_a_key_that_is_none_is_refused_unseen(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(openai_api.KEY_VARIABLE, "a key\nX-Other: 1")
+    monkeypatch.setenv("OPENAI_API_KEY", "a key\nX-Other: 1")
     with pytest.raises(UserError, match="OPENAI_API_KEY: holds characters") as error:
         ask([question("Weather?")])
     assert "X-Other" not in str(error.value)
 
 
 def test_without_a_key_none_is_sent(server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(openai_api.KEY_VARIABLE)
+    monkeypatch.delenv("OPENAI_API_KEY")
     ask([question("Weather?")])
     assert "Authorization" not in server.headers[0]
+
+
+def test_the_key_of_a_vllm_server_is_sent_where_there_is_no_other(
+    server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "mine")
+    ask([question("Weather?")])
+    monkeypatch.delenv("OPENAI_API_KEY")
+    ask([question("Weather again?")])
+    assert [headers["Authorization"] for headers in server.headers] == [f"Bearer {KEY}", "Bearer mine"]
 
 
 def test_a_key_that_is_no_secret_may_be_a_word_of_an_answer(
     server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(openai_api.KEY_VARIABLE, "EMPTY")
+    monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
     server.reply = lambda body: completion("The list is EMPTY.")
     assert ask([question("What is in the list?")], prompting="prompt")[0].text == "The list is EMPTY."
     assert server.headers[0]["Authorization"] == "Bearer EMPTY"

@@ -99,6 +99,25 @@ def test_everything_that_a_platform_can_say_of_it(on_s3: str) -> None:
     assert (predictor["minReplicas"], predictor["maxReplicas"]) == (0, 4)
 
 
+def test_a_key_comes_from_its_secret_and_from_nowhere_else(on_s3: str) -> None:
+    platform = validate(Platform, {"serving": {"api_key_secret": "served"}}, where="platform.yaml")
+    container = check(inference_service(version(on_s3), service_of(platform, "champion")))
+    (key,) = [one for one in container["env"] if one["name"] == "VLLM_API_KEY"]
+    assert key["valueFrom"] == {"secretKeyRef": {"name": "served", "key": "VLLM_API_KEY"}}
+    for options in (["--api-key", "k3y"], ["--api_key=k3y"]):
+        keyed = validate(Platform, {"serving": {"vllm_options": options}}, where="platform.yaml")
+        with pytest.raises(UserError, match=r"serving\.api_key_secret") as error:
+            service_of(keyed, "champion")
+        assert "k3y" not in str(error.value)
+
+
+@pytest.mark.parametrize("command", [["serve"], ["serve-rollouts", "--policy", "p"]])
+def test_a_key_on_a_command_line_is_refused(command: list[str]) -> None:
+    result = CliRunner().invoke(cli, [*command, "--", "--api-key=k3y"])
+    assert isinstance(result.exception, UserError)
+    assert "set VLLM_API_KEY" in str(result.exception) and "k3y" not in str(result.exception) + result.output
+
+
 def test_a_model_on_the_work_volume_is_read_from_its_claim(tmp_path: Path) -> None:
     (tmp_path / "rest/models/3").mkdir(parents=True)
     (tmp_path / "rest/models/3" / PLUGIN_FILE).write_text("", encoding="utf-8")
@@ -175,7 +194,7 @@ def test_a_service_is_applied_in_one_request(on_s3: str, http_server: Any, conne
     ("status", "message"),
     [
         (404, "is not there; look whether the cluster has KServe, and the namespace kubeflow"),
-        (403, r"the cluster refuses it \(403.*deploy/service-account.yaml"),
+        (403, r"the cluster refuses it \(403.*deploy/base/service-account.yaml"),
         (500, "the Kubernetes API failed"),
     ],
 )

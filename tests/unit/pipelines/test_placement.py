@@ -79,6 +79,7 @@ def test_preflight_is_told_what_the_pods_are_promised(compiled: Compiled) -> Non
         "s3-keys": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
         "hf": ("HF_TOKEN",),
         "tracking": ("MLFLOW_TRACKING_URI",),
+        "hook": ("REST_WEBHOOK_URL",),
     }
     assert [(mount.claim, mount.path) for mount in surroundings.mounts] == [("cache", "/cache/"), ("work", "/work")]
     asked = {one.stage: one for one in surroundings.asked if one.count}
@@ -282,7 +283,9 @@ def test_secrets_are_given_by_name_to_those_who_need_them(compiled: Compiled) ->
     for task in {"prepare-data", *GPU_STAGES} & set(compiled.tasks):
         assert compiled.secrets(task) == tracking | s3 | {"HF_TOKEN": ("hf", False)}
     # A pod whose required key is missing never starts; these two are to tell so.
-    for task, names in {"preflight": {*tracking, *s3, "HF_TOKEN"}, "report-status": {*tracking, *s3}}.items():
+    webhook = {"REST_WEBHOOK_URL", "REST_WEBHOOK_FORM", "REST_WEBHOOK_WHEN"}
+    told = {*tracking, *s3, *webhook}
+    for task, names in {"preflight": {*told, "HF_TOKEN"}, "report-status": told}.items():
         secrets = compiled.secrets(task)
         assert set(secrets) == names
         assert all(optional for _, optional in secrets.values())

@@ -103,6 +103,27 @@ def url(fake: Fake) -> Iterator[str]:
         thread.join()
 
 
+KEY = "a-key-of-more-than-16-characters"
+
+
+def test_requests_carry_the_key_and_errors_do_not(fake: Fake, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        given.append(handler.headers["Authorization"])
+        send(handler, 401, json.dumps({"error": f"Unauthorized: {given[-1]}"}).encode())
+
+    given: list[str | None] = []
+    fake.answers["/inference/v1/generate"] = refuse
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", "of another vendor")  # which is not for this server
+    with pytest.raises(UserError, match=r"answers 401: Unauthorized: Bearer \*\*\*; set VLLM_API_KEY") as error:
+        vllm_http.Server(url, 5.0).call("/inference/v1/generate", {})
+    assert given == [f"Bearer {KEY}"] and KEY not in str(error.value)
+    monkeypatch.delenv("VLLM_API_KEY")
+    with pytest.raises(UserError, match="401"):
+        vllm_http.Server(url, 5.0).call("/inference/v1/generate", {})
+    assert given[1] is None
+
+
 def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, *, length: int | None = None) -> None:
     handler.send_response(status)
     handler.send_header("Content-Length", str(len(body) if length is None else length))

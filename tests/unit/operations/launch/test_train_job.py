@@ -377,7 +377,7 @@ def test_an_api_that_stays_away_is_told(
 @pytest.mark.parametrize(
     ("request_", "status", "told"),
     [
-        (f"POST {TRAINER}/trainjobs", 403, "the cluster refuses it \\(403 .*deploy/service-account.yaml"),
+        (f"POST {TRAINER}/trainjobs", 403, "the cluster refuses it \\(403 .*deploy/base/service-account.yaml"),
         (f"GET {TRAINER}/trainingruntimes", 403, "TrainingRuntime rest-torch: the cluster refuses it \\(403"),
         (f"POST {TRAINER}/trainjobs", 404, "is not there; install Kubeflow Trainer"),
         (f"POST {TRAINER}/trainjobs", 422, "the cluster refuses it \\(422 .*refused"),
