@@ -80,7 +80,7 @@ class _Reader(io.RawIOBase):
         budget = self._budget
         while True:
             left = budget.require()
-            self._socket.settimeout(min(left, left if budget.told else _TOLD_AFTER))
+            self._socket.settimeout(left if budget.told else min(left, _TOLD_AFTER))
             started = time.monotonic()
             try:
                 count = self._socket.recv_into(buffer)
@@ -89,7 +89,7 @@ class _Reader(io.RawIOBase):
             budget.spend(time.monotonic() - started)
             if not budget.told and budget.total - budget.left >= _TOLD_AFTER:
                 budget.told = True
-                logger.warning("waiting for an answer of %s, at most %.0f s more", budget.host, max(0.0, budget.left))
+                logger.warning("waiting for an answer of %s, at most %.0f s more", budget.host, budget.left)
             if count >= 0:
                 break
         self._size += count
@@ -185,7 +185,8 @@ class _Adapter(request_utils.TCPKeepAliveHTTPAdapter):
         host = urllib3.util.parse_url(request.url or "").host or "MLflow"
         if not stream:  # compressed, its size would say nothing
             request.headers["Accept-Encoding"] = "identity"
-        token = _budget.set(_Budget(host, seconds, seconds, stream, not waits.are_told()))
+        told = seconds <= _TOLD_AFTER or not waits.are_told()
+        token = _budget.set(_Budget(host, seconds, seconds, stream, told))
         try:
             answer = super().send(request, stream, timeout, *args, **keywords)
         finally:

@@ -168,8 +168,8 @@ class Replay:
             return None
         recorded, here = store.redact(self.begin["uri"]), store.redact(self.uri)
         return (
-            f"{self.path}: recorded for {recorded}, and MLflow is {here} here; send it there with "
-            f"--set tracking.uri={recorded} where you trust that address, or to {here} with --moved"
+            f"they were recorded for {recorded}, and MLflow is {here} here; send them to {recorded} with --set "
+            f"tracking.uri={recorded} if you trust that address, or to {here} with --moved"
         )
 
     @cached_property
