@@ -36,8 +36,8 @@ def is_there(client: MlflowClient, run_id: str, record: Record) -> bool:
 def with_table(listed: str, entry: dict[str, str]) -> str:
     """The tag's value with one more table.
 
-    Of more tables than the value can hold every second one is left out, so that those which are listed are spread over
-    the whole training; the files themselves are all stored. A value that is no list is replaced.
+    Of more tables than the value can hold the first and the newest ones are listed; the files are all stored. A value
+    that is no list is replaced.
     """
     try:
         tables: Any = json.loads(listed)
@@ -47,5 +47,5 @@ def with_table(listed: str, entry: dict[str, str]) -> str:
     if entry in tables:
         return listed
     while len(value := json.dumps([*tables, entry])) > MAX_TAG_VALUE and tables:
-        tables = tables[::2] if len(tables) > 1 else []
+        del tables[min(1, len(tables) - 1)]
     return value

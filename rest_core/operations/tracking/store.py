@@ -118,7 +118,7 @@ def connect(tracking: TrackingConfig) -> MlflowClient:
     """
     uri = resolve_uri(tracking)
     if is_server(uri) and (problem := unreachable(uri)):
-        raise UserError(f"MLflow at {redact(uri)} does not answer ({problem}); {_remedy(problem)}")
+        raise UserError(f"MLflow at {redact(uri)} {_told(problem)}")
     client = open_client(uri)
     if is_server(uri) and os.environ.get(WORKSPACE):
         from mlflow.exceptions import MlflowException
@@ -130,13 +130,14 @@ def connect(tracking: TrackingConfig) -> MlflowClient:
     return client
 
 
-def _remedy(problem: str) -> str:
+def _told(problem: str) -> str:
+    """Why a server cannot be used, and what to do."""
     if "certificate" in problem.lower():
         return (
-            "its certificate is not trusted: name the file of its authority in MLFLOW_TRACKING_SERVER_CERT_PATH or "
-            "REQUESTS_CA_BUNDLE"
+            f"is there, and its certificate is not trusted ({problem}); name the file of its authority in "
+            "MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA_BUNDLE"
         )
-    return "start it, or set tracking.uri"
+    return f"does not answer ({problem}); start it, or set tracking.uri"
 
 
 @contextmanager
