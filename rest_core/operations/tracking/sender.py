@@ -44,10 +44,10 @@ class Sender(threading.Thread):
         """
         self._ended.set()
         self.join(_TOLD_AFTER)
-        if self.is_alive():
+        if self.is_alive() and store.is_server(self._uri):
             left, host = journal.left(self._path), store.redact(self._uri)
             logger.warning("waiting for MLflow at %s to take %d records, at most %.0f s", host, left, _FINISH_SECONDS)
-            self.join(_FINISH_SECONDS - _TOLD_AFTER)
+        self.join(_FINISH_SECONDS - _TOLD_AFTER)
         return journal.left(self._path) == 0
 
     def run(self) -> None:
