@@ -5,6 +5,7 @@
 <folder>/summary.json   what `rest run` shows at the end
 <folder>/pipeline.yaml  the compiled pipeline, for `rest lineage`
 <folder>/run.json       what the run was started with, for `rest run --resume` (`pipelines.resume`)
+<folder>/run.tracking/  as long as it runs, or where it was left: the record that ends it in MLflow (`rest sync`)
 <folder>/report.html    base model, warm-up and trained policy compared, where two of them were evaluated
 <folder>/model          link to the trained checkpoint, once there is one
 <folder>/../latest      link to the newest folder
@@ -27,7 +28,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import psutil
 from kfp import local
@@ -35,6 +36,7 @@ from kfp.dsl.graph_component import GraphComponent
 from rich.console import Console
 
 from components.runtime import ROOT_VARIABLE, UNFINISHED
+from pipelines import parent_run
 from pipelines.graph import compile_to
 from pipelines.monitor import Monitor, family
 from pipelines.progress import SUMMARY_FILE, show_done, show_header, show_start
@@ -50,8 +52,8 @@ from rest_core.evaluation.comparison_report import HTML_FILE
 from rest_core.operations.catalogue import CATALOGUE, PIPELINE
 from rest_core.operations.preflight.sources import require_local, require_space
 from rest_core.operations.result import raise_error
-from rest_core.operations.tracking.delivery import deliver
-from rest_core.operations.tracking.runs import PIPELINE_VARIABLE, finish_pipeline, new_pipeline_run, reopen_pipeline
+from rest_core.operations.tracking import journal
+from rest_core.operations.tracking.runs import PIPELINE_VARIABLE, new_pipeline_run
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -159,9 +161,8 @@ def carry_out(
     started = time.monotonic()
     status: RunStatus = "interrupted"
     failure: RuntimeError | None = None
+    parent = parent_run.begin(config.tracking, folder / ARTIFACTS, run, resumed=resumed)
     try:
-        if resumed:
-            reopen_pipeline(config.tracking, pipeline_run=run, spool=folder / "resume.tracking")
         with session(folder, monitor, execution):
             pipeline()
         if undone := [name for name in stages if name not in monitor.stages or not monitor.stages[name].done]:
@@ -171,20 +172,12 @@ def carry_out(
     except RuntimeError as error:  # what kfp.local raises when a task has failed
         status, failure = "failed", error
     finally:
-        _close_run(config, folder, run, monitor, status)
+        parent_run.end(parent, config.tracking, folder / ARTIFACTS, status if monitor.stages else None)
         summary = summarize(status=status, seconds=time.monotonic() - started)
         write_file(folder / SUMMARY_FILE, json.dumps(asdict(summary), indent=2) + "\n")
     if failure is not None:
         explain(folder, monitor, failure)
     return summary
-
-
-def _close_run(config: Config, folder: Path, run: str, monitor: Monitor, status: RunStatus) -> None:
-    """End the run in MLflow that no stage has ended: it was left between two of them, or one was killed whole."""
-    if status != "succeeded" and monitor.stages:
-        as_what: Literal["FAILED", "KILLED"] = "FAILED" if status == "failed" else "KILLED"
-        finish_pipeline(config.tracking, pipeline_run=run, spool=folder / "finish.tracking", status=as_what)
-        deliver(folder)  # ends the run of a stage that was killed
 
 
 def _link(link: Path, target: Path) -> None:
@@ -211,7 +204,9 @@ def run_folder(folder: Path, config: Config, record: RunRecord, console: Console
             done = set_unfinished_aside(folder / ARTIFACTS)
             console.print(f"  resumed   done before: {', '.join(done) or 'nothing'}", soft_wrap=True)
         yield folder
-        shutil.rmtree(folder / ARTIFACTS / UNFINISHED, ignore_errors=True)  # what is left of what was taken up
+        unfinished = folder / ARTIFACTS / UNFINISHED  # what is left of what was taken up
+        if not journal.unsent(unfinished):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def new_folder(folder: Path) -> Path:

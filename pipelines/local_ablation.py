@@ -52,6 +52,7 @@ class AblationSummary:
     folder: str
     mlflow: str  # where to look
     unsent: int  # tracking records that MLflow has not got
+    sync: str = ""  # the command that sends them
 
     @property
     def report(self) -> Path:
@@ -131,10 +132,8 @@ def show(summary: AblationSummary, console: Console) -> None:
     console.print(f"Report: {escape(str(summary.report / HTML_FILE))}", soft_wrap=True)
     console.print(f"MLflow: {summary.mlflow}", soft_wrap=True)
     if summary.unsent:
-        console.print(
-            f"[bold yellow]MLflow has not got {summary.unsent} records:[/] rest sync {escape(summary.folder)}",
-            soft_wrap=True,
-        )
+        what = f"[bold yellow]MLflow has not got {summary.unsent} records:[/]"
+        console.print(f"{what} {escape(summary.sync)}", soft_wrap=True)
 
 
 def _table(comparison: Comparison, settings: Mapping[str, Any]) -> Table:
@@ -162,4 +161,5 @@ def _summarize(
         folder=str(folder),
         mlflow=store.where_to_look(*look),
         unsent=unsent,
+        sync=store.sync_command(folder, uri),
     )

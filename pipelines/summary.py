@@ -177,7 +177,8 @@ def show(summary: Summary, console: Console) -> None:
     for command, purpose in next_steps(summary):
         tell(f"Next:   [bold]{escape(command)}[/]  {escape(purpose)}")
     if summary.unsent:
-        tell(f"[bold yellow]MLflow has not got {summary.unsent} records:[/] rest sync {escape(summary.folder)}")
+        command = shlex.join(["rest", "sync", summary.folder, *summary.options])
+        tell(f"[bold yellow]MLflow has not got {summary.unsent} records:[/] {escape(command)}")
 
 
 def next_steps(summary: Summary) -> Iterator[tuple[str, str]]:

@@ -147,25 +147,35 @@ def ui(profile: str, overrides: tuple[str, ...], host: str, port: int, browser: 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-def sync(folder: Path) -> None:
-    """Send records that MLflow has missed.
+@configured
+@click.option(
+    "--moved", is_flag=True, help="Send records of another address, too: MLflow has another one now, or here."
+)
+def sync(folder: Path, profile: str, overrides: tuple[str, ...], moved: bool) -> None:
+    """Send records that MLflow has missed, and end runs whose process was killed.
 
-    They are kept in the run's folder while a tracking server is away.
+    Records are kept in the run's folder while a tracking server is away. They go to the configured MLflow alone
+    (tracking.uri, else MLFLOW_TRACKING_URI, else mlruns/ here). The exit code is 0 when it has taken all of them.
 
     FOLDER is the folder that the run's message named, or any folder above it.
 
     \b
     Examples:
       rest sync runs
+      rest sync runs/latest --set tracking.uri=http://mlflow:5000
     """
+    config = configuration(profile, overrides)
     from rest_core import logs
+    from rest_core.operations.tracking import store
     from rest_core.operations.tracking.delivery import deliver
 
     logs.configure(sys.stderr, level=logging.WARNING, libraries=("mlflow",))
-    delivery = deliver(folder)
+    delivery = deliver(folder, store.resolve_uri(config.tracking), moved=moved)
     click.echo(f"{delivery.sent} records sent, {delivery.left} wait, {delivery.refused} refused")
     if delivery.problem:
-        raise UserError(f"{folder}: {delivery.left} records wait: {delivery.problem}")
+        raise UserError(f"{delivery.left} records wait: {delivery.problem}")
+    if delivery.refused:
+        raise UserError(f"{folder}: {delivery.refused} records were refused, now or before, and stay there")
 
 
 COMMANDS = (promote, history, lineage, ui, sync)

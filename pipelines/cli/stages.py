@@ -51,7 +51,7 @@ def _command(stage: Stage) -> click.Command:
         trial = options.pop("trial", None)
         config = configuration(profile, overrides, **options)
         from rest_core import logs
-        from rest_core.operations.tracking.runs import finish_pipeline, new_pipeline_run
+        from rest_core.operations.tracking.runs import OpenPipeline, new_pipeline_run
         from rest_core.processes import is_main_process
 
         # Of several processes the first one alone speaks.
@@ -69,12 +69,20 @@ def _command(stage: Stage) -> click.Command:
                 policy: {one: inputs.pop(option) for option, one in _reports(policy).items() if option in inputs}
                 for policy in ("trained", "base")
             }
-        result = stage.load()(**keywords, **inputs, pipeline_run=pipeline_run, out=out)
+        parent = None
+        if is_main_process() and run_name is None and stage.part != "single":  # which closes its run itself
+            spool = out.with_name(f"{out.name}.finish.tracking")
+            parent = OpenPipeline(config.tracking, pipeline_run=pipeline_run, spool=spool)
+        try:
+            result = stage.load()(**keywords, **inputs, pipeline_run=pipeline_run, out=out)
+        except BaseException:
+            if parent is not None:
+                parent.discard()
+            raise
         if not is_main_process():
             return
-        if run_name is None and stage.part != "single":  # which closes its run itself
-            spool = out.with_name(f"{out.name}.finish.tracking")
-            finish_pipeline(config.tracking, pipeline_run=pipeline_run, spool=spool)
+        if parent is not None:
+            parent.end("FINISHED")
         for figure, value in sorted(result.metrics.items()):
             click.echo(f"{figure:40} {value:.6g}")
         for note in result.notes:

@@ -55,7 +55,11 @@ PRIVATE = {
         "kfp.dsl.graph_component",
     },
     "kubeflow": {"kubeflow.trainer.backends.kubernetes.backend"},
-    "mlflow": {"_get_registry_client", "mlflow.prompt.constants", "mlflow.tracing.client", "mlflow.tracing.constant"},
+    "mlflow": {
+        *("_get_latest_schema_revision", "_get_registry_client", "mlflow.prompt.constants", "mlflow.store.db.utils"),
+        *("mlflow.store.tracking.sqlalchemy_store", "mlflow.tracing.client", "mlflow.tracing.constant"),
+        *("mlflow.utils.credentials", "mlflow.utils.request_utils", "mlflow.utils.rest_utils"),
+    },
     "torch": {"_dynamo", "_is_mkldnn_bf16_supported", "_linear_pointwise", "_reorder_linear_weight"},
     "transformers": {
         *("_attn_implementation", "_can_set_attn_implementation", "_no_split_modules"),

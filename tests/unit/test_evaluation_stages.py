@@ -225,7 +225,7 @@ def test_an_endpoint_is_evaluated_and_its_key_is_nowhere(
     assert len(asked) == 7
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["model"] == "gpt-x"
-    deliver(tmp_path)
+    deliver(tmp_path, str(tracking.uri))
     assert KEY not in caplog.text
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.name == "mlflow.db" for path in files)
@@ -257,7 +257,7 @@ def test_the_policies_of_a_run_are_compared_on_its_own_run(
     assert "base → ResT" in (out / "comparison.html").read_text(encoding="utf-8")
     assert any(name.startswith("comparison/api_bank/") for name in result.metrics)
 
-    deliver(tmp_path)
+    deliver(tmp_path, str(tracking.uri))
     client = MlflowClient(str(tracking.uri))
     experiment = client.get_experiment_by_name(tracking.experiment)
     assert experiment is not None

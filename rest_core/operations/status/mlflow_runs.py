@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rest_core.config import TrackingConfig
 from rest_core.operations.status.final import Verdict
-from rest_core.operations.tracking import delivery, run_tree, store
+from rest_core.operations.tracking import artifacts, run_tree, store
 from rest_core.operations.tracking.runs import TRACEBACK_FILE
 from rest_core.operations.tracking.tags import (
     ERROR_TAG,
@@ -121,11 +121,11 @@ def close(client: MlflowClient, pipeline: PipelineEnd, verdict: Verdict, line: s
     for stage in pipeline.stages:
         if stage.is_open:
             if verdict != "succeeded":
-                client.set_tag(stage.run_id, ERROR_TAG, line[: delivery.MAX_TAG_VALUE])
+                client.set_tag(stage.run_id, ERROR_TAG, line[: artifacts.MAX_TAG_VALUE])
             client.set_terminated(stage.run_id, "FINISHED" if verdict == "succeeded" else "KILLED")
     for trial in pipeline.open_trials:
         client.set_terminated(trial, _CLOSED_AS[verdict])
-    client.set_tag(pipeline.run_id, STATUS_TAG, line[: delivery.MAX_TAG_VALUE])
+    client.set_tag(pipeline.run_id, STATUS_TAG, line[: artifacts.MAX_TAG_VALUE])
     client.log_artifact(pipeline.run_id, str(page), "status")
     # A run that was retried has an end already, which may have become another.
     changed = pipeline.status in _OPEN or (verdict != "unknown" and pipeline.status != _CLOSED_AS[verdict])

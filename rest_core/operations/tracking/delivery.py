@@ -5,14 +5,16 @@ equal metrics (name, step, time, value), params, tags and dataset inputs once, a
 between sending records and noting that costs nothing, and a journal without its `state.json` is sent again as a whole.
 
 What can go wrong is of two kinds. *Away*: no connection, a time-out, HTTP 5xx, 401, 403, 408 or 429. The record waits,
-and is sent later. *Refused*: any other answer. It is logged, and the next record is sent.
+and is sent later. *Refused*: any other answer, a line that is no record, a file that is lost. It is logged, and the
+next record is sent.
+
+Where records go is the caller's to say, never a journal's: it may have been copied from elsewhere.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,22 +22,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from rest_core.errors import UserError
-from rest_core.operations.tracking import journal, logged_models, prompts, run_tree, store, traces
-from rest_core.operations.tracking.journal import JOURNAL, Lane, Record, RunIds, State, read_records
-from rest_core.operations.tracking.tags import (
-    ERROR_TAG,
+from rest_core.errors import UserError, one_line
+from rest_core.operations.tracking import (
+    artifacts,
+    endings,
+    journal,
+    logged_models,
+    prompts,
+    run_tree,
+    store,
+    traces,
+    waits,
 )
+from rest_core.operations.tracking.journal import JOURNAL, Lane, RunIds, State, read_records
+from rest_core.operations.tracking.records import Record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 logger = logging.getLogger(__name__)
 
-_TABLES_TAG = "mlflow.loggedArtifacts"
-
-MAX_TAG_VALUE = 8000  # MLflow's limit
+REQUEST_SECONDS = 20.0  # of one request, its retries included: what waits is sent later
 _STEPS_A_CALL = 50  # of metrics; MLflow's client splits what is more than its limit
 
 
@@ -47,6 +54,10 @@ class Refused(Exception):
     """The server does not accept a record, and would not later."""
 
 
+class _NoRun(Exception):
+    """MLflow does not accept what a journal's records are of."""
+
+
 @dataclass(frozen=True)
 class Delivery:
     """The result of an attempt to send records."""
@@ -55,31 +66,47 @@ class Delivery:
     left: int  # records that wait
     refused: int  # values and files that MLflow has not accepted, in all attempts
     problem: str | None  # why records wait
+    away: Lane | None = None  # what MLflow does not take at the moment: nothing, or files
 
 
-def deliver(folder: Path, known_uri: str | None = None) -> Delivery:
+def deliver(folder: Path, uri: str, *, moved: bool = False) -> Delivery:
     """Send what waits in the journals at or below `folder`, and end those whose process was killed.
 
-    A server that is away is reported, not raised.
+    A server that is away, and a journal that a running stage sends, are reported, not raised. When MLflow does not
+    answer, no further journal waits for it.
 
     Args:
         folder: a journal, or a folder that contains some at any depth.
-        known_uri: an address with credentials, for journals of the same server; default: MLFLOW_TRACKING_URI.
+        uri: where MLflow is; it may carry credentials. A journal that was recorded for another address is not sent.
+        moved: send those, too: the store is the same under a new address.
 
     Raises:
-        UserError: there is no journal, or a running stage sends it.
+        UserError: there is no journal.
     """
     paths = journal.find(folder)
     if not paths:
         raise UserError(f"{folder}: no tracking records there ({JOURNAL}); give the folder that the message named")
-    each = []
+    each: list[Delivery] = []
     for path in paths:
-        with journal.hold(path):
-            journal.close_killed(path)
-            each.append(Replay(path, known_uri).run())
-    problem = next((one.problem for one in each if one.problem), None)
+        away = next((one for one in each if one.away == "values"), None)
+        lanes = ("values",) if any(one.away == "files" for one in each) else get_args(Lane)
+        try:
+            with journal.hold(path):
+                journal.close_killed(path)
+                if away is None:
+                    each.append(Replay(path, uri, moved=moved).run(lanes))
+                else:
+                    each.append(Delivery(0, journal.left(path), State.read(path).refused, away.problem))
+        except (UserError, OSError) as error:
+            problem = str(error) if isinstance(error, UserError) else f"{path}: {store.reason(error)}"
+            each.append(Delivery(0, journal.left(path), State.read(path).refused, problem))
+    problems = dict.fromkeys(one.problem for one in each if one.problem)
     return Delivery(
-        sum(one.sent for one in each), sum(one.left for one in each), sum(one.refused for one in each), problem
+        sum(one.sent for one in each),
+        sum(one.left for one in each),
+        sum(one.refused for one in each),
+        "; ".join(problems) or None,
+        next((one.away for one in each if one.away), None),
     )
 
 
@@ -87,6 +114,8 @@ def explain(error: BaseException) -> Away | Refused:
     """Which kind of failure an exception from MLflow, requests, boto3 or the file system is."""
     from mlflow.exceptions import MlflowException
 
+    if isinstance(error, UserError):
+        return Refused(one_line(error))
     status: int | None
     if isinstance(error, MlflowException):
         status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
@@ -98,43 +127,56 @@ def explain(error: BaseException) -> Away | Refused:
 
 
 class Replay:
-    """Sends one journal; the caller holds it (`journal.hold`)."""
+    """Sends one journal to one store; the caller holds it (`journal.hold`)."""
 
-    def __init__(self, path: Path, known_uri: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, uri: str, *, moved: bool = False) -> None:
+        self.path, self.uri = path, uri
         self.state = State.read(path)
-        self._known_uri = known_uri
+        self._moved = moved
         self._answers: set[str] = set()  # refusals that have been logged
         self._models: dict[str, str | None] = {}  # ids of MLflow's models, by identity; None = it was refused
 
-    def run(self) -> Delivery:
+    def run(self, lanes: Sequence[Lane] = get_args(Lane)) -> Delivery:
         """Send until the journal's end, or until MLflow is away."""
         sent, problem = 0, None
-        if journal.left(self.path):
+        away: Lane | None = None
+        if journal.left(self.path) and (problem := self._misplaced()) is None:
             try:
-                # Asked first, because MLflow's own requests are retried for minutes.
-                if store.is_server(self.uri) and (problem := store.unreachable(self.uri)):
-                    raise Away(problem)
-                for lane in get_args(Lane):
-                    for batch, position in self._batches(lane):
-                        self._send(batch)
-                        self.state.sent[lane] = position
-                        self.state.write(self.path)
-                        sent += len(batch)
+                away = "values"
+                with waits.at_most(REQUEST_SECONDS):
+                    # Asked first, because it is the shortest wait.
+                    if store.is_server(self.uri) and (why := store.unreachable(self.uri)):
+                        raise Away(why)
+                    for away in lanes:
+                        for batch, position in self._batches(away):
+                            self._send(batch)
+                            self.state.sent[away] = position
+                            self.state.write(self.path)
+                            sent += len(batch)
+                away = None
+            except _NoRun as error:
+                problem, away = f"{self.path}: {error}", None
             except (Away, OSError) as error:
                 problem = str(error) if isinstance(error, Away) else store.reason(error)
-        return Delivery(sent, journal.left(self.path), self.state.refused, problem)
+        return Delivery(sent, journal.left(self.path), self.state.refused, problem, away)
+
+    def _misplaced(self) -> str | None:
+        """Why a journal is not for this store."""
+        if self.begin is None:
+            return f"{self.path / JOURNAL}: its first line is damaged, so that its records cannot be sent"
+        if self._moved or store.is_same(self.begin["uri"], self.uri):
+            return None
+        recorded, here = store.redact(self.begin["uri"]), store.redact(self.uri)
+        return (
+            f"they were recorded for {recorded}, and MLflow is {here} here; send them to {recorded} with --set "
+            f"tracking.uri={recorded} if you trust that address, or to {here} with --moved"
+        )
 
     @cached_property
-    def begin(self) -> Record:
+    def begin(self) -> Record | None:
+        """The first record; None where it is damaged."""
         first, _ = next(read_records(self.path))
-        if first["op"] != "begin":
-            raise UserError(f"{self.path / JOURNAL}: the first line is damaged, so that its records cannot be sent")
-        return first
-
-    @cached_property
-    def uri(self) -> str:
-        return store.with_credentials(self.begin["uri"], self._known_uri)
+        return first if first["op"] == "begin" else None
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -163,10 +205,11 @@ class Replay:
         except Exception as error:  # every client library has failures of its own: `explain` sorts them
             answer = explain(error)
             if batch[0]["op"] == "begin":  # without its runs nothing else can be sent
-                raise Away(f"the run cannot be created: {answer}") from error
+                kind = Away if isinstance(answer, Away) else _NoRun
+                raise kind(f"the run cannot be created: {answer}") from error
             if isinstance(answer, Away):
                 raise answer from error
-            self._refuse(json.dumps(batch[0])[:200], answer)
+            self._refuse(store.redact(json.dumps(batch[0]))[:200], answer)
 
     def _apply(self, record: Record, batch: Sequence[Record]) -> None:
         from mlflow.entities import Metric, Param
@@ -190,19 +233,18 @@ class Replay:
                 self._log(run_id, "params", [Param(name, value) for name, value in record["values"].items()])
             case "tags":
                 self._set_tags(run_id, record["values"])
-            case "artifact":
-                self._artifact(record, run_id)
+            case "artifact" | "traces":
+                self._file(record, ids)
             case "dataset":
                 self._dataset(record, ids)
             case "model" | "prompt":
                 with self._optional(f"{record['op']} {record['name']}"):
                     self._link(record, ids)
-            case "traces":
-                self._traces(record, ids)
             case "end":
-                self._end(record, ids)
+                assert self.begin is not None
+                endings.end(self.client, self.begin, record, ids)
             case _:
-                raise Refused("unknown record")
+                raise UserError(f"it is no record ({record['problem']})")
 
     def _link(self, record: Record, ids: RunIds) -> None:
         """Have the run name a model that it has made, or a prompt that it has used."""
@@ -286,14 +328,37 @@ class Replay:
             "run_id": run_id,
         }
 
-    def _traces(self, record: Record, ids: RunIds) -> None:
-        file = self.path / "files" / record["file"]
-        if not file.exists():  # it is deleted when it has been sent
+    def _file(self, record: Record, ids: RunIds) -> None:
+        """Send an artifact or traces, and delete the copy."""
+        run_id = ids.pipeline if record.get("to") == "pipeline" else ids.run
+        try:
+            file = journal.kept_file(self.path, record["file"])
+        except FileNotFoundError:
+            if not self._was_sent(record, run_id):  # before the journal was told so
+                raise UserError(f"its file is lost: {self.path / 'files' / record['file']}") from None
             return
+        except (OSError, ValueError) as error:
+            why = store.reason(error) if isinstance(error, OSError) else str(error)
+            raise UserError(f"its file {self.path / 'files' / record['file']} is not sent: {why}") from None
+        refused = self.state.refused
+        if record["op"] == "artifact":
+            artifacts.send(self.client, run_id, record, file)
+        else:
+            self._traces(record, ids, file)
+        if self.state.refused == refused:  # what is refused stays
+            journal.forget(file)
+
+    def _was_sent(self, record: Record, run_id: str) -> bool:
+        if record["op"] == "artifact":
+            return artifacts.is_there(self.client, run_id, record)
+        assert self.state.ids is not None
+        most = record["first"] + 1
+        return len(self.client.search_traces([self.state.ids.experiment], run_id=run_id, max_results=most)) == most
+
+    def _traces(self, record: Record, ids: RunIds, file: Path) -> None:
         self.client.set_tag(ids.run, *traces.RUN_TYPE)
-        rows, refused = json.loads(file.read_bytes()), self.state.refused
-        for number, row in enumerate(rows, start=record["first"]):
-            with self._optional(f"the trace of {row['id']}"):
+        for number, row in enumerate(json.loads(file.read_bytes()), start=record["first"]):
+            with self._optional(f"the trace of {str(row['id'])[:100]}"):
                 traces.send(
                     self.uri,
                     row,
@@ -302,20 +367,6 @@ class Replay:
                     rules=record["rules"],
                     time_ms=record["time"] - number,  # MLflow's pages begin with the newest
                 )
-        if self.state.refused == refused:  # what is refused stays
-            shutil.rmtree(file.parent, ignore_errors=True)
-
-    def _artifact(self, record: Record, run_id: str) -> None:
-        file = self.path / "files" / record["file"]
-        if not file.exists():  # it is deleted when it has been sent
-            return
-        self.client.log_artifact(run_id, str(file), record["folder"] or None)
-        if record["table"]:  # this tag of MlflowClient.log_table is what makes the UI show the file as a table
-            tables = json.loads(self.client.get_run(run_id).data.tags.get(_TABLES_TAG, "[]"))
-            entry = {"path": f"{record['folder']}/{file.name}", "type": "table"}
-            if entry not in tables:
-                self.client.set_tag(run_id, _TABLES_TAG, json.dumps([*tables, entry]))
-        shutil.rmtree(file.parent, ignore_errors=True)
 
     def _dataset(self, record: Record, ids: RunIds) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -337,52 +388,9 @@ class Replay:
 
         self._log(run_id, "tags", [RunTag(name, str(value)) for name, value in tags.items()])
 
-    def _end(self, record: Record, ids: RunIds) -> None:
-        status = record["status"]
-        if status == "RUNNING":  # the pipeline is resumed
-            if ids.run in ids.owned:
-                self.client.update_run(ids.run, status=status)
-            return
-        if ids.run == ids.pipeline and _errors(self.client.get_run(ids.run)):
-            status = "FAILED"
-        if record["error"]:
-            self.client.set_tag(ids.run, ERROR_TAG, record["error"])
-        if ids.run in ids.owned:
-            self.client.set_terminated(ids.run, status, end_time=record["time"])
-        if ids.run != ids.pipeline:
-            self._report(record, ids.pipeline, self.begin["stage"], ids)
-        if ids.root is not None:
-            trial = self.begin["levels"][1]["name"].replace(" · ", " ")  # no key of a tag may have the dot
-            self._report(record, ids.root, f"{self.begin['stage']} {trial}", ids)
-            self._end_trial(record, ids)
-
-    def _report(self, record: Record, parent_id: str, stage: str, ids: RunIds) -> None:
-        """A parent is FAILED as long as a stage of it has failed and no later attempt of that stage has succeeded."""
-        own = f"{ERROR_TAG}/{stage}"
-        if record["error"]:
-            self.client.set_tag(parent_id, own, record["error"])
-            if parent_id in ids.owned:
-                self.client.set_terminated(parent_id, "FAILED", end_time=record["time"])
-            return
-        errors = _errors(self.client.get_run(parent_id))
-        if own in errors:
-            self.client.delete_tag(parent_id, own)
-            if parent_id in ids.owned and errors == {own}:
-                self.client.update_run(parent_id, status="RUNNING")
-
-    def _end_trial(self, record: Record, ids: RunIds) -> None:
-        """A trial has no last stage of its own: it ends when none of its stages runs and none has failed."""
-        running = f"tags.`{run_tree.PARENT_TAG}` = '{ids.pipeline}' AND attributes.status = 'RUNNING'"
-        if not _errors(self.client.get_run(ids.pipeline)) and not self.client.search_runs([ids.experiment], running):
-            self.client.set_terminated(ids.pipeline, "FINISHED", end_time=record["time"])
-
 
 def _schema(columns: Mapping[str, str] | None) -> str | None:
     """A dataset's columns and their types, as MLflow writes a schema."""
     if not columns:
         return None
     return json.dumps({"mlflow_colspec": [{"name": name, "type": kind} for name, kind in columns.items()]})
-
-
-def _errors(run: Run) -> set[str]:
-    return {tag for tag in run.data.tags if tag.startswith(f"{ERROR_TAG}/")}

@@ -10,6 +10,9 @@ Each attempt of a stage has a journal, a folder below the stage's spool:
 
 A record is with the operating system before the method that records it returns, so it survives a process that is
 killed. A server that is away costs nothing but delay.
+
+A journal may have been copied from elsewhere. Nothing outside its folder is read, written or deleted because of what it
+says: lines are checked (`records`), links and what is no plain file are passed over.
 """
 
 from __future__ import annotations
@@ -18,23 +21,27 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
+from pydantic import Field, TypeAdapter
 
+from rest_core.disk import written_aside
 from rest_core.errors import UserError
+from rest_core.operations.tracking.records import MAX_LINE, Record, parse
 
 JOURNAL = "journal.jsonl"
 
-Target = Literal["run", "pipeline"]  # the stage's own run, or its parent
 Lane = Literal["values", "files"]  # sent one after the other: an artifact store that is away does not delay values
-Record = dict[str, Any]
+_Count = Annotated[int, Field(ge=0)]
+_MAX_STATE = 2**20  # bytes of state.json
 
 
 @dataclass(frozen=True)
@@ -52,23 +59,30 @@ class RunIds:
 class State:
     """How far a journal has been sent."""
 
-    sent: dict[Lane, int] = field(default_factory=lambda: {"values": 0, "files": 0})  # bytes of the journal
+    sent: dict[Lane, _Count] = field(default_factory=lambda: {"values": 0, "files": 0})  # bytes of the journal
     ids: RunIds | None = None
-    refused: int = 0  # values and files that MLflow did not accept
+    refused: _Count = 0  # values and files that MLflow did not accept
 
     @classmethod
     def read(cls, path: Path) -> State:
+        """Of a journal; of one that has no state, or a damaged one, that nothing is sent: it is sent again then."""
         try:
-            values = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            with _plain_file(path / "state.json") as stream:
+                state = _STATE.validate_json(stream.read(_MAX_STATE))
+            with _plain_file(path / JOURNAL) as records:
+                right = set(state.sent) == set(cls().sent) and all(
+                    _is_line_end(records, position) for position in state.sent.values()
+                )
+        except (OSError, ValueError):
             return cls()
-        ids = values.pop("ids")
-        return cls(**values, ids=RunIds(**ids) if ids else None)
+        return state if right and (state.ids is not None or not any(state.sent.values())) else cls()
 
     def write(self, path: Path) -> None:
-        aside = path / "state.json.tmp"
-        aside.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        aside.replace(path / "state.json")
+        with written_aside(path / "state.json") as aside:
+            aside.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+
+_STATE = TypeAdapter(State)
 
 
 class Journal:
@@ -78,7 +92,8 @@ class Journal:
         """Make the journal of a new attempt in `spool`. Raises `UserError` when it cannot be written."""
         self.path = spool
         with self._writable():
-            self.attempt = 1 + max((int(path.parent.name) for path in spool.glob(f"*/{JOURNAL}")), default=0)
+            before = [path.parent.name for path in spool.glob(f"*/{JOURNAL}")]
+            self.attempt = 1 + max((int(name) for name in before if name.isdecimal()), default=0)
             self.path = spool / f"{self.attempt:03}"
             (self.path / "files").mkdir(parents=True, exist_ok=True)
             self._lock = hold(self.path).lock
@@ -115,35 +130,66 @@ class Journal:
 
 def find(folder: Path) -> list[Path]:
     """The journals at or below `folder`, attempts of a stage in their order."""
-    return sorted(path.parent for path in folder.rglob(JOURNAL))
+    return sorted(path.parent for path in folder.rglob(JOURNAL) if _is_plain(path))
 
 
 def hold(path: Path) -> AcquireReturnProxy:
-    """The right to write and send a journal, until its release. Raises `UserError` when another process has it."""
+    """The right to write and send a journal, until its release.
+
+    Raises:
+        UserError: another process has it, or the folder cannot be written.
+    """
+    lock = path / "lock"
+    if lock.is_symlink() or (lock.exists() and not _is_plain(lock)):
+        raise UserError(f"{lock}: is no plain file; these records did not come from a run, and are not sent")
     try:
-        return FileLock(path / "lock", thread_local=False).acquire(blocking=False)
+        return FileLock(lock, thread_local=False).acquire(blocking=False)
     except Timeout:
         raise UserError(f"{path}: a running stage sends these records; wait until it has ended") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); copy it to where it can") from error
 
 
 def read_records(path: Path, start: int = 0) -> Iterator[tuple[Record, int]]:
     """Records from byte `start` on, each with the position behind it; a line without its end is not read.
 
-    A line that is no record comes as `{"op": "unreadable", "text": …}`, so that it is reported and not skipped.
+    A line that is no record comes as one that says so (`records.parse`): it is reported and not skipped.
     """
-    with (path / JOURNAL).open("rb") as stream:
-        stream.seek(start)
-        for line in stream:
-            if not line.endswith(b"\n"):
+    with _plain_file(path / JOURNAL) as stream:
+        position = stream.seek(start)
+        while line := stream.readline(MAX_LINE + 1):
+            length, end = len(line), line[-1:]
+            while end != b"\n" and (more := stream.readline(MAX_LINE)):  # what is too long is passed over
+                length, end = length + len(more), more[-1:]
+            if end != b"\n":
                 return
-            start += len(line)
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict) or "op" not in record:
-                record = {"op": "unreadable", "text": line.decode("utf-8", "replace").strip()}
-            yield record, start
+            first = position == 0
+            position += length
+            yield parse(line, first=first), position
+
+
+def kept_file(path: Path, name: str) -> Path:
+    """A file that waits in a journal's folder to be sent, by the name that a record gives it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is a link or no plain file, or lies outside of `files/`.
+        OSError: it cannot be read.
+    """
+    files = path / "files"
+    file = files / name
+    inside = file.parent.parent == files and not files.is_symlink() and not file.parent.is_symlink()
+    if not inside or file.name in ("", ".", ".."):
+        raise ValueError("it is outside of the journal's folder")
+    with _plain_file(file):
+        return file
+
+
+def forget(file: Path) -> None:
+    """Delete a file that `kept_file` has given, with the folder that it has for itself."""
+    with contextlib.suppress(OSError):
+        file.unlink()
+        file.parent.rmdir()
 
 
 def lane(record: Record) -> Lane:
@@ -163,19 +209,47 @@ def unsent(folder: Path) -> int:
 
 def close_killed(path: Path) -> None:
     """End a journal whose process is gone, so that its run does not look alive for ever."""
-    ops = [record["op"] for record, _ in read_records(path)]
-    if ops and "end" not in ops:
-        _append(path, {"op": "end", "status": "KILLED", "error": "the stage's process was killed (out of memory?)"})
+    records = (record for record, _ in read_records(path))
+    begin = next(records, {"op": "unreadable"})
+    if begin["op"] == "begin" and all(record["op"] != "end" for record in records):
+        what = "the process that ran the pipeline" if begin["stage"] is None else "the stage's process"
+        _append(path, {"op": "end", "status": "KILLED", "error": f"{what} was killed (out of memory?)"})
 
 
 def _append(path: Path, record: Record) -> None:
     now = int(time.time() * 1000)  # milliseconds since 1970, MLflow's unit
-    line = json.dumps({"time": now, **record}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    text = json.dumps({"time": now, **record}, ensure_ascii=False, allow_nan=False)
+    line = text.encode("utf-8", "replace") + b"\n"  # a file's name may be no Unicode
     with (path / JOURNAL).open("ab+") as stream:
         stream.seek(-1 if stream.tell() else 0, os.SEEK_END)
         if stream.read(1) not in (b"", b"\n"):  # the line before was cut off
             line = b"\n" + line
         stream.write(line)
-        if record["op"] == "end":
+        if record["op"] in ("begin", "end"):  # without them the rest cannot be sent, or the run looks alive
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def _is_plain(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _plain_file(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises `ValueError` where it is a link, a folder, a pipe or the like, and `OSError`."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise ValueError("it is no plain file")
+    return path.open("rb")
+
+
+def _is_line_end(stream: BinaryIO, position: int) -> bool:
+    """Whether a record ends there: at the beginning, too, nothing is cut."""
+    if position == 0:
+        return True
+    size = stream.seek(0, os.SEEK_END)
+    if position > size:
+        return False
+    stream.seek(position - 1)
+    return stream.read(1) == b"\n"

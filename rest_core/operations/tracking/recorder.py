@@ -23,8 +23,9 @@ from rest_core import manifest
 from rest_core.call_json import without_surrogates
 from rest_core.errors import UserError
 from rest_core.operations.tracking import journal, store, traces
-from rest_core.operations.tracking.delivery import MAX_TAG_VALUE
-from rest_core.operations.tracking.journal import Journal, State, Target
+from rest_core.operations.tracking.artifacts import MAX_TAG_VALUE
+from rest_core.operations.tracking.journal import Journal, State
+from rest_core.operations.tracking.records import Target
 from rest_core.operations.tracking.sender import Sender
 
 if TYPE_CHECKING:
@@ -234,8 +235,8 @@ class Recorder:
         self._journal.close()
         path, uri = self._journal.path, store.redact(self._uri)
         if not delivered:
-            message = "%d records could not be sent to MLflow at %s and are kept; send them with: rest sync %s"
-            logger.warning(message, journal.left(path), uri, path.parent)
+            message = "%d records could not be sent to MLflow at %s and are kept; send them with: %s"
+            logger.warning(message, journal.left(path), uri, store.sync_command(path.parent, self._uri))
         if refused := State.read(path).refused:
             logger.warning("MLflow at %s has refused %d values or files; they stay in %s", uri, refused, path)
 

@@ -4,7 +4,8 @@ In an ablation the stages of a trial (a weight scheme with a seed) are nested in
 the pipeline's: figures and parameters of trials stand side by side, where they would replace each other on one parent.
 
 `stage_run` opens the stage's run and records how the stage ends; `finish_pipeline` closes the parent. Neither waits
-for a server: everything goes to a journal, which a thread sends.
+for a server: everything goes to a journal, which a thread sends. Who runs several stages keeps an `OpenPipeline`, so
+that the parent is ended where that process is killed between two of them.
 
 Stages of a pipeline run are separate processes, on a cluster separate pods; they share the parent because they look
 for the tag `rest.pipeline_run`. Where MLFLOW_RUN_ID is set (KFP's own MLflow plugin makes a run a task), that run is
@@ -19,6 +20,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import sys
 import traceback
 import uuid
@@ -32,7 +34,7 @@ from rest_core import manifest
 from rest_core.config import TrackingConfig
 from rest_core.errors import Preempted, UserError
 from rest_core.operations.tracking import store
-from rest_core.operations.tracking.delivery import MAX_TAG_VALUE
+from rest_core.operations.tracking.artifacts import MAX_TAG_VALUE
 from rest_core.operations.tracking.journal import Journal
 from rest_core.operations.tracking.recorder import MAX_KEY, Recorder, tag_values
 from rest_core.operations.tracking.sender import Sender
@@ -77,7 +79,7 @@ def stage_run(
     An exception ends the stage's run and its parent as FAILED (the run as KILLED where the process was stopped), with
     the error's one line in the tag `rest.error`, and is raised. A server that is away stops nothing: one warning is
     logged, records are kept in `spool`, and sent when the server answers; what is left at the end is sent by
-    `delivery.deliver(spool)` (`rest sync PATH`).
+    `delivery.deliver` (`rest sync PATH`).
 
     Args:
         tracking: where MLflow is, and the experiment's name.
@@ -132,9 +134,37 @@ def reopen_pipeline(tracking: TrackingConfig, *, pipeline_run: str, spool: Path)
     run.end(sender, "RUNNING")
 
 
+class OpenPipeline:
+    """The parent run, as long as a process runs its stages.
+
+    Its journal is there from the beginning and sent at the end alone: where the process is killed, `rest sync` finds
+    the journal without its end, and ends the run.
+    """
+
+    def __init__(self, tracking: TrackingConfig, *, pipeline_run: str, spool: Path) -> None:
+        self._uri, self._records = _begin(tracking, pipeline_run, spool)
+        self._spool = spool
+
+    def end(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """End the run. A parent of which a stage has failed is FAILED whatever `status` is."""
+        Recorder(self._records, self._uri).end(Sender(self._records, self._uri, GRACE_SECONDS), status)
+
+    def discard(self) -> None:
+        """Leave the run as its stages have left it: the last one has ended it, or none has begun."""
+        self._records.close()
+        shutil.rmtree(self._spool)
+
+
 def _open(
     tracking: TrackingConfig, pipeline_run: str, spool: Path, stage: str | None = None, trial: TrialRun | None = None
 ) -> tuple[Recorder, Sender]:
+    uri, records = _begin(tracking, pipeline_run, spool, stage, trial)
+    return Recorder(records, uri), Sender(records, uri, GRACE_SECONDS)
+
+
+def _begin(
+    tracking: TrackingConfig, pipeline_run: str, spool: Path, stage: str | None = None, trial: TrialRun | None = None
+) -> tuple[str, Journal]:
     if not pipeline_run or len(pipeline_run) > MAX_KEY or re.search(r"['\"`\\\x00-\x1f\x7f]", pipeline_run):
         raise UserError(
             f"pipeline run {pipeline_run!r:.80}: give it a name of 1 to {MAX_KEY} characters without quotes, "
@@ -150,7 +180,7 @@ def _open(
         join=os.environ.get("MLFLOW_RUN_ID"),
         levels=_levels(pipeline_run, stage, trial, records.attempt),
     )
-    return Recorder(records, uri), Sender(records, uri, GRACE_SECONDS)
+    return uri, records
 
 
 def _levels(pipeline_run: str, stage: str | None, trial: TrialRun | None, attempt: int) -> list[dict[str, Any]]:

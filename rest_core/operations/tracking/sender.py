@@ -6,9 +6,8 @@ import logging
 import threading
 import time
 
-from rest_core.errors import UserError
-from rest_core.operations.tracking import journal, store
-from rest_core.operations.tracking.delivery import Delivery, Replay, deliver
+from rest_core.operations.tracking import journal, store, waits
+from rest_core.operations.tracking.delivery import REQUEST_SECONDS, Delivery, Replay, deliver
 from rest_core.operations.tracking.journal import Journal
 
 logger = logging.getLogger(__name__)
@@ -16,6 +15,7 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 _MAX_BACK_OFF_SECONDS = 5.0
 _FINISH_SECONDS = 120.0
+_TOLD_AFTER = 5.0
 
 
 class Sender(threading.Thread):
@@ -43,10 +43,18 @@ class Sender(threading.Thread):
         The journal must have its `end`. What has not been sent stays in it.
         """
         self._ended.set()
-        self.join(_FINISH_SECONDS)
+        self.join(_TOLD_AFTER)
+        if self.is_alive() and store.is_server(self._uri):
+            left, host = journal.left(self._path), store.redact(self._uri)
+            logger.warning("waiting for MLflow at %s to take %d records, at most %.0f s", host, left, _FINISH_SECONDS)
+        self.join(_FINISH_SECONDS - _TOLD_AFTER)
         return journal.left(self._path) == 0
 
     def run(self) -> None:
+        with waits.at_most(REQUEST_SECONDS, told=False):
+            self._run()
+
+    def _run(self) -> None:
         pause, progress = _POLL_SECONDS, time.monotonic()
         while True:
             ended = self._ended.is_set()
@@ -61,12 +69,11 @@ class Sender(threading.Thread):
 
     def _deliver(self) -> Delivery:
         while self._earlier:
-            try:
-                done = deliver(self._earlier[0], self._uri)
-            except UserError as error:  # another process sends it
-                return Delivery(0, journal.unsent(self._path.parent), 0, str(error))
-            if done.left:
+            done = deliver(self._earlier[0], self._uri)
+            if done.away is not None:
                 return done
+            if done.problem is not None:  # another process sends it, it is damaged, or of another address
+                logger.warning("records of an earlier attempt are not sent: %s", done.problem)
             del self._earlier[0]
         return self._replay.run()
 

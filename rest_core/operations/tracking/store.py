@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from rest_core.config import TrackingConfig
@@ -34,6 +34,9 @@ SHORT_WAITS = {
 # Set where a command's tracking.uri held credentials: they are in MLFLOW_TRACKING_URI, for its stages.
 HANDED_OVER = "REST_TRACKING_URI_HANDED_OVER"
 WORKSPACE = "MLFLOW_WORKSPACE"  # whose runs and models MLflow's client reads and writes, on servers that have several
+ASK_SECONDS = 5.0
+"""In which a server must answer when it is asked whether it is there."""
+_ASKED = "/api/2.0/mlflow/experiments/search"  # a server's /health says nothing of its database
 _SQLITE = "sqlite:///"
 # Without this tag, in newer versions without this query, MLflow's UI shows an experiment as one of GenAI.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -74,8 +77,9 @@ def resolve_uri(tracking: TrackingConfig) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The database file of an SQLite URI; None for every other store."""
-    return Path(uri.removeprefix(_SQLITE)).absolute() if uri.startswith(_SQLITE) else None
+    """The database file of an SQLite URI; None for every other store, one in memory included."""
+    path = uri.removeprefix(_SQLITE).partition("?")[0]
+    return Path(path).absolute() if uri.startswith(_SQLITE) and path not in ("", ":memory:") else None
 
 
 def is_server(uri: str) -> bool:
@@ -88,27 +92,63 @@ def is_local(uri: str) -> bool:
     return urlsplit(uri).scheme in ("sqlite", "file", "")
 
 
+def is_same(one: str, other: str) -> bool:
+    """Whether two addresses are of one store; user names and passwords do not count."""
+    return _canonical(one) == _canonical(other)
+
+
+def _canonical(uri: str) -> str:
+    if (database := sqlite_file(uri)) is not None:
+        return f"{_SQLITE}{database.resolve()}"
+    parts = urlsplit(without_credentials(uri))
+    return parts._replace(
+        scheme=parts.scheme.lower(), netloc=parts.netloc.lower(), path=parts.path.rstrip("/")
+    ).geturl()
+
+
 def open_client(uri: str) -> MlflowClient:
-    """An MLflow client on `uri` for both runs and models; MLflow's global settings stay as they are."""
+    """An MLflow client on `uri` for both runs and models; MLflow's global settings stay as they are.
+
+    Its requests wait for a bounded time (`bounded_http`). A database of this machine is made where there is none.
+
+    Raises:
+        UserError: the database is damaged, half made, of another version of MLflow, or cannot be opened.
+    """
     from mlflow import MlflowClient  # takes more than a second
 
+    from rest_core.operations.tracking import bounded_http, local_store
+
+    bounded_http.install()
+    if (database := sqlite_file(uri)) is not None:
+        local_store.prepare(database, uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def connect(tracking: TrackingConfig) -> MlflowClient:
     """A client for requests that need an answer now (registering, promoting).
 
-    Raises `UserError` at once when a server does not answer, where MLflow's own retries take minutes, or does not have
-    the workspace that the environment names.
+    Raises:
+        UserError: within `ASK_SECONDS`, when a server does not answer, its certificate is not trusted, or it does not
+            have the workspace that the environment names; or the database cannot be used (`open_client`).
     """
     uri = resolve_uri(tracking)
     if is_server(uri) and (problem := unreachable(uri)):
-        raise UserError(f"MLflow at {redact(uri)} does not answer ({problem}); start it, or set tracking.uri")
+        raise UserError(f"MLflow at {redact(uri)} {_told(problem)}")
     client = open_client(uri)
     if is_server(uri) and os.environ.get(WORKSPACE):
         with refusals(client):
             client.search_experiments(max_results=1)
     return client
+
+
+def _told(problem: str) -> str:
+    """Why a server cannot be used, and what to do."""
+    if "certificate" in problem.lower():
+        return (
+            f"is there, and its certificate is not trusted ({problem}); name the file of its authority in "
+            "MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA_BUNDLE"
+        )
+    return f"does not answer ({problem}); start it, or set tracking.uri"
 
 
 @contextmanager
@@ -148,8 +188,8 @@ def short_waits() -> Iterator[None]:
             del os.environ[name]
 
 
-def unreachable(uri: str, timeout: float = 5.0) -> str | None:
-    """Why a server does not answer within `timeout` seconds; None when it does, whatever it says.
+def unreachable(uri: str, timeout: float = ASK_SECONDS) -> str | None:
+    """Why a server's API does not answer within `timeout` seconds in all; None when it does, whatever it says.
 
     Unlike MLflow's other requests this one is not retried. It uses the same credentials and certificates.
     """
@@ -157,9 +197,12 @@ def unreachable(uri: str, timeout: float = 5.0) -> str | None:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    credentials = get_default_host_creds(uri)
+    from rest_core.operations.tracking import bounded_http
+
+    bounded_http.install()
+    request: dict[str, Any] = {"json": {"max_results": 1}, "timeout": timeout, "max_retries": 0}
     try:
-        answer = http_request(credentials, "/health", "GET", max_retries=0, timeout=timeout, raise_on_status=False)
+        answer = http_request(get_default_host_creds(uri), _ASKED, "POST", raise_on_status=False, **request)
     except MlflowException as error:
         return reason(error)
     return f"HTTP {answer.status_code}" if answer.status_code >= 500 else None
@@ -239,3 +282,8 @@ def options_for(uri: str) -> list[str]:
     if resolve_uri(TrackingConfig()) == uri and HANDED_OVER not in os.environ:
         return []
     return ["--set", f"tracking.uri={without_credentials(uri)}"]
+
+
+def sync_command(folder: Path | str, uri: str) -> str:
+    """The command that sends the records which wait in a folder to a store."""
+    return shlex.join(["rest", "sync", str(folder), *options_for(uri)])

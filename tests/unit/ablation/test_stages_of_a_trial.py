@@ -82,7 +82,7 @@ def test_a_training_has_its_trials_weights_and_seed(policy: Path, tracking: Trac
     config = manifest.read(policy)["config"]
     assert Trial.model_validate(config["trial"]) == TRIAL
     assert (config["rl"]["weights"], config["rl"]["seed"]) == (TRIAL.weights.model_dump(mode="json"), 4)
-    deliver(policy.parent)
+    deliver(policy.parent, str(tracking.uri))
     runs = by_name(tracking)
     params = runs["entropy-only · seed 4"].data.params
     assert params["cfg/rl/weights/curriculum"] == "false" and params["cfg/rl/advantage_std"] == "none"
@@ -91,7 +91,7 @@ def test_a_training_has_its_trials_weights_and_seed(policy: Path, tracking: Trac
 
 
 def test_what_mlflow_keeps_of_a_trial_reproduces_it(policy: Path, tracking: TrackingConfig, tmp_path: Path) -> None:
-    deliver(policy.parent)
+    deliver(policy.parent, str(tracking.uri))
     client, run = open_client(str(tracking.uri)), by_name(tracking)["rest-rl · entropy-only · seed 4"]
     client.download_artifacts(run.info.run_id, "config.json", str(tmp_path))
     trial = f"{run.data.tags['rest.scheme']}={run.data.tags['rest.scheme_settings']}"
@@ -127,7 +127,7 @@ def test_an_evaluation_belongs_to_its_policys_trial(
         "evaluate-bfcl": "switched off (bfcl.enabled=false)",
     }
     assert manifest.read(tmp_path / "bfcl")["inputs"]["policy"] == manifest.read(policy)["sha256"]
-    deliver(tmp_path)
+    deliver(tmp_path, str(tracking.uri))
     runs = by_name(tracking)
     assert "evaluate-api-bank · entropy-only · seed 4" in runs
     assert not any(name.startswith("evaluate-bfcl") for name in runs)  # it is off, and has no run to compare
@@ -173,7 +173,7 @@ def test_the_comparison_closes_the_ablation_with_its_report(
     assert made["counts"]["trials"] == 4
     assert sorted(made["inputs"]["evaluations"]) == sorted(manifest.read(one)["sha256"] for one in (*bfcl, *bank))
     assert json.loads((out / "report.json").read_text(encoding="utf-8"))["title"] == "Ablation abl"
-    deliver(out.parent)
+    deliver(out.parent, str(tracking.uri))
     run = by_name(tracking)["abl"]
     assert run.info.status == "FINISHED"
     assert run.data.metrics["ablation/bfcl/call_accuracy/paper"] == pytest.approx(0.575)

@@ -223,7 +223,7 @@ def test_all_problems_come_in_one_error_without_a_gpu(
     assert page.startswith("# Preflight: 2 problems in 6 checks")
     assert "nodes for rest-rl | list nodes: the cluster refuses it (403" in page
     assert json.loads((out / "error.json").read_text(encoding="utf-8"))["message"] == str(told.value)
-    deliver(out.with_name("report.tracking"))
+    deliver(out.with_name("report.tracking"), str(tracking.uri))
     client = open_client(str(tracking.uri))
     experiment = client.get_experiment_by_name(tracking.experiment)
     assert experiment is not None

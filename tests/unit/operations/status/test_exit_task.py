@@ -67,9 +67,9 @@ def stage(tracking: TrackingConfig, tmp_path: Path, client: MlflowClient) -> Cal
             *lines, last = (path / journal.JOURNAL).read_text(encoding="utf-8").splitlines(keepends=True)
             assert json.loads(last)["op"] == "end"
             (path / journal.JOURNAL).write_text("".join(lines), encoding="utf-8")
-            Replay(path).run()
+            Replay(path, str(tracking.uri)).run()
         else:
-            deliver(spool)
+            deliver(spool, str(tracking.uri))
 
     return run
 

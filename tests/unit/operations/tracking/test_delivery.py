@@ -52,7 +52,7 @@ def test_original_times_and_steps_arrive_in_a_nested_run(
         records.append("metrics", to="run", step=step, values={"loss": step / 2, "odd": "nan"}, time=1000 + step)
     records.append("metrics", to="pipeline", step=0, values={"bfcl/call_accuracy": 0.5})
     end(records)
-    assert deliver(tmp_path) == Delivery(sent=5, left=0, refused=0, problem=None)
+    assert deliver(tmp_path, str(tracking.uri)) == Delivery(sent=5, left=0, refused=0, problem=None)
     found = ids(records)
     assert [(m.value, m.step, m.timestamp) for m in client.get_metric_history(found.run, "loss")] == [
         (0.5, 1, 1001),
@@ -76,10 +76,10 @@ def test_sending_everything_twice_changes_nothing(
     kept = records.keep(b'{"columns": ["a"], "data": [[1]]}', "t.json")
     records.append("artifact", to="run", file=kept, folder="tables", table=True)
     end(records)
-    deliver(tmp_path)
+    deliver(tmp_path, str(tracking.uri))
     state = State.read(records.path)
     State().write(records.path)  # as if the process had died before it noted what was sent
-    deliver(tmp_path)
+    deliver(tmp_path, str(tracking.uri))
     assert State.read(records.path) == state
     assert len(all_runs(client)) == 2
     run = client.get_run(ids(records).run)
@@ -97,7 +97,7 @@ def test_a_second_stage_finds_the_parent_and_a_second_attempt_is_a_new_run(
     end(first)
     second = begun(tmp_path / "b", tracking)
     end(second, "boom")
-    deliver(tmp_path)
+    deliver(tmp_path, str(tracking.uri))
     assert ids(first).pipeline == ids(second).pipeline
     parent = client.get_run(ids(first).pipeline)
     assert (parent.info.status, parent.data.tags["rest.error/train"]) == ("FAILED", "boom")
@@ -105,7 +105,7 @@ def test_a_second_stage_finds_the_parent_and_a_second_attempt_is_a_new_run(
 
     again = begun(tmp_path / "b", tracking)
     end(again)
-    deliver(tmp_path)
+    deliver(tmp_path, str(tracking.uri))
     parent = client.get_run(ids(first).pipeline)
     assert (parent.info.status, "rest.error/train" in parent.data.tags) == ("RUNNING", False)
     assert client.get_run(ids(again).run).info.run_name == "train (attempt 2)"
@@ -118,7 +118,7 @@ def test_finishing_does_not_hide_a_failed_stage(
     end(begun(tmp_path / "a", tracking), error)
     last = begun(tmp_path / "b", tracking, None)
     end(last)
-    deliver(tmp_path)
+    deliver(tmp_path, str(tracking.uri))
     assert client.get_run(ids(last).pipeline).info.status == status
     assert len(all_runs(client)) == 2
 
@@ -132,7 +132,7 @@ def test_a_given_run_is_joined_and_left_open(tracking: TrackingConfig, client: M
     end(records, "boom")
     finish = begun(tmp_path / "b", tracking, None, join=inner)
     end(finish)
-    deliver(tmp_path)
+    deliver(tmp_path, str(tracking.uri))
     assert (ids(records).run, ids(records).pipeline) == (inner, outer)
     for run_id in (inner, outer):
         assert client.get_run(run_id).info.status == "RUNNING"
@@ -148,7 +148,7 @@ def test_a_given_run_without_a_parent_becomes_the_parent(
     one, two = (begun(tmp_path / name, tracking, name, join=given) for name in ("a", "b"))
     end(one)
     end(two)
-    deliver(tmp_path)
+    deliver(tmp_path, str(tracking.uri))
     assert ids(one).pipeline == ids(two).pipeline == given
     assert len({ids(one).run, ids(two).run, given}) == 3
     assert client.get_run(ids(one).run).data.tags["mlflow.parentRunId"] == given
@@ -161,7 +161,7 @@ def test_a_stage_that_was_killed_is_ended_by_the_next_delivery(
 ) -> None:
     records = begun(tmp_path, tracking)
     records.close()
-    deliver(tmp_path)
+    deliver(tmp_path, str(tracking.uri))
     assert client.get_run(ids(records).run).info.status == "KILLED"
 
 
@@ -173,7 +173,7 @@ def test_one_conflicting_param_keeps_no_other_back(
     records.append("params", to="run", values={"cfg/a": "2", "cfg/b": "3", "cfg/c": "4"})
     records.append("metrics", to="run", step=0, values={"after": 1.0})
     end(records)
-    done = deliver(tmp_path)
+    done = deliver(tmp_path, str(tracking.uri))
     assert (done.left, done.refused) == (0, 1)
     run = client.get_run(ids(records).run)
     assert run.data.params == {"cfg/a": "1", "cfg/b": "3", "cfg/c": "4"}
@@ -189,7 +189,7 @@ def test_a_metric_that_is_refused_keeps_no_other_back(
     for name in ("good", "b@d", "fine"):
         records.append("metrics", to="run", step=0, values={name: 1.0})
     end(records)
-    assert deliver(tmp_path).refused == 1
+    assert deliver(tmp_path, str(tracking.uri)).refused == 1
     assert set(client.get_run(ids(records).run).data.metrics) == {"good", "fine"}
 
 
@@ -198,7 +198,7 @@ def test_more_metrics_than_a_call_takes(tracking: TrackingConfig, client: Mlflow
     for step in range(3):
         records.append("metrics", to="run", step=step, values={f"m{i}": float(step) for i in range(700)})
     end(records)
-    assert deliver(tmp_path) == Delivery(sent=5, left=0, refused=0, problem=None)
+    assert deliver(tmp_path, str(tracking.uri)) == Delivery(sent=5, left=0, refused=0, problem=None)
     metrics = client.get_run(ids(records).run).data.metrics
     assert len(metrics) == 700
     assert set(metrics.values()) == {2.0}
@@ -213,7 +213,7 @@ def test_a_table_is_one_to_mlflow_and_its_copy_is_gone(
     kept = records.keep(b'{"columns": ["a"], "data": [[1], [2]]}', "t.json")
     records.append("artifact", to="run", file=kept, folder="tables", table=True)
     end(records)
-    assert deliver(tmp_path).left == 0
+    assert deliver(tmp_path, str(tracking.uri)).left == 0
     frame = client.load_table(client.get_run(ids(records).run).info.experiment_id, artifact_file="tables/t.json")
     assert list(frame["a"]) == [1, 2]
     assert list((records.path / "files").iterdir()) == []
@@ -223,7 +223,8 @@ def test_a_server_that_is_away_keeps_everything(tmp_path: Path) -> None:
     records = begun(tmp_path, TrackingConfig(uri="http://127.0.0.1:9"))
     records.append("metrics", to="run", step=0, values={"a": 1.0})
     end(records)
-    assert deliver(tmp_path) == Delivery(sent=0, left=3, refused=0, problem="Connection refused")
+    done = deliver(tmp_path, "http://127.0.0.1:9")
+    assert done == Delivery(sent=0, left=3, refused=0, problem="Connection refused", away="values")
 
 
 def test_an_artifact_store_that_is_away_does_not_delay_values(
@@ -236,12 +237,12 @@ def test_an_artifact_store_that_is_away_does_not_delay_values(
     records.append("metrics", to="run", step=0, values={"a": 1.0})
     end(records)
     for sent in (3, 0):
-        done = deliver(tmp_path / "spool")
+        done = deliver(tmp_path / "spool", str(tracking.uri))
         assert (done.sent, done.left, done.refused) == (sent, 1, 0)
         assert done.problem is not None and "directory" in done.problem
     assert client.get_run(ids(records).run).data.metrics == {"a": 1.0}
     (tmp_path / "wall").unlink()
-    assert deliver(tmp_path / "spool") == Delivery(sent=1, left=0, refused=0, problem=None)
+    assert deliver(tmp_path / "spool", str(tracking.uri)) == Delivery(sent=1, left=0, refused=0, problem=None)
     assert [one.path for one in client.list_artifacts(ids(records).run)] == ["a.txt"]
 
 
@@ -252,13 +253,13 @@ def test_an_unreadable_line_is_reported_not_skipped(
     with (records.path / journal.JOURNAL).open("a") as stream:
         stream.write("{torn\n")
     end(records)
-    assert deliver(tmp_path).refused == 1
+    assert deliver(tmp_path, str(tracking.uri)).refused == 1
     assert any("{torn" in message for message in caplog.messages)
 
 
 def test_a_folder_without_a_journal(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tracking records there"):
-        deliver(tmp_path)
+        deliver(tmp_path, "http://127.0.0.1:9")
 
 
 def http_error(status: int) -> requests.HTTPError:

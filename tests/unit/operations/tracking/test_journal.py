@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,10 +14,19 @@ from rest_core.errors import UserError
 from rest_core.operations.tracking import journal
 from rest_core.operations.tracking.journal import Journal
 
+BEGIN: dict[str, Any] = {
+    "uri": "http://127.0.0.1:9",
+    "experiment": "test",
+    "stage": "s",
+    "join": None,
+    "levels": [{"name": "p", "tags": {"rest.pipeline_run": "p"}, "unique": ["rest.pipeline_run"]}],
+}
+METRICS: dict[str, Any] = {"to": "run", "values": {"a": 1.0}, "step": 1}
+
 
 def begun(spool: Path) -> Journal:
     records = Journal(spool)
-    records.append("begin", stage="s")
+    records.append("begin", **BEGIN)
     return records
 
 
@@ -26,7 +36,7 @@ def ops(path: Path) -> list[str]:
 
 def test_records_come_back_in_order_and_from_any_position(tmp_path: Path) -> None:
     records = begun(tmp_path)
-    records.append("metrics", values={"a": 1.0}, step=1)
+    records.append("metrics", **METRICS)
     records.append("end", status="FINISHED", error=None)
     everything = list(journal.read_records(records.path))
     assert [record["op"] for record, _ in everything] == ["begin", "metrics", "end"]
@@ -52,7 +62,7 @@ def test_an_unfinished_line_waits_and_a_torn_one_stays_visible(tmp_path: Path) -
 @given(st.binary(max_size=300))
 def test_a_journal_of_anything_is_read_without_a_crash(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
     path = tmp_path_factory.mktemp("junk")
-    (path / journal.JOURNAL).write_bytes(junk + b'\n{"op": "tags"}\n')
+    (path / journal.JOURNAL).write_bytes(junk + b'\n{"time": 1, "op": "tags", "to": "run", "values": {}}\n')
     assert ops(path)[-1] == "tags"
 
 
@@ -62,9 +72,9 @@ import os, signal
 from pathlib import Path
 from rest_core.operations.tracking.journal import Journal
 records = Journal(Path({str(tmp_path)!r}))
-records.append("begin", stage="s")
+records.append("begin", **{BEGIN!r})
 for step in range(1000):
-    records.append("metrics", step=step, values={{"loss": 1.0}})
+    records.append("metrics", to="run", step=step, values={{"loss": 1.0}})
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL

@@ -51,6 +51,8 @@ def private_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """Its address and its certificate."""
     for name in ("MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -77,15 +79,27 @@ def private_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     server.server_close()
 
 
-def test_a_private_certificate_is_refused_unless_it_is_named(
-    private_server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE"])
+def test_a_private_certificate_is_trusted_where_mlflow_or_requests_is_told_of_it(
+    private_server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     address, certificate = private_server
-    with pytest.raises(UserError, match=r"does not answer .*certificate"):
-        store.connect(TrackingConfig(uri=address))
-    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+    monkeypatch.setenv(variable, str(certificate))
     assert store.connect(TrackingConfig(uri=address)).search_experiments() == []
     assert store.unreachable(address) is None
+
+
+@pytest.mark.parametrize("variable", [None, "SSL_CERT_FILE"])  # which requests do not read
+def test_a_certificate_that_is_not_trusted_is_told_as_that(
+    private_server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, variable: str | None
+) -> None:
+    address, certificate = private_server
+    if variable is not None:
+        monkeypatch.setenv(variable, str(certificate))
+    words = "certificate is not trusted.*MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA_BUNDLE"
+    with pytest.raises(UserError, match=words) as raised:
+        store.connect(TrackingConfig(uri=address))
+    assert "start it" not in str(raised.value) and "does not answer" not in str(raised.value)
 
 
 def test_tls_is_not_verified_where_mlflow_is_told_so(

@@ -157,7 +157,7 @@ with stage_run(tracking, stage="train", pipeline_run="p", spool=Path({str(tmp_pa
         time.sleep(seconds)
         process.kill()
         steps = [1, *(int(line) for line in process.stdout.read().split())]
-    assert delivery.deliver(tmp_path / "a").left == 0
+    assert delivery.deliver(tmp_path / "a", str(tracking.uri)).left == 0
     run = by_name(client)["train"]
     recorded = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
     assert len(recorded) - len(steps) in (0, 1)  # the last may have been recorded and not printed
@@ -183,7 +183,8 @@ def test_a_server_that_never_answers_costs_a_bounded_wait_and_a_message(
     assert len(warnings) == 2, warnings
     assert "does not take records (Connection refused)" in warnings[0]
     assert f"rest sync {tmp_path / 'a'}" in warnings[1]
-    assert delivery.deliver(tmp_path) == delivery.Delivery(sent=0, left=6, refused=0, problem="Connection refused")
+    done = delivery.deliver(tmp_path, str(away.uri))
+    assert (done.sent, done.left, done.refused, done.problem) == (0, 6, 0, "Connection refused")
 
 
 @pytest.mark.parametrize("name", ["", "it's", 'a"b', "a\nb", "x" * 300])

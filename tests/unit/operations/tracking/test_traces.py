@@ -87,11 +87,11 @@ def test_a_record_that_is_sent_twice_makes_no_second_trace(
     def deleted(*_: object, **__: object) -> None:
         """As if the process had been killed before."""
 
-    monkeypatch.setattr("rest_core.operations.tracking.delivery.shutil.rmtree", deleted)
+    monkeypatch.setattr("rest_core.operations.tracking.journal.forget", deleted)
     before = sent(tracking, client, tmp_path / "spool", [row(1), row(2)])
     (path,) = journal.find(tmp_path / "spool")
     (path / "state.json").unlink()
-    assert Replay(path).run().left == 0
+    assert Replay(path, str(tracking.uri)).run().left == 0
     after = client.search_traces(locations=[before[0].info.experiment_id], max_results=500)
     assert {one.info.trace_id for one in after} == {one.info.trace_id for one in before}
     assert [len(one.info.assessments) for one in after] == [3, 3]

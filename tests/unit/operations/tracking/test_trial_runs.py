@@ -23,7 +23,7 @@ class Stages:
     """Stages of the pipeline run "abl", each sent when it has ended."""
 
     def __init__(self, tracking: TrackingConfig, folder: Path) -> None:
-        self._tracking, self._folder = tracking, folder
+        self._tracking, self._folder, self.uri = tracking, folder, str(tracking.uri)
 
     def run(
         self,
@@ -41,7 +41,7 @@ class Stages:
                     raise RuntimeError(error)
         except RuntimeError:
             pass
-        deliver(spool)
+        deliver(spool, self.uri)
         return spool
 
     def open(self, stage: str, trial: TrialRun | None, spool: Path, **parameters: Any) -> Any:
@@ -51,7 +51,7 @@ class Stages:
 
     def finish(self) -> None:
         finish_pipeline(self._tracking, pipeline_run="abl", spool=self._folder / "finish")
-        deliver(self._folder / "finish")
+        deliver(self._folder / "finish", self.uri)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_parameters_of_trials_do_not_conflict(stages: Stages, client: MlflowClie
         spool = tmp_path / scheme
         with stages.open("rest-rl", trial, spool, rl={"weights": scheme}):
             pass
-        assert deliver(spool).refused == 0
+        assert deliver(spool, stages.uri).refused == 0
     runs = by_name(client)
     assert runs["paper · seed 0"].data.params["cfg/rl/weights"] == "paper"
     assert runs["uniform · seed 0"].data.params["cfg/rl/weights"] == "uniform"
@@ -121,18 +121,18 @@ def test_a_trial_runs_as_long_as_one_of_its_stages(stages: Stages, client: Mlflo
     assert status() == "FINISHED"
     with stages.open("evaluate-bfcl", PAPER, tmp_path / "open") as run:
         assert isinstance(run, Recorder)
-        deliver_unlocked(tmp_path / "open")
+        deliver_unlocked(tmp_path / "open", stages.uri)
         assert status() == "RUNNING"
         stages.run("evaluate-api-bank", PAPER)
         assert status() == "RUNNING"
-    deliver(tmp_path / "open")
+    deliver(tmp_path / "open", stages.uri)
     assert status() == "FINISHED"
 
 
-def deliver_unlocked(spool: Path) -> None:
+def deliver_unlocked(spool: Path, uri: str) -> None:
     """Send what an open stage has recorded so far, as its sender does."""
     (path,) = journal.find(spool)
-    Replay(path).run()
+    Replay(path, uri).run()
 
 
 def test_a_failed_stage_fails_its_trial_and_the_ablation_until_it_succeeds(
@@ -158,7 +158,7 @@ def test_sending_a_trial_twice_changes_nothing(stages: Stages, client: MlflowCli
     (path,) = journal.find(stages.run("rest-rl", PAPER, metrics={"reward/after": 2.0}))
     state = State.read(path)
     State().write(path)  # as if the process had died before it noted what was sent
-    deliver(path)
+    deliver(path, stages.uri)
     assert State.read(path) == state
     runs = by_name(client)
     assert len(runs) == 3
@@ -186,7 +186,7 @@ def test_an_artifact_on_the_parent(stages: Stages, client: MlflowClient, tmp_pat
     (tmp_path / "report.html").write_text("<p>")
     with stages.open("aggregate", None, tmp_path / "s") as run:
         run.artifact(tmp_path / "report.html", to="pipeline")
-    deliver(tmp_path / "s")
+    deliver(tmp_path / "s", stages.uri)
     runs = by_name(client)
     assert [one.path for one in client.list_artifacts(runs["abl"].info.run_id)] == ["report.html"]
     assert [one.path for one in client.list_artifacts(runs["aggregate"].info.run_id)] == ["config.json"]
