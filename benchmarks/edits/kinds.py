@@ -34,11 +34,8 @@ _TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
-_SCHEMA = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-    "required": ["city"],
-}
+_PROPERTIES = {"city": {"type": "string"}, "days": {"type": "integer"}}
+_SCHEMA = {"type": "object", "properties": _PROPERTIES, "required": ["city"]}
 _TOOL = {"name": "weather", "description": "Weather of a city.", "parameters": _SCHEMA}
 _CALL = {"name": "weather", "arguments": {"city": "Oslo", "days": 3}}
 _CHAT = [
