@@ -116,10 +116,9 @@ def _variable(name: str) -> str:
     return name
 
 
-def _no_secret(value: str) -> str:
-    if re.search(r"://[^/?#]*:[^/?#]*@", value):
-        raise ValueError("it holds a password, which would stand in the pipeline: give it by env_from from a Secret")
-    return value
+def holds_password(value: str) -> bool:
+    """Whether a text has an address with a password in it."""
+    return re.search(r"://[^/?#\s]*:[^/?#\s]*@", value) is not None
 
 
 def _mount_path(value: str) -> str:
@@ -164,7 +163,7 @@ VolumeName = Annotated[
     str, _matching(_DOMAIN_PART, "name that KFP can mount: a-z, 0-9 and -, at most 63 characters, and no dots")
 ]
 Variable = Annotated[str, AfterValidator(_variable)]
-Setting = Annotated[str, BeforeValidator(_words), AfterValidator(_no_secret)]
+Setting = Annotated[str, BeforeValidator(_words)]
 MountPath = Annotated[str, AfterValidator(_mount_path)]
 SubPath = Annotated[str, AfterValidator(_sub_path)]
 

@@ -24,6 +24,7 @@ from pipelines.kubernetes_values import (
     OwnKey,
     Seconds,
     Size,
+    holds_password,
 )
 from pipelines.pod_surroundings import PodSurroundings
 from pipelines.stage_pods import Gpu, StagePlatform, Toleration, require_room_for_shm, said
@@ -143,7 +144,7 @@ class Platform(PodSurroundings):
     namespace: Namespace = "kubeflow"
     kfp_url: str | None = Field(
         None,
-        pattern=r"^https?://[^/@]+(/|$)",
+        pattern=r"^https?://",
         description="address of KFP's pages as people open it, for links in reports",
     )
     cache: bool = Field(True, description="whether KFP may reuse what earlier runs made of the same inputs")
@@ -157,6 +158,12 @@ class Platform(PodSurroundings):
     train_jobs: TrainJobs = TrainJobs()
     serving: Serving = Serving()
     stages: Stages = Stages()  # type: ignore[valid-type]
+
+    @model_validator(mode="after")
+    def _links_are_for_everybody(self) -> Platform:
+        if self.kfp_url is not None and holds_password(self.kfp_url):
+            raise ValueError("kfp_url holds a password, and stands in reports: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _outputs_go_where_they_last(self) -> Platform:

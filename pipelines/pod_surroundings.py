@@ -17,6 +17,7 @@ from pipelines.kubernetes_values import (
     UserId,
     Variable,
     VolumeName,
+    holds_password,
 )
 from rest_core import storage
 from rest_core.config import Section
@@ -162,7 +163,11 @@ class PodSurroundings(Section):
     @model_validator(mode="after")
     def _each_variable_once(self) -> Self:
         of_secrets = {key for keys in (*REQUIRED_KEYS.values(), *OPTIONAL_KEYS.values()) for key in keys}
-        for name in self.env:
+        for name, value in self.env.items():  # not by the values' own type, whose errors would show them
+            if holds_password(value):
+                raise ValueError(
+                    f"env: {name} holds a password, which would stand in the pipeline: give it in env_from, by a Secret"
+                )
             if name in of_secrets.difference(_OPEN_KEYS):
                 raise ValueError(f"env: {name} would stand in the pipeline: put it into a Secret (secrets, env_from)")
         given = [*self.env, *(CA_VARIABLES if self.ca_bundle else ())]

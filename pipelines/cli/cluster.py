@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import functools
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipelines.cli.follow import console, hint_at_report, wait_for
 from pipelines.cli.options import Command, with_options
 from pipelines.cli.pipeline_options import PipelineOptions, pipeline_options
-from rest_core.errors import EXIT_INTERRUPTED, Preempted, UserError
+from rest_core.errors import UserError
 
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
-    from rich.console import Console
 
     from pipelines.cluster.client import Cluster
     from pipelines.platform import Platform
 
-_PIPE_WIDTH = 200  # where no terminal is, lines stay whole for other programs
 _RUN = click.argument("run", metavar="RUN")
 _WAIT = click.option(
     "--wait", is_flag=True, help="Follow the stages until the run has ended; exit code 1 if it failed."
@@ -120,7 +118,7 @@ def submit(
     run = send(cluster, request, experiment=experiment, upload=upload)
     click.echo(f"submitted {request.display_name}\n{run.run_id}\n{cluster.link(run.run_id)}")
     if wait:
-        _follow(cluster, run.run_id)
+        wait_for(cluster, run.run_id)
 
 
 @click.command()
@@ -146,15 +144,15 @@ def status(run: str | None, connection: dict[str, Any], limit: int, report: bool
 
     cluster = _connect(connection)
     if run is None:
-        _console().print(tables.run_table(runs.latest(cluster, limit)))
+        console().print(tables.run_table(runs.latest(cluster, limit)))
         return
     found = runs.find(cluster, run)
     if wait:
-        _follow(cluster, found.run_id)
+        wait_for(cluster, found.run_id)
         return
     title = f"{printable(found.display_name)}: {runs.state_text(found.state)}"
     click.echo(f"{title}\n{found.run_id}\n{cluster.link(found.run_id)}")
-    _console().print(tables.stage_table(runs.stages(found)))
+    console().print(tables.stage_table(runs.stages(found)))
     if found.error and found.error.message:
         click.echo(printable(found.error.message))
     if report:
@@ -162,7 +160,7 @@ def status(run: str | None, connection: dict[str, Any], limit: int, report: bool
 
         click.echo(conclude(found, ui=cluster.ui))
     elif found.state in runs.ENDED:
-        _hint_at_report(found)
+        hint_at_report(found)
 
 
 @click.command()
@@ -225,7 +223,7 @@ def retry(run: str, connection: dict[str, Any], wait: bool) -> None:
     cluster.runs.run_service_retry_run(run_id=found.run_id)
     click.echo(f"started {found.display_name} again")
     if wait:
-        _follow(cluster, found.run_id, retried=True)
+        wait_for(cluster, found.run_id, retried=True)
 
 
 @click.command()
@@ -301,7 +299,7 @@ def schedule_list(connection: dict[str, Any]) -> None:
     """
     from pipelines.cluster import schedules, tables
 
-    _console().print(tables.schedule_table(schedules.list_all(_connect(connection))))
+    console().print(tables.schedule_table(schedules.list_all(_connect(connection))))
 
 
 def _schedule_command(verb: str, help: str) -> None:
@@ -335,60 +333,6 @@ def _print_request(body: dict[str, Any], connection: dict[str, Any], experiment:
     plain = kfp_server_api.ApiClient().sanitize_for_serialization(body)
     printed = {**{name: value for name, value in names.items() if value}, **plain}
     click.echo(yaml.safe_dump(printed, sort_keys=False, allow_unicode=True, width=120), nl=False)
-
-
-def _follow(cluster: Cluster, run_id: str, *, retried: bool = False) -> None:
-    """Show the run until it has ended; the process exits with 1 unless it succeeded."""
-    from pipelines.cluster import runs
-    from pipelines.cluster.follow import follow
-
-    try:
-        run = follow(cluster, run_id, _console())
-    except KeyboardInterrupt:
-        raise Preempted(
-            f"the run continues: `rest status {run_id} --wait` follows it, `rest stop {run_id}` stops it",
-            exit_code=EXIT_INTERRUPTED,
-        ) from None
-    click.echo(f"{run.display_name}: {runs.state_text(run.state)}  {cluster.link(run_id)}")
-    _report_retried(cluster, run, retried)
-    if run.state == "SUCCEEDED":
-        return
-    for stage in runs.stages(run):
-        if "FAILED" in stage.states:
-            reason = f": {stage.error}" if stage.error else ""
-            click.echo(f"stage {stage.name} failed{reason}; see `rest logs {run_id} {stage.name}`", err=True)
-    sys.exit(1)
-
-
-def _report_retried(cluster: Cluster, run: V2beta1Run, retried: bool) -> None:
-    """Report the end of a run that has ended before: its report-status has, and is not run again."""
-    from pipelines.cluster.conclude import conclude, was_retried
-
-    if not (retried or was_retried(run)):
-        return
-    try:
-        click.echo(conclude(run, ui=cluster.ui))
-    except UserError as problem:
-        click.echo(f"the run's end is not reported in MLflow: {problem}", err=True)
-        click.echo(_how_to_report(run), err=True)
-
-
-def _hint_at_report(run: V2beta1Run) -> None:
-    from pipelines.cluster.conclude import was_retried
-
-    if was_retried(run):
-        click.echo(_how_to_report(run), err=True)
-
-
-def _how_to_report(run: V2beta1Run) -> str:
-    command = f"MLFLOW_TRACKING_URI=… rest status {run.run_id} --report"
-    return f"report-status ran before the retry, and KFP does not run it again: `{command}` does its work"
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 COMMANDS = (submit, status, logs, retry, stop, schedule)

@@ -253,6 +253,18 @@ def test_without_mlflows_address_a_retried_run_says_how_its_end_is_reported(
     assert "set MLFLOW_TRACKING_URI to the server" in outcome.err and "--report" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("state", "parameters", "message"),
+    [("RUNNING", {"tracking": {}}, "has not ended"), ("FAILED", {}, "is of another pipeline")],
+)
+def test_what_cannot_be_reported(
+    at_server: Rest, kfp_server: FakeKfp, state: str, parameters: dict[str, Any], message: str
+) -> None:
+    kfp_server.add_run("mine", state, runtime_config={"parameters": parameters})
+    assert message in at_server("status", "mine", "--report").err
+    assert "--report needs a run" in at_server("status", "--report").error
+
+
 @pytest.mark.parametrize("state", ["RUNNING", "SUCCEEDED", "PENDING"])
 def test_only_what_failed_is_retried(at_server: Rest, kfp_server: FakeKfp, state: str) -> None:
     kfp_server.add_run("mine", state)
