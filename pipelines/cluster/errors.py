@@ -15,7 +15,7 @@ _ADVICE = {
     401: "give a valid token by --token-file, or by --token (KF_PIPELINES_TOKEN)",
     403: "the account needs the role for it in this namespace, or --namespace names the wrong one",
     404: "`rest status` and `rest schedule list` show what there is; give --host without a page's path",
-    407: "set HTTPS_PROXY and HTTP_PROXY to http://USER:PASSWORD@HOST:PORT",
+    407: "the proxy wants a user and a password, in the addresses of HTTPS_PROXY and HTTP_PROXY",
     409: "choose another name",
     413: "raise the size limit of the proxy in front of the API",
 }
@@ -87,7 +87,8 @@ def connection_problem(error: Exception) -> tuple[str, str] | None:
         inner = cause.original_error
         return (
             f"is not reached through the proxy ({reason(inner)})",
-            "check HTTPS_PROXY and HTTP_PROXY (http://USER:PASSWORD@HOST:PORT), or set this host in NO_PROXY",
+            "check HTTPS_PROXY and HTTP_PROXY (http://HOST:PORT, with user and password where it wants them), or set this "
+            "host in NO_PROXY",
         )
     if isinstance(cause, exceptions.SSLError):
         return (
