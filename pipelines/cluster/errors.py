@@ -87,8 +87,8 @@ def connection_problem(error: Exception) -> tuple[str, str] | None:
         inner = cause.original_error
         return (
             f"is not reached through the proxy ({reason(inner)})",
-            "check HTTPS_PROXY and HTTP_PROXY (http://HOST:PORT, with user and password where it wants them), or set this "
-            "host in NO_PROXY",
+            "check HTTPS_PROXY and HTTP_PROXY (http://HOST:PORT, with user and password where it wants them), or set "
+            "this host in NO_PROXY",
         )
     if isinstance(cause, exceptions.SSLError):
         return (
