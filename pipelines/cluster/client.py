@@ -19,6 +19,8 @@ import urllib3
 from kubernetes.config import kube_config
 
 from pipelines.cluster import errors
+from pipelines.cluster.network import use_environment
+from rest_core.credentials import has_credentials, without_credentials
 from rest_core.errors import UserError
 
 CONNECT_SECONDS = 5.0
@@ -49,7 +51,7 @@ class Cluster(kfp.Client):
         token_file: file with one, read for every request, because projected tokens are renewed in place.
         namespace: of the runs' pods, and of experiments where KFP serves several users; None: that of kfp's context
             file, else "kubeflow".
-        ca_cert: file with the authority of the API's certificate.
+        ca_cert: file with the authority of the API's certificate; None: as the environment says (`network`).
         timeout: seconds after which a request is given up if the API sends nothing.
         ui: address of KFP's UI for links; None: `host`.
 
@@ -68,7 +70,10 @@ class Cluster(kfp.Client):
         timeout: float = 30.0,
         ui: str | None = None,
     ) -> None:
-        if not host and "KUBERNETES_SERVICE_HOST" in os.environ:
+        if host and has_credentials(host):
+            raise UserError("--host holds a password, which is sent nowhere: leave it out, and give --token-file")
+        self._in_cluster = not host and "KUBERNETES_SERVICE_HOST" in os.environ
+        if self._in_cluster:
             host = f"http://{self._IN_CLUSTER_DNS_NAME.format('kubeflow')}"
             pod_token = kfp.client.KF_PIPELINES_SA_TOKEN_PATH  # missing where KFP serves a single user
             token_file = token_file or (pod_token if Path(pod_token).is_file() else None)
@@ -89,7 +94,7 @@ class Cluster(kfp.Client):
 
     def link(self, run_id: str) -> str:
         """The run's page in KFP's UI."""
-        return f"{self.ui.rstrip('/')}/#/runs/details/{run_id}"
+        return f"{without_credentials(self.ui).rstrip('/')}/#/runs/details/{run_id}"
 
     def stream(self, path: str, **parameters: str) -> urllib3.BaseHTTPResponse:
         """The answer, still unread, to a GET request that the generated client does not have."""
@@ -116,6 +121,8 @@ class Cluster(kfp.Client):
                 f"{kube_config.KUBE_CONFIG_DEFAULT_LOCATION}"
             )
         configuration.retries = RETRIES
+        if not self._in_cluster:  # whose own services no proxy leads to
+            use_environment(configuration)
         if self._token or self._token_file:  # also instead of the kubeconfig's, which kfp would prefer
             configuration.api_key["authorization"] = self._token or "read for every request"
             configuration.api_key_prefix["authorization"] = "Bearer"

@@ -15,6 +15,7 @@ _ADVICE = {
     401: "give a valid token by --token-file, or by --token (KF_PIPELINES_TOKEN)",
     403: "the account needs the role for it in this namespace, or --namespace names the wrong one",
     404: "`rest status` and `rest schedule list` show what there is; give --host without a page's path",
+    407: "the proxy wants a user and a password, in the addresses of HTTPS_PROXY and HTTP_PROXY",
     409: "choose another name",
     413: "raise the size limit of the proxy in front of the API",
 }
@@ -64,7 +65,7 @@ def no_json(method: str, url: str, status: int, body: bytes) -> ApiError:
 
 def unanswered(method: str, url: str, error: exceptions.HTTPError, *, seconds: float) -> ApiError:
     """The error where no complete answer came within `seconds`."""
-    cause = error.reason if isinstance(error, exceptions.MaxRetryError) and error.reason else error
+    cause = _cause(error)
     fact, advice, sent = f"{address(url)} gave no complete answer ({reason(cause)})", "try again", True
     if isinstance(cause, exceptions.ConnectTimeoutError):  # so is a refused connection, and an unknown host
         fact, sent = f"{address(url)} cannot be reached ({reason(cause)})", False
@@ -72,12 +73,34 @@ def unanswered(method: str, url: str, error: exceptions.HTTPError, *, seconds: f
         advice = f"check --host; for 127.0.0.1 a port-forward must be running (`{forward}`)"
     elif isinstance(cause, exceptions.LocationValueError):
         fact, advice, sent = f"{address(url)} is not an address", "give --host as https://HOST[:PORT]", False
-    elif isinstance(cause, exceptions.SSLError):
-        fact = f"{address(url)} allows no TLS connection ({reason(cause)})"
-        advice = "give its certificate's authority by --ca-cert; if the server has no TLS, give --host with http://"
+    elif (problem := connection_problem(error)) is not None:
+        fact, advice, sent = f"{address(url)} {problem[0]}", problem[1], isinstance(cause, exceptions.SSLError)
     elif isinstance(cause, exceptions.ReadTimeoutError):
         fact, advice = f"{address(url)} sent nothing for {seconds:g} s", "try again, or wait longer by --timeout"
     return ApiError(fact, advice, in_doubt=sent and method != "GET")
+
+
+def connection_problem(error: Exception) -> tuple[str, str] | None:
+    """What a failed connection by TLS or through a proxy failed at, and what to do; None for any other error."""
+    cause = _cause(error)
+    if isinstance(cause, exceptions.ProxyError):
+        inner = cause.original_error
+        return (
+            f"is not reached through the proxy ({reason(inner)})",
+            "check HTTPS_PROXY and HTTP_PROXY (http://HOST:PORT, with user and password where it wants them), or set "
+            "this host in NO_PROXY",
+        )
+    if isinstance(cause, exceptions.SSLError):
+        return (
+            f"allows no TLS connection ({reason(cause)})",
+            "give its certificate's authority by --ca-cert, or by REQUESTS_CA_BUNDLE; if the server has no TLS, give "
+            "--host with http://",
+        )
+    return None
+
+
+def _cause(error: Exception) -> Exception:
+    return error.reason if isinstance(error, exceptions.MaxRetryError) and error.reason else error
 
 
 def message(body: str | bytes) -> str:

@@ -21,7 +21,8 @@ from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
 
 from pipelines.cluster.client import CONNECT_SECONDS, Cluster
-from pipelines.cluster.errors import ApiError, message, one_line, reason
+from pipelines.cluster.errors import ApiError, connection_problem, message, one_line, reason
+from pipelines.cluster.network import use_environment
 from pipelines.cluster.runs import StageProgress, stages, state_text
 from rest_core.errors import UserError, nearest
 from rest_core.operations import pods
@@ -117,6 +118,7 @@ def _kubernetes() -> kubernetes_client.CoreV1Api:
             kubernetes_config.load_kube_config(client_configuration=settings)
         except Exception as error:  # the loader checks nothing of a kubeconfig's shape
             raise UserError(f"there is no access to Kubernetes ({one_line(error)})") from None
+        use_environment(settings)
     return kubernetes_client.CoreV1Api(kubernetes_client.ApiClient(settings))
 
 
@@ -206,5 +208,6 @@ def _text(stream: urllib3.BaseHTTPResponse, pod: str) -> Iterator[str]:
 def _why(error: Exception) -> str:
     """The Kubernetes API's message, or why it does not answer."""
     if not isinstance(error, kubernetes_client.ApiException):
-        return one_line(error)
+        problem, advice = connection_problem(error) or (reason(error), "")
+        return f"{problem}: {advice}" if advice else problem
     return f"{error.status}: {message(error.body or '') or error.reason}"

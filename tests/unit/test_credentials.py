@@ -6,7 +6,7 @@ import string
 import time
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rest_core.credentials import has_credentials, redact, redacted, with_credentials, without_credentials
@@ -36,6 +36,7 @@ IN_QUERY = (
 
 
 @pytest.mark.parametrize("form", IN_USER_INFORMATION)
+@settings(deadline=None)
 @given(user=USER, password=PASSWORD)
 @example("mlflow", "pa/ss")
 @example("u", "p@ss")
@@ -53,6 +54,7 @@ def test_no_password_in_the_user_information_is_shown(form: str, user: str, pass
 
 
 @pytest.mark.parametrize("form", IN_QUERY)
+@settings(deadline=None)
 @given(
     name=st.sampled_from(["pwd", "token", "api_key", "secret", "sig", "sslpassword"]),
     password=PASSWORD.map(lambda text: "".join(text.replace("&", "").split())),
@@ -64,6 +66,7 @@ def test_no_password_in_a_query_is_shown(form: str, name: str, password: str) ->
     assert password not in without_credentials(text)
 
 
+@settings(deadline=None)
 @given(st.text(string.ascii_letters + ":/@?#&= .\n[]", max_size=60))
 def test_what_is_redacted_needs_no_second_time(text: str) -> None:
     once = redact(text)

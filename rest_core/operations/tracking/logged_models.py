@@ -10,6 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from rest_core.operations.tracking.store import asks
 from rest_core.operations.tracking.tags import IDENTITY_TAG, MADE_BY_TAG
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def note_maker(client: MlflowClient, model: LoggedModel, run_id: str) -> None:
     client.set_logged_model_tags(model.model_id, {MADE_BY_TAG: run_id})
 
 
+@asks
 def note_version(client: MlflowClient, model: LoggedModel, name: str, version: str) -> None:
     """Note on a model a version that it was registered as."""
     known: list[dict[str, Any]] = json.loads(model.tags.get(_VERSIONS_TAG, "[]"))

@@ -268,8 +268,10 @@ def missing_files(client: MlflowClient, version: ModelVersion) -> list[str]:
     if (folder := store.local_path(location)) is not None or storage.is_s3(location):
         names = storage.list_files(location if folder is None else str(folder))
     else:
-        with store.refusals(client):
+        try:
             names = [Path(one.path).name for one in list_artifacts(location, tracking_uri=client.tracking_uri)]
+        except Exception as error:  # every client library has failures of its own
+            raise UserError(f"{location}: cannot be looked at ({store.reason(error)})") from error
     return [pattern for pattern in _CHECKPOINT_FILES if not fnmatch.filter(names, pattern)]
 
 
