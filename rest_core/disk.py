@@ -139,12 +139,14 @@ def disk_problem(error: BaseException, place: Path | str) -> str | None:
     """What the user is told of a disk that is full or fails, of a refused access, and of a file in a folder's place.
 
     Args:
-        error: an OSError, or one of safetensors that names the system's error; None comes back for any other one.
+        error: an OSError, or one of safetensors or torch.save; None comes back for any other one.
         place: where it happened, unless the error names a file.
     """
     number = getattr(error, "errno", None)
     if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors'
         number = int(found[1])
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):  # torch.save's; it does not say more
+        number = errno.ENOSPC
     names = (getattr(error, name, None) for name in ("filename2", "filename"))
     where = next((name for name in names if name is not None), place)
     if number in _FULL:

@@ -189,6 +189,13 @@ class RegistryConfig(Section):
             raise ValueError(f"a model's name has at most {_LONGEST_MODEL_NAME} bytes")
         return name
 
+    @field_validator("destination")
+    @classmethod
+    def _is_a_path_for_mlflow(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and set(value) & set("?#"):
+            raise ValueError("MLflow looks for no model behind a '?' or '#' of a URI; choose another prefix")
+        return value
+
 
 class GateConfig(Section):
     """What a version must show to become `champion`; differences are paired, on the same items, as fractions."""

@@ -162,7 +162,7 @@ def open_stage(
         except (UserError, Preempted) as error:
             write_error(name, out, error)
             raise
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:
             if (text := disk_problem(error, out)) is None:
                 raise
             problem = UserError(text)

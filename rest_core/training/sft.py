@@ -12,7 +12,6 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
-from rest_core import storage
 from rest_core.chat import encode_sample
 from rest_core.config import ModelConfig, SftConfig
 from rest_core.disk import refuse_links
@@ -22,7 +21,9 @@ from rest_core.model.loading import with_lora
 from rest_core.model.precision import compute_dtype
 from rest_core.records import Sample
 from rest_core.styles.style import Style
-from rest_core.training.sft_mirror import SftMirror, newest
+from rest_core.training.distributed import on_first
+from rest_core.training.sft_checkpoint import Hashes, newest
+from rest_core.training.sft_mirror import SftMirror
 
 IGNORED = -100  # label of positions without loss
 
@@ -87,12 +88,13 @@ def train(
     figures = {"sft/samples": float(len(rows))}
     if held_out:
         figures["sft/validation_loss_before"] = trainer.evaluate()["eval_loss"]
+    trainer.add_callback(Hashes(folder))
     if mirror is not None and config.checkpoint_every is not None:
         copies = SftMirror(mirror, folder)
         copies.fetch()
         trainer.add_callback(copies)
-    leftover = newest(storage.list_files(str(folder)))
-    trainer.train(resume_from_checkpoint=None if leftover is None else str(folder / leftover))
+    leftover = on_first(lambda: newest(folder))
+    trainer.train(resume_from_checkpoint=None if leftover is None else str(leftover))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not losses or not math.isfinite(losses[-1]):
         raise UserError("the warm-up's loss is not a finite number: lower sft.learning_rate")

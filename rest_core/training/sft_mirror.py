@@ -2,14 +2,12 @@
 
     <location>/checkpoint-15/…    as in the training's own folder
 
-`trainer_state.json`, which the Trainer writes last, is copied last and deleted first: a checkpoint without it is torn.
+`hashes.json`, which is written last, is copied last and deleted first: a checkpoint without it is torn.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,9 @@ from rest_core import storage
 from rest_core.disk import disk_errors, remove, written_aside
 from rest_core.errors import UserError
 from rest_core.training.distributed import on_first
+from rest_core.training.sft_checkpoint import HASHES, complete, newest
 
 log = logging.getLogger(__name__)
-
-_LAST = "trainer_state.json"
-_CHECKPOINT = re.compile(rf"(checkpoint-([0-9]+))/{re.escape(_LAST)}")
-
-
-def newest(names: Iterable[str]) -> str | None:
-    """The newest whole checkpoint among files by their path below a training's folder."""
-    whole = {int(found[2]): found[1] for name in names if (found := _CHECKPOINT.fullmatch(name)) is not None}
-    return whole[max(whole)] if whole else None
 
 
 class SftMirror(TrainerCallback):
@@ -51,16 +41,17 @@ class SftMirror(TrainerCallback):
         on_first(self._fetch)
 
     def _fetch(self) -> None:
-        there, here = newest(storage.list_files(self._location)), newest(storage.list_files(str(self._folder)))
-        if there is None or (here is not None and _step(here) >= _step(there)):
+        there, here = complete(storage.list_files(self._location)), newest(self._folder)
+        if not there or (here is not None and _step(here.name) >= max(there)):
             return
-        log.info("downloading %s/%s", self._location, there)
-        target = self._folder / there
+        name = there[max(there)]
+        log.info("downloading %s/%s", self._location, name)
+        target = self._folder / name
         with disk_errors(target):
             remove(target)  # torn
             with written_aside(target) as aside:
                 aside.mkdir()
-                storage.get_folder(f"{self._location}/{there}", aside)
+                storage.get_folder(f"{self._location}/{name}", aside)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         PartialState().wait_for_everyone()  # each process has files of its own in the checkpoint
@@ -74,10 +65,10 @@ class SftMirror(TrainerCallback):
     def _copy(self, checkpoint: Path) -> None:
         there = {name.split("/")[0] for name in storage.list_files(self._location)}
         place = f"{self._location}/{checkpoint.name}"
-        storage.delete_folder(place, first=_LAST)
-        storage.upload_folder(checkpoint, place, last=_LAST)
+        storage.delete_folder(place, first=HASHES)
+        storage.upload_folder(checkpoint, place, last=HASHES)
         for other in sorted(there - {checkpoint.name}):
-            storage.delete_folder(f"{self._location}/{other}", first=_LAST)
+            storage.delete_folder(f"{self._location}/{other}", first=HASHES)
 
 
 def _step(checkpoint: str) -> int:

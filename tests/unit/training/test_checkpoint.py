@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,6 +261,29 @@ def test_a_save_that_fails_leaves_nothing_and_loses_nothing(
             training.save(2)
     assert names(tmp_path) == ["step-000001"]
     assert training.latest() == tmp_path / "step-000001"
+
+
+def test_a_disk_that_takes_no_more_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    program = """
+import resource, sys, torch
+from pathlib import Path
+from rest_core.algorithm.regions import Region
+from rest_core.errors import UserError
+from rest_core.training.checkpoint import Checkpoints, TrainingState
+checkpoints = Checkpoints(Path(sys.argv[1]), training={}, keep=1)
+entropy = {region.name: (0.0, 0.0) for region in Region}
+for step, size in ((1, 10), (2, 1_000_000)):
+    state = TrainingState(step=step, region_entropy=entropy)
+    try:
+        checkpoints.save(state, {"w": torch.ones(size)}, {"m": torch.ones(size)}, b"")
+    except UserError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    [line] = done.stdout.splitlines()
+    assert line.startswith(f"{tmp_path}: file too large"), done
+    assert names(tmp_path) == ["step-000001"]
 
 
 def test_a_folder_that_is_not_writable_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

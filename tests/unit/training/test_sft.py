@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from rest_core.errors import UserError
 from rest_core.model.loading import save_policy
 from rest_core.records import Message, Sample, ToolCall
 from rest_core.response import render
-from rest_core.training import sft
+from rest_core.training import sft, sft_checkpoint
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -187,6 +189,7 @@ def test_an_interrupted_warm_up_goes_on_from_its_checkpoint(
     with pytest.raises(KeyboardInterrupt):
         train(copy.deepcopy(tiny_model), tiny_tokenizer, tmp_path / "run", log=Stop(), max_steps=4, checkpoint_every=2)
     (tmp_path / "run" / "checkpoint-3").mkdir()  # torn: another kill came while it was written
+    (tmp_path / "run" / "checkpoint-3" / "trainer_state.json").write_text("{")
     log = Log()
     resumed, _ = train(
         copy.deepcopy(tiny_model), tiny_tokenizer, tmp_path / "run", log=log, max_steps=4, checkpoint_every=2
@@ -194,6 +197,31 @@ def test_an_interrupted_warm_up_goes_on_from_its_checkpoint(
     assert [step for step, values in log.steps if "sft/loss" in values] == [3, 4]
     for ours, theirs in zip(resumed.parameters(), straight.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json", "hashes.json"])
+@pytest.mark.parametrize("damage", ["flipped", "empty", "pipe"])
+def test_a_damaged_checkpoint_of_the_warm_up_is_passed_over(
+    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2):
+        checkpoint = tmp_path / f"checkpoint-{number}"
+        checkpoint.mkdir()
+        for name in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
+            (checkpoint / name).write_text(f"{name} {number}")
+        state = SimpleNamespace(is_world_process_zero=True, global_step=number)
+        sft_checkpoint.Hashes(tmp_path).on_save(None, state, None)
+    assert sft_checkpoint.newest(tmp_path) == tmp_path / "checkpoint-2"
+    spoiled = tmp_path / "checkpoint-2" / file
+    content = spoiled.read_bytes()
+    spoiled.unlink()
+    if damage == "pipe":
+        os.mkfifo(spoiled)
+    else:
+        spoiled.write_bytes(b"" if damage == "empty" else content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    assert sft_checkpoint.newest(tmp_path) == tmp_path / "checkpoint-1"
+    if (file, damage) != ("hashes.json", "pipe"):  # which is none, as in a torn one
+        assert f"{tmp_path / 'checkpoint-2'} is passed over" in caplog.text
 
 
 class Killed(Log):

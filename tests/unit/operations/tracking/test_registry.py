@@ -16,7 +16,7 @@ import torch
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rest_core.config import RegistryConfig
+from rest_core.config import RegistryConfig, validate
 from rest_core.errors import UserError
 from rest_core.model.loading import save_policy
 from rest_core.operations import pods
@@ -127,13 +127,20 @@ def test_registered_in_a_folder_of_its_own(client: MlflowClient, checkpoint: Pat
     AutoModelForCausalLM.from_pretrained(tmp_path / "models" / NAME / run_id)
 
 
-def test_registered_on_s3(client: MlflowClient, checkpoint: Path, run_id: str, empty_s3: Any) -> None:
+@pytest.mark.parametrize("prefix", ["models", "models [prod]", "m*dels", "mödel+s%20"])
+def test_registered_on_s3(client: MlflowClient, checkpoint: Path, run_id: str, empty_s3: Any, prefix: str) -> None:
     empty_s3.create_bucket(Bucket="bucket")
-    where = RegistryConfig(destination="s3://bucket/models/")
+    where = RegistryConfig(destination=f"s3://bucket/{prefix}/")
     made = registry.register_model(client, where, checkpoint=checkpoint, run_id=run_id, facts=facts())
-    assert made.location == f"s3://bucket/models/{NAME}/{run_id}"
+    assert made.location == f"s3://bucket/{prefix}/{NAME}/{run_id}"
     keys = {one["Key"].rsplit("/", 1)[-1] for one in empty_s3.list_objects_v2(Bucket="bucket")["Contents"]}
     assert {"config.json", "model.safetensors", "README.md"} <= keys
+
+
+@pytest.mark.parametrize("prefix", ["m?dels", "models#1"])
+def test_a_destination_that_mlflow_cannot_look_into_is_refused_before_anything_is_stored(prefix: str) -> None:
+    with pytest.raises(UserError, match=r"registry: destination: MLflow looks for no model behind"):
+        validate(RegistryConfig, {"destination": f"s3://bucket/{prefix}"}, where="registry")
 
 
 @pytest.mark.parametrize("gone", ["config.json", "model.safetensors", "tokenizer_config.json"])
