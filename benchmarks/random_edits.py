@@ -37,6 +37,7 @@ from rest_core.errors import UserError
 SECONDS = 10  # of computing, for one edit
 WAITING = 120  # seconds in all: a checkpoint is tried in another process
 GIB = 4
+_PROCESSES = multiprocessing.get_context("spawn")  # one that is forked could wait for threads that it has not got
 _CHECK_EVERY = 200  # edits between looks at the files that nobody may change
 
 
@@ -105,9 +106,9 @@ class Worker:
         self._start()
 
     def _start(self) -> None:
-        self._at = multiprocessing.Array("d", 3)
+        self._at = _PROCESSES.Array("d", 3)
         arguments = (self._left, self._settings, self._root, self._at, self._results)
-        self._process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+        self._process = _PROCESSES.Process(target=work, args=arguments)
         self._process.start()
 
     def look(self) -> tuple[int, str] | None:
@@ -142,7 +143,7 @@ class Worker:
 
 def faults_of(numbers: list[int], settings: dict[str, Any], root: Path, workers: int) -> Iterator[tuple[int, str, Any]]:
     """Each edit with its kind and its fault, as they come."""
-    results: Any = multiprocessing.Queue()
+    results: Any = _PROCESSES.Queue()
     crew = [Worker(numbers[n::workers], settings, root, results) for n in range(workers) if numbers[n::workers]]
     while any(worker.runs for worker in crew) or not results.empty():
         while not results.empty():

@@ -16,6 +16,7 @@ from rest_core.styles.style import Style
 
 # The answer where the data says that no call is right, and has no text for it.
 NO_TOOL_FITS = "None of the available tools fits this request."
+_MAX_ANSWERS = 500  # of a dialogue: each is a sample with all before it in its prompt; published data stays below 100
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Verbatim:
 def samples(content: Dialogue | Verbatim, record: Record, *, style: Style, source: str) -> Iterator[Sample | Rejected]:
     """A sample for every assistant turn that is wanted and has a user turn before it.
 
-    A turn that cannot be read takes the later ones along: they build on it. The sample of turn n has the id
+    A turn that cannot be read takes the later ones along: they build on it; of a dialogue that is too long the
+    first `_MAX_ANSWERS` are given. The sample of turn n has the id
     `source/name`, `.n` added where the dialogue has several.
 
     Raises:
@@ -80,6 +82,7 @@ def samples(content: Dialogue | Verbatim, record: Record, *, style: Style, sourc
     several = sum(isinstance(turn, Turn) and turn.role == "assistant" for turn in content.turns) > 1
     history: list[Message] = []
     asked = found = False
+    answers = 0
     for place, turn in enumerate(content.turns):
         if isinstance(turn, Rejected):
             found = True
@@ -89,6 +92,11 @@ def samples(content: Dialogue | Verbatim, record: Record, *, style: Style, sourc
         message = turn.message(style)
         if turn.role == "assistant" and asked and place >= content.asked_from:
             found = True
+            answers += 1
+            if answers > _MAX_ANSWERS:
+                detail = f"more than {_MAX_ANSWERS} answers"
+                yield Rejected("dialogue too long", f"{record.where}: field {turn.field!r}", detail)
+                return
             yield Sample(
                 id=f"{id_}.{place}" if several else id_,
                 source=source,

@@ -10,7 +10,7 @@ import ast
 import json
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from rest_core.data.fields import NO_JSON_NUMBER, TOO_DEEP, Unreadable, map_json, odd_number, too_deep
@@ -18,6 +18,7 @@ from rest_core.data.tools import by_name, same_name
 from rest_core.records import Tool, ToolCall
 
 _NO_KEY = frozenset("()[]{}\"',")  # characters that no argument's name has
+_MAX_HEAD = 200  # characters in which a name with brackets in it is looked for; published ones stay below 100
 _OPENING, _CLOSING = "([{", ")]}"
 _CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -47,7 +48,7 @@ def read_calls(text: str, tools: Sequence[Tool]) -> list[ToolCall]:
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         raise NotCalls("not enclosed in [ ]")
-    known = sorted((tool.name for tool in tools), key=len, reverse=True)
+    known = frozenset(tool.name for tool in tools)
     tool_of = by_name(tools)
     calls = []
     for piece in _pieces(text[1:-1]):
@@ -113,13 +114,14 @@ def _opens_string(text: str, index: int) -> bool:
     return index == 0 or not text[index - 1].isalnum()
 
 
-def _name_and_arguments(piece: str, known: Sequence[str]) -> tuple[str, str]:
+def _name_and_arguments(piece: str, known: Collection[str]) -> tuple[str, str]:
     piece = piece.strip()
     if not piece.endswith(")"):
         raise NotCalls(f"{piece[:60]!r} is no call")
-    for name in known:
-        if piece.startswith(name) and (rest := piece[len(name) :].lstrip()).startswith("("):
-            return name, rest[1:-1]
+    brackets = [place for place, character in enumerate(piece[:_MAX_HEAD]) if character == "("]
+    for place in reversed(brackets):  # the longest name first
+        if (name := piece[:place].rstrip()) in known:
+            return name, piece[place + 1 : -1]
     name, opened, _ = piece.partition("(")
     if not opened or not name.strip():
         raise NotCalls(f"{piece[:60]!r} is no call")
@@ -164,7 +166,9 @@ def _value(node: ast.expr) -> Any:
 def _number(node: ast.expr) -> int | float:
     value = _value(node)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r:.30} is no number")
+        raise ValueError(f"{type(value).__name__} is no number")
+    if odd_number(value):  # before it is multiplied with others of its kind
+        raise ValueError(NO_JSON_NUMBER)
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from rest_core.data.dialogues import Dialogue, Turn, Verbatim
@@ -10,7 +11,8 @@ from rest_core.records import Message
 from rest_core.response import parse
 
 _HEADING = "**Dialogue Records History**"
-_PARTS = (("<user>", "</user>"), ("<obs>", "</obs>"))
+_USER = "<user>"
+_PART = re.compile(r"<(user|obs)>")
 
 
 def dialogue_of(content: Verbatim) -> Dialogue:
@@ -33,7 +35,7 @@ def dialogue_of(content: Verbatim) -> Dialogue:
 def _turns(message: Message, field: str) -> Iterator[Turn]:
     if message.role == "assistant":
         yield _assistant(message.content, field)
-    elif message.role == "tool" or (message.role == "user" and _PARTS[0][0] not in message.content):
+    elif message.role == "tool" or (message.role == "user" and _USER not in message.content):
         yield Turn(message.role, message.content, field)
     elif message.role == "user":
         yield from _parts(message.content.strip().removeprefix(_HEADING), field)
@@ -43,17 +45,16 @@ def _parts(text: str, field: str) -> Iterator[Turn]:
     """The turns in a user message: marked ones of the user and of tools, and between them the assistant's."""
     place = 0
     while place < len(text):
-        found = [(start, *tags) for tags in _PARTS if (start := text.find(tags[0], place)) >= 0]
-        start, opening, closing = min(found, default=(len(text), "", ""))
-        if said := text[place:start].strip():
+        opening = _PART.search(text, place)
+        if said := text[place : opening.start() if opening else len(text)].strip():
             yield _assistant(said, field)
-        if start == len(text):
+        if opening is None:
             return
-        end = text.find(closing, start)
+        closing = f"</{opening[1]}>"
+        end = text.find(closing, opening.end())
         if end < 0:
-            raise Unreadable("history cannot be taken apart", field, text[start : start + 60])
-        inner = text[start + len(opening) : end].strip()
-        yield Turn("user" if opening == "<user>" else "tool", inner, field)
+            raise Unreadable("history cannot be taken apart", field, text[opening.start() : opening.start() + 60])
+        yield Turn("user" if opening[1] == "user" else "tool", text[opening.end() : end].strip(), field)
         place = end + len(closing)
 
 

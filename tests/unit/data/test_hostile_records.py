@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from rest_core import response
 from rest_core.data import files, readers
+from rest_core.data.dialogues import Verbatim
 from rest_core.data.fields import Record, Rejected, Unreadable
 from rest_core.data.prompts import listed_tools, user_turns
-from rest_core.data.python_calls import NotCalls
+from rest_core.data.python_calls import NotCalls, literal, read_calls
 from rest_core.data.readers import chat, tool_lists
+from rest_core.data.taken_apart import dialogue_of
 from rest_core.data.tools import read_tool
 from rest_core.data.validate import problem
 from rest_core.data.written_calls import split
@@ -129,8 +131,27 @@ HOSTILE: dict[str, Callable[[int], Callable[[], object]]] = {
     "results": lambda n: lambda: chat.split_results("<tool_response>" * (n // 15), "m"),
     "dicts in Python": lambda n: lambda: split("{'name': " * (n // 9), PARSED),
     "thoughts": lambda n: lambda: chat.assistant({"content": "<think>" * (n // 7)}, "m", PARSED),
+    "history": lambda n: lambda: dialogue_of(verbatim("<user><</user>" * (n // 14))),
+    "tools and calls": lambda n: called("[" + "f(a=1)," * (n // 16) + "]", [f"g{k}" for k in range(n // 16)]),
+    "large numbers": lambda n: lambda: literal("*".join(["0x" + "f" * 2000] * (n // 2000))),
+    "turns": lambda n: turns_of('{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, ', n),
     "types": lambda n: lambda: read_tool({"name": "f", "parameters": {"a": {"type": "List[" * (n // 5)}}}),
 }  # fmt: skip
+
+
+def verbatim(text: str) -> Verbatim:
+    return Verbatim((Message("user", text),), PARSED, "<response> b </response>", "prompt", "tools", "answer")
+
+
+def called(text: str, names: list[str]) -> Callable[[], object]:
+    tools = [Tool(name, "", {"type": "object", "properties": {}}) for name in names]
+    return lambda: read_calls(text, tools)
+
+
+def turns_of(pair: str, size: int) -> Callable[[], object]:
+    fields = {"messages": json.loads(f"[{(pair * (20 * size // len(pair)))[:-2]}]"), "tools": [TOOL]}
+    record = Record(fields, "f.jsonl: line 1", "f-1")
+    return lambda: list(readers.samples_of([record], "jsonl", built_in_style("compact")))
 
 
 @pytest.mark.parametrize("name", HOSTILE)
