@@ -7,7 +7,7 @@ from typing import Any
 
 from rest_core.config import TrackingConfig
 from rest_core.errors import UserError
-from rest_core.operations.tracking import delivery, store
+from rest_core.operations.tracking import answers, store
 from rest_core.operations.tracking.tags import KIND_TAG
 
 _FILE = "preflight.txt"
@@ -54,7 +54,7 @@ def try_out(tracking: TrackingConfig, uri: str) -> list[str]:
     except UserError:
         raise
     except Exception as error:  # every client library has failures of its own: `explain` shortens them
-        raise UserError(f"MLflow at {store.redact(uri)} did not {step}: {delivery.explain(error)}") from error
+        raise UserError(f"MLflow at {store.redact(uri)} did not {step}: {answers.explain(error)}") from error
     return stays
 
 
@@ -62,5 +62,5 @@ def _delete(what: str, delete: Callable[[], None]) -> list[str]:
     try:
         delete()
     except Exception as error:  # as above
-        return [f"{what} of this check stays ({delivery.explain(error)})"]
+        return [f"{what} of this check stays ({answers.explain(error)})"]
     return []
