@@ -43,8 +43,11 @@ def rest(folder: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def kill(folder: Path, start: list[str], target: str, after: float, generator: random.Random) -> str | None:
-    """Start a run and kill it; what it said last, or None where it ended before that."""
+def kill(folder: Path, start: list[str], target: str, stage: int, after: float, generator: random.Random) -> str | None:
+    """Start a run and kill it `after` seconds, counted from the beginning of its stage number `stage` (0: its own).
+
+    Returns what it said last, or None where it ended before that.
+    """
     with (folder / "log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [*REST, *start, "--output", _OUT],
@@ -54,6 +57,8 @@ def kill(folder: Path, start: list[str], target: str, after: float, generator: r
             stderr=log,
             start_new_session=True,
         )
+    while process.poll() is None and stages(folder) < stage:
+        time.sleep(0.05)
     try:
         process.wait(after)
         return None
@@ -71,6 +76,11 @@ def kill(folder: Path, start: list[str], target: str, after: float, generator: r
     return lines[-1] if lines else ""
 
 
+def stages(folder: Path) -> int:
+    """How many stages a run has begun."""
+    return sum(line.startswith("▶") for line in (folder / "log").read_text(encoding="utf-8").splitlines())
+
+
 def running(folder: Path) -> tuple[list[str], list[str]]:
     """The runs of a folder's store that are not ended, and what is wrong with its database."""
     database = folder / "mlruns" / "mlflow.db"
@@ -86,22 +96,28 @@ def running(folder: Path) -> tuple[list[str], list[str]]:
     return [name for (name,) in rows], [] if state == "ok" else [f"the database: {state}"]
 
 
-def trial(folder: Path, start: list[str], target: str, after: float, generator: random.Random) -> dict[str, Any]:
-    """One kill and what came after it; `problems` names what did not hold."""
-    said = kill(folder, start, target, after, generator)
-    result: dict[str, Any] = {"target": target, "after_seconds": round(after, 2), "killed_at": said}
+def trial(folder: Path, start: list[str], whole: dict[str, Any], generator: random.Random) -> dict[str, Any]:
+    """One kill and what came after it; `problems` names what did not hold.
+
+    Args:
+        folder: of the run and its store.
+        start: the command.
+        whole: the seconds and the number of stages of a run that was not killed.
+        generator: draws what is killed, and when: in any stage, or between two.
+    """
+    target, stage = generator.choice(TARGETS), generator.randint(0, whole["stages"])
+    after = generator.uniform(0, 1.5 * whole["seconds"] / whole["stages"])
+    said = kill(folder, start, target, stage, after, generator)
+    result: dict[str, Any] = {"target": target, "stage": stage, "after_seconds": round(after, 2), "killed_at": said}
     problems: list[str] = []
-    has_begun = (folder / _OUT / "run.json").is_file()
+    has_begun, summary = (folder / _OUT / "run.json").is_file(), folder / _OUT / "summary.json"
     if has_begun:
         code, words = rest(folder, "sync", _OUT)
         if code and "no tracking records" not in words:
             problems.append(f"rest sync ended with {code}: {words[-300:]}")
     left, broken = running(folder)
     problems += broken + [f"RUNNING after rest sync: {name}" for name in left]
-    if (
-        not (folder / _OUT / "summary.json").is_file()
-        or '"succeeded"' not in (folder / _OUT / "summary.json").read_text()
-    ):
+    if not (summary.is_file() and json.loads(summary.read_text(encoding="utf-8"))["status"] == "succeeded"):
         again = [start[0], "--resume", _OUT] if has_begun else [*start, "--output", "again"]
         code, words = rest(folder, *again)
         if code:
@@ -146,12 +162,13 @@ def main() -> int:
         if number == 0:  # how long a run takes that is not killed
             started = time.monotonic()
             code, words = rest(folder, *start, "--output", _OUT)
+            (folder / "log").write_text(words, encoding="utf-8")
             problems = [f"it ended with {code}: {words[-500:]}"] if code else []
-            note(0, {"seconds": round(time.monotonic() - started, 1), "problems": problems})
+            seconds = round(time.monotonic() - started, 1)
+            note(0, {"seconds": seconds, "stages": stages(folder), "problems": problems})
         else:
-            generator = random.Random(f"{options.seed}/{number}")
-            after = generator.uniform(0, known[options.command, options.seed, 0]["seconds"])
-            note(number, trial(folder, start, generator.choice(TARGETS), after, generator))
+            whole = known[options.command, options.seed, 0]
+            note(number, trial(folder, start, whole, random.Random(f"{options.seed}/{number}")))
         if not known[options.command, options.seed, number]["problems"]:
             shutil.rmtree(folder)
     failed = sum(bool(one["problems"]) for one in known.values())
