@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 20.0  # of one request, its retries included: what waits is sent later
+_NOTE_SECONDS = 0.5
 _STEPS_A_CALL = 50  # of metrics; MLflow's client splits what is more than its limit
 
 
@@ -108,7 +110,7 @@ class Replay:
     def __init__(self, path: Path, uri: str, *, moved: bool = False) -> None:
         self.path, self.uri = path, uri
         self.state = State.read(path)
-        self._moved = moved
+        self._moved, self._noted = moved, 0.0
         self._answers: set[str] = set()  # refusals that have been logged
         self._models: dict[str, str | None] = {}  # ids of MLflow's models, by identity; None = it was refused
 
@@ -123,18 +125,27 @@ class Replay:
                     # Asked first, because it is the shortest wait.
                     if store.is_server(self.uri) and (why := store.unreachable(self.uri)):
                         raise Away(why)
-                    for away in lanes:
-                        for batch, position in self._batches(away):
-                            self._send(batch)
-                            self.state.sent[away] = position
-                            self.state.write(self.path)
-                            sent += len(batch)
+                    try:
+                        for away in lanes:
+                            for batch, position in self._batches(away):
+                                self._send(batch)
+                                self.state.sent[away] = position
+                                self._note(now=bool(batch) and batch[0]["op"] == "begin")
+                                sent += len(batch)
+                    finally:
+                        self._note(now=True)
                 away = None
             except _NoRun as error:
                 problem, away = f"{self.path}: {error}", None
             except (Away, OSError) as error:
                 problem = str(error) if isinstance(error, Away) else store.reason(error)
         return Delivery(sent, journal.left(self.path), self.state.refused, problem, away)
+
+    def _note(self, *, now: bool) -> None:
+        """Write how far the journal has been sent; not after each record, because the disk is waited for."""
+        if now or time.monotonic() > self._noted + _NOTE_SECONDS:
+            self.state.write(self.path)
+            self._noted = time.monotonic()
 
     def _misplaced(self) -> str | None:
         """Why a journal is not for this store."""
