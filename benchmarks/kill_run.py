@@ -1,13 +1,13 @@
 """Local runs (`rest run`) that are killed (SIGKILL) at random moments, sent to MLflow, and resumed.
 
-    python benchmarks/kill_run.py [--kills 20] [--seed 0] [--results FILE] [--folder DIR] [--command run|ablate]
+    python benchmarks/kill_run.py [--kills 20] [--seed 0] [--command run|ablate] [--set A.B=VALUE …]
 
 Each run has a new folder and a new store, so that kills meet the making of the database, too. Killed is the process
 group, one process of the run, or its processes from the first to the last. Then must hold: the database is whole; after
 `rest sync` no run is RUNNING; `--resume` completes the run, and after that none is RUNNING either.
 
-Each kill is one JSON line of the results; a kill of the same seed that is there already is not done again. The exit
-code is 1 where one did not hold; its folder stays.
+Each kill is one JSON line of the results (`--results`); one that is there already is not done again. The exit code is 1
+where one did not hold; its folder stays. `--set` switches stages off, so that the others are hit more often.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 
 REST = (sys.executable, "-m", "pipelines.cli")
-COMMANDS = {"run": ("--profile", "tiny"), "ablate": ("--profile", "tiny", "--seeds", "0")}
+COMMANDS = {"run": ["--profile", "tiny"], "ablate": ["--profile", "tiny", "--seeds", "0"]}
 TARGETS = ("group", "one", "tree")
 MOST_SECONDS = 900  # of one command
 _OUT = "run"  # the run's folder
@@ -43,17 +43,22 @@ def rest(folder: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def kill(folder: Path, command: str, target: str, after: float, generator: random.Random) -> str | None:
-    """Start a run and kill it; what it said last, or None where it ended before that."""
+def kill(folder: Path, start: list[str], target: str, stage: int, after: float, generator: random.Random) -> str | None:
+    """Start a run and kill it `after` seconds, counted from the beginning of its stage number `stage` (0: its own).
+
+    Returns what it said last, or None where it ended before that.
+    """
     with (folder / "log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [*REST, command, *COMMANDS[command], "--output", _OUT],
+            [*REST, *start, "--output", _OUT],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
+    while process.poll() is None and stages(folder) < stage:
+        time.sleep(0.05)
     try:
         process.wait(after)
         return None
@@ -71,6 +76,11 @@ def kill(folder: Path, command: str, target: str, after: float, generator: rando
     return lines[-1] if lines else ""
 
 
+def stages(folder: Path) -> int:
+    """How many stages a run has begun."""
+    return sum(line.startswith("▶") for line in (folder / "log").read_text(encoding="utf-8").splitlines())
+
+
 def running(folder: Path) -> tuple[list[str], list[str]]:
     """The runs of a folder's store that are not ended, and what is wrong with its database."""
     database = folder / "mlruns" / "mlflow.db"
@@ -86,26 +96,32 @@ def running(folder: Path) -> tuple[list[str], list[str]]:
     return [name for (name,) in rows], [] if state == "ok" else [f"the database: {state}"]
 
 
-def trial(folder: Path, command: str, target: str, after: float, generator: random.Random) -> dict[str, Any]:
-    """One kill and what came after it; `problems` names what did not hold."""
-    said = kill(folder, command, target, after, generator)
-    result: dict[str, Any] = {"target": target, "after_seconds": round(after, 2), "killed_at": said}
+def trial(folder: Path, start: list[str], whole: dict[str, Any], generator: random.Random) -> dict[str, Any]:
+    """One kill and what came after it; `problems` names what did not hold.
+
+    Args:
+        folder: of the run and its store.
+        start: the command.
+        whole: the seconds and the number of stages of a run that was not killed.
+        generator: draws what is killed, and when: in any stage, or between two.
+    """
+    target, stage = generator.choice(TARGETS), generator.randint(0, whole["stages"])
+    after = generator.uniform(0, 1.5 * whole["seconds"] / whole["stages"])
+    said = kill(folder, start, target, stage, after, generator)
+    result: dict[str, Any] = {"target": target, "stage": stage, "after_seconds": round(after, 2), "killed_at": said}
     problems: list[str] = []
-    has_begun = (folder / _OUT / "run.json").is_file()
+    has_begun, summary = (folder / _OUT / "run.json").is_file(), folder / _OUT / "summary.json"
     if has_begun:
         code, words = rest(folder, "sync", _OUT)
         if code and "no tracking records" not in words:
             problems.append(f"rest sync ended with {code}: {words[-300:]}")
     left, broken = running(folder)
     problems += broken + [f"RUNNING after rest sync: {name}" for name in left]
-    if (
-        not (folder / _OUT / "summary.json").is_file()
-        or '"succeeded"' not in (folder / _OUT / "summary.json").read_text()
-    ):
-        again = ["--resume", _OUT] if has_begun else [*COMMANDS[command], "--output", "again"]
-        code, words = rest(folder, command, *again)
+    if not (summary.is_file() and json.loads(summary.read_text(encoding="utf-8"))["status"] == "succeeded"):
+        again = [start[0], "--resume", _OUT] if has_begun else [*start, "--output", "again"]
+        code, words = rest(folder, *again)
         if code:
-            problems.append(f"rest {command} {' '.join(again)} ended with {code}: {words[-500:]}")
+            problems.append(f"rest {' '.join(again)} ended with {code}: {words[-500:]}")
     left, broken = running(folder)
     problems += broken + [f"RUNNING in the end: {name}" for name in left]
     return result | {"problems": problems}
@@ -116,6 +132,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--command", choices=sorted(COMMANDS), default="run")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", dest="overrides")
     parser.add_argument("--results", type=Path, default=Path("kill_run.jsonl"), help="file to add a line a kill to")
     parser.add_argument("--folder", type=Path, help="where the runs are made; default: a temporary folder")
     options = parser.parse_args()
@@ -125,6 +142,8 @@ def main() -> int:
     top.mkdir(parents=True, exist_ok=True)
     lines = options.results.read_text(encoding="utf-8").splitlines() if options.results.is_file() else []
     known = {(one["command"], one["seed"], one["kill"]): one for one in map(json.loads, lines)}
+    start = [options.command, *COMMANDS[options.command]]
+    start += [text for override in options.overrides for text in ("--set", override)]
 
     def note(number: int, values: dict[str, Any]) -> None:
         one = {"command": options.command, "seed": options.seed, "kill": number, **values}
@@ -142,13 +161,14 @@ def main() -> int:
         folder.mkdir()
         if number == 0:  # how long a run takes that is not killed
             started = time.monotonic()
-            code, words = rest(folder, options.command, *COMMANDS[options.command], "--output", _OUT)
+            code, words = rest(folder, *start, "--output", _OUT)
+            (folder / "log").write_text(words, encoding="utf-8")
             problems = [f"it ended with {code}: {words[-500:]}"] if code else []
-            note(0, {"seconds": round(time.monotonic() - started, 1), "problems": problems})
+            seconds = round(time.monotonic() - started, 1)
+            note(0, {"seconds": seconds, "stages": stages(folder), "problems": problems})
         else:
-            generator = random.Random(f"{options.seed}/{number}")
-            after = generator.uniform(0, known[options.command, options.seed, 0]["seconds"])
-            note(number, trial(folder, options.command, generator.choice(TARGETS), after, generator))
+            whole = known[options.command, options.seed, 0]
+            note(number, trial(folder, start, whole, random.Random(f"{options.seed}/{number}")))
         if not known[options.command, options.seed, number]["problems"]:
             shutil.rmtree(folder)
     failed = sum(bool(one["problems"]) for one in known.values())

@@ -49,23 +49,24 @@ def promote(
     from rich.console import Console
 
     from rest_core import logs
-    from rest_core.operations.tracking import promotion, store
+    from rest_core.operations.tracking import answers, promotion, store
 
     logs.configure(sys.stderr, level=logging.WARNING, libraries=("mlflow",))
     client = store.connect(config.tracking)
     name = config.registry.name
-    if rollback:
-        move = promotion.roll_back(client, name, config.gate, dry_run=dry_run, reason=reason)
-    else:
-        console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
-        try:
-            move, verdict = promotion.promote(
-                client, name, config.gate, version=version, force=force, dry_run=dry_run, reason=reason
-            )
-        except promotion.Refused as refusal:
-            console.print(refusal.verdict.table())
-            raise
-        console.print(verdict.table())
+    with answers.away_told(client.tracking_uri):
+        if rollback:
+            move = promotion.roll_back(client, name, config.gate, dry_run=dry_run, reason=reason)
+        else:
+            console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+            try:
+                move, verdict = promotion.promote(
+                    client, name, config.gate, version=version, force=force, dry_run=dry_run, reason=reason
+                )
+            except promotion.Refused as refusal:
+                console.print(refusal.verdict.table())
+                raise
+            console.print(verdict.table())
     click.echo(move.describe())
 
 
@@ -80,9 +81,12 @@ def history(profile: str, overrides: tuple[str, ...]) -> None:
       rest history --set registry.name=my-model
     """
     config = configuration(profile, overrides)
-    from rest_core.operations.tracking import promotion, store
+    from rest_core.operations.tracking import answers, promotion, store
 
-    for move in promotion.history(store.connect(config.tracking), config.registry.name):
+    client = store.connect(config.tracking)
+    with answers.away_told(client.tracking_uri):
+        moves = promotion.history(client, config.registry.name)
+    for move in moves:
         reason = f"  ({move.reason})" if move.reason else ""
         click.echo(one_line(f"{move.at}  {move.actor}  {move.describe()}{reason}"))
 
@@ -107,11 +111,12 @@ def lineage(version: str, profile: str, overrides: tuple[str, ...]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from rest_core.operations.tracking import registry, store
+    from rest_core.operations.tracking import answers, registry, store
     from rest_core.operations.tracking.lineage import lineage as links_of
 
     client = store.connect(config.tracking)
-    links = links_of(client, registry.get_version(client, config.registry.name, version))
+    with answers.away_told(client.tracking_uri):
+        links = links_of(client, registry.get_version(client, config.registry.name, version))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=False)
     for link in links:
         mark = Text("✗", "red") if link.problem else Text("✓", "green")

@@ -10,7 +10,7 @@ from rest_core.config import Config, RegistryConfig, TrackingConfig
 from rest_core.credentials import redact
 from rest_core.errors import UserError
 from rest_core.operations.preflight.surroundings import Surroundings
-from rest_core.operations.tracking import delivery, registry, store
+from rest_core.operations.tracking import answers, registry, store
 from rest_core.operations.tracking.tags import KIND_TAG
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def try_out(tracking: TrackingConfig, uri: str, on_volume: Callable[[Path], bool
     except UserError:
         raise
     except Exception as error:  # every client library has failures of its own: `explain` shortens them
-        raise UserError(f"MLflow at {redact(uri)} did not {step}: {delivery.explain(error)}") from error
+        raise UserError(f"MLflow at {redact(uri)} did not {step}: {answers.explain(error)}") from error
     return stays
 
 
@@ -114,5 +114,5 @@ def _delete(what: str, delete: Callable[[], None]) -> list[str]:
     try:
         delete()
     except Exception as error:  # as above
-        return [f"{what} of this check stays ({delivery.explain(error)})"]
+        return [f"{what} of this check stays ({answers.explain(error)})"]
     return []

@@ -4,9 +4,8 @@ Replaying a journal changes nothing that MLflow has already: runs are found agai
 equal metrics (name, step, time, value), params, tags and dataset inputs once, and artifacts are overwritten. So a crash
 between sending records and noting that costs nothing, and a journal without its `state.json` is sent again as a whole.
 
-What can go wrong is of two kinds. *Away*: no connection, a time-out, HTTP 5xx, 401, 403, 408 or 429. The record waits,
-and is sent later. *Refused*: any other answer, a line that is no record, a file that is lost. It is logged, and the
-next record is sent.
+What can go wrong is of two kinds (`answers`). *Away*: the record waits, and is sent later. *Refused*, like a line that
+is no record and a file that is lost: it is logged, and the next record is sent.
 
 Where records go is the caller's to say, never a journal's: it may have been copied from elsewhere.
 """
@@ -15,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from rest_core.errors import UserError, one_line
+from rest_core.errors import UserError
 from rest_core.operations.tracking import (
     artifacts,
     endings,
@@ -34,6 +34,7 @@ from rest_core.operations.tracking import (
     traces,
     waits,
 )
+from rest_core.operations.tracking.answers import Away, Refused, explain
 from rest_core.operations.tracking.journal import JOURNAL, Lane, RunIds, State, read_records
 from rest_core.operations.tracking.records import Record
 
@@ -43,15 +44,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 20.0  # of one request, its retries included: what waits is sent later
+_NOTE_SECONDS = 0.5
 _STEPS_A_CALL = 50  # of metrics; MLflow's client splits what is more than its limit
-
-
-class Away(Exception):
-    """The server, or the store behind it, does not take records at the moment."""
-
-
-class Refused(Exception):
-    """The server does not accept a record, and would not later."""
 
 
 class _NoRun(Exception):
@@ -110,29 +104,13 @@ def deliver(folder: Path, uri: str, *, moved: bool = False) -> Delivery:
     )
 
 
-def explain(error: BaseException) -> Away | Refused:
-    """Which kind of failure an exception from MLflow, requests, boto3 or the file system is."""
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, UserError):
-        return Refused(one_line(error))
-    status: int | None
-    if isinstance(error, MlflowException):
-        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
-    else:
-        status = getattr(getattr(error, "response", None), "status_code", None)  # requests.HTTPError
-    if status is None:
-        status = 503 if isinstance(error, OSError) or type(error).__module__.startswith("botocore") else 400
-    return (Away if status >= 500 or status in (401, 403, 408, 429) else Refused)(store.reason(error))
-
-
 class Replay:
     """Sends one journal to one store; the caller holds it (`journal.hold`)."""
 
     def __init__(self, path: Path, uri: str, *, moved: bool = False) -> None:
         self.path, self.uri = path, uri
         self.state = State.read(path)
-        self._moved = moved
+        self._moved, self._noted = moved, 0.0
         self._answers: set[str] = set()  # refusals that have been logged
         self._models: dict[str, str | None] = {}  # ids of MLflow's models, by identity; None = it was refused
 
@@ -147,18 +125,27 @@ class Replay:
                     # Asked first, because it is the shortest wait.
                     if store.is_server(self.uri) and (why := store.unreachable(self.uri)):
                         raise Away(why)
-                    for away in lanes:
-                        for batch, position in self._batches(away):
-                            self._send(batch)
-                            self.state.sent[away] = position
-                            self.state.write(self.path)
-                            sent += len(batch)
+                    try:
+                        for away in lanes:
+                            for batch, position in self._batches(away):
+                                self._send(batch)
+                                self.state.sent[away] = position
+                                self._note(now=bool(batch) and batch[0]["op"] == "begin")
+                                sent += len(batch)
+                    finally:
+                        self._note(now=True)
                 away = None
             except _NoRun as error:
                 problem, away = f"{self.path}: {error}", None
             except (Away, OSError) as error:
                 problem = str(error) if isinstance(error, Away) else store.reason(error)
         return Delivery(sent, journal.left(self.path), self.state.refused, problem, away)
+
+    def _note(self, *, now: bool) -> None:
+        """Write how far the journal has been sent; not after each record, because the disk is waited for."""
+        if now or time.monotonic() > self._noted + _NOTE_SECONDS:
+            self.state.write(self.path)
+            self._noted = time.monotonic()
 
     def _misplaced(self) -> str | None:
         """Why a journal is not for this store."""

@@ -15,8 +15,9 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
 from rest_core.config import TrackingConfig
 from rest_core.errors import UserError
-from rest_core.operations.tracking import delivery, journal, runs
-from rest_core.operations.tracking.delivery import Away, Delivery, Refused, deliver
+from rest_core.operations.tracking import answers, journal, runs
+from rest_core.operations.tracking.answers import Away, Refused
+from rest_core.operations.tracking.delivery import Delivery, deliver
 from rest_core.operations.tracking.journal import Journal, RunIds, State
 
 
@@ -285,8 +286,8 @@ def http_error(status: int) -> requests.HTTPError:
     ],
 )
 def test_kinds_of_failure(error: Exception, kind: type[Exception]) -> None:
-    assert type(delivery.explain(error)) is kind
+    assert type(answers.explain(error)) is kind
 
 
 def test_an_answer_that_carries_a_password_is_cleaned() -> None:
-    assert "pw" not in str(delivery.explain(OSError("http://me:pw@host refused")))
+    assert "pw" not in str(answers.explain(OSError("http://me:pw@host refused")))

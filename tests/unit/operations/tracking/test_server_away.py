@@ -29,7 +29,7 @@ def server(database: str, port: int) -> Iterator[None]:
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while store.unreachable(f"http://127.0.0.1:{port}", timeout=1) is not None:
             assert process.poll() is None
             assert time.monotonic() < deadline
