@@ -38,7 +38,7 @@ FROM python AS project
 ARG PIP_INDEX_URL
 COPY requirements/build.txt /requirements/
 RUN python3 -m venv /opt/build \
-    && /opt/build/bin/python -m pip install --no-cache-dir --no-deps -r /requirements/build.txt
+    && /opt/build/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r /requirements/build.txt
 COPY . /src
 RUN /opt/build/bin/python -m pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /wheels /src \
     && pip --python /opt/venv/bin/python install --no-deps --no-index --prefix /opt/project /wheels/*.whl
@@ -46,7 +46,7 @@ RUN /opt/build/bin/python -m pip wheel --no-deps --no-index --no-build-isolation
 FROM python AS base-packages
 ARG PIP_INDEX_URL
 COPY requirements/base.txt /requirements/
-RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r /requirements/base.txt
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --require-hashes -r /requirements/base.txt
 
 FROM base-packages AS models-packages
 ARG PIP_INDEX_URL
@@ -54,14 +54,16 @@ ARG PIP_INDEX_URL
 ARG ACCELERATOR=cpu
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 LABEL rest-pipelines.accelerator="${ACCELERATOR}"
-COPY requirements/models.txt requirements/cuda.txt /requirements/
+COPY requirements/torch.txt requirements/models.txt requirements/cuda.txt /requirements/
 RUN case "$ACCELERATOR" in \
         cpu) set -- --extra-index-url "$TORCH_CPU_INDEX" ;; \
-        cuda) set -- -r /requirements/cuda.txt ;; \
+        cuda) set -- ;; \
         *) echo "ACCELERATOR=$ACCELERATOR: it is cpu or cuda" >&2; exit 1 ;; \
     esac \
-    && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps "$(grep ^torch== /requirements/models.txt)" "$@" \
-    && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r /requirements/models.txt \
+    && install() { pip --python /opt/venv/bin/python install --no-cache-dir --no-deps "$@"; } \
+    && install -r /requirements/torch.txt "$@" \
+    && if [ "$ACCELERATOR" = cuda ]; then install --require-hashes -r /requirements/cuda.txt; fi \
+    && install --require-hashes -r /requirements/models.txt \
     && python3 -c "import torch; made = 'cuda' if torch.version.cuda else 'cpu'; \
 assert made == '$ACCELERATOR', f'torch {torch.__version__} is a build for {made}, not for $ACCELERATOR'"
 
@@ -73,12 +75,12 @@ RUN if [ "$ACCELERATOR" = cuda ]; then \
         apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
     fi
 COPY requirements/train.txt /requirements/
-RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r /requirements/train.txt
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --require-hashes -r /requirements/train.txt
 
 FROM models-packages AS evaluate-packages
 ARG PIP_INDEX_URL
 COPY requirements/evaluate.txt /requirements/
-RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r /requirements/evaluate.txt
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --require-hashes -r /requirements/evaluate.txt
 
 # The commit comes last: it changes more often than anything else.
 FROM base-packages AS base

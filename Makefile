@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
 STAMP := $(VENV)/.installed
-LOCK := requirements/lock.txt requirements/no-deps.txt
+LOCK := requirements/lock.txt requirements/no-deps.txt requirements/torch.txt
+HASHED := --no-deps --require-hashes -r requirements/lock.txt -r requirements/no-deps.txt
 # What `make compile` writes; tests/unit/pipelines/test_pipelines.py reads these lines to say when a committed file is stale.
 COMPILE := compile --profile qwen3-1.7b --platform deploy/platform.yaml --output pipelines/compiled/rest_pipeline.yaml
 COMPILE_ABLATION := compile --profile qwen3-1.7b --platform deploy/platform.yaml --pipeline ablation --output pipelines/compiled/ablation_pipeline.yaml
@@ -23,7 +24,7 @@ BUILD := docker build --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --build-arg ACCEL
 	--build-arg VERSION=$(VERSION) --build-arg GIT_COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude='*' || echo unknown) \
 	$(BUILD_ARGS)
 
-.PHONY: help setup run test test-integration test-containers bench lint ui compile image push lock lock-images vllm clean
+.PHONY: help setup run test test-integration test-containers test-manifests bench lint ui compile image push sbom lock lock-images vllm clean
 
 help:
 	@echo "make run      run the whole pipeline on this machine (profile quickstart)"
@@ -34,7 +35,9 @@ help:
 	@echo "make compile  write the components and the pipelines' YAML from the catalogue of stages"
 	@echo "make image    build the container images (for GPUs: make image ACCELERATOR=cuda)"
 	@echo "make push REGISTRY=HOST/PATH   push them, and write their digests for platform.yaml"
+	@echo "make sbom     what is in the images, with licences (CycloneDX)"
 	@echo "make test-containers           build them and run the pipeline in them (needs a Docker engine)"
+	@echo "make test-manifests            run deploy/mlflow and a stage's pod with podman kube play"
 	@echo "make lint     ruff and mypy"
 	@echo "make vllm     an environment with vLLM for CPU, for rollouts and their tests"
 	@echo "make lock     choose new exact versions of all dependencies"
@@ -44,15 +47,15 @@ help:
 setup: $(STAMP)
 
 # The stamp holds the lock files' state: a changed lock, or a changed list of dependencies, installs again. uv installs in a
-# fraction of pip's time; where it cannot, pip does. torch is always left to pip, which reads pip's configuration (an index
-# of CPU builds, a directory of wheels) and adds what a CUDA build needs besides.
+# fraction of pip's time; where it cannot, pip does. Either one checks the hashes. torch is always left to pip, which reads
+# pip's configuration (an index of CPU builds, a directory of wheels) and adds what a CUDA build needs besides.
 $(STAMP): $(LOCK) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) uv==0.13.9 && sed '/^torch==/d' $(LOCK) | $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r - -e . \
-		|| { echo "uv cannot install the packages: pip does, which takes longer" >&2; \
-			$(PIP) -r requirements/lock.txt && $(PIP) --no-deps -r requirements/no-deps.txt -e .; }
-	$(PIP) --no-compile -c requirements/lock.txt torch
+	$(PIP) uv==0.13.9 && $(BIN)/uv pip install --quiet --python $(BIN)/python $(HASHED) \
+		|| { echo "uv cannot install the packages: pip does, which takes longer" >&2; $(PIP) $(HASHED); }
+	$(PIP) --no-compile -r requirements/torch.txt
+	$(PIP) --no-deps -e .
 	touch $@
 
 run: $(STAMP)
@@ -115,13 +118,31 @@ push:
 test-containers: $(STAMP)
 	$(BIN)/python -m pytest -m containers --log-cli-level=INFO tests/integration
 
+# Needs Podman, root, kubectl, and a Docker engine with the base image; says what is missing.
+test-manifests: $(STAMP)
+	$(BIN)/python -m pytest -m containers --log-cli-level=INFO -rs tests/integration/test_manifests.py
+
+# What is in each image, with licences: CycloneDX, of the Python packages.
+sbom:
+	@mkdir -p build/sbom
+	@for target in $(TARGETS); do \
+		docker build --quiet --build-arg IMAGE=rest-pipelines-$$target:$(VERSION) $(BUILD_ARGS) --tag rest-pipelines-sbom \
+			--file deploy/sbom.Dockerfile requirements > build/sbom/log 2>&1 || { cat build/sbom/log >&2; exit 1; }; \
+		docker run --rm rest-pipelines-sbom > build/sbom/$$target.cdx.json || exit 1; \
+		echo build/sbom/$$target.cdx.json; \
+	done
+
 # A fresh environment from pyproject.toml's ranges, written down; lines that name a local build lose the name.
 lock:
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet '.[dev]'
-	{ sed -n '/^#/p' requirements/lock.txt; build/lock/bin/python -m pip freeze --all | sed '/^rest-pipelines/d; /^pip==/d; s/+.*//'; } > requirements/lock.new
-	mv requirements/lock.new requirements/lock.txt
+	build/lock/bin/python -m pip freeze --all | sed '/^rest-pipelines/d; /^pip==/d; s/+.*//' > build/lock/frozen
+	build/lock/bin/python -m pip install --quiet uv==0.13.9
+	for name in lock torch; do \
+		{ sed -n '/^#/p' requirements/$$name.txt; grep $$([ $$name = torch ] || echo -v) '^torch==' build/lock/frozen; } \
+			> build/lock/$$name.txt && mv build/lock/$$name.txt requirements/$$name.txt || exit 1; \
+	done
 	build/lock/bin/python requirements/lock_images.py
 	rm -rf build/lock
 

@@ -5,7 +5,10 @@ the metadata of the environment that requirements/lock.txt was installed into; e
 begins with `-r` of the one below it and lists only what it adds, as the images' layers do.
 
 cuda.txt is the exception: the libraries that PyPI's build of torch needs on a machine with GPUs, which no CPU
-environment has, as pip resolves them.
+environment has, as pip resolves them; and sbom.txt, the program that lists what an image holds.
+
+Every file names the hashes of all that PyPI has of a version, and pip installs nothing else. torch has a file of its
+own, without: which build of it comes is the index's choice.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent / "pyproject.toml"
 # Group of pyproject.toml → the group that its image is built upon.
 PARENTS = {"build": None, "base": None, "models": "base", "train": "models", "evaluate": "models"}
+_INDEX = "https://pypi.org/simple"
+_CONTINUED, _HASH = " \\", "    --hash="
 _HEADER = "# Exact versions for the container images, made by `make lock-images`; do not edit.\n"
 _CUDA_HEADER = (
     _HEADER + "# What PyPI's build of torch needs for GPUs; goes with models.txt into images of ACCELERATOR=cuda.\n"
@@ -33,9 +38,49 @@ _CUDA_HEADER = (
 
 
 def pinned(*names: str) -> dict[str, str]:
-    """The lines `name==version` of lock files, by canonical name."""
-    lines = [line for name in names for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
+    """What lock files pin, `name==version`, by canonical name."""
+    texts = [without_hashes((HERE / name).read_text(encoding="utf-8")) for name in names]
+    lines = [line for text in texts for line in text.splitlines()]
     return {canonicalize_name(line.partition("==")[0]): line for line in lines if "==" in line and line[0] not in "#-"}
+
+
+def without_hashes(text: str) -> str:
+    """A lock file's text, without the hashes."""
+    return "".join(f"{line.removesuffix(_CONTINUED)}\n" for line in text.splitlines() if not line.startswith(_HASH))
+
+
+def hashes(*requirements: str) -> dict[str, list[str]]:
+    """The hashes of everything that PyPI has of each `name==version`."""
+    made = _uv("--no-deps", *requirements)
+    found: dict[str, list[str]] = {}
+    for line in made.splitlines():
+        if line.startswith(_HASH):
+            list(found.values())[-1].append(line.removesuffix(_CONTINUED))
+        else:
+            found[line.removesuffix(_CONTINUED)] = []
+    return found
+
+
+def _uv(*arguments: str) -> str:
+    """What `uv pip compile` makes of requirements, with hashes; no settings of this machine, as in `cuda_libraries`."""
+    options = [one for one in arguments if one.startswith("-")]
+    asked = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-config", "--generate-hashes", "--no-header"]
+    asked += ["--no-annotate", "--default-index", _INDEX, *options, "-"]
+    wanted = "\n".join(one for one in arguments if not one.startswith("-"))
+    return subprocess.run(asked, input=wanted, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def add_hashes(*names: str) -> None:
+    """Write the hashes of what lock files pin into them."""
+    texts = {name: without_hashes((HERE / name).read_text(encoding="utf-8")) for name in names}
+    made = hashes(*pinned(*names).values())
+    found = {canonicalize_name(one.partition("==")[0]): lines for one, lines in made.items()}
+    for name, text in texts.items():
+        lines = []
+        for line in text.splitlines():
+            known = found[canonicalize_name(line.partition("==")[0])] if "==" in line and line[0] not in "#-" else []
+            lines.append(f"{_CONTINUED}\n".join([line, *known]))
+        (HERE / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def groups() -> dict[str, list[str]]:
@@ -75,9 +120,10 @@ def closure(names: Iterable[str], *, alone: Iterable[str], left_out: Iterable[st
 
 
 def lock_files() -> dict[str, str]:
-    """The text of every image's lock file, by the file's name."""
+    """The text of every image's lock file without the hashes, by the file's name."""
     alone = pinned("no-deps.txt")
     versions = pinned("lock.txt") | alone
+    torch = pinned("torch.txt")
     needed: dict[str, set[str]] = {}
     files = {}
     for name, direct in groups().items():
@@ -85,7 +131,7 @@ def lock_files() -> dict[str, str]:
         needed[name] = closure(direct, alone=alone, left_out=pinned("cuda.txt"))
         if parent is not None:
             needed[name] |= needed[parent]
-        added = needed[name] - needed[parent] if parent is not None else needed[name]
+        added = (needed[name] - needed[parent] if parent is not None else needed[name]) - torch.keys()
         if missing := added - versions.keys():
             raise SystemExit(f"{', '.join(sorted(missing))}: not in requirements/lock.txt; run `make lock` first")
         files[f"{name}.txt"] = _text(_HEADER, versions, added, parent)
@@ -99,10 +145,10 @@ def _text(header: str, versions: Mapping[str, str], names: Iterable[str], parent
 
 def cuda_libraries() -> str:
     """The text of cuda.txt: what pip would install beside PyPI's torch that lock.txt does not have."""
-    locked = pinned("lock.txt")
+    locked = pinned("lock.txt", "torch.txt")
     # No settings of this machine: a local wheel or another index may hold a build for CPUs.
     asked = [sys.executable, "-m", "pip", "--isolated", "install", "--dry-run", "--ignore-installed", "--quiet"]
-    index = ["--index-url", "https://pypi.org/simple"]
+    index = ["--index-url", _INDEX]
     done = subprocess.run(
         [*asked, *index, "--report", "-", locked["torch"]], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -114,8 +160,11 @@ def cuda_libraries() -> str:
 def main() -> None:
     """Write every file; cuda.txt first, for the others leave out what it has."""
     (HERE / "cuda.txt").write_text(cuda_libraries(), encoding="utf-8")
-    for name, text in lock_files().items():
+    made = lock_files()
+    for name, text in made.items():
         (HERE / name).write_text(text, encoding="utf-8")
+    add_hashes("lock.txt", "no-deps.txt", "cuda.txt", *made)
+    (HERE / "sbom.txt").write_text(_HEADER + _uv("cyclonedx-bom"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A local HTTP server with the part of the Kubernetes API that logs are read from."""
+"""A local HTTP server with the part of the Kubernetes API that logs are read from; its pods fit the schema."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
+from kubernetes_schema import built
 
 
 class FakeKubernetes:
@@ -92,7 +93,9 @@ class FakeKubernetes:
             "labels": {"pipeline/runid": run_id, "workflows.argoproj.io/workflow": "wf"},
             "annotations": {"workflows.argoproj.io/node-name": node},
         }
-        self._pods.append({"metadata": metadata, "spec": {"containers": []}, "status": status})
+        pod = {"metadata": metadata, "spec": {"containers": []}, "status": status}
+        built("V1Pod", pod, name)
+        self._pods.append(pod)
         if log is not None:
             self._logs[name] = log
 

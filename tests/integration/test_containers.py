@@ -106,7 +106,8 @@ def test_an_image_holds_its_lock_file_and_nothing_else(images: dict[str, Any], t
     held = {
         canonicalize_name(name): version.partition("+")[0] for name, version in json.loads(_python(target, program))
     }
-    locked, name = {}, target
+    torch = pinned("torch.txt") if target != "base" else {}
+    locked, name = {one: line.partition("==")[2] for one, line in torch.items()}, target
     while name is not None:
         locked |= {name: line.partition("==")[2] for name, line in pinned(f"{name}.txt").items()}
         name = PARENTS[name]

@@ -147,12 +147,14 @@ def test_a_package_of_which_private_parts_are_used_is_capped(package: str) -> No
     (declared,) = [one for one in (*CORE, *(one for lines in EXTRAS.values() for one in lines)) if one.name == package]
     versions = [Version(f"{major}.{minor}") for major in range(10) for minor in range(100)]
     newest = max(version for version in versions if version in declared.specifier)
-    tested = pinned("lock.txt").get(package, next(str(one) for one in declared.specifier if one.operator == ">="))
+    tested = pinned("lock.txt", "torch.txt").get(
+        package, next(str(one) for one in declared.specifier if one.operator == ">=")
+    )
     assert tested.partition("==")[2].startswith(f"{newest}.") or tested == f">={newest}", f"{declared} allows {newest}"
 
 
 def test_the_lock_has_the_versions_that_the_project_asks_for() -> None:
-    locked = {name: line.partition("==")[2] for name, line in pinned("lock.txt").items()}
+    locked = {name: line.partition("==")[2] for name, line in pinned("lock.txt", "torch.txt").items()}
     for wanted in (*CORE, *(one for name, lines in EXTRAS.items() if name != "vllm" for one in lines)):
         version = locked.get(canonicalize_name(wanted.name))
         assert version is not None and version in wanted.specifier, f"{wanted}: locked {version}; run `make lock`"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lock_images import PARENTS, lock_files, pinned
+from lock_images import PARENTS, lock_files, pinned, without_hashes
 from packaging.utils import canonicalize_name
 
 from components.images import TARGETS, image
@@ -25,14 +25,38 @@ TOP = Path(__file__).resolve().parents[3]
 
 def _held(name: str) -> dict[str, str]:
     """Everything that an image holds, from its lock file and those below it."""
-    parent = PARENTS[name]
-    return pinned(f"{name}.txt") | (_held(parent) if parent else {})
+    parent, torch = PARENTS[name], pinned("torch.txt") if name == "models" else {}
+    return pinned(f"{name}.txt") | torch | (_held(parent) if parent else {})
 
 
 @pytest.mark.parametrize("name", sorted(f"{name}.txt" for name in PARENTS))
 def test_the_images_hold_what_the_lock_says(name: str) -> None:
-    committed = (TOP / "requirements" / name).read_text(encoding="utf-8")
+    committed = without_hashes((TOP / "requirements" / name).read_text(encoding="utf-8"))
     assert committed == lock_files()[name], f"requirements/{name} is stale: run `make lock-images`"
+
+
+HASHED = ("lock", "no-deps", "cuda", "sbom", *PARENTS)
+
+
+def test_pip_can_check_everything_but_torch() -> None:
+    """Each requirement has hashes, the same ones in every file; the files name no index and no place of one machine."""
+    seen: dict[str, list[str]] = {}
+    for name in HASHED:
+        text = (TOP / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+        assert "://" not in text and "file:" not in text
+        blocks = re.sub(r" \\\n *", " ", text).splitlines()
+        for words in (line.split() for line in blocks if "==" in line and line[0] not in "#-"):
+            assert words[1:] and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", word) for word in words[1:]), words[0]
+            assert seen.setdefault(words[0], words[1:]) == words[1:], f"{name}: {words[0]}: run `make lock-images`"
+    assert not any(one.startswith("torch==") for one in seen)
+
+
+def test_what_installs_them_lets_pip_check_them() -> None:
+    for name in ("Dockerfile", "Makefile", "deploy/sbom.Dockerfile"):
+        text = (TOP / name).read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in (line for line in text.splitlines() if "install" in line and ".txt" in line and "vllm" not in line):
+            commands = [one for one in re.split(r"&&|\|\||;;", line) if " install " in one and ".txt" in one]
+            assert commands and all("--require-hashes" in one or "torch.txt" in one for one in commands), line
 
 
 def test_an_image_holds_nothing_that_its_stages_do_not_need() -> None:
