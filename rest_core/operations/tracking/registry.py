@@ -108,12 +108,7 @@ def register_model(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     try:
-        version = client.create_model_version(
-            registry.name,
-            source,
-            run_id=run_id,
-            tags=tags,
-        )
+        version = client.create_model_version(registry.name, source, run_id=run_id, tags=tags)
     except MlflowException as error:
         raise UserError(
             f"{source}: MLflow does not take it as a model's source ({store.reason(error)}); give the server an s3:// "
