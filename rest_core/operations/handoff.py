@@ -149,8 +149,12 @@ def remove_scratch(location: str, pipeline_run: str) -> None:
 def _one_process(what: str) -> Iterator[None]:
     # Not in the cache, which may be a volume without locks.
     key = hashlib.sha256(what.encode()).hexdigest()[:16]
-    with FileLock(Path(tempfile.gettempdir()) / f"rest-{os.getuid()}-{key}.lock"):
-        yield
+    lock = Path(tempfile.gettempdir()) / f"rest-{os.getuid()}-{key}.lock"
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # while it is held, as in `disk.held`
 
 
 def _require_own(folder: Path, files: Mapping[str, str]) -> None:
