@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel  # the second with all that models need, once
 
 from rest_core.chat import Refused, with_template
 from rest_core.config import ModelConfig
@@ -62,7 +62,8 @@ def _try_config(where: str, source: str, config: ModelConfig) -> None:
         known = ", ".join(filter(None, _ATTENTION))
         raise UserError(f"model {source}: config.json: no such attention as {attention!r} (known: {known})")
     with torch.device("meta"):
-        parameters = sum(one.numel() for one in AutoModelForCausalLM.from_config(architecture).parameters())
+        empty: PreTrainedModel = AutoModelForCausalLM.from_config(architecture)
+    parameters = sum(parameter.numel() for parameter in empty.parameters())
     weights = sum(path.stat().st_size for path in Path(where).glob("*.safetensors"))
     if weights and config.init == "pretrained" and parameters > _PER_BYTE * weights:
         raise UserError(

@@ -215,3 +215,32 @@ def test_every_drop_of_an_unreadable_parquet_row_is_its_own(tmp_path: Any):
     first, bad, last = files.records(tmp_path / "a.parquet")
     assert isinstance(first, Record) and isinstance(last, Record) and last.fields == {"text": "fine too"}
     assert isinstance(bad, Rejected) and bad.where.endswith("a.parquet: record 1")
+
+
+@pytest.mark.parametrize(
+    "text", ["{'a': 1+2j}", "{'a': {1, 2}}", "{'a': b'x'}", "{'a': 0x" + "f" * 5000 + "}", "9" * 4301]
+)
+def test_values_that_json_has_not_are_no_literals(text: str) -> None:
+    with pytest.raises(NotCalls, match="is no literal"):
+        literal(text)
+
+
+def test_moments_that_no_calendar_has_are_rejected_row_by_row(tmp_path: Any):
+    import pyarrow
+    import pyarrow.parquet
+
+    moments = pyarrow.array([0, 2**60, 1], pyarrow.timestamp("us"))
+    pyarrow.parquet.write_table(pyarrow.table({"at": moments}), tmp_path / "a.parquet")
+    first, bad, last = files.records(tmp_path / "a.parquet")
+    assert isinstance(first, Record) and isinstance(last, Record)
+    assert isinstance(bad, Rejected) and bad.where.endswith("a.parquet: record 1")
+
+
+def test_a_schema_with_half_a_character_is_rejected() -> None:
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"description": "\ud800"}}}}
+    call = {"name": "f", "arguments": {}}
+    fields = {"messages": [{"role": "user", "content": "q"}], "tools": [tool], "target": {"calls": [call]}}
+    (entry,) = readers.samples_of([Record(fields, "f.jsonl: line 1", "f-1")], "jsonl", built_in_style("compact"))
+    assert isinstance(entry, Sample)
+    rejected = problem(entry, response.parse(entry.reference))
+    assert rejected is not None and rejected.reason == "text is not valid Unicode"
