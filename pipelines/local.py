@@ -170,7 +170,7 @@ def carry_out(
     except RuntimeError as error:  # what kfp.local raises when a task has failed
         status, failure = "failed", error
     finally:
-        parent_run.end(parent, config.tracking, folder / ARTIFACTS, status if monitor.stages else None)
+        parent_run.end(parent, config.tracking, folder / ARTIFACTS, status if monitor.stages or resumed else None)
         summary = summarize(status=status, seconds=time.monotonic() - started)
         (folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
     if failure is not None:
