@@ -172,7 +172,7 @@ def carry_out(
     except RuntimeError as error:  # what kfp.local raises when a task has failed
         status, failure = "failed", error
     finally:
-        parent_run.end(parent, config.tracking, folder / ARTIFACTS, status if monitor.stages else None)
+        parent_run.end(parent, config.tracking, folder / ARTIFACTS, status if monitor.stages or resumed else None)
         summary = summarize(status=status, seconds=time.monotonic() - started)
         write_file(folder / SUMMARY_FILE, json.dumps(asdict(summary), indent=2) + "\n")
     if failure is not None:

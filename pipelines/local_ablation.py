@@ -52,7 +52,7 @@ class AblationSummary:
     folder: str
     mlflow: str  # where to look
     unsent: int  # tracking records that MLflow has not got
-    sync: str = ""  # the command that sends them
+    sync: str  # the command that sends them
 
     @property
     def report(self) -> Path:

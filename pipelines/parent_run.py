@@ -41,10 +41,11 @@ def end(parent: OpenPipeline, tracking: TrackingConfig, artifacts: Path, status:
     Args:
         parent: what `begin` has returned.
         tracking, artifacts: as there.
-        status: how it has ended; None where no stage has begun.
+        status: how it has ended; None where MLflow has not heard of it: no stage has begun, in no attempt.
     """
     if status in (None, "succeeded"):
         parent.discard()
+        shutil.rmtree(artifacts.with_name(SPOOL), ignore_errors=True)
         return
     _deliver(tracking, artifacts)  # ends the run of a stage that was killed
     parent.end("FAILED" if status == "failed" else "KILLED")

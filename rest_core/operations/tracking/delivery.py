@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from rest_core.errors import UserError
+from rest_core.errors import UserError, one_line
 from rest_core.operations.tracking import (
     artifacts,
     endings,
@@ -196,7 +196,8 @@ class Replay:
                 raise kind(f"the run cannot be created: {answer}") from error
             if isinstance(answer, Away):
                 raise answer from error
-            self._refuse(store.redact(json.dumps(batch[0]))[:200], answer)
+            what = batch[0]["text"] if batch[0]["op"] == "unreadable" else json.dumps(batch[0])
+            self._refuse(one_line(store.redact(what), longest=200), answer)
 
     def _apply(self, record: Record, batch: Sequence[Record]) -> None:
         from mlflow.entities import Metric, Param
@@ -277,7 +278,7 @@ class Replay:
         self.state.refused += 1
         if str(answer) not in self._answers:
             self._answers.add(str(answer))
-            logger.error("MLflow refused %s, which stays in %s: %s", what, self.path, answer)
+            logger.error("refused, and left in %s: %s: %s", self.path, what, answer)
 
     @cached_property
     def _recorded_before(self) -> dict[str, int]:

@@ -152,7 +152,9 @@ class OpenPipeline:
     def discard(self) -> None:
         """Leave the run as its stages have left it: the last one has ended it, or none has begun."""
         self._records.close()
-        shutil.rmtree(self._spool)
+        shutil.rmtree(self._records.path)
+        with contextlib.suppress(OSError):  # another attempt's records wait there
+            self._spool.rmdir()
 
 
 def _open(

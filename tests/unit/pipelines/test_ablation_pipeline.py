@@ -125,7 +125,7 @@ def test_the_summary_shows_figures_and_their_weakness(tmp_path: Path, capsys: py
     (tmp_path / "report").mkdir()
     results = [TrialResult(trial, {"x": 1.0 + trial.seed}) for trial in trials(SCHEMES, [0, 1])]
     AblationReport("t", AblationConfig(metric="x", metrics=()), results).write(tmp_path / "report")
-    summary = AblationSummary("r", "succeeded", 61.0, 2048.0, {}, str(tmp_path), "look", 7)
+    summary = AblationSummary("r", "succeeded", 61.0, 2048.0, {}, str(tmp_path), "look", 7, f"rest sync {tmp_path}")
     show(summary, Console(width=100))
     out = capsys.readouterr().out
     assert "paper" in out

@@ -14,7 +14,7 @@ from pipelines import parent_run
 from rest_core.config import TrackingConfig
 from rest_core.operations.tracking import journal, store
 from rest_core.operations.tracking.delivery import deliver
-from rest_core.operations.tracking.runs import TrialRun, finish_pipeline, stage_run
+from rest_core.operations.tracking.runs import OpenPipeline, TrialRun, finish_pipeline, stage_run
 
 TRIAL = TrialRun("paper · seed 0", {"rest.scheme": "paper", "rest.seed": "0"})
 
@@ -147,3 +147,18 @@ def test_a_run_of_which_no_stage_has_begun_leaves_nothing(
 ) -> None:
     parent_run.end(parent_run.begin(tracking, root, "p", resumed=False), tracking, root, None)
     assert statuses(client) == {} and not journal.find(root.parent)
+
+
+def test_what_an_earlier_run_of_the_same_folder_has_not_sent_is_not_thrown_away(
+    tracking: TrackingConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    """`rest prepare --out DIR`, twice: the end of the first run waits for MLflow, the second one fails."""
+    for name in ("first", "second"):
+        parent = OpenPipeline(tracking, pipeline_run=name, spool=tmp_path / "out.finish.tracking")
+        if name == "first":  # as if MLflow had been away
+            parent._records.append("end", status="FINISHED", error=None)
+            parent._records.close()
+        else:
+            parent.discard()
+    assert deliver(tmp_path, str(tracking.uri)).left == 0
+    assert statuses(client) == {"first": "FINISHED"}
