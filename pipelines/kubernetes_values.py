@@ -20,7 +20,6 @@ _DOMAIN_PART = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _DOMAIN = rf"{_DOMAIN_PART}(\.{_DOMAIN_PART})*"
 _KEY = rf"({_DOMAIN}/)?{_LABEL}"
 _MOST_DOMAIN = 253  # characters
-_ANNOTATION_BYTES = 1 << 18  # all keys and values together
 # Of KFP, Argo and this project, which find a run's pods by them.
 _OTHERS_KEYS = ("pipeline/", "pipelines.kubeflow.org/", "workflows.argoproj.io/", f"{PROJECT}/")
 _HOST = r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:\d+)?"
@@ -101,13 +100,6 @@ def _own_key(key: str) -> str:
     return key
 
 
-def _small(annotations: dict[str, str]) -> dict[str, str]:
-    size = sum(len(text.encode()) for item in annotations.items() for text in item)
-    if size > _ANNOTATION_BYTES:
-        raise ValueError(f"annotations of {size} bytes: Kubernetes takes {_ANNOTATION_BYTES}")
-    return annotations
-
-
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError(f"{name!r} is no environment variable: letters, digits and _")
@@ -152,7 +144,7 @@ LabelValue = Annotated[
     _matching(rf"({_LABEL})?", "value of a label: letters, digits, - _ . between them, at most 63 characters"),
 ]
 OwnKey = Annotated[LabelKey, AfterValidator(_own_key)]
-Annotations = Annotated[dict[OwnKey, str], AfterValidator(_small)]
+Annotations = dict[OwnKey, str]
 # An extended resource: with a domain, which is not one of Kubernetes' own.
 ResourceName = Annotated[
     str, _matching(rf"(?!requests\.)(?![^/]*kubernetes\.io/){_DOMAIN}/{_LABEL}", "resource: write it as nvidia.com/gpu")

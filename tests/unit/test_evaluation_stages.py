@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from rest_core import manifest, stages
+from rest_core.api_keys import OPENAI_VARIABLE
 from rest_core.config import (
     ApiBankConfig,
     EvaluationConfig,
@@ -203,7 +204,7 @@ def test_an_endpoint_is_evaluated_and_its_key_is_nowhere(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv(openai_api.KEY_VARIABLE, KEY)
+    monkeypatch.setenv(OPENAI_VARIABLE, KEY)
     monkeypatch.setattr(openai_api, "FIRST_PAUSE", 0.01)
     text = render(think=None, calls=[ToolCall("GetWeather", {"city": "Oslo"})], response=None)
     answers: list[Any] = [(200, {"choices": [{"message": {"content": text}}]})] * 4

@@ -177,7 +177,6 @@ def test_an_empty_file_is_the_clusters_own_choice(tmp_path: Path) -> None:
         ({"annotations": {"workflows.argoproj.io/node-name": "x"}}, "is set by KFP, Argo or this project"),
         ({"annotations": {"pipelines.kubeflow.org/v2_component": "x"}}, "is set by KFP, Argo or this project"),
         ({"annotations": {f"{'a' * 254}/x": "y"}}, "more than 253 characters|no key of a label"),
-        ({"annotations": {"note": "x" * 262_144}}, "annotations of 262148 bytes: Kubernetes takes 262144"),
         ({"serving": {"annotations": {"rest-pipelines/model": "x"}}}, "is set by KFP, Argo or this project"),
         ({"stages": {"rest_rl": {"memory": "8Gi", "shm_size": "64Gi"}}}, r"shm_size \(64Gi\) is above memory \(8Gi\)"),
         (
