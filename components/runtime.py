@@ -18,6 +18,7 @@ from typing import Any
 from kfp import dsl
 
 from rest_core import config, logs, manifest
+from rest_core.credentials import redact
 from rest_core.errors import Preempted, UserError
 from rest_core.operations import pods
 from rest_core.operations.catalogue import CATALOGUE, evaluations, inputs_of
@@ -126,7 +127,7 @@ def _require_shared_store(tracking: config.TrackingConfig) -> None:
     uri = store.resolve_uri(tracking)
     if store.is_local(uri):
         raise UserError(
-            f"MLflow at {store.redact(uri)} would be on this pod's own disk: set tracking.uri, or MLFLOW_TRACKING_URI, "
+            f"MLflow at {redact(uri)} would be on this pod's own disk: set tracking.uri, or MLFLOW_TRACKING_URI, "
             "to an MLflow server"
         )
 

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from edits import changes
+from edits import changes, spools
 from edits.changes import Change
 from pipelines.platform import load_platform
 from rest_core import config as configuration
@@ -217,8 +217,9 @@ _CHECKPOINT_CHANGES: dict[str, Change | None] = {
 }
 
 KINDS = {
-    "data": Kind(_make_data, _edit_data, _read_data, 0.70),
+    "data": Kind(_make_data, _edit_data, _read_data, 0.65),
     "profile": Kind(_make_profile, _one_left, _read_profile, 0.17),
     "platform": Kind(_make_platform, _one_left, _read_platform, 0.10),
     "checkpoint": Kind(_make_checkpoint, _edit_one(_CHECKPOINT_CHANGES), _read_checkpoint, 0.03),
+    "spool": Kind(spools.make, spools.edit, spools.read, 0.05),
 }

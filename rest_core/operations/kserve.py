@@ -13,6 +13,7 @@ from typing import Any
 from rest_core import storage
 from rest_core.api_keys import VLLM_VARIABLE
 from rest_core.config import Section
+from rest_core.credentials import redact
 from rest_core.errors import UserError
 from rest_core.operations.api_errors import api_errors
 from rest_core.operations.pods import connect
@@ -133,7 +134,7 @@ def source_of(location: str, claim: Claim | None) -> str:
     if folder is not None and claim is not None and folder.is_relative_to(claim.path):
         return f"pvc://{claim.name}/{Path(claim.sub_path, folder.relative_to(claim.path))}"
     raise UserError(
-        f"{store.redact(location)}: KServe reads models from S3 or the work volume; register them there "
+        f"{redact(location)}: KServe reads models from S3 or the work volume; register them there "
         "(registry.destination=s3://bucket/prefix)"
     )
 

@@ -21,7 +21,8 @@ MANIFEST = Path(__file__).parents[2] / "deploy" / "mlflow" / "mlflow.yaml"
 @contextlib.contextmanager
 def mlflow_server(folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
     """A server with the settings of its Deployment, and `environment` beside this process's; gives its address."""
-    _, deployment = yaml.safe_load_all(MANIFEST.read_text(encoding="utf-8"))
+    parts = yaml.safe_load_all(MANIFEST.read_text(encoding="utf-8"))
+    (deployment,) = (part for part in parts if part["kind"] == "Deployment")
     container = deployment["spec"]["template"]["spec"]["containers"][0]
     settings = {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
     with socket.socket() as free:

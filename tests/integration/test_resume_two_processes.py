@@ -201,4 +201,4 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tiny_checkpoint: Pa
 def test_what_the_first_process_refuses_ends_both(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "training").write_text("a file where a folder should be")
     told = finish(launch(tmp_path, TRAIN, tiny_checkpoint, tmp_path), code=1)
-    assert f"UserError: {tmp_path / 'training'}: a file is where a folder should be" in told
+    assert f"UserError: {tmp_path / 'training'}: something else has this name" in told

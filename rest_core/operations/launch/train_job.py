@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from rest_core import manifest, storage
 from rest_core.config import LaunchConfig, TrainJobConfig
+from rest_core.credentials import without_credentials
 from rest_core.disk import disk_errors
 from rest_core.errors import UserError
 from rest_core.operations import handoff
@@ -21,7 +22,6 @@ from rest_core.operations.launch import launcher, trainer
 from rest_core.operations.launch.job import Job
 from rest_core.operations.names import run_label
 from rest_core.operations.result import StageResult
-from rest_core.operations.tracking import store
 
 if TYPE_CHECKING:
     from kubeflow.trainer import TrainerClient
@@ -108,7 +108,7 @@ def _mlflow_environment() -> dict[str, str]:
     if _JOINED_RUN not in os.environ:
         return {}
     given = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return {name: value for name, value in given.items() if store.without_credentials(value) == value}
+    return {name: value for name, value in given.items() if without_credentials(value) == value}
 
 
 def _delete_or_leave(client: TrainerClient, name: str) -> None:

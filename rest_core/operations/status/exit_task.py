@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rest_core.config import LaunchConfig, StorageConfig, TrackingConfig
+from rest_core.credentials import redact
 from rest_core.operations import handoff, pods
 from rest_core.operations.pods import PodEnd
 from rest_core.operations.status import mlflow_runs
@@ -98,11 +99,11 @@ def _outcome(
         # A pod that never came to run its stage (image, Secret, volume) is known to Kubernetes alone.
         recorded = {one.stage for one in stages}
         failures += [
-            FailedStage(end.stage, _pod_end(end), tuple(map(store.redact, end.log)))
+            FailedStage(end.stage, _pod_end(end), tuple(map(redact, end.log)))
             for stage, end in ends.items()
             if end.failed and stage not in recorded
         ]
-    message = store.redact(final.error_message) if final.error_message else None
+    message = redact(final.error_message) if final.error_message else None
     if verdict == "unknown":
         message = "KFP does not say how the run ended, and MLflow could not be asked; look at the run in KFP"
     if not failures and not message and verdict == "failed":
@@ -141,7 +142,7 @@ def _failed(stage: StageEnd, end: PodEnd | None, client: MlflowClient | None, ur
         with noted(lines, "The traceback cannot be read"):
             lines += mlflow_runs.traceback_of(client, stage.run_id, lines=LOG_LINES)
     reproduce = commands(stage, uri)
-    return FailedStage(stage.name, store.redact("; ".join(why)), tuple(map(store.redact, lines)), tuple(reproduce))
+    return FailedStage(stage.name, redact("; ".join(why)), tuple(map(redact, lines)), tuple(reproduce))
 
 
 def _pod_end(end: PodEnd) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from rest_core.credentials import redact
 from rest_core.errors import UserError, described
 from rest_core.operations.status.final import Verdict
 from rest_core.operations.status.mlflow_runs import StageEnd
-from rest_core.operations.tracking.store import redact
 
 log = logging.getLogger(__name__)
 

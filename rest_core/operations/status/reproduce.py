@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from rest_core.credentials import without_credentials
 from rest_core.operations.catalogue import CATALOGUE
 from rest_core.operations.status.mlflow_runs import StageEnd
-from rest_core.operations.tracking import store
 
 # Where KFP shows a pod its artifacts (kfp.dsl.types.artifact_types); KFP's own MinIO speaks S3.
 _MOUNTS = {"/s3/": "s3://", "/minio/": "s3://", "/gcs/": "gs://"}
@@ -33,7 +33,7 @@ def commands(stage: StageEnd, tracking_uri: str) -> list[str]:
     run = ["rest", command.name, "--profile", f"{_FOLDER}/config.json", *given, *trial]
     return [
         *_notes(inputs, tracking_uri),
-        f"export MLFLOW_TRACKING_URI={shlex.quote(store.without_credentials(tracking_uri))}",
+        f"export MLFLOW_TRACKING_URI={shlex.quote(without_credentials(tracking_uri))}",
         shlex.join([*download, "--dst-path", _FOLDER]),
         shlex.join([*run, "--out", f"{_FOLDER}/{stage.stage}"]),
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rest_core.credentials import redact
 from rest_core.errors import UserError, one_line
 from rest_core.operations.tracking import store
 
@@ -46,6 +47,4 @@ def away_told(uri: str) -> Iterator[None]:
     except Exception as error:  # every client library has failures of its own: `explain` sorts them
         if not isinstance(answer := explain(error), Away):
             raise
-        raise UserError(
-            f"MLflow at {store.redact(uri)} does not take requests any more ({answer}); try again"
-        ) from error
+        raise UserError(f"MLflow at {redact(uri)} does not take requests any more ({answer}); try again") from error

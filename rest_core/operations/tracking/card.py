@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rest_core.credentials import redact, redacted, without_credentials
 from rest_core.evaluation.evaluation_report import code
 from rest_core.operations.catalogue import benchmarks
 from rest_core.operations.catalogue_entry import bound
-from rest_core.operations.tracking.store import redact, redacted, without_credentials
 from rest_core.serving.plugin import PLUGIN_FILE
 
 _LONGEST = 160  # characters of a sample's question and answer

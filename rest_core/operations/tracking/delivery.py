@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from rest_core.credentials import redact
 from rest_core.errors import UserError, one_line
 from rest_core.operations.tracking import (
     artifacts,
@@ -153,7 +154,7 @@ class Replay:
             return f"{self.path / JOURNAL}: its first line is damaged, so that its records cannot be sent"
         if self._moved or store.is_same(self.begin["uri"], self.uri):
             return None
-        recorded, here = store.redact(self.begin["uri"]), store.redact(self.uri)
+        recorded, here = redact(self.begin["uri"]), redact(self.uri)
         return (
             f"they were recorded for {recorded}, and MLflow is {here} here; send them to {recorded} with --set "
             f"tracking.uri={recorded} if you trust that address, or to {here} with --moved"
@@ -197,7 +198,7 @@ class Replay:
             if isinstance(answer, Away):
                 raise answer from error
             what = batch[0]["text"] if batch[0]["op"] == "unreadable" else json.dumps(batch[0])
-            self._refuse(one_line(store.redact(what), longest=200), answer)
+            self._refuse(one_line(redact(what), longest=200), answer)
 
     def _apply(self, record: Record, batch: Sequence[Record]) -> None:
         from mlflow.entities import Metric, Param

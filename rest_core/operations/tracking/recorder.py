@@ -21,6 +21,7 @@ from pydantic_core import to_json
 
 from rest_core import manifest
 from rest_core.call_json import without_surrogates
+from rest_core.credentials import redact, redacted
 from rest_core.errors import UserError
 from rest_core.operations.tracking import journal, store, traces
 from rest_core.operations.tracking.artifacts import MAX_TAG_VALUE
@@ -183,7 +184,7 @@ class Recorder:
                 needs one of its own.
             columns: names and MLflow's types ("string", "long", …), which MLflow shows as the schema.
         """
-        source = store.redact(source)
+        source = redact(source)
         self._journal.append(
             "dataset",
             name=name,
@@ -199,7 +200,7 @@ class Recorder:
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Record configuration as `cfg/…` params of the stage's run and of the parent, and whole as config.json."""
-        plain = store.redacted(_plain(values))
+        plain = redacted(_plain(values))
         params = {_key(f"cfg/{name}"): _parameter(value) for name, value in manifest.leaves(plain, "/")}
         for target in ("run", "pipeline"):
             self._journal.append("params", to=target, values=params)
@@ -219,7 +220,7 @@ class Recorder:
         # Strict JSON has no NaN and no infinities: they become the strings that `float` reads.
         odd = {_key(name): str(float(value)) for name, value in values.items() if not math.isfinite(value)}
         numbers = {_key(name): float(value) for name, value in values.items()} | odd
-        described = {} if of is None else {"of": store.redacted(asdict(of)) | {"digest": _digest(of.digest_sha256)}}
+        described = {} if of is None else {"of": redacted(asdict(of)) | {"digest": _digest(of.digest_sha256)}}
         self._journal.append("metrics", to=target, step=step, values=numbers, **described)
         news = {name: f"step {step}: {value}" for name, value in odd.items() if name not in self._non_finite}
         if news:
@@ -233,7 +234,7 @@ class Recorder:
         self._journal.append("end", status=status, error=error)
         delivered = sender.finish()
         self._journal.close()
-        path, uri = self._journal.path, store.redact(self._uri)
+        path, uri = self._journal.path, redact(self._uri)
         if not delivered:
             message = "%d records could not be sent to MLflow at %s and are kept; send them with: %s"
             logger.warning(message, journal.left(path), uri, store.sync_command(path.parent, self._uri))
@@ -271,4 +272,4 @@ def _file_name(name: str) -> str:
 
 
 def tag_values(values: Mapping[str, str]) -> dict[str, str]:
-    return {_key(name): store.redact(str(value))[:MAX_TAG_VALUE] for name, value in values.items()}
+    return {_key(name): redact(str(value))[:MAX_TAG_VALUE] for name, value in values.items()}

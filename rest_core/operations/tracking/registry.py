@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rest_core import manifest, storage
 from rest_core.config import RegistryConfig
+from rest_core.credentials import redact
 from rest_core.disk import disk_errors
 from rest_core.errors import UserError, nearest
 from rest_core.operations import pods
@@ -301,7 +302,7 @@ def existing(get: Callable[..., T], *key: str) -> T | None:
 
 def _version_tags(facts: ModelFacts) -> dict[str, str]:
     """Ten at most, with the checkpoint's hash: MLflow's page of a version shows them above everything else."""
-    tags = {"base_model": store.redact(facts.base_model), "pipeline_run": facts.pipeline_run}
+    tags = {"base_model": redact(facts.base_model), "pipeline_run": facts.pipeline_run}
     given = (("git_commit", facts.git_commit), ("image", facts.image), (EVALUATED_TAG, facts.evaluated))
     tags |= {key: text for key, text in given if text}
     tags |= {f"data/{one.name}/sha256": one.sha256 for one in facts.data}

@@ -32,6 +32,7 @@ from typing import Any, Literal
 
 from rest_core import manifest
 from rest_core.config import TrackingConfig
+from rest_core.credentials import redact, without_credentials
 from rest_core.errors import Preempted, UserError
 from rest_core.operations.tracking import store
 from rest_core.operations.tracking.artifacts import MAX_TAG_VALUE
@@ -94,7 +95,7 @@ def stage_run(
         UserError: the tracking URI or the name is not usable, or the spool cannot be written.
     """
     run, sender = _open(tracking, pipeline_run, spool, stage, trial)
-    run.fail = lambda error: run.end(sender, "FAILED", store.redact(error)[:MAX_TAG_VALUE])
+    run.fail = lambda error: run.end(sender, "FAILED", redact(error)[:MAX_TAG_VALUE])
     try:
         run.parameters(parameters)
         with recorded(run.metrics):
@@ -102,7 +103,7 @@ def stage_run(
     except BaseException as error:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, Preempted))
         if not stopped and not isinstance(error, UserError):
-            text = store.redact("".join(traceback.format_exception(error)))
+            text = redact("".join(traceback.format_exception(error)))
             run.content(text.encode(), TRACEBACK_FILE)
         run.end(sender, "KILLED" if stopped else "FAILED", _one_line(error))
         raise
@@ -176,7 +177,7 @@ def _begin(
     records = Journal(spool)
     records.append(
         "begin",
-        uri=store.without_credentials(uri),
+        uri=without_credentials(uri),
         experiment=tracking.experiment,
         stage=stage,
         join=os.environ.get("MLFLOW_RUN_ID"),
@@ -227,4 +228,4 @@ def _source() -> str:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     line = text if isinstance(error, (UserError, Preempted)) else f"{type(error).__name__}: {text}".rstrip(": ")
-    return store.redact(line)[:MAX_TAG_VALUE]
+    return redact(line)[:MAX_TAG_VALUE]

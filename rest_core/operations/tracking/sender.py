@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 
+from rest_core.credentials import redact
 from rest_core.operations.tracking import journal, store, waits
 from rest_core.operations.tracking.delivery import REQUEST_SECONDS, Delivery, Replay, deliver
 from rest_core.operations.tracking.journal import Journal
@@ -45,7 +46,7 @@ class Sender(threading.Thread):
         self._ended.set()
         self.join(_TOLD_AFTER)
         if self.is_alive() and store.is_server(self._uri):
-            left, host = journal.left(self._path), store.redact(self._uri)
+            left, host = journal.left(self._path), redact(self._uri)
             logger.warning("waiting for MLflow at %s to take %d records, at most %.0f s", host, left, _FINISH_SECONDS)
         self.join(_FINISH_SECONDS - _TOLD_AFTER)
         return journal.left(self._path) == 0
@@ -84,5 +85,5 @@ class Sender(threading.Thread):
             message = (
                 "MLflow at %s does not take records (%s); the stage continues, and they are kept in %s until it does"
             )
-            logger.warning(message, store.redact(self._uri), done.problem, self._path)
+            logger.warning(message, redact(self._uri), done.problem, self._path)
         self._away = done.problem is not None

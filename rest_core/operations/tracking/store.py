@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from rest_core.config import TrackingConfig
-from rest_core.credentials import redact as redact
-from rest_core.credentials import redacted as redacted
-from rest_core.credentials import with_credentials as with_credentials
-from rest_core.credentials import without_credentials as without_credentials
+from rest_core.credentials import redact, with_credentials, without_credentials
 from rest_core.errors import UserError, nearest
 from rest_core.processes import rest_command
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import NoReturn
 
+from rest_core.credentials import redact
 from rest_core.errors import UserError
 from rest_core.operations.tracking import store, views
 
@@ -40,7 +41,7 @@ def serve(
         UserError: `uri` is a server already, nothing has been recorded yet, or the port is taken.
     """
     if store.is_server(uri):
-        raise UserError(f"{store.redact(uri)} is an MLflow server already; open it in a browser")
+        raise UserError(f"{redact(uri)} is an MLflow server already; open it in a browser")
     database = store.sqlite_file(uri)
     if database is not None and not database.exists():
         raise UserError(f"{database}: nothing has been recorded there yet; run the pipeline first (make run)")

@@ -18,6 +18,7 @@ from pipelines.secrets import in_environment
 from rest_core import logs
 from rest_core.ablation.settings import AblationConfig, parse_schemes
 from rest_core.config import Config, TrackingConfig, load
+from rest_core.credentials import redacted
 from rest_core.errors import UserError
 from rest_core.operations.tracking import store
 
@@ -158,7 +159,7 @@ def test_no_line_of_a_log_carries_a_password() -> None:
 @pytest.mark.parametrize("password", PASSWORDS)
 def test_what_is_recorded_has_no_password(password: str) -> None:
     recorded = TrackingConfig(uri=f"http://me:{password}@host").model_dump()
-    assert password not in json.dumps(store.redacted(recorded))
+    assert password not in json.dumps(redacted(recorded))
 
 
 def test_an_address_that_cannot_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
