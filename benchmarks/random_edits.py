@@ -2,10 +2,11 @@
 
     python benchmarks/random_edits.py [--edits 100000] [--kinds data,profile] [--workers 2] [--output FILE] [--only 17]
 
-Data files, profiles, platform.yaml, checkpoints and what waits for MLflow are edited: bits flipped, files cut off, values replaced, JSON and
-YAML rearranged. Each may be refused (`UserError`) or read. A fault is any other exception, a process that dies, more
-than 10 seconds of computing, and a change of a file outside of the edit's own folder. Edits depend on seed and
-their number alone: a run that is ended goes on where it was with `--output` again, `--only` repeats one edit.
+Data files, profiles, platform.yaml, checkpoints and records that wait for MLflow are edited: bits flipped, files cut
+off, values replaced, JSON and YAML rearranged. Each may be refused (`UserError`) or read. A fault is any other
+exception, a process that dies, more than 10 seconds of computing, and a change of a file outside of the edit's own
+folder. Edits depend on seed and their number alone: a run that is ended goes on where it was with `--output` again,
+`--only` repeats one edit.
 """
 
 from __future__ import annotations
