@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rest_core.errors import one_line
+
 MAX_DEPTH = 64  # of lists and objects in a record; published tool data stays below 20
 TOO_DEEP = "nested too deeply"
 NO_JSON_NUMBER = "a number that JSON does not have"
@@ -63,9 +65,8 @@ class Unreadable(Exception):
 
 
 def shown(text: str, width: int = 200) -> str:
-    """`text` for a message: no longer than `width`, and of characters that every file can hold."""
-    text = text if len(text) <= width else f"{text[: width - 1]}…"
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """`text` for a message: in one line no longer than `width`, and of characters that every file can hold."""
+    return one_line(text.encode("utf-8", "backslashreplace").decode("utf-8"), longest=width)
 
 
 def is_unicode(text: str) -> bool:

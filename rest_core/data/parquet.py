@@ -40,7 +40,7 @@ def parquet_records(path: Path) -> Iterator[Record | Rejected]:
             rows = (row for batch in file.iter_batches(batch_size=_BATCH) for row in _rows(batch))
             for number, row in enumerate(rows):
                 yield _record(row, columns, f"{path}: record {number}", f"{path.stem}-{number}")
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's damaged name
         raise UserError(f"{path}: not a whole parquet file ({one_line(error)}); fetch it again") from None
 
 

@@ -56,6 +56,14 @@ def test_truncated_and_empty_parquet(tmp_path: Path):
         list(files.records(empty))
 
 
+def test_a_column_of_parquet_whose_name_is_no_text(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"question": "q"}]), path)
+    damaged = write(path, path.read_bytes().replace(b"question", b"\xffuestion"))
+    with pytest.raises(UserError, match=r"a\.parquet: not a whole parquet file"):
+        list(files.records(damaged))
+
+
 def test_damage_inside_a_parquet_page_is_found(tmp_path: Path):
     path = tmp_path / "a.parquet"
     table = pyarrow.Table.from_pylist([{"a": f"text {n}"} for n in range(5000)])

@@ -185,6 +185,9 @@ ODD: dict[str, Any] = {
     "a thousand tools": {"messages": [{"role": "user", "content": "q"},
                                       {"role": "assistant", "tool_calls": [{"name": "g"}]}],
                          "tools": [{"name": f"tool number {n}"} for n in range(1000)]},
+    "lines in a tool list": {"instruction": "**Available Tools**\nyou can use the following tools:\n1. Name: f\n"
+                                            "Description: d\nParam: {\n\n**Steps for Each Turn**\n1. Think.",
+                             "input": "<user> q </user>", "output": "<response> r </response>"},
 }  # fmt: skip
 
 
@@ -195,7 +198,7 @@ def test_messages_are_short_and_every_file_can_hold_them(name: str):
     )
     rejected = problem(entry, response.parse(entry.reference)) if isinstance(entry, Sample) else entry
     assert isinstance(rejected, Rejected)
-    assert str(rejected).startswith("f.jsonl: line 1") and len(str(rejected)) < 1500
+    assert str(rejected).startswith("f.jsonl: line 1") and len(str(rejected)) < 1500 and "\n" not in str(rejected)
     str(rejected).encode("utf-8")
 
 
