@@ -6,6 +6,7 @@ kfp's DockerRunner is in place of KFP and Kubernetes.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow_server import mlflow_server
 from moto.server import ThreadedMotoServer
 
-from pipelines import containers
+from pipelines import containers, mounts
 from pipelines.build import PipelineName, build
 from pipelines.platform import Platform
 from rest_core import config, manifest
@@ -69,9 +70,15 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 
 @pytest.fixture
 def run(
-    engine: docker.DockerClient, images: dict[str, Image], services: Services, tmp_path: Path, small_api_bank: Path
-) -> Run:
+    engine: docker.DockerClient,
+    images: dict[str, Image],
+    services: Services,
+    tmp_path: Path,
+    small_api_bank: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Run]:
     """Runs a pipeline of the profile tiny under a name; gives the folder of its tasks."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run_pipeline(pipeline: PipelineName, name: str, **settings: Any) -> Path:
         small_api_bank.chmod(0o755)  # pytest's folders are for their owner alone
@@ -79,12 +86,16 @@ def run(
         graph = build(shape, Platform.model_validate(PLATFORM), pipeline, **settings)
         root = tmp_path / "root"
         root.mkdir()
-        local.init(containers.runner(engine, shape, run=name, root=root), pipeline_root=str(root))
+        local.init(containers.runner(engine, mounts.needed(shape), run=name, root=root), pipeline_root=str(root))
         graph(pipeline_run=name)
         (tasks,) = root.iterdir()
         return tasks
 
-    return run_pipeline
+    before = os.umask(0)
+    os.umask(before)
+    mounts.share_new_files()
+    yield run_pipeline
+    os.umask(before)
 
 
 def _keys(s3: Any, bucket: str) -> list[str]:
