@@ -64,7 +64,7 @@ class Policy(nn.Module):
         Raises:
             NotFiniteLogits: a log-prob is not a finite number.
         """
-        chosen, head = self._inputs_of_head(batch)
+        chosen, head = self.inputs_of_head(batch)
         if token_loss is None or not torch.is_grad_enabled():
             loss = chosen.new_zeros(())
             logp, entropy = _values(chosen.detach(), head, batch.targets)
@@ -77,7 +77,7 @@ class Policy(nn.Module):
             raise NotFiniteLogits
         return loss, logp, entropy
 
-    def _inputs_of_head(self, batch: Batch) -> tuple[Tensor, nn.Module | None]:
+    def inputs_of_head(self, batch: Batch) -> tuple[Tensor, nn.Module | None]:
         """Hidden states (N, D) of the predicting places and the head, or their logits (N, V) and None."""
         inputs = batch.inputs()
         if not self.plain_head:

@@ -1,0 +1,38 @@
+"""A linear map from gradients of all parameters to few numbers that keeps scalar products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SIZE = 32_771  # a prime, so that no column of a weight matrix falls onto itself again and again
+
+
+class Sketch:
+    """Each coordinate with a random sign, added up modulo `size` (a count sketch with a fixed order).
+
+    The expectation of two sketches' product over the signs is the product of the vectors; its standard deviation is at
+    most about sqrt(2 / size) of the product of their norms, 0.8 % here.
+
+    Args:
+        counts: numbers of elements of the tensors that a vector has.
+    """
+
+    def __init__(self, counts: Sequence[int], *, size: int = SIZE, seed: int = 0) -> None:
+        self.size = size
+        generator = torch.Generator().manual_seed(seed)
+        self._signs = [torch.randint(0, 2, (n,), generator=generator, dtype=torch.int8) * 2 - 1 for n in counts]
+
+    def __call__(self, vector: Sequence[Tensor]) -> Tensor:
+        """(size,) float32 of one vector, given as tensors of any shape."""
+        total = torch.zeros(self.size)
+        start = 0
+        for part, signs in zip(vector, self._signs, strict=True):
+            shift = start % self.size
+            filled = torch.zeros(-(-(shift + part.numel()) // self.size) * self.size)
+            filled[shift : shift + part.numel()] = part.flatten() * signs
+            total += filled.view(-1, self.size).sum(0)
+            start += part.numel()
+        return total

@@ -1,0 +1,148 @@
+"""Variance, signal and direction of gradients, from the scalar products of K groups' gradients."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one scheme; norms are in units of uniform's mean squared norm."""
+
+    variance: float  # trace of the covariance of one group's gradient
+    signal: float  # squared norm of the mean gradient
+    snr: float  # signal / variance
+    cosine: float  # of one group's gradient with the mean gradient of all others
+    aligned: float  # cosine of the mean gradient with uniform's mean gradient
+    # Signal towards uniform's objective over variance: what an update gains for plain GRPO's objective.
+    snr_uniform: float
+
+
+def figures(own: Floats, with_uniform: Floats, uniform: Floats, counts: Floats | None = None) -> Figures:
+    """The figures of a sample of groups.
+
+    Args:
+        own: (K, K) products of the scheme's gradients.
+        with_uniform: (K, K) products of the scheme's (rows) with uniform's (columns).
+        uniform: (K, K) products of uniform's.
+        counts: (K,) how often each group was drawn (bootstrap); None = once each.
+    """
+    c = np.ones(len(own)) if counts is None else counts
+    # Pairs of different groups alone are unbiased for products of means: a group with itself adds its own variance.
+    pairs = c.sum() ** 2 - (c * c).sum()
+
+    def of_means(products: Floats) -> float:
+        return float((c @ products @ c - (c * c) @ np.diag(products)) / pairs)
+
+    squared = float(c @ np.diag(own) / c.sum())
+    signal, signal_uniform, across = of_means(own), of_means(uniform), of_means(with_uniform)
+    variance = squared - signal
+    others = (c @ own - np.diag(own) * c) / (c.sum() - c)  # of each group with the mean of the others
+    norm_others = np.sqrt(np.maximum(_norm_of_others(own, c), 1e-30))
+    cosine = float((c * others / np.sqrt(np.diag(own)) / norm_others).sum() / c.sum())
+    both = signal * signal_uniform
+    return Figures(
+        variance=variance,
+        signal=signal,
+        snr=signal / variance,
+        cosine=cosine,
+        aligned=across / np.sqrt(both) if both > 0 else float("nan"),
+        snr_uniform=np.sign(across) * across**2 / signal_uniform / variance if signal_uniform > 0 else float("nan"),
+    )
+
+
+def _norm_of_others(own: Floats, c: Floats) -> Floats:
+    """(K,) squared norm of the mean of all groups but one."""
+    total, rows = c @ own @ c, own @ c
+    return (total - 2 * c * rows + c * c * np.diag(own)) / (c.sum() - c) ** 2
+
+
+def table(
+    own: Floats, with_uniform: Floats, schemes: list[str], *, draws: int = 2000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Each scheme's figures and their ratios (differences, of cosines) to uniform's, with 95 % bootstrap intervals.
+
+    Groups are drawn with replacement, the same ones for all schemes, so that what the groups have in common cancels.
+    """
+    base = schemes.index("uniform")
+    generator = np.random.default_rng(seed)
+    groups = own.shape[1]
+    drawn = generator.integers(groups, size=(draws, groups))
+    counts = [np.bincount(one, minlength=groups).astype(float) for one in drawn]
+    plain = [figures(own[base], with_uniform[base], own[base], c) for c in (None, *counts)]
+    result = {}
+    for n, scheme in enumerate(schemes):
+        found = [figures(own[n], with_uniform[n], own[base], c) for c in (None, *counts)]
+        row: dict[str, Any] = {}
+        for name in asdict(found[0]):
+            row[name] = _interval([getattr(one, name) for one in found])
+        for name in ("variance", "signal", "snr", "snr_uniform"):
+            ratios = [getattr(one, name) / getattr(u, name) for one, u in zip(found, plain, strict=True)]
+            row[f"{name}/uniform"] = _interval(ratios)
+        row["cosine-uniform"] = _interval([one.cosine - u.cosine for one, u in zip(found, plain, strict=True)])
+        result[scheme] = row
+    return result
+
+
+def _interval(values: list[float]) -> list[float]:
+    """[estimate, 2.5 %, 97.5 %]; the first value is the estimate, the others are bootstrap draws."""
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    return [float(values[0]), float(low), float(high)]
+
+
+def shares(own: Floats, with_uniform: Floats, schemes: list[str]) -> dict[str, dict[str, float]]:
+    """Of each region's part of uniform's gradient: its share of the variance, and of the squared norm.
+
+    The parts add up to the gradient, but are not orthogonal: shares of the variance alone need not add up to 1.
+    """
+    base = figures(own[schemes.index("uniform")], own[schemes.index("uniform")], own[schemes.index("uniform")])
+    total = float(np.trace(own[schemes.index("uniform")]))
+    result = {}
+    for n, scheme in enumerate(schemes):
+        if scheme.startswith("part "):
+            part = figures(own[n] + 1e-12 * np.eye(len(own[n])), with_uniform[n], own[schemes.index("uniform")])
+            result[scheme.removeprefix("part ")] = {
+                "variance": part.variance / base.variance,
+                "squared_norm": float(np.trace(with_uniform[n])) / total,
+            }
+    return result
+
+
+def tokens_table(tokens: list[dict[str, Any]]) -> dict[str, Any]:
+    """How well the bound's stand-ins follow the measured squared scores of single tokens.
+
+    By region the means of 1 - exp(-H), 1 - Σp² and of the squared score over the parameters, and the mean of the last
+    over the second (the squared Jacobian norm that the proxy drops); over all tokens the rank correlations.
+    """
+    from scipy.stats import spearmanr
+
+    entropy = np.array([token["entropy"] for token in tokens])
+    logit = np.array([token["logit_score"] for token in tokens])
+    measured = np.array([token["squared_score"] for token in tokens])
+    proxy = -np.expm1(-entropy)
+    names = np.array([token["region"] for token in tokens])
+    regions = {}
+    for name in sorted(set(names.tolist())):
+        of = names == name
+        mean = measured[of].mean()
+        regions[name] = {
+            "tokens": int(of.sum()),
+            "entropy": float(entropy[of].mean()),
+            "proxy": float(proxy[of].mean()),
+            "proxy_of_mean_entropy": float(-np.expm1(-entropy[of].mean())),
+            "logit_score": float(logit[of].mean()),
+            "squared_score": float(mean),
+            "standard_error": float(measured[of].std(ddof=1) / np.sqrt(of.sum())) if of.sum() > 1 else None,
+            "squared_jacobian": float(mean / logit[of].mean()),
+        }
+    return {
+        "regions": regions,
+        "spearman_proxy": float(spearmanr(proxy, measured).statistic),
+        "spearman_logit_score": float(spearmanr(logit, measured).statistic),
+    }

@@ -1,0 +1,246 @@
+"""Does reweighting reduce the variance of the policy gradient? Measured on all parameters, without training.
+
+    python benchmarks/gradient_variance.py --policy FOLDER --dataset FOLDER --out FOLDER [--groups 128] [--profile NAME]
+    python benchmarks/gradient_variance.py --out FOLDER --report
+
+Responses are sampled once, and judged, as `rest train` does it. Then each group's policy gradient is computed under
+each scheme of token weights, from the same forward pass, and kept as a sketch: a linear map to 32,771 numbers that
+keeps scalar products (random signs, coordinates added up modulo a prime; a relative error of about 1 %). All figures
+come from scalar products of these. What a run has done stands in --out, and is not done again.
+
+The last part measures the theory's terms: the squared norm of single tokens' scores, over the parameters, beside
+1 - exp(-H) and 1 - Σp², which stand for it in the bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from evidence.recorded import SCHEMES, UNIFORM, Recorded
+from evidence.sketch import Sketch
+from evidence.variance import shares, table, tokens_table
+from stepbench.machine import describe
+from torch import Tensor
+from tqdm import tqdm
+
+from rest_core.algorithm.regions import Region
+from rest_core.algorithm.rest import ResT
+from rest_core.config import Config, load
+from rest_core.data.store import load_split, to_sample
+from rest_core.errors import UserError
+from rest_core.model.batch import Group, shared_batch
+from rest_core.model.loading import load_model, load_tokenizer
+from rest_core.model.logprobs import Policy
+from rest_core.model.precision import compute_dtype
+from rest_core.records import Rollout
+from rest_core.rollout.create import create_engine
+from rest_core.seeds import derive
+from rest_core.styles.create import training_style
+from rest_core.training.groups import Judge
+from rest_core.training.sampling import Sampler
+from rest_core.training.schedule import Schedule
+from rest_core.training.tasks import make_tasks
+
+ROLLOUTS, TOKENS, SETTINGS, GRAMS = "rollouts.jsonl", "tokens.jsonl", "settings.json", "products.npz"
+AT_ONCE = 8  # groups that are sampled together
+
+
+class Measurement:
+    """The parts of one measurement, each of which resumes from what stands in its folder."""
+
+    def __init__(self, options: argparse.Namespace, config: Config) -> None:
+        self.out: Path = options.out
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.groups, self.tokens_a_region, self.config = options.groups, options.tokens, config
+        self.tokenizer = load_tokenizer(options.policy, config.model)
+        self.model = load_model(options.policy, config.model)
+        self.policy = Policy(self.model)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        style = training_style(config.model, self.tokenizer)
+        self.tasks = make_tasks(self.tokenizer, map(to_sample, load_split(options.dataset, "rl")), style)
+        self.algorithm = ResT(config.rl, self.tokenizer, style.format)
+
+    def sample(self) -> None:
+        """Sample and judge groups until there are enough; one line each."""
+        done = sum(1 for _ in self._lines(ROLLOUTS))
+        if done >= self.groups:
+            return
+        rl = self.config.rl.model_copy(update={"prompts_per_step": AT_ONCE, "reward_probe_prompts": 0})
+        engine = create_engine(
+            rl.engine, self.model, self.tokenizer, dtype=compute_dtype(self.config.model), max_tokens=4096
+        )
+        judge = Judge(self.algorithm, rl, gather=list, main=True)
+        schedule = Schedule(rl, len(self.tasks))
+        sampler = Sampler(engine, judge, self.tasks, schedule, main=True)
+        for step in range(done // AT_ONCE + 1, -(-self.groups // AT_ONCE) + 1):
+            groups = sampler.groups(step, 0, schedule.places, {})
+            advantages = self.algorithm.advantages(groups.rewards)
+            lines = []
+            for n, rollouts in enumerate(groups.rollouts):
+                entropies = self._entropies(rollouts)
+                lines.append(
+                    {
+                        "prompt": rollouts[0].prompt_ids,
+                        "responses": [rollout.response_ids for rollout in rollouts],
+                        "regions": [judged.regions.tolist() for judged in groups.judgements[n]],
+                        "entropies": entropies,
+                        "rewards": groups.rewards[n].tolist(),
+                        "advantages": advantages[n].tolist(),
+                    }
+                )
+            self._append(ROLLOUTS, lines[max(0, done - (step - 1) * AT_ONCE) :])
+
+    def gradients(self) -> None:
+        """The sketches of every group with signal under every scheme: a file each, of (schemes, numbers)."""
+        recorded = self._recorded()
+        weights = {name: recorded.weights(name) for name in SCHEMES}
+        sketch = Sketch([p.numel() for p in self.parameters])
+        todo = [k for k in recorded.with_signal() if not self._sketch(k).exists()]
+        for k in tqdm(todo, desc="gradients", unit="group"):
+            rows = recorded.rows(k)
+            logp, batch = self._logp(recorded.rollouts(k))
+            place = (batch.rows, batch.columns)
+            found = []
+            for name in SCHEMES:
+                scale = recorded.advantages[rows, None] * weights[name][rows]
+                scale = scale / recorded.lengths[rows, None] / len(rows)
+                found.append(sketch(self._gradient((scale[place] * logp).sum())))
+            aside = self._sketch(k).with_suffix(".tmp")
+            with aside.open("wb") as file:
+                np.save(file, torch.stack(found).numpy())
+            aside.replace(self._sketch(k))
+
+    def scores(self) -> None:
+        """The squared norm of the gradient of single tokens' log-probs, as many of each region."""
+        recorded = self._recorded()
+        done = sum(1 for _ in self._lines(TOKENS))
+        chosen = recorded.some_tokens(self.tokens_a_region, seed=derive(0, "tokens"))
+        for row, column in tqdm(chosen[done:], desc="scores", unit="token"):
+            rollout = recorded.rollout(row)
+            before = [*rollout.prompt_ids, *rollout.response_ids[:column]]
+            logits = self.model(input_ids=torch.tensor([before]), logits_to_keep=1, use_cache=False).logits[0, -1]
+            logps = logits.float().log_softmax(-1)
+            gradient = self._gradient(logps[rollout.response_ids[column]])
+            p = logps.detach().double().exp()
+            self._append(
+                TOKENS,
+                [
+                    {
+                        "region": Region(int(recorded.regions[row, column])).name,
+                        "entropy": float(-(p * logps.detach().double()).sum()),
+                        "logit_score": float(1 - (p * p).sum()),
+                        "squared_score": float(sum(g.double().square().sum() for g in gradient)),
+                        "probability": float(p[rollout.response_ids[column]]),
+                    }
+                ],
+            )
+
+    def products(self) -> None:
+        """The scalar products of all groups' gradients, scaled so that uniform's mean squared norm is 1."""
+        recorded = self._recorded()
+        sketches = np.stack([np.load(self._sketch(k)) for k in recorded.with_signal()], axis=1).astype(np.float64)
+        own = np.einsum("skd,sld->skl", sketches, sketches)
+        with_uniform = np.einsum("skd,ld->skl", sketches, sketches[SCHEMES.index(UNIFORM)])
+        scale = np.trace(own[SCHEMES.index(UNIFORM)]) / own.shape[1]
+        np.savez_compressed(
+            self.out / GRAMS,
+            own=(own / scale).astype(np.float32),
+            with_uniform=(with_uniform / scale).astype(np.float32),
+            schemes=np.array(SCHEMES),
+        )
+
+    def settings(self) -> None:
+        """What the report says of how it was made."""
+        recorded = self._recorded()
+        values = {"groups": self.groups, "with_signal": len(recorded.with_signal()), **recorded.summary()}
+        values |= {"parameters": sum(p.numel() for p in self.parameters), "machine": describe("cpu")}
+        (self.out / SETTINGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    def _recorded(self) -> Recorded:
+        return Recorded([json.loads(line) for line in self._lines(ROLLOUTS)][: self.groups])
+
+    @torch.no_grad()
+    def _entropies(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+        batch = shared_batch(rollouts, [Group(tuple(range(len(rollouts))))], pad_id=self.tokenizer.pad_token_id)
+        _, _, entropy = self.policy(batch)
+        rows: list[list[float]] = [[] for _ in rollouts]
+        for row, value in zip(batch.rows.tolist(), entropy.tolist(), strict=True):
+            rows[row].append(value)
+        return rows
+
+    def _logp(self, rollouts: Sequence[Rollout]) -> tuple[Tensor, Any]:
+        """Log-probs (N,) of the sampled tokens with their graph, and the batch that says where they stand."""
+        batch = shared_batch(rollouts, [Group(tuple(range(len(rollouts))))], pad_id=self.tokenizer.pad_token_id)
+        hidden, head = self.policy.inputs_of_head(batch)
+        assert head is not None
+        return head(hidden).float().log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0], batch
+
+    def _gradient(self, value: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(value, self.parameters, retain_graph=True, materialize_grads=True))
+
+    def _sketch(self, group: int) -> Path:
+        return self.out / f"group-{group:05d}.npy"
+
+    def _lines(self, name: str) -> Iterator[str]:
+        if (self.out / name).exists():
+            with (self.out / name).open(encoding="utf-8") as file:
+                yield from (line for line in file if line.endswith("\n"))
+
+    def _append(self, name: str, values: Sequence[Any]) -> None:
+        with (self.out / name).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(value) + "\n" for value in values)
+
+
+def report(out: Path) -> dict[str, Any]:
+    """All figures, from what the measurement has left in its folder."""
+    products = np.load(out / GRAMS)
+    schemes = [str(name) for name in products["schemes"]]
+    own, with_uniform = products["own"].astype(float), products["with_uniform"].astype(float)
+    tokens = [json.loads(line) for line in (out / TOKENS).read_text(encoding="utf-8").splitlines()]
+    settings = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+    whole = [n for n, name in enumerate(schemes) if not name.startswith("part ")]
+    return {
+        "settings": settings,
+        "schemes": table(own[whole], with_uniform[whole], [schemes[n] for n in whole]),
+        "regions": shares(own, with_uniform, schemes),
+        "tokens": tokens_table(tokens),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", help="a checkpoint's folder, or embedded:NAME")
+    parser.add_argument("--dataset", type=Path, help="a prepared dataset, whose split rl is used")
+    parser.add_argument("--profile", default="quickstart", help="the model's and rollouts' settings")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--groups", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=40, help="of each region, whose scores are measured")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True, help="where the parts stand, and stay")
+    parser.add_argument("--report", action="store_true", help="print the figures of what is there")
+    options = parser.parse_args()
+    try:
+        if not options.report:
+            torch.set_num_threads(options.threads)
+            measurement = Measurement(options, load(options.profile, tuple(options.overrides)))
+            measurement.sample()
+            measurement.settings()
+            measurement.scores()
+            measurement.gradients()
+            measurement.products()
+        sys.stdout.write(json.dumps(report(options.out), indent=2) + "\n")
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

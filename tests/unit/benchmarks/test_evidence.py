@@ -1,0 +1,97 @@
+"""The sketches and statistics that the evidence is computed with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from evidence.recorded import PARTS, SCHEMES, UNIFORM, Recorded
+from evidence.sketch import Sketch
+from evidence.variance import figures, table
+
+from rest_core.algorithm.regions import Region
+
+
+def gradients(groups: int, *, signal: float, noise: float, size: int = 400, seed: int = 0) -> np.ndarray:
+    """(groups, size) of mean `signal` in length, and noise of variance `noise` (trace of the covariance)."""
+    generator = np.random.default_rng(seed)
+    mean = np.zeros(size)
+    mean[0] = signal
+    return mean + generator.normal(size=(groups, size)) * np.sqrt(noise / size)
+
+
+def test_a_sketch_keeps_scalar_products() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(300, 500), (1000,), (64, 1000)]
+    one = [torch.randn(shape, generator=generator) for shape in shapes]
+    two = [x + torch.randn(x.shape, generator=generator) for x in one]
+    sketch = Sketch([x.numel() for x in one])
+    exact = sum(float((x * y).sum()) for x, y in zip(one, two, strict=True))
+    norms = [sum(float(x.square().sum()) for x in vector) ** 0.5 for vector in (one, two)]
+    assert abs(float(sketch(one) @ sketch(two)) - exact) < 0.03 * norms[0] * norms[1]
+
+
+def test_a_sketch_is_linear() -> None:
+    one, two = [torch.arange(50_000.0)], [torch.ones(50_000)]
+    sketch = Sketch([50_000], size=1009)
+    both = sketch([3 * one[0] - two[0]])
+    assert torch.allclose(both, 3 * sketch(one) - sketch(two), rtol=1e-4, atol=1.0)
+
+
+def test_variance_and_signal_are_unbiased() -> None:
+    found = []
+    for seed in range(200):
+        made = gradients(12, signal=0.5, noise=2.0, seed=seed)
+        products = made @ made.T
+        found.append(figures(products, products, products))
+    assert np.mean([one.variance for one in found]) == pytest.approx(2.0, rel=0.03)
+    assert np.mean([one.signal for one in found]) == pytest.approx(0.25, abs=0.02)
+
+
+def test_a_scheme_of_less_noise_and_another_direction_is_told_so() -> None:
+    plain = gradients(300, signal=0.5, noise=2.0)
+    turned = gradients(300, signal=0.5, noise=1.0, seed=1)[:, ::-1]  # its mean has nothing in common with the other
+    both = [plain, turned]
+    own = np.stack([x @ x.T for x in both])
+    found = table(own, np.stack([x @ plain.T for x in both]), [UNIFORM, "other"], draws=200)
+    assert found[UNIFORM]["variance/uniform"] == [1.0, 1.0, 1.0]
+    ratio, low, high = found["other"]["variance/uniform"]
+    assert low < ratio < high and low > 0.4 and high < 0.6
+    assert found["other"]["aligned"][0] == pytest.approx(0.0, abs=0.2)
+    assert found[UNIFORM]["aligned"][0] == pytest.approx(1.0)
+    assert found["other"]["snr"][0] == pytest.approx(0.25, rel=0.3)
+
+
+def recorded() -> Recorded:
+    """Two groups of two responses; the second group has no signal."""
+    regions = [Region.THINK, Region.NAME, Region.OTHER]
+    group = {
+        "prompt": [1, 2],
+        "responses": [[5, 6, 7], [5, 8]],
+        "regions": [[int(r) for r in regions], [int(r) for r in regions[:2]]],
+        "entropies": [[1.0, 0.2, 0.4], [1.0, 0.2]],
+        "rewards": [1.0, 0.0],
+    }
+    return Recorded([group | {"advantages": [0.7, -0.7]}, group | {"advantages": [0.0, 0.0]}])
+
+
+def test_groups_without_signal_are_left_out() -> None:
+    assert recorded().with_signal() == [0]
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name not in PARTS and name != "high_entropy"])
+def test_every_scheme_has_mean_1_over_each_response(name: str) -> None:
+    values = recorded()
+    sums = values.weights(name).sum(dim=1)
+    assert torch.allclose(sums, values.lengths.float())
+
+
+def test_the_parts_add_up_to_uniform() -> None:
+    values = recorded()
+    assert torch.equal(sum(values.weights(part) for part in PARTS), values.weights(UNIFORM))
+
+
+def test_tokens_are_drawn_from_every_region() -> None:
+    values = recorded()
+    chosen = values.some_tokens(1, seed=0)
+    assert sorted(int(values.regions[place]) for place in chosen) == sorted([Region.THINK, Region.NAME, Region.OTHER])
