@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,17 @@ def figures(own: Floats, with_uniform: Floats, uniform: Floats, counts: Floats |
     signal, signal_uniform, across = of_means(own), of_means(uniform), of_means(with_uniform)
     variance = squared - signal
     others = (c @ own - np.diag(own) * c) / (c.sum() - c)  # of each group with the mean of the others
-    norm_others = np.sqrt(np.maximum(_norm_of_others(own, c), 1e-30))
-    cosine = float((c * others / np.sqrt(np.diag(own)) / norm_others).sum() / c.sum())
+    norms = np.sqrt(np.diag(own) * np.maximum(_norm_of_others(own, c), 0))
+    some = norms > 0  # a scheme may leave a group without any gradient
+    cosine = float((c * others)[some] @ (1 / norms[some]) / c[some].sum()) if some.any() else NAN
     both = signal * signal_uniform
     return Figures(
         variance=variance,
         signal=signal,
-        snr=signal / variance,
+        snr=signal / variance if variance > 0 else NAN,
         cosine=cosine,
-        aligned=across / np.sqrt(both) if both > 0 else float("nan"),
-        snr_uniform=np.sign(across) * across**2 / signal_uniform / variance if signal_uniform > 0 else float("nan"),
+        aligned=across / np.sqrt(both) if both > 0 else NAN,
+        snr_uniform=np.sign(across) * across**2 / signal_uniform / variance if signal_uniform * variance > 0 else NAN,
     )
 
 
@@ -83,7 +85,8 @@ def table(
         for name in asdict(found[0]):
             row[name] = _interval([getattr(one, name) for one in found])
         for name in ("variance", "signal", "snr", "snr_uniform"):
-            ratios = [getattr(one, name) / getattr(u, name) for one, u in zip(found, plain, strict=True)]
+            pairs = [(getattr(one, name), getattr(u, name)) for one, u in zip(found, plain, strict=True)]
+            ratios = [value / other if other else NAN for value, other in pairs]
             row[f"{name}/uniform"] = _interval(ratios)
         row["cosine-uniform"] = _interval([one.cosine - u.cosine for one, u in zip(found, plain, strict=True)])
         result[scheme] = row
@@ -92,7 +95,8 @@ def table(
 
 def _interval(values: list[float]) -> list[float]:
     """[estimate, 2.5 %, 97.5 %]; the first value is the estimate, the others are bootstrap draws."""
-    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    drawn = [value for value in values[1:] if np.isfinite(value)]
+    low, high = np.percentile(drawn, [2.5, 97.5]) if drawn else (NAN, NAN)
     return [float(values[0]), float(low), float(high)]
 
 
@@ -106,7 +110,7 @@ def shares(own: Floats, with_uniform: Floats, schemes: list[str]) -> dict[str, d
     result = {}
     for n, scheme in enumerate(schemes):
         if scheme.startswith("part "):
-            part = figures(own[n] + 1e-12 * np.eye(len(own[n])), with_uniform[n], own[schemes.index("uniform")])
+            part = figures(own[n], with_uniform[n], own[schemes.index("uniform")])
             result[scheme.removeprefix("part ")] = {
                 "variance": part.variance / base.variance,
                 "squared_norm": float(np.trace(with_uniform[n])) / total,
