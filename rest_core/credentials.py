@@ -112,12 +112,15 @@ def _at(text: str, start: int, in_word: int, in_line: int) -> int:
     place = _PLACE.match(text, start)
     assert place is not None
     host, port = place["host"], place["port"]
-    if "@" in place[0]:
-        return in_word
-    if port is None or (_PORT.fullmatch(port) and _HOST.fullmatch(host)):
+    if "@" not in place[0] and (port is None or (_PORT.fullmatch(port) and _HOST.fullmatch(host))):
         return -1
-    if in_word >= start or not port or _PORT.fullmatch(port):
-        return in_word
+    if in_word >= start:
+        # What follows is the host, unless its "port" is none: then the password goes on, with blanks.
+        follows = _PLACE.match(text, in_word + 1)
+        assert follows is not None
+        return in_line if follows["port"] and not _PORT.fullmatch(follows["port"]) else in_word
+    if not port or _PORT.fullmatch(port):
+        return -1
     return in_line  # a password with blanks
 
 

@@ -45,6 +45,8 @@ IN_QUERY = (
 @example("u", "a://b:c@d/e")
 @example("u", "per%2Fcent%")
 @example("u", "two words and@more")
+@example("", "x0@:: 0y")
+@example("", "x|#@:$; #_y")
 def test_no_password_in_the_user_information_is_shown(form: str, user: str, password: str) -> None:
     text = form.format(user=user, password=password)
     assert has_credentials(text)
