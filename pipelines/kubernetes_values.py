@@ -108,11 +108,6 @@ def _variable(name: str) -> str:
     return name
 
 
-def holds_password(value: str) -> bool:
-    """Whether a text has an address with a password in it."""
-    return re.search(r"://[^/?#\s]*:[^/?#\s]*@", value) is not None
-
-
 def _mount_path(value: str) -> str:
     if not value.startswith("/") or not value.strip("/") or ":" in value or ".." in value.split("/"):
         raise ValueError(f"{value!r} is no folder to mount at: write it as /work, without .. and colons")

@@ -24,12 +24,12 @@ from pipelines.kubernetes_values import (
     OwnKey,
     Seconds,
     Size,
-    holds_password,
 )
 from pipelines.pod_surroundings import PodSurroundings
 from pipelines.stage_pods import Gpu, StagePlatform, Toleration, require_room_for_shm, said
 from rest_core import storage
 from rest_core.config import Section, validate
+from rest_core.credentials import has_credentials
 from rest_core.errors import UserError
 from rest_core.operations.catalogue import CATALOGUE, ENTRIES
 from rest_core.yaml_text import read_yaml
@@ -161,7 +161,7 @@ class Platform(PodSurroundings):
 
     @model_validator(mode="after")
     def _links_are_for_everybody(self) -> Platform:
-        if self.kfp_url is not None and holds_password(self.kfp_url):
+        if self.kfp_url is not None and has_credentials(self.kfp_url):
             raise ValueError("kfp_url holds a password, and stands in reports: leave it out")
         return self
 

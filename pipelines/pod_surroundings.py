@@ -17,10 +17,10 @@ from pipelines.kubernetes_values import (
     UserId,
     Variable,
     VolumeName,
-    holds_password,
 )
 from rest_core import storage
 from rest_core.config import Section
+from rest_core.credentials import has_credentials
 
 
 class Volume(Section):
@@ -164,7 +164,7 @@ class PodSurroundings(Section):
     def _each_variable_once(self) -> Self:
         of_secrets = {key for keys in (*REQUIRED_KEYS.values(), *OPTIONAL_KEYS.values()) for key in keys}
         for name, value in self.env.items():  # not by the values' own type, whose errors would show them
-            if holds_password(value):
+            if has_credentials(value):
                 raise ValueError(
                     f"env: {name} holds a password, which would stand in the pipeline: give it in env_from, by a Secret"
                 )

@@ -18,7 +18,7 @@ def _open(address: str) -> str:
         raise PydanticCustomError(
             SECRET,
             "holds a password or another secret, which would be shown wherever the address is; leave it out, and give "
-            "it in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, HF_TOKEN)",
+            "it in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, HF_TOKEN, VLLM_API_KEY)",
         )
     return address
 

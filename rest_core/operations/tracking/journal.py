@@ -33,7 +33,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from pydantic import Field, TypeAdapter
 
-from rest_core.disk import written_aside
+from rest_core.disk import is_plain_file, written_aside
 from rest_core.errors import UserError
 from rest_core.operations.tracking.records import MAX_LINE, Record, parse
 
@@ -130,7 +130,7 @@ class Journal:
 
 def find(folder: Path) -> list[Path]:
     """The journals at or below `folder`, attempts of a stage in their order."""
-    return sorted(path.parent for path in folder.rglob(JOURNAL) if _is_plain(path))
+    return sorted(path.parent for path in folder.rglob(JOURNAL) if is_plain_file(path))
 
 
 def hold(path: Path) -> AcquireReturnProxy:
@@ -140,7 +140,7 @@ def hold(path: Path) -> AcquireReturnProxy:
         UserError: another process has it, or the folder cannot be written.
     """
     lock = path / "lock"
-    if lock.is_symlink() or (lock.exists() and not _is_plain(lock)):
+    if lock.is_symlink() or (lock.exists() and not is_plain_file(lock)):
         raise UserError(f"{lock}: is no plain file; these records did not come from a run, and are not sent")
     try:
         return FileLock(lock, thread_local=False).acquire(blocking=False)
@@ -228,13 +228,6 @@ def _append(path: Path, record: Record) -> None:
         if record["op"] in ("begin", "end"):  # without them the rest cannot be sent, or the run looks alive
             stream.flush()
             os.fsync(stream.fileno())
-
-
-def _is_plain(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except OSError:
-        return False
 
 
 def _plain_file(path: Path) -> BinaryIO:

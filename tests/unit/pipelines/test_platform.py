@@ -188,6 +188,7 @@ def test_an_empty_file_is_the_clusters_own_choice(tmp_path: Path) -> None:
         ({"env": {"KFP_RUN_ID": "x"}}, "KFP_RUN_ID is set by KFP or this project"),
         ({"env": {"AWS_SECRET_ACCESS_KEY": "x"}}, "AWS_SECRET_ACCESS_KEY would stand in the pipeline"),
         ({"env": {"HTTPS_PROXY": "http://me:secret@proxy:3128"}}, "env: HTTPS_PROXY holds a password"),
+        ({"env": {"HTTPS_PROXY": "http://me:se/cret@proxy:3128"}}, "env: HTTPS_PROXY holds a password"),
         ({"env": {"MLFLOW_TRACKING_URI": "http://m"}, "secrets": {"mlflow": "m"}}, "MLFLOW_TRACKING_URI is set twice"),
         ({"env": {"HF_HOME": "/x"}, "volumes": {"scratch": {"size": "1Gi"}}}, "HF_HOME is set twice"),
         ({"env_from": [{"config_map": "a", "secret": "b", "keys": ["A"]}]}, "give config_map or secret, and not both"),
