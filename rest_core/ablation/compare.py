@@ -47,7 +47,7 @@ class Comparison:
     @property
     def is_share(self) -> bool:
         """Whether the figure is a fraction of questions."""
-        return self.metric.startswith(("bfcl/", "api_bank/")) and "/count/" not in self.metric
+        return self.metric.startswith(("bfcl/", "api_bank/", "task/")) and "/count/" not in self.metric
 
     def ordered(self, baseline: str) -> list[str]:
         """The schemes as they are shown: the baseline first, then the best."""

@@ -275,5 +275,5 @@ def measured(rl: RlConfig, bfcl: BfclConfig, api_bank: ApiBankConfig) -> list[st
     if rl.reward_probe_prompts:
         found.append("reward/after")
     if rl.evaluate_every is not None:
-        found.append("task/best")
+        found += ["task/last", "task/best"]
     return found

@@ -68,6 +68,7 @@ class TrainingState(_Strict):
     rewards_before: tuple[float | None, ...] | None = None  # the reward probe before training
     region_entropy: dict[str, tuple[NonNegativeFloat, NonNegativeFloat]]  # decayed sum (nats) and count by region
     evaluated: _Step | None = None  # the last step that was evaluated on the task
+    accuracy: float | None = Field(None, ge=0, le=1)  # task accuracy at that step
     best: Best | None = None
     tables: dict[_Table, _Sha256] = {}  # tables of completions up to this step
 

@@ -214,12 +214,14 @@ class RlTrainer:
         best = state.best
         if best is None or accuracy > best.accuracy:
             best = Best(step=state.step, accuracy=accuracy)
-        return state.model_copy(update={"evaluated": state.step, "best": best})
+        return state.model_copy(update={"evaluated": state.step, "accuracy": accuracy, "best": best})
 
     def _finish(self) -> dict[str, float]:
         assert self.state is not None
         state = self.state
         result = {"rl/steps": float(self.config.steps), "rl/updates": float(self.update.version)}
+        if state.accuracy is not None and state.evaluated == state.step:
+            result["task/last"] = state.accuracy
         if state.best is not None:
             result |= {"rl/best_step": float(state.best.step), "task/best": state.best.accuracy}
             if self.config.final == "best" and state.best.step != state.step:

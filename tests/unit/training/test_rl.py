@@ -281,6 +281,7 @@ def test_the_best_on_the_task_is_kept_and_handed_on_when_asked_for(
     assert log.metrics[2]["reward/total"] >= 0 and log.metrics[2]["task/response_tokens"] > 0
     assert len(seen) == 4 * 5
     assert (result["rl/best_step"], result["task/best"], result["rl/steps"]) == (2, 0.6, 5)
+    assert result["task/last"] == 0.4
     folder = tmp_path / "checkpoints"
     assert sorted(path.name for path in folder.glob("step-*")) == ["step-000002", "step-000005"]
     wanted = load_file(folder / ("step-000002" if final == "best" else "step-000005") / "model.safetensors")
