@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -84,6 +84,9 @@ class DataConfig(Section):
     seed: int = 0
 
 
+RegionName = Literal["name", "arguments", "format", "think", "response", "other"]
+
+
 class SftConfig(Section):
     enabled: bool = True
     """false = cold start: the model goes to RL as it is"""
@@ -99,6 +102,9 @@ class SftConfig(Section):
     """optimizer steps between checkpoints; null = none"""
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
+    region_weights: dict[RegionName, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field({})
+    """weights of the loss by region of the response, 1 where none is given, of mean 1 in each response: {name: 2,
+    arguments: 2} is the paper's baseline TSFT, {think: 2} its RSFT"""
     lora: LoraConfig | None = None
     seed: int = 0
 

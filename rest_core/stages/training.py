@@ -73,8 +73,8 @@ def sft_warmup(
         tokenizer = load_tokenizer(source, model)
         style = training_style(model, tokenizer)
         rows, held_out = (
-            training.encode(tokenizer, map(to_sample, load_split(dataset, split)), style)
-            for split in ("sft", "sft_validation")
+            training.encode(tokenizer, map(to_sample, load_split(dataset, split)), style, weights)
+            for split, weights in (("sft", sft.region_weights), ("sft_validation", None))
         )
         _record_split(stage, "sft", dataset, digest, len(rows))
         # A training resumes from another attempt only where data, model and settings are the same.

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
+from rest_core.algorithm.regions import Region, read_response
 from rest_core.chat import encode_sample
-from rest_core.config import ModelConfig, SftConfig
+from rest_core.config import ModelConfig, RegionName, SftConfig
 from rest_core.disk import refuse_links
 from rest_core.errors import UserError
 from rest_core.memory import keep_freed_memory
+from rest_core.model.batch import pad_rows
 from rest_core.model.loading import with_lora
 from rest_core.model.precision import compute_dtype
 from rest_core.records import Sample
+from rest_core.styles.formats import Tagged
 from rest_core.styles.style import Style
 from rest_core.training.distributed import on_first
 from rest_core.training.sft_checkpoint import Hashes, newest
@@ -28,17 +33,36 @@ from rest_core.training.sft_mirror import SftMirror
 IGNORED = -100  # label of positions without loss
 
 
-def encode(tokenizer: Any, samples: Iterable[Sample], style: Style | None = None) -> Dataset:
+def encode(
+    tokenizer: Any,
+    samples: Iterable[Sample],
+    style: Style | None = None,
+    region_weights: Mapping[RegionName, float] | None = None,
+) -> Dataset:
     """Rows {input_ids, labels}: prompt and reference response; the prompt's labels are `IGNORED`.
+
+    With `region_weights` (see `sft.region_weights`) rows have the `weights` of their tokens, 0 in the prompt.
 
     Raises:
         UserError: a sample cannot be encoded, see `encode_sample`.
     """
+    parser = Tagged() if style is None else style.format
     rows = []
     for sample in samples:
         prompt, response = encode_sample(tokenizer, sample, style)
-        rows.append({"input_ids": prompt + response, "labels": [IGNORED] * len(prompt) + response})
+        row: dict[str, list[Any]] = {"input_ids": prompt + response, "labels": [IGNORED] * len(prompt) + response}
+        if region_weights:
+            _, regions = read_response(response, tokenizer, read=partial(parser.parse, tools=sample.tools))
+            row["weights"] = [0.0] * len(prompt) + loss_weights(regions, region_weights).tolist()
+        rows.append(row)
     return Dataset.from_list(rows)
+
+
+def loss_weights(regions: torch.Tensor, region_weights: Mapping[RegionName, float]) -> torch.Tensor:
+    """(T,) weights of a response's tokens by their regions (T,), of mean 1; where no token weighs anything, all 0."""
+    given = {Region[name.upper()]: weight for name, weight in region_weights.items()}
+    weights = torch.tensor([given.get(region, 1.0) for region in Region])[regions]
+    return weights / weights.mean() if weights.any() else weights
 
 
 def train(
@@ -56,7 +80,7 @@ def train(
     """Train `model` (float32) on reference responses; resumes from the newest checkpoint of an earlier attempt.
 
     Args:
-        rows, held_out: see `encode`; nothing is measured before and after where `held_out` is empty.
+        rows, held_out: see `encode`; `held_out` has no weights, and nothing is measured before and after without it.
         folder: where checkpoints go.
         mirror: where else they go, see `SftMirror`; None = nowhere.
 
@@ -72,6 +96,8 @@ def train(
         )
     refuse_links(folder.parent, folder)
     keep_freed_memory()
+    if config.region_weights:
+        model.loss_function = _weighted(model.loss_function)
     if config.lora is not None:
         model = with_lora(model, config.lora)
     trainer = Trainer(
@@ -108,6 +134,21 @@ def train(
     return trainer.accelerator.unwrap_model(trainer.model), figures
 
 
+def _weighted(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A model's loss in which tokens weigh `shift_weights`, where a batch has them; it divides by what `plain` does."""
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, **others: Any) -> torch.Tensor:
+        weights = others.pop("shift_weights", None)
+        if weights is None:  # held-out rows
+            return plain(logits=logits, labels=labels, vocab_size=vocab_size, **others)
+        targets = others["shift_labels"].flatten()
+        each = cross_entropy(logits.float().flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
+        count = others.get("num_items_in_batch")
+        return (each * weights.flatten()).sum() / ((targets != IGNORED).sum() if count is None else count)
+
+    return loss
+
+
 def _arguments(config: SftConfig, model_config: ModelConfig, folder: Path) -> TrainingArguments:
     micro_batch_size = min(config.micro_batch_size, config.batch_size)
     return TrainingArguments(
@@ -139,7 +180,7 @@ class Collator:
     """Pads rows {input_ids, labels} on the right to the longest of the batch.
 
     The model gives logits from the first position whose next token has a loss, since a prompt's are not used.
-    `shift_labels` (B, `logits_to_keep`) are the next tokens there.
+    `shift_labels` (B, `logits_to_keep`) are the next tokens there; `shift_weights` their weights, where rows have any.
     """
 
     def __init__(self, pad_id: int) -> None:
@@ -157,13 +198,17 @@ class Collator:
             attention[index, :length] = 1
         following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
         first = int((following != IGNORED).any(dim=0).to(torch.int8).argmax())
-        return {
+        batch: dict[str, torch.Tensor | int] = {
             "input_ids": ids,
             "labels": labels,
             "attention_mask": attention,
             "shift_labels": following[:, first:].contiguous(),
             "logits_to_keep": width - first,
         }
+        if "weights" in rows[0]:
+            weights = pad_rows([row["weights"] for row in rows], width + 1, torch.float32)
+            batch["shift_weights"] = weights[:, first + 1 :].contiguous()
+        return batch
 
 
 class _Report(TrainerCallback):

@@ -6,14 +6,15 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rest_core.algorithm.regions import Region, token_regions
 from rest_core.chat import encode_prompt
-from rest_core.config import LoraConfig, ModelConfig, SftConfig
+from rest_core.config import LoraConfig, ModelConfig, RegionName, SftConfig
 from rest_core.errors import UserError
 from rest_core.model.loading import save_policy
 from rest_core.records import Message, Sample, ToolCall
@@ -113,6 +114,41 @@ def test_the_reported_loss_is_that_of_the_response_tokens(tiny_model: Any, tiny_
                 total, count = total - float(logps[place, label]), count + 1
     train(tiny_model, tiny_tokenizer, tmp_path, log=log, max_steps=1)
     assert log.losses()[0] == pytest.approx(total / count, rel=1e-4)  # over both micro-batches, token by token
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2}])
+def test_the_loss_is_weighted_by_region(
+    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, lora: dict[str, int] | None
+) -> None:
+    wanted = {"name": 3.0, "arguments": 3.0, "format": 0.0}
+    calls = [
+        replace(one, reference=render(think="so", calls=[ToolCall("add", {"n": n})], response=None))
+        for n, one in enumerate(SAMPLES)
+    ]
+    rows = sft.encode(tiny_tokenizer, calls, region_weights=wanted)
+    total, count = 0.0, 0
+    for row in rows:
+        labels = torch.tensor([n for n in row["labels"] if n != sft.IGNORED])
+        weights = torch.tensor(row["weights"][-len(labels) :])
+        assert not any(row["weights"][: -len(labels)]) and float(weights.mean()) == pytest.approx(1)
+        regions = token_regions(labels, tiny_tokenizer)
+        relative = weights / weights[regions == Region.OTHER][0]
+        assert relative.tolist() == pytest.approx([wanted.get(Region(n).name.lower(), 1.0) for n in regions.tolist()])
+        with torch.no_grad():
+            logps = tiny_model(torch.tensor([row["input_ids"]])).logits[0, -len(labels) - 1 : -1].log_softmax(-1)
+        total -= float((logps.gather(-1, labels[:, None])[:, 0] * weights).sum())
+        count += len(labels)
+    config = SftConfig(max_steps=1, batch_size=4, micro_batch_size=2, region_weights=wanted, lora=lora)
+    held_out = sft.encode(tiny_tokenizer, calls)
+    log = Log()
+    _, figures = sft.train(tiny_model, tiny_tokenizer, rows, held_out, config, FLOAT32, folder=tmp_path, on_metrics=log)
+    assert log.losses()[0] == pytest.approx(total / count, rel=1e-4)
+    assert figures["sft/validation_loss_before"] != pytest.approx(total / count, rel=1e-3)  # is not weighted
+
+
+def test_regions_without_weight_leave_no_loss() -> None:
+    assert sft.loss_weights(torch.tensor([2, 2]), {"format": 0.0}).tolist() == [0, 0]
+    assert {*get_args(RegionName)} == {region.name.lower() for region in Region}
 
 
 def test_a_handful_of_samples_is_learnt_by_heart(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
