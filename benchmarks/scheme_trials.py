@@ -1,0 +1,175 @@
+"""Trainings for docs/evidence.md: which scheme of token weights trains the better policy?
+
+    python benchmarks/scheme_trials.py run warm-up                   data and the policy that all trials start from
+    python benchmarks/scheme_trials.py run tuning --seeds 100,101    learning rates, and settings of the scheme paper
+    python benchmarks/scheme_trials.py run comparison --seeds 0,1    GRPO (uniform) against ResT (paper)
+    python benchmarks/scheme_trials.py run controls --seeds 0,1
+    python benchmarks/scheme_trials.py run sft --seeds 0,1           more supervised steps in place of RL
+    python benchmarks/scheme_trials.py collect                       a row a trial into results/evidence/trials.jsonl
+
+Each part calls `rest`, in --folder, below which everything stays; what is done is not done again, and what was stopped
+resumes. A trial takes one thread (OMP_NUM_THREADS); on several cores run parts beside each other with other seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from evidence.trials import collect, keep, supervised
+from stepbench.machine import TOP, describe
+
+from rest_core.config import load
+from rest_core.model.precision import compute_dtype
+
+PROFILE = TOP / "benchmarks" / "evidence" / "evidence.yaml"
+RESULTS = TOP / "benchmarks" / "results" / "evidence" / "trials.jsonl"
+COMPARISON = ("uniform", "paper")
+CONTROLS = (
+    "paper-no-curriculum={scheme: paper, curriculum: false}",
+    "mask_only",
+    "name_boost",
+    "official",
+    "high_entropy",
+    "dr-grpo={scheme: uniform, rl: {advantage_std: none, loss: {aggregation: constant_length}}}",
+)
+LEARNING_RATES = ("2e-5", "4e-5", "8e-5")
+# As many settings of `paper` as learning rates: (w_max, alpha_format, alpha_arguments and alpha_think).
+PAPER_SETTINGS = ((8, 4, 2), (4, 2, 1), (16, 8, 4))
+# Supervised baselines by their loss weights: the warm-up goes on, with the requests that the other trials have for RL.
+SUPERVISED = {"sft": "{}", "tsft": "{name: 2, arguments: 2}", "rsft": "{think: 2}"}
+# Held-out accuracy is measured by a training: this one changes no weight.
+NO_TRAINING = ("rl.steps=1", "rl.prompts_per_step=1", "rl.evaluate_every=1", "rl.learning_rate=1e-15")
+PARTS = ("warm-up", "tuning", "comparison", "controls", "sft")
+
+
+class Trials:
+    """The commands of each part, which leave everything in `folder`."""
+
+    def __init__(self, folder: Path, profile: Path, overrides: Sequence[str]) -> None:
+        self.folder, self.profile = folder.absolute(), str(profile.absolute())
+        self.data, self.policy = self.folder / "warm-up" / "data", self.folder / "warm-up" / "policy"
+        self._settings = ["--profile", self.profile, *_set(*overrides)]
+
+    def run(self, part: str, seeds: Sequence[int]) -> None:
+        """Everything of a part that is not there yet."""
+        commands = {
+            "warm-up": self._warm_up,
+            "tuning": self._tuning,
+            "comparison": lambda seeds: self._ablation(part, COMPARISON, seeds),
+            "controls": lambda seeds: self._ablation(part, CONTROLS, seeds),
+            "sft": self._sft,
+        }
+        folder = self.folder / part
+        folder.mkdir(parents=True, exist_ok=True)
+        for arguments in commands[part](seeds):
+            sys.stdout.write(f"rest {' '.join(arguments)}\n")
+            sys.stdout.flush()
+            subprocess.run([sys.executable, "-m", "pipelines.cli", *arguments], cwd=folder, check=True)
+
+    def _warm_up(self, _: Sequence[int]) -> Iterator[list[str]]:
+        yield from self._stage(self.data, "prepare")
+        yield from self._stage(self.policy, "sft", "--dataset", str(self.data))
+
+    def _tuning(self, seeds: Sequence[int]) -> Iterator[list[str]]:
+        settings = {
+            f"lr-{rate}=learning_rate": ("rl.weights.scheme=uniform", f"rl.learning_rate={rate}")
+            for rate in LEARNING_RATES
+        }
+        for w_max, down, up in PAPER_SETTINGS:
+            weights = f"w_max: {w_max}, alpha_format: {down}, alpha_arguments: {up}, alpha_think: {up}"
+            settings[f"paper-{w_max}-{down}-{up}"] = (f"rl.weights={{scheme: paper, {weights}}}",)
+        for trial, changes in settings.items():
+            for seed in seeds:
+                out = self.folder / "tuning" / f"{trial.partition('=')[0]}-{seed}"
+                yield from self._training(
+                    out, self.policy, trial, *changes, f"rl.seed={seed}", "rl.evaluate_every=null"
+                )
+
+    def _ablation(self, part: str, schemes: Sequence[str], seeds: Sequence[int]) -> Iterator[list[str]]:
+        """One ablation over the seeds, with the data and from the policy that are there."""
+        names = ",".join(map(str, seeds))
+        out = self.folder / part / f"seeds-{names}"
+        if _succeeded(out):
+            return
+        if (out / "run.json").exists():
+            yield ["ablate", "--resume", str(out)]
+            return
+        start = _set(f"model.source={self.policy}", "sft.enabled=false")
+        chosen = [text for scheme in schemes for text in ("--scheme", scheme)]
+        compared = ["--seeds", names, "--baseline", schemes[0].partition("=")[0], "--metric", "task/last"]
+        yield ["ablate", *self._settings, *start, *chosen, *compared, "--output", str(out)]
+
+    def _sft(self, seeds: Sequence[int]) -> Iterator[list[str]]:
+        data = self.folder / "sft" / "data"
+        if not data.exists():  # the split of RL in place of that of the warm-up
+            shutil.copytree(self.data, data, ignore=shutil.ignore_patterns("manifest.json", "sft"))
+            shutil.copytree(data / "rl", data / "sft")
+        for name, weights in SUPERVISED.items():
+            for seed in seeds:
+                out = self.folder / "sft" / f"{name}-{seed}"
+                source = _set(f"model.source={self.policy}", f"sft.region_weights={weights}", f"sft.seed={seed}")
+                yield from self._stage(out, "sft", "--dataset", str(data), *source)
+                yield from self._training(out.with_name(f"{out.name}-task"), out, name, *NO_TRAINING)
+                for benchmark in ("bfcl", "api-bank"):
+                    yield from self._stage(
+                        out.with_name(f"{out.name}-{benchmark}"), f"eval-{benchmark}", "--policy", str(out)
+                    )
+
+    def _training(self, out: Path, policy: Path, trial: str, *overrides: str) -> Iterator[list[str]]:
+        inputs = ("--dataset", str(self.data), "--policy", str(policy))
+        yield from self._stage(out, "train", *inputs, "--trial", trial, *_set(*overrides))
+
+    def _stage(self, out: Path, command: str, *arguments: str) -> Iterator[list[str]]:
+        if not (out / "manifest.json").exists():
+            yield [command, *self._settings, *arguments, "--out", str(out)]
+
+    def collect(self, results: Path) -> int:
+        """Add a row for each trial that has ended to a file; returns how many it has then."""
+        # The precision decides what is computed, and how fast: a CPU without AVX-512 computes in float32.
+        machine = f"{describe('cpu')['cpu']}, {str(compute_dtype(load(self.profile).model)).removeprefix('torch.')}"
+        rows = []
+        for part in ("tuning", "comparison", "controls"):
+            if (database := self.folder / part / "mlruns" / "mlflow.db").exists():
+                rows += collect(part, database, machine)
+        return keep([*rows, *supervised(self.folder / "sft", SUPERVISED, machine)], results)
+
+
+def _set(*overrides: str) -> list[str]:
+    return [text for one in overrides for text in ("--set", one)]
+
+
+def _succeeded(folder: Path) -> bool:
+    summary = folder / "summary.json"
+    return summary.exists() and json.loads(summary.read_text(encoding="utf-8"))["status"] == "succeeded"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "collect"))
+    parser.add_argument("part", choices=PARTS, nargs="?")
+    parser.add_argument("--seeds", default="0", help="of the part's trials: 0,1,2")
+    parser.add_argument(
+        "--folder", type=Path, default=TOP / "runs" / "evidence", help="where everything is made, and stays"
+    )
+    parser.add_argument("--profile", type=Path, default=PROFILE)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file that collect adds to")
+    options = parser.parse_args()
+    if (options.what == "run") != (options.part is not None):
+        parser.error("run needs a part, collect takes none")
+    trials = Trials(options.folder, options.profile, options.overrides)
+    if options.what == "collect":
+        sys.stdout.write(f"{trials.collect(options.results)} trials in {options.results}\n")
+    else:
+        trials.run(options.part, [int(seed) for seed in options.seeds.split(",")])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
