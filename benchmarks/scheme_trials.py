@@ -88,7 +88,7 @@ class Trials:
             for seed in seeds:
                 out = self.folder / "tuning" / f"{trial.partition('=')[0]}-{seed}"
                 yield from self._training(
-                    out, self.policy, trial, *changes, f"rl.seed={seed}", "rl.evaluate_every=null"
+                    out, self.policy, trial, *changes, f"rl.seed={seed}", "rl.evaluate_every=1000"
                 )
 
     def _ablation(self, part: str, schemes: Sequence[str], seeds: Sequence[int]) -> Iterator[list[str]]:
