@@ -1,11 +1,15 @@
 """Trainings for docs/evidence.md: which scheme of token weights trains the better policy?
 
     python benchmarks/scheme_trials.py run warm-up                   data and the policy that all trials start from
-    python benchmarks/scheme_trials.py run tuning --seeds 100,101    learning rates, and settings of the scheme paper
-    python benchmarks/scheme_trials.py run comparison --seeds 0,1    GRPO (uniform) against ResT (paper)
-    python benchmarks/scheme_trials.py run controls --seeds 0,1
-    python benchmarks/scheme_trials.py run sft --seeds 0,1           more supervised steps in place of RL
-    python benchmarks/scheme_trials.py collect                       a row a trial into results/evidence/trials.jsonl
+    python benchmarks/scheme_trials.py run PART [--seeds 0,1]
+    python benchmarks/scheme_trials.py collect      a row a trial into results/evidence/trials.jsonl
+
+    PART: warm-up         the data, and the policy that all trials start from
+          learning-rates  of GRPO, tried on seeds of their own
+          paper-settings  of ResT's weights, as many tries, at the learning rate of the profile
+          comparison      GRPO (uniform) against ResT (paper)
+          controls        other schemes
+          sft             more supervised steps in place of RL
 
 Each part calls `rest`, in --folder, below which everything stays; what is done is not done again, and what was stopped
 resumes. A trial takes one thread (OMP_NUM_THREADS); on several cores run parts beside each other with other seeds.
@@ -45,7 +49,7 @@ PAPER_SETTINGS = ((8, 4, 2), (4, 2, 1), (16, 8, 4))
 SUPERVISED = {"sft": "{}", "tsft": "{name: 2, arguments: 2}", "rsft": "{think: 2}"}
 # Held-out accuracy is measured by a training: this one changes no weight.
 NO_TRAINING = ("rl.steps=1", "rl.prompts_per_step=1", "rl.evaluate_every=1", "rl.learning_rate=1e-15")
-PARTS = ("warm-up", "tuning", "comparison", "controls", "sft")
+PARTS = ("warm-up", "learning-rates", "paper-settings", "comparison", "controls", "sft")
 
 
 class Trials:
@@ -60,7 +64,8 @@ class Trials:
         """Everything of a part that is not there yet."""
         commands = {
             "warm-up": self._warm_up,
-            "tuning": self._tuning,
+            "learning-rates": self._learning_rates,
+            "paper-settings": self._paper_settings,
             "comparison": lambda seeds: self._ablation(part, COMPARISON, seeds),
             "controls": lambda seeds: self._ablation(part, CONTROLS, seeds),
             "sft": self._sft,
@@ -76,20 +81,25 @@ class Trials:
         yield from self._stage(self.data, "prepare")
         yield from self._stage(self.policy, "sft", "--dataset", str(self.data))
 
-    def _tuning(self, seeds: Sequence[int]) -> Iterator[list[str]]:
-        settings = {
-            f"lr-{rate}=learning_rate": ("rl.weights.scheme=uniform", f"rl.learning_rate={rate}")
-            for rate in LEARNING_RATES
-        }
+    def _learning_rates(self, seeds: Sequence[int]) -> Iterator[list[str]]:
+        for rate in LEARNING_RATES:
+            changes = ("rl.weights.scheme=uniform", f"rl.learning_rate={rate}")
+            yield from self._tried("learning-rates", f"lr-{rate}", "learning_rate", changes, seeds)
+
+    def _paper_settings(self, seeds: Sequence[int]) -> Iterator[list[str]]:
         for w_max, down, up in PAPER_SETTINGS:
             weights = f"w_max: {w_max}, alpha_format: {down}, alpha_arguments: {up}, alpha_think: {up}"
-            settings[f"paper-{w_max}-{down}-{up}"] = (f"rl.weights={{scheme: paper, {weights}}}",)
-        for trial, changes in settings.items():
-            for seed in seeds:
-                out = self.folder / "tuning" / f"{trial.partition('=')[0]}-{seed}"
-                yield from self._training(
-                    out, self.policy, trial, *changes, f"rl.seed={seed}", "rl.evaluate_every=1000"
-                )
+            changes = (f"rl.weights={{scheme: paper, {weights}}}",)
+            yield from self._tried("paper-settings", f"paper-{w_max}-{down}-{up}", "", changes, seeds)
+
+    def _tried(
+        self, part: str, name: str, replaced: str, changes: Sequence[str], seeds: Sequence[int]
+    ) -> Iterator[list[str]]:
+        for seed in seeds:
+            # Accuracy before and after: for the power calculation; nothing is chosen by it.
+            overrides = (*changes, f"rl.seed={seed}", "rl.evaluate_every=1000")
+            trial = f"{name}={replaced}" if replaced else name
+            yield from self._training(self.folder / part / f"{name}-{seed}", self.policy, trial, *overrides)
 
     def _ablation(self, part: str, schemes: Sequence[str], seeds: Sequence[int]) -> Iterator[list[str]]:
         """One ablation over the seeds, with the data and from the policy that are there."""
@@ -134,7 +144,7 @@ class Trials:
         # The precision decides what is computed, and how fast: a CPU without AVX-512 computes in float32.
         machine = f"{describe('cpu')['cpu']}, {str(compute_dtype(load(self.profile).model)).removeprefix('torch.')}"
         rows = []
-        for part in ("tuning", "comparison", "controls"):
+        for part in ("learning-rates", "paper-settings", "comparison", "controls"):
             if (database := self.folder / part / "mlruns" / "mlflow.db").exists():
                 rows += collect(part, database, machine)
         return keep([*rows, *supervised(self.folder / "sft", SUPERVISED, machine)], results)
