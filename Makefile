@@ -24,13 +24,14 @@ BUILD := docker build --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --build-arg ACCEL
 	--build-arg VERSION=$(VERSION) --build-arg GIT_COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude='*' || echo unknown) \
 	$(BUILD_ARGS)
 
-.PHONY: help setup run test test-integration test-containers test-manifests bench lint ui compile image push sbom lock lock-images vllm clean
+.PHONY: help setup run test test-integration test-containers test-manifests bench lint evidence evidence-run ui compile image push sbom lock lock-images vllm clean
 
 help:
 	@echo "make run      run the whole pipeline on this machine (profile quickstart)"
 	@echo "make test     run the tests of the parts"
 	@echo "make test-integration          whole pipelines, trainings in several processes, the real model"
 	@echo "make bench    one RL step against TRL's GRPOTrainer (about 40 minutes on two cores)"
+	@echo "make evidence write the tables and pictures of docs/evidence.md from the committed results"
 	@echo "make ui       MLflow's pages over what was run"
 	@echo "make compile  write the components and the pipelines' YAML from the catalogue of stages"
 	@echo "make image    build the container images (for GPUs: make image ACCELERATOR=cuda)"
@@ -71,6 +72,18 @@ test-integration: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/rl_step.py
+
+# docs/evidence.md: its tables and pictures from the committed results; and everything that they are made of (days).
+EVIDENCE := benchmarks/results/evidence
+GRADIENTS := $(BIN)/python benchmarks/gradient_variance.py --profile benchmarks/evidence/evidence.yaml --dataset runs/evidence/warm-up/data
+evidence: $(STAMP)
+	$(BIN)/python benchmarks/evidence_report.py
+
+evidence-run: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scheme_trials.py run
+	$(BIN)/python benchmarks/scheme_trials.py collect
+	$(GRADIENTS) --policy runs/evidence/warm-up/policy --out runs/evidence/gradients-warm --results $(EVIDENCE)/gradients-warm.json
+	$(GRADIENTS) --policy embedded:smollm2-135m-instruct --out runs/evidence/gradients-cold --results $(EVIDENCE)/gradients-cold.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

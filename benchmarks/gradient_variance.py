@@ -224,7 +224,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=40, help="of each region, whose scores are measured")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="where the parts stand, and stay")
-    parser.add_argument("--report", action="store_true", help="print the figures of what is there")
+    parser.add_argument("--report", action="store_true", help="only report what is there")
+    parser.add_argument("--results", type=Path, help="file for the figures; default: they are printed")
     options = parser.parse_args()
     try:
         if not options.report:
@@ -235,7 +236,11 @@ def main() -> int:
             measurement.scores()
             measurement.gradients()
             measurement.products()
-        sys.stdout.write(json.dumps(report(options.out), indent=2) + "\n")
+        figures = json.dumps(report(options.out), indent=2) + "\n"
+        if options.results is None:
+            sys.stdout.write(figures)
+        else:
+            options.results.write_text(figures, encoding="utf-8")
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

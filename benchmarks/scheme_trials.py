@@ -1,7 +1,6 @@
 """Trainings for docs/evidence.md: which scheme of token weights trains the better policy?
 
-    python benchmarks/scheme_trials.py run warm-up                   data and the policy that all trials start from
-    python benchmarks/scheme_trials.py run PART [--seeds 0,1]
+    python benchmarks/scheme_trials.py run [PART] [--seeds 0,1]
     python benchmarks/scheme_trials.py collect      a row a trial into results/evidence/trials.jsonl
 
     PART: warm-up         the data, and the policy that all trials start from
@@ -10,6 +9,7 @@
           comparison      GRPO (uniform) against ResT (paper)
           controls        other schemes
           sft             more supervised steps in place of RL
+          start           what the policy of the warm-up can do, and the model as it is
 
 Each part calls `rest`, in --folder, below which everything stays; what is done is not done again, and what was stopped
 resumes. A trial takes one thread (OMP_NUM_THREADS); on several cores run parts beside each other with other seeds.
@@ -25,7 +25,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from evidence.trials import collect, keep, supervised
+from evidence.trials import collect, evaluated, keep
 from stepbench.machine import TOP, describe
 
 from rest_core.config import load
@@ -49,7 +49,16 @@ PAPER_SETTINGS = ((8, 4, 2), (4, 2, 1), (16, 8, 4))
 SUPERVISED = {"sft": "{}", "tsft": "{name: 2, arguments: 2}", "rsft": "{think: 2}"}
 # Held-out accuracy is measured by a training: this one changes no weight.
 NO_TRAINING = ("rl.steps=1", "rl.prompts_per_step=1", "rl.evaluate_every=1", "rl.learning_rate=1e-15")
-PARTS = ("warm-up", "learning-rates", "paper-settings", "comparison", "controls", "sft")
+# Parts and the seeds that they have.
+PLAN: dict[str, Sequence[int]] = {
+    "warm-up": (0,),
+    "learning-rates": (100, 101),
+    "paper-settings": (100, 101),
+    "comparison": range(8),
+    "controls": range(5),
+    "sft": range(5),
+    "start": (0,),
+}
 
 
 class Trials:
@@ -69,6 +78,7 @@ class Trials:
             "comparison": lambda seeds: self._ablation(part, COMPARISON, seeds),
             "controls": lambda seeds: self._ablation(part, CONTROLS, seeds),
             "sft": self._sft,
+            "start": self._start,
         }
         folder = self.folder / part
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +109,7 @@ class Trials:
             # Accuracy before and after: for the power calculation; nothing is chosen by it.
             overrides = (*changes, f"rl.seed={seed}", "rl.evaluate_every=1000")
             trial = f"{name}={replaced}" if replaced else name
-            yield from self._training(self.folder / part / f"{name}-{seed}", self.policy, trial, *overrides)
+            yield from self._training(self.folder / part / f"{name}-{seed}", str(self.policy), trial, *overrides)
 
     def _ablation(self, part: str, schemes: Sequence[str], seeds: Sequence[int]) -> Iterator[list[str]]:
         """One ablation over the seeds, with the data and from the policy that are there."""
@@ -125,14 +135,20 @@ class Trials:
                 out = self.folder / "sft" / f"{name}-{seed}"
                 source = _set(f"model.source={self.policy}", f"sft.region_weights={weights}", f"sft.seed={seed}")
                 yield from self._stage(out, "sft", "--dataset", str(data), *source)
-                yield from self._training(out.with_name(f"{out.name}-task"), out, name, *NO_TRAINING)
-                for benchmark in ("bfcl", "api-bank"):
-                    yield from self._stage(
-                        out.with_name(f"{out.name}-{benchmark}"), f"eval-{benchmark}", "--policy", str(out)
-                    )
+                yield from self._evaluations(out, str(out), name)
 
-    def _training(self, out: Path, policy: Path, trial: str, *overrides: str) -> Iterator[list[str]]:
-        inputs = ("--dataset", str(self.data), "--policy", str(policy))
+    def _start(self, _: Sequence[int]) -> Iterator[list[str]]:
+        for name, policy in (("base", load(self.profile).model.source), ("warm-up", str(self.policy))):
+            yield from self._evaluations(self.folder / "start" / f"{name}-0", policy, name)
+
+    def _evaluations(self, out: Path, policy: str, name: str) -> Iterator[list[str]]:
+        """What `evaluated` reads of a policy, in folders beside `out`."""
+        yield from self._training(out.with_name(f"{out.name}-task"), policy, name, *NO_TRAINING)
+        for benchmark in ("bfcl", "api-bank"):
+            yield from self._stage(out.with_name(f"{out.name}-{benchmark}"), f"eval-{benchmark}", "--policy", policy)
+
+    def _training(self, out: Path, policy: str, trial: str, *overrides: str) -> Iterator[list[str]]:
+        inputs = ("--dataset", str(self.data), "--policy", policy)
         yield from self._stage(out, "train", *inputs, "--trial", trial, *_set(*overrides))
 
     def _stage(self, out: Path, command: str, *arguments: str) -> Iterator[list[str]]:
@@ -147,7 +163,9 @@ class Trials:
         for part in ("learning-rates", "paper-settings", "comparison", "controls"):
             if (database := self.folder / part / "mlruns" / "mlflow.db").exists():
                 rows += collect(part, database, machine)
-        return keep([*rows, *supervised(self.folder / "sft", SUPERVISED, machine)], results)
+        rows += evaluated("sft", self.folder / "sft", SUPERVISED, machine)
+        rows += evaluated("start", self.folder / "start", ("base", "warm-up"), machine)
+        return keep(rows, results)
 
 
 def _set(*overrides: str) -> list[str]:
@@ -162,8 +180,8 @@ def _succeeded(folder: Path) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "collect"))
-    parser.add_argument("part", choices=PARTS, nargs="?")
-    parser.add_argument("--seeds", default="0", help="of the part's trials: 0,1,2")
+    parser.add_argument("part", choices=PLAN, nargs="?", help="default: one after the other")
+    parser.add_argument("--seeds", help="of the part's trials: 0,1,2; default: all that docs/evidence.md names")
     parser.add_argument(
         "--folder", type=Path, default=TOP / "runs" / "evidence", help="where everything is made, and stays"
     )
@@ -171,13 +189,14 @@ def main() -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file that collect adds to")
     options = parser.parse_args()
-    if (options.what == "run") != (options.part is not None):
-        parser.error("run needs a part, collect takes none")
+    if options.seeds and options.part is None:
+        parser.error("--seeds needs a part")
     trials = Trials(options.folder, options.profile, options.overrides)
     if options.what == "collect":
         sys.stdout.write(f"{trials.collect(options.results)} trials in {options.results}\n")
-    else:
-        trials.run(options.part, [int(seed) for seed in options.seeds.split(",")])
+        return 0
+    for part in (options.part,) if options.part else PLAN:
+        trials.run(part, [int(seed) for seed in options.seeds.split(",")] if options.seeds else PLAN[part])
     return 0
 
 

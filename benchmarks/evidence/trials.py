@@ -10,8 +10,8 @@ from typing import Any
 
 from rest_core.operations.tracking.tags import KIND_TAG, PIPELINE_RUN_TAG, SCHEME_TAG, STAGE_TAG, TRIAL_TAG
 
-# Of each step; of what is measured between steps, pairs [step, value].
-CURVES = re.compile(r"(reward/(total|correctness|format|well_formed)|response/.*|entropy/.*|weight/.*|grad_norm)$")
+# Of each step, None where a step has none (no token of a region); of what is measured between steps, [step, value].
+CURVES = re.compile(r"(reward/total|reward/well_formed|response/.*|entropy/.*|grad_norm)$")
 MEASURED = re.compile(r"task/(accuracy|response_tokens)$")
 FIGURES = re.compile(r"(task|bfcl|api_bank)/(?!accuracy$|response_tokens$|low/|high/|count/|subset$)")
 SETTINGS = re.compile(r"cfg/rl/(weights/.*|learning_rate|steps|seed)$")
@@ -46,7 +46,11 @@ def collect(part: str, database: Path, machine: str) -> list[dict[str, Any]]:
                 "settings": settings,
                 "seconds": round((training.info.end_time - training.info.start_time) / 1000),
                 "figures": {name: _short(figures[name]) for name in sorted(figures) if FIGURES.match(name)},
-                "curves": {name: [value for _, value in one] for name, one in history.items() if CURVES.match(name)},
+                "curves": {
+                    name: [dict(one).get(step) for step, _ in history["reward/total"]]
+                    for name, one in history.items()
+                    if CURVES.match(name)
+                },
                 "measured": {name: one for name, one in history.items() if MEASURED.match(name)},
                 "commit": training.data.tags.get("mlflow.source.git.commit"),
                 "machine": machine,
@@ -55,12 +59,12 @@ def collect(part: str, database: Path, machine: str) -> list[dict[str, Any]]:
     return rows
 
 
-def supervised(folder: Path, names: Iterable[str], machine: str) -> list[dict[str, Any]]:
-    """A row for each supervised baseline of which all figures are there: folders NAME-SEED-{task,bfcl,api-bank}."""
+def evaluated(part: str, folder: Path, names: Iterable[str], machine: str) -> list[dict[str, Any]]:
+    """A row for each policy without RL of which all figures are there: folders NAME-SEED-{task,bfcl,api-bank}."""
     rows = []
     for name in names:
         for task in sorted(folder.glob(f"{name}-*-task")):
-            seed = int(task.name.split("-")[1])
+            seed = int(task.name.split("-")[-2])
             folders = [task, *(folder / f"{name}-{seed}-{benchmark}" for benchmark in ("bfcl", "api-bank"))]
             if not all((one / "manifest.json").exists() for one in folders):
                 continue
@@ -68,7 +72,7 @@ def supervised(folder: Path, names: Iterable[str], machine: str) -> list[dict[st
             for one in folders:
                 figures |= json.loads((one / "metrics.json").read_text(encoding="utf-8"))
             shown = {key: _short(figures[key]) for key in sorted(figures) if FIGURES.match(key)}
-            rows.append({"part": "sft", "scheme": name, "seed": seed, "figures": shown, "machine": machine})
+            rows.append({"part": part, "scheme": name, "seed": seed, "figures": shown, "machine": machine})
     return rows
 
 
@@ -90,4 +94,4 @@ def _key(row: dict[str, Any]) -> tuple[str, str, int]:
 
 
 def _short(value: float) -> float:
-    return float(f"{value:.5g}")
+    return float(f"{value:.4g}")

@@ -1,0 +1,71 @@
+"""The tables of docs/evidence.md that say what gradients are like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .tables import table
+
+
+def scheme_table(found: Mapping[str, Any]) -> list[str]:
+    """A row a scheme: variance, signal and what follows, over uniform's."""
+    names = {
+        "variance/uniform": "variance",
+        "signal/uniform": "signal",
+        "snr/uniform": "signal to noise",
+        "snr_uniform/uniform": "towards uniform's",
+    }
+    body = []
+    for scheme, row in found["schemes"].items():
+        cells = [_ratio(row[name]) for name in names] + [_cosine(row["cosine"]), _cosine(row["aligned"])]
+        body.append([scheme, *cells])
+    return table(("scheme", *names.values(), "cosine with the mean", "direction beside uniform's"), body)
+
+
+def region_table(found: Mapping[str, Any]) -> list[str]:
+    """A row a region: its share of the tokens, its entropy, and its part of uniform's gradient."""
+    settings = found["settings"]
+    body = [
+        [
+            region,
+            f"{settings['region_share'][region]:.1%}",
+            f"{settings['region_entropy'][region]:.3f}",
+            f"{part['variance']:.1%}",
+            f"{part['squared_norm']:.1%}",
+        ]
+        for region, part in found["regions"].items()
+    ]
+    return table(("region", "tokens", "entropy, nats", "of the variance", "of the squared norm"), body)
+
+
+def token_table(found: Mapping[str, Any]) -> list[str]:
+    """A row a region: the bound's stand-ins, and the squared norm that they stand for."""
+    tokens = found["tokens"]
+    body = [
+        [
+            region,
+            str(one["tokens"]),
+            f"{one['entropy']:.3f}",
+            f"{one['proxy']:.3f}",
+            f"{one['logit_score']:.3f}",
+            f"{one['squared_score']:.3g}",
+            f"{one['squared_jacobian']:.3g}",
+        ]
+        for region, one in tokens["regions"].items()
+    ]
+    head = ("region", "tokens", "entropy", "1 − e^(−H)", "1 − Σp²", "squared score", "squared Jacobian norm")
+    ranks = (
+        f"Rank correlation with the squared score, over all tokens: {tokens['spearman_proxy']:.2f} of 1 − e^(−H), "
+        f"{tokens['spearman_logit_score']:.2f} of 1 − Σp²."
+    )
+    return [*table(head, body), "", ranks]
+
+
+def _ratio(values: Sequence[float]) -> str:
+    value, low, high = values
+    return f"{value:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _cosine(values: Sequence[float]) -> str:
+    return f"{values[0]:.2f}"

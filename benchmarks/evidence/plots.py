@@ -1,0 +1,103 @@
+"""The pictures of docs/evidence.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rest_core.ablation.plot import comparison_figure
+from rest_core.ablation.settings import AblationConfig
+
+from .tables import BASELINE, CONFIDENCE, LAST, PRIMARY, Rows, compared, smoothed
+
+COLOURS = {BASELINE: "#f58518", "paper": "#4c78a8"}
+LABELS = {BASELINE: "uniform (GRPO)", "paper": "paper (ResT)"}
+
+
+def trials(rows: Rows) -> Figure | None:
+    """Each trial's primary figure, and the differences from the baseline."""
+    found = compared(rows, PRIMARY)
+    if found is None:
+        return None
+    return comparison_figure([found], AblationConfig(baseline=BASELINE, metric=PRIMARY, confidence=CONFIDENCE))
+
+
+def curves(rows: Rows) -> Figure | None:
+    """Reward, held-out accuracy, length and entropies over the steps: means over seeds, and twice their error."""
+    chosen = [row for row in rows if row["part"] == "comparison"]
+    if not chosen:
+        return None
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    panels = figure.subplots(2, 3)
+    for scheme in COLOURS:
+        mine = [row for row in chosen if row["scheme"] == scheme]
+        if not mine:
+            continue
+        _band(panels[0, 0], [smoothed(row["curves"]["reward/total"]) for row in mine], scheme, LAST)
+        measured = [row["measured"]["task/accuracy"] for row in mine]
+        steps = [step for step, _ in measured[0]]
+        _band(panels[0, 1], [np.array([100 * value for _, value in one]) for one in measured], scheme, 0, steps)
+        _band(panels[0, 2], [smoothed(row["curves"]["response/tokens"]) for row in mine], scheme, LAST)
+        for panel, region in zip(panels[1], ("name", "arguments", "format"), strict=True):
+            name = f"entropy/{region}"
+            _band(panel, [smoothed(row["curves"][name]) for row in mine if name in row["curves"]], scheme, LAST)
+            panel.set_title(f"entropy of {region} tokens, nats", fontsize=9, loc="left")
+    titles = (f"reward (mean of {LAST} steps)", "held-out requests answered right, percent", "tokens a response")
+    for panel, title in zip(panels[0], titles, strict=True):
+        panel.set_title(title, fontsize=9, loc="left")
+    for panel in panels.flat:
+        panel.set_xlabel("step", fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _band(
+    axes: Axes, values: Sequence[np.ndarray], scheme: str, first: int, steps: Sequence[int] | None = None
+) -> None:
+    if not values:
+        return
+    length = min(map(len, values))
+    table = np.array([one[:length] for one in values])
+    at = list(range(first, first + length)) if steps is None else list(steps)
+    mean = table.mean(0)
+    axes.plot(at, mean, color=COLOURS[scheme], label=f"{LABELS[scheme]}, {len(values)} seeds")
+    if len(values) > 1:
+        error = 2 * table.std(0, ddof=1) / np.sqrt(len(values))
+        axes.fill_between(at, mean - error, mean + error, color=COLOURS[scheme], alpha=0.2, linewidth=0)
+
+
+def gradients(measured: Mapping[str, Any]) -> Figure:
+    """Of each scheme the ratios to uniform's variance and signal-to-noise ratio, by policy."""
+    figure = Figure(
+        figsize=(11, 0.9 + 0.42 * max(len(one["schemes"]) for one in measured.values())), layout="constrained"
+    )
+    panels = figure.subplots(1, 3, sharey=True)
+    figures = {
+        "variance/uniform": "variance, times uniform's",
+        "snr/uniform": "signal-to-noise ratio, times uniform's",
+        "snr_uniform/uniform": "the same towards uniform's gradient",
+    }
+    for offset, (policy, one) in enumerate(measured.items()):
+        names = [name for name in one["schemes"] if name != BASELINE]
+        for panel, (figure_name, title) in zip(panels, figures.items(), strict=True):
+            for row, name in enumerate(names):
+                value, low, high = one["schemes"][name][figure_name]
+                place, colour = row + 0.25 * offset, ("#4c78a8", "#f58518")[offset % 2]
+                panel.hlines(place, low, high, color=colour, linewidth=2, alpha=0.6)
+                panel.plot([value], [place], "D", color=colour, markersize=5, label=policy if row == 0 else None)
+            panel.axvline(1, color="#777777", linewidth=1, linestyle="--")
+            panel.set_title(title, fontsize=9, loc="left")
+            panel.set_yticks(range(len(names)), names, fontsize=8)
+            panel.set_ylim(len(names) - 0.3, -0.7)
+            panel.tick_params(axis="x", labelsize=8)
+            panel.grid(axis="x", alpha=0.3)
+            panel.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(fontsize=8, frameon=False)
+    return figure

@@ -1,0 +1,127 @@
+"""Write the tables and pictures of docs/evidence.md anew, from results/evidence (make evidence).
+
+    python benchmarks/evidence_report.py [--check]
+
+Tables stand between `<!-- evidence: NAME -->` and `<!-- end -->`. With --check nothing is written; the exit code is 1
+where a table is not what the results give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from evidence import plots, tables
+from evidence.gradients import region_table, scheme_table, token_table
+from evidence.trials import read
+from matplotlib.figure import Figure
+from stepbench.machine import TOP
+
+PAGE = TOP / "docs" / "evidence.md"
+IMAGES = TOP / "docs" / "images"
+RESULTS = TOP / "benchmarks" / "results" / "evidence"
+POLICIES = ("warm", "cold")  # of which gradients are measured: gradients-NAME.json
+SECONDARY = {
+    "task/last": "held-out accuracy after the last step (primary)",
+    "task/mean": "held-out accuracy, mean of the measurements",
+    "mean reward/total": "reward, mean of all steps",
+    "last reward/total": f"reward, last {tables.LAST} steps",
+    "last response/tokens": f"tokens a response, last {tables.LAST} steps",
+    "last response/truncated_share": f"share cut off, last {tables.LAST} steps",
+    "bfcl/call_accuracy": "BFCL, questions that want a call",
+    "bfcl/irrelevance_accuracy": "BFCL, questions that want none",
+    "api_bank/overall_strict": "API-Bank, strict",
+}
+SHOWN = {
+    "task/last": "held-out",
+    "bfcl/call_accuracy": "BFCL, calls",
+    "bfcl/irrelevance_accuracy": "BFCL, no call",
+    "api_bank/overall_strict": "API-Bank, strict",
+}
+_BLOCK = re.compile(r"(<!-- evidence: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def blocks(rows: tables.Rows, gradients: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The tables by name."""
+    entropies = {
+        f"{what} entropy/{region}": f"{region}, {label}"
+        for what, label in (("last", f"mean of the last {tables.LAST} steps"), ("change", "mean change a step"))
+        for region in tables.REGIONS
+    }
+    schemes = (tables.BASELINE, "paper")
+    return {
+        "learning-rates": tables.tuning(rows, "learning-rates"),
+        "paper-settings": tables.tuning(rows, "paper-settings"),
+        "power": tables.power(rows),
+        "primary": tables.comparison(tables.compared(rows, tables.PRIMARY, parts=("comparison",))),
+        "secondary": tables.metrics(rows, SECONDARY, schemes),
+        "speed": _speed(rows),
+        "entropy": tables.metrics(rows, entropies, schemes),
+        "controls": tables.comparison(tables.compared(rows, tables.PRIMARY)),
+        "policies": tables.policies(rows, SHOWN),
+        "gradients": _each(gradients, scheme_table),
+        "regions": _each(gradients, region_table),
+        "tokens": _each(gradients, token_table),
+    }
+
+
+def pictures(rows: tables.Rows, gradients: Mapping[str, Any]) -> dict[str, Figure]:
+    """The pictures by file name, of what has been measured."""
+    found = {
+        "evidence-trials.png": plots.trials(rows),
+        "evidence-curves.png": plots.curves(rows),
+        "evidence-gradients.png": plots.gradients(gradients) if gradients else None,
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def filled(page: str, found: Mapping[str, list[str]]) -> str:
+    """The page with these tables in their places."""
+    return _BLOCK.sub(lambda match: "\n".join([match[1].rstrip("\n"), *found[match[2]], match[3]]), page)
+
+
+def measured() -> tuple[tables.Rows, dict[str, Any]]:
+    """The rows of the trials, and the figures of the gradients by policy."""
+    files = {name: RESULTS / f"gradients-{name}.json" for name in POLICIES}
+    found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
+    return read(RESULTS / "trials.jsonl"), found
+
+
+def _speed(rows: tables.Rows) -> list[str]:
+    found = tables.speed(rows)
+    if found is None:
+        return ["Not measured yet."]
+    return [
+        f"ResT reaches GRPO's final reward after {found['steps']} steps, GRPO after {found['of']}: "
+        f"{found['ratio']:.0%} ({found['low']:.0%} to {found['high']:.0%}, bootstrap over {found['seeds']} seeds)."
+    ]
+
+
+def _each(gradients: Mapping[str, Any], write: Callable[[Mapping[str, Any]], list[str]]) -> list[str]:
+    if not gradients:
+        return ["Not measured yet."]
+    return [line for policy, one in gradients.items() for line in (f"The {policy} policy:", "", *write(one), "")][:-1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; is the page what the results give?")
+    options = parser.parse_args()
+    rows, gradients = measured()
+    page = PAGE.read_text(encoding="utf-8")
+    made = filled(page, blocks(rows, gradients))
+    if options.check:
+        sys.stdout.write("" if made == page else f"{PAGE} is not what the results give; run make evidence\n")
+        return int(made != page)
+    PAGE.write_text(made, encoding="utf-8")
+    for name, figure in pictures(rows, gradients).items():
+        figure.savefig(IMAGES / name, format="png", dpi=110, metadata={"Software": None})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The tables and pictures of docs/evidence.md, and the rows that they are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import evidence_report
+import numpy as np
+import pytest
+from evidence import plots, tables
+from evidence.trials import keep, read
+
+
+def row(scheme: str, seed: int, last: float, *, part: str = "comparison", gain: float = 0.1) -> dict[str, Any]:
+    steps = 24
+    rewards = [gain * step + 0.01 * seed for step in range(steps)]
+    accuracy = [[0, 0.2], [12, (0.2 + last) / 2], [24, last]]
+    return {
+        "part": part,
+        "scheme": scheme,
+        "seed": seed,
+        "figures": {"task/last": last, "bfcl/call_accuracy": last / 2},
+        "curves": {
+            "reward/total": rewards,
+            "response/tokens": [60.0] * steps,
+            "entropy/name": [None, *([0.1, 0.3] * steps)[: steps - 1]],
+            "entropy/arguments": [0.2] * steps,
+            "entropy/format": [0.01] * steps,
+        },
+        "measured": {"task/accuracy": accuracy},
+    }
+
+
+PAIRS = [row("uniform", n, 0.30 + 0.01 * n) for n in range(8)]
+PAIRS += [row("paper", n, 0.35 + 0.01 * n + 0.002 * (n % 2), gain=0.2) for n in range(8)]
+
+
+def test_the_primary_figure_is_compared_by_pairs() -> None:
+    lines = tables.comparison(tables.compared(PAIRS, tables.PRIMARY, parts=("comparison",)))
+    assert lines[2].startswith("| uniform | 8 | 33.5% |")
+    assert "| +5.1 pp | +5.0 pp to +5.2 pp | < 0.001 |" in lines[3]  # seeds differ by far more
+
+
+def test_figures_follow_from_curves() -> None:
+    found = tables.derived(PAIRS[2])
+    assert found["task/mean"] == pytest.approx((0.26 + 0.32) / 2)  # not the start
+    assert found["last reward/total"] == pytest.approx(0.1 * 21 + 0.02)
+    assert found["change entropy/name"] == pytest.approx(0.2)  # a step without such tokens is no change
+
+
+def test_steps_to_the_baselines_final_reward() -> None:
+    found = tables.speed(PAIRS)
+    assert found is not None
+    # The mean of the 5 steps up to step s is 0.1 (s - 3), 2.1 in the end; the other's is 0.2 (s - 3).
+    assert (found["steps"], found["of"]) == (14, 24)
+    assert found["low"] <= found["ratio"] <= found["high"]
+    slower = [one if one["scheme"] == "uniform" else row("paper", one["seed"], 0.3, gain=0.05) for one in PAIRS]
+    never = tables.speed(slower)
+    assert never is not None and (never["steps"], never["of"]) == (25, 24)
+    assert tables.speed(PAIRS[:1]) is None
+
+
+def test_a_pilot_says_how_wide_the_interval_will_be() -> None:
+    generator = np.random.default_rng(0)
+    pilot = [
+        row(f"lr-{n}", seed, float(generator.normal(0.3 + 0.1 * n, 0.04)), part="learning-rates")
+        for n in range(200)
+        for seed in (100, 101)
+    ]
+    deviation, freedom = tables.pilot_deviation(pilot)
+    assert freedom == 200 and deviation == pytest.approx(0.04, rel=0.1)
+    # The expected half width is about that of simulated pairs.
+    drawn = generator.normal(0, 0.04 * 2**0.5, size=(4000, 8))
+    assert tables.half_width(0.04, 8) == pytest.approx(2.3646 * (drawn.var(1, ddof=1) / 8).mean() ** 0.5, rel=0.03)
+    assert tables.power([]) == ["Not measured yet."]
+
+
+def test_rows_are_kept_once_a_trial(tmp_path: Path) -> None:
+    file = tmp_path / "results" / "trials.jsonl"
+    assert keep(PAIRS[:3], file) == 3
+    assert keep([row("uniform", 1, 0.9), row("uniform", 1, 0.1, part="controls")], file) == 4
+    assert {(one["part"], one["seed"]): one["figures"]["task/last"] for one in read(file)}["comparison", 1] == 0.9
+
+
+def test_pictures_are_drawn_of_what_there_is() -> None:
+    assert plots.trials([]) is None and plots.curves([]) is None
+    assert set(evidence_report.pictures(PAIRS, {})) == {"evidence-trials.png", "evidence-curves.png"}
+
+
+def test_the_page_has_the_tables_that_the_results_give() -> None:
+    rows, gradients = evidence_report.measured()
+    page = evidence_report.PAGE.read_text(encoding="utf-8")
+    found = evidence_report.blocks(rows, gradients)
+    assert evidence_report.filled(page, found) == page, "run make evidence"
+    assert page.count("<!-- evidence: ") == len(found)
