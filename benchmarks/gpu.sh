@@ -4,7 +4,8 @@
 #   benchmarks/gpu.sh pack FOLDER [PYTHON_VERSION]  where there is a network: packages, tokenizer and weights into FOLDER
 #   benchmarks/gpu.sh short FOLDER OUT              what matters most, within nine minutes on an H100; exits with 1 if
 #                                                   the fast path is wrong
-#   benchmarks/gpu.sh PART FOLDER OUT               one part of it: unpack, check-attention, check-decode, check-step,
+#   benchmarks/gpu.sh evidence FOLDER OUT           pairs of trainings for docs/evidence.md, in another nine minutes
+#   benchmarks/gpu.sh PART FOLDER OUT               one part of `short`: unpack, check-attention, check-decode, check-step,
 #                                                   short-b4, short-ceilings, training
 #   benchmarks/gpu.sh run FOLDER OUT OPTION...      rl_step.py with these options
 #
@@ -44,6 +45,8 @@ from rest_core.config import EMBEDDED_MODEL
 from rest_core.model.loading import resolve
 print(resolve(EMBEDDED_MODEL))")
   find "$checkpoint" -maxdepth 1 -type f ! -name '*.safetensors' -exec cp -t "$2/tokenizer" {} +
+  rm -rf "$2/data"
+  PYTHONPATH=. "$python" -m pipelines.cli prepare --profile benchmarks/evidence/evidence.yaml --out "$2/data"
   du -sh "$2"/*
   exit
 fi
@@ -128,6 +131,10 @@ case "$part" in
     exit $wrong
     ;;
   unpack) unpack ;;
+  evidence)
+    unpack
+    "$python" benchmarks/gpu_trials.py --dataset "$folder/data" --results "$out/trials.jsonl" --within "${WITHIN:-480}"
+    ;;
   check-*) "$python" benchmarks/gpu_checks.py "${part#check-}" --device "$device" "${real[@]}" --output "$out" ;;
   # 28 prompts are four full passes of the default 16,384 tokens: one length of rows, one compilation. On 80 GB neither
   # side has room for larger micro-batches while the other one's weights and optimizer are there.

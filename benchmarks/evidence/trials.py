@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +35,52 @@ def collect(part: str, database: Path, machine: str) -> list[dict[str, Any]]:
         settings = {key[7:]: value for key, value in training.data.params.items() if SETTINGS.match(key)}
         figures = {name: value for run in stages.values() for name, value in run.data.metrics.items()}
         history = {
-            name: sorted((one.step, _short(one.value)) for one in client.get_metric_history(training.info.run_id, name))
-            for name in sorted(training.data.metrics)
+            name: sorted((one.step, one.value) for one in client.get_metric_history(training.info.run_id, name))
+            for name in training.data.metrics
         }
-        rows.append(
-            {
-                "part": part,
-                "scheme": training.data.tags[SCHEME_TAG],
-                "seed": int(settings.pop("seed")),
-                "settings": settings,
-                "seconds": round((training.info.end_time - training.info.start_time) / 1000),
-                "figures": {name: _short(figures[name]) for name in sorted(figures) if FIGURES.match(name)},
-                "curves": {
-                    name: [dict(one).get(step) for step, _ in history["reward/total"]]
-                    for name, one in history.items()
-                    if CURVES.match(name)
-                },
-                "measured": {name: one for name, one in history.items() if MEASURED.match(name)},
-                "commit": training.data.tags.get("mlflow.source.git.commit"),
-                "machine": machine,
-            }
-        )
+        more = {
+            "settings": settings,
+            "seconds": round((training.info.end_time - training.info.start_time) / 1000),
+            "commit": training.data.tags.get("mlflow.source.git.commit"),
+            "machine": machine,
+        }
+        seed = int(settings.pop("seed"))
+        rows.append(row(part, training.data.tags[SCHEME_TAG], seed, figures, history, **more))
     return rows
+
+
+def row(
+    part: str,
+    scheme: str,
+    seed: int,
+    figures: Mapping[str, float],
+    history: Mapping[str, Sequence[tuple[int, float]]],
+    **more: Any,
+) -> dict[str, Any]:
+    """A trial as it is kept.
+
+    Args:
+        figures: of its end, by name.
+        history: [step, value] of each metric of the training, in the order of the steps.
+        more: how it was made.
+    """
+    steps = [step for step, _ in history.get("reward/total", ())]
+    curves = {name: dict(history[name]) for name in sorted(history) if CURVES.match(name)}
+    return {
+        "part": part,
+        "scheme": scheme,
+        "seed": seed,
+        "figures": {name: _short(figures[name]) for name in sorted(figures) if FIGURES.match(name)},
+        "curves": {
+            name: [None if step not in one else _short(one[step]) for step in steps] for name, one in curves.items()
+        },
+        "measured": {
+            name: [(step, _short(value)) for step, value in history[name]]
+            for name in sorted(history)
+            if MEASURED.match(name)
+        },
+        **more,
+    }
 
 
 def evaluated(part: str, folder: Path, names: Iterable[str], machine: str) -> list[dict[str, Any]]:
@@ -71,8 +95,7 @@ def evaluated(part: str, folder: Path, names: Iterable[str], machine: str) -> li
             figures: dict[str, float] = {}
             for one in folders:
                 figures |= json.loads((one / "metrics.json").read_text(encoding="utf-8"))
-            shown = {key: _short(figures[key]) for key in sorted(figures) if FIGURES.match(key)}
-            rows.append({"part": part, "scheme": name, "seed": seed, "figures": shown, "machine": machine})
+            rows.append(row(part, name, seed, figures, {}, machine=machine))
     return rows
 
 

@@ -133,3 +133,12 @@ def test_damaged_weights_are_not_installed(machine: Machine) -> None:
     assert done.returncode != 0
     assert "checksum" in done.stderr
     assert "--target" not in machine.calls.read_text(encoding="utf-8")
+
+
+def test_evidence_goes_on_until_its_time_is_up(machine: Machine) -> None:
+    done = machine.run("evidence", WITHIN="60")
+    assert done.returncode == 0, done.stderr
+    (call,) = machine.calls.read_text(encoding="utf-8").splitlines()
+    assert call == (
+        f"benchmarks/gpu_trials.py --dataset {machine.folder}/data --results {machine.out}/trials.jsonl --within 60"
+    )
