@@ -45,8 +45,9 @@ from rest_core.config import EMBEDDED_MODEL
 from rest_core.model.loading import resolve
 print(resolve(EMBEDDED_MODEL))")
   find "$checkpoint" -maxdepth 1 -type f ! -name '*.safetensors' -exec cp -t "$2/tokenizer" {} +
-  rm -rf "$2/data"
+  rm -rf "$2"/data*
   PYTHONPATH=. "$python" -m pipelines.cli prepare --profile benchmarks/evidence/evidence.yaml --out "$2/data"
+  rm -rf "$2"/data.*tracking
   du -sh "$2"/*
   exit
 fi
