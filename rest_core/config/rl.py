@@ -255,6 +255,8 @@ class RlConfig(Section):
     the best checkpoint; null = off"""
     evaluate_prompts: int = Field(256, ge=1)
     """at most this many held-out prompts"""
+    evaluate_samples: int = Field(0, ge=0)
+    """responses that are sampled to each of them as in training, whose mean counts; 0 = the most likely one alone"""
     final: Literal["last", "best"] = "last"
     """the weights that are handed on: after the last step, or best by task accuracy"""
     table_every: int = Field(10, ge=1)

@@ -24,6 +24,7 @@ _MAY_CHANGE = {
     "mirror",
     "grace_seconds",
     "evaluate_every",
+    "evaluate_samples",
     "final",
 }
 
@@ -47,9 +48,10 @@ def check(config: RlConfig, lengths: Sequence[int], *, held_out: Sequence[int]) 
     if not lengths:
         raise UserError("there are no training prompts: the dataset's split 'rl' is empty")
     response = config.max_response_tokens
+    together = max(config.group_size, config.evaluate_samples)  # responses to a prompt that are sampled at once
     budgets = {  # the least that each budget has to hold at once
         "micro_batch_tokens": ("response", max(lengths), 1),
-        "rollout_batch_tokens": (f"group of {config.group_size}", max(*lengths, *held_out, 0), config.group_size),
+        "rollout_batch_tokens": (f"group of {together}", max(*lengths, *held_out, 0), together),
     }
     for name, (what, longest, responses) in budgets.items():
         needed = longest + responses * response

@@ -84,21 +84,25 @@ class Probe:
         return every is not None and (step % every == 0 or step == self._config.steps)
 
     def task_accuracy(self) -> tuple[float, float]:
-        """Share of held-out prompts whose most likely response does the task exactly, and mean tokens a response.
+        """Share of responses to held-out prompts that do the task exactly, and mean tokens a response.
 
-        What counts is `rest_core.algorithm.success`, never the reward.
+        Responses are the most likely ones, or `rl.evaluate_samples` sampled ones a prompt, with the same random numbers
+        in each measurement. What counts is `rest_core.algorithm.success`, never the reward.
         """
         generator = torch.Generator().manual_seed(derive(self._config.seed, "evaluation"))
         order = torch.randperm(len(self._held_out), generator=generator).tolist()
         chosen = sorted(order[: self._config.evaluate_prompts])
-        tasks = [self._held_out[n] for n in chosen[self._schedule.process :: self._schedule.processes]]
-        groups = self._sampler.responses(tasks, None, "evaluation") if tasks else []
+        mine = chosen[self._schedule.process :: self._schedule.processes]
+        tasks, samples = [self._held_out[n] for n in mine], self._config.evaluate_samples
+        seeds = [derive(self._config.seed, "evaluation", n) for n in mine] if samples else None
+        groups = self._sampler.responses(tasks, seeds, "evaluation", samples=samples) if tasks else []
         outcomes = [
             (
                 succeeds(self._algorithm.read(rollout.response_ids, task.tools)[0], task.reference),
                 len(rollout.response_ids),
             )
-            for task, (rollout,) in zip(tasks, groups, strict=True)
+            for task, rollouts in zip(tasks, groups, strict=True)
+            for rollout in rollouts
         ]
         every = self._gather(outcomes)
         return sum(success for success, _ in every) / len(every), sum(tokens for _, tokens in every) / len(every)

@@ -47,14 +47,19 @@ class Sampler:
         with timed(seconds, "seconds/reward"):
             return self.judge(tasks, rollouts, step, where=where, spare=number > 0)
 
-    def responses(self, tasks: Sequence[Task], seeds: Sequence[int] | None, where: str) -> list[list[Rollout]]:
-        """A group of sampled responses to each task; without seeds the most likely response alone.
+    def responses(
+        self, tasks: Sequence[Task], seeds: Sequence[int] | None, where: str, *, samples: int | None = None
+    ) -> list[list[Rollout]]:
+        """Sampled responses to each task, a group where `samples` is None; without seeds the most likely one alone.
 
         Raises:
             UserError: memory has run out, or the policy's logits are no numbers; `where` begins the message.
         """
         config = self.config
-        samples, temperature = (1, 0.0) if seeds is None else (config.group_size, config.temperature)
+        if seeds is None:
+            samples, temperature = 1, 0.0
+        else:
+            samples, temperature = samples or config.group_size, config.temperature
         longest = max((len(task.prompt_ids) for task in tasks), default=0)
         asked = min(len(tasks) * (longest + samples * config.max_response_tokens), config.rollout_batch_tokens)
         total, hidden = len(tasks) * samples, None if self.main else True  # None: hidden where there is no terminal

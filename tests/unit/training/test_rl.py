@@ -292,6 +292,25 @@ def test_the_best_on_the_task_is_kept_and_handed_on_when_asked_for(
     assert rewards is not None and result["reward/after"] == fmean(reward or 0.0 for reward in rewards)
 
 
+def test_accuracy_of_sampled_responses(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def outcome(given: Any, wanted: Any) -> bool:
+        seen.append(given)
+        return len(seen) % 3 == 1  # of each prompt's three the first
+
+    monkeypatch.setattr(probe, "succeeds", outcome)
+    log = Log()
+    made = trainer(settings(steps=1, evaluate_every=1, evaluate_samples=3), log, validation=HELD_OUT)
+    assert made.train()["task/last"] == pytest.approx(1 / 3)
+    assert len(seen) == 2 * 5 * 3
+    texts = [tuple(one.text for one in seen[n : n + 3]) for n in range(0, 15, 3)]
+    assert any(len(set(three)) > 1 for three in texts)  # sampled, each with its own numbers
+    before = [one.text for one in seen[15:]]
+    made.probe.task_accuracy()
+    assert [one.text for one in seen[30:]] == before  # and the same numbers again
+
+
 def test_a_best_checkpoint_that_is_lost_is_told_and_the_best_is_looked_for_anew(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
