@@ -27,9 +27,9 @@ RESULTS = TOP / "benchmarks" / "results" / "evidence"
 POLICIES = ("warm", "cold")  # of which gradients are measured: gradients-NAME.json
 SECONDARY = {
     "task/last": "held-out accuracy after the last step (primary)",
-    "task/mean": "held-out accuracy, mean of the measurements",
     "mean reward/total": "reward, mean of all steps",
     "last reward/total": f"reward, last {tables.LAST} steps",
+    "last reward/well_formed": f"share well formed, last {tables.LAST} steps",
     "last response/tokens": f"tokens a response, last {tables.LAST} steps",
     "last response/truncated_share": f"share cut off, last {tables.LAST} steps",
     "bfcl/call_accuracy": "BFCL, questions that want a call",

@@ -27,7 +27,7 @@ def trials(rows: Rows) -> Figure | None:
 
 
 def curves(rows: Rows) -> Figure | None:
-    """Reward, held-out accuracy, length and entropies over the steps: means over seeds, and twice their error."""
+    """Reward, well-formed responses, length and entropies over the steps: means over seeds, and twice their error."""
     chosen = [row for row in rows if row["part"] == "comparison"]
     if not chosen:
         return None
@@ -37,16 +37,14 @@ def curves(rows: Rows) -> Figure | None:
         mine = [row for row in chosen if row["scheme"] == scheme]
         if not mine:
             continue
-        _band(panels[0, 0], [smoothed(row["curves"]["reward/total"]) for row in mine], scheme, LAST)
-        measured = [row["measured"]["task/accuracy"] for row in mine]
-        steps = [step for step, _ in measured[0]]
-        _band(panels[0, 1], [np.array([100 * value for _, value in one]) for one in measured], scheme, 0, steps)
-        _band(panels[0, 2], [smoothed(row["curves"]["response/tokens"]) for row in mine], scheme, LAST)
+        _band(panels[0, 0], [smoothed(row["curves"]["reward/total"]) for row in mine], scheme)
+        _band(panels[0, 1], [100 * smoothed(row["curves"]["reward/well_formed"]) for row in mine], scheme)
+        _band(panels[0, 2], [smoothed(row["curves"]["response/tokens"]) for row in mine], scheme)
         for panel, region in zip(panels[1], ("name", "arguments", "format"), strict=True):
             name = f"entropy/{region}"
-            _band(panel, [smoothed(row["curves"][name]) for row in mine if name in row["curves"]], scheme, LAST)
+            _band(panel, [smoothed(row["curves"][name]) for row in mine if name in row["curves"]], scheme)
             panel.set_title(f"entropy of {region} tokens, nats", fontsize=9, loc="left")
-    titles = (f"reward (mean of {LAST} steps)", "held-out requests answered right, percent", "tokens a response")
+    titles = (f"reward (mean of {LAST} steps)", "well-formed responses, percent", "tokens a response")
     for panel, title in zip(panels[0], titles, strict=True):
         panel.set_title(title, fontsize=9, loc="left")
     for panel in panels.flat:
@@ -58,14 +56,11 @@ def curves(rows: Rows) -> Figure | None:
     return figure
 
 
-def _band(
-    axes: Axes, values: Sequence[np.ndarray], scheme: str, first: int, steps: Sequence[int] | None = None
-) -> None:
+def _band(axes: Axes, values: Sequence[np.ndarray], scheme: str) -> None:
     if not values:
         return
-    length = min(map(len, values))
-    table = np.array([one[:length] for one in values])
-    at = list(range(first, first + length)) if steps is None else list(steps)
+    table = np.array(values)
+    at = range(LAST, LAST + table.shape[1])
     mean = table.mean(0)
     axes.plot(at, mean, color=COLOURS[scheme], label=f"{LABELS[scheme]}, {len(values)} seeds")
     if len(values) > 1:

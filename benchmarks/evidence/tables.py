@@ -27,12 +27,10 @@ _DRAWS = 2000
 def derived(row: Mapping[str, Any]) -> dict[str, float]:
     """The figures of a trial, and those that follow from its curves."""
     found = dict(row["figures"])
-    curves, accuracy = row.get("curves", {}), row.get("measured", {}).get("task/accuracy", [])
-    if len(accuracy) > 1:
-        found["task/mean"] = fmean(value for step, value in accuracy if step)
+    curves = row.get("curves", {})
     for name, values in curves.items():
         last = [value for value in values[-LAST:] if value is not None]
-        if last and name.startswith(("reward/total", "response/", "entropy/")):
+        if last and name.startswith(("reward/", "response/", "entropy/")):
             found[f"last {name}"] = fmean(last)
         steps = [(a, b) for a, b in pairwise(values) if a is not None and b is not None]
         if name.startswith("entropy/") and steps:
