@@ -73,17 +73,23 @@ test-integration: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/rl_step.py
 
-# docs/evidence.md: its tables and pictures from the committed results; and everything that they are made of (days).
-EVIDENCE := benchmarks/results/evidence
+# docs/evidence.md: its tables and pictures from results (the committed ones, or make evidence EVIDENCE=runs/evidence/results);
+# and everything that they are made of, anew (days).
+EVIDENCE ?= benchmarks/results/evidence
+NEW := runs/evidence/results
 GRADIENTS := $(BIN)/python benchmarks/gradient_variance.py --profile benchmarks/evidence/evidence.yaml --dataset runs/evidence/warm-up/data
+TRIALS := OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scheme_trials.py
+
 evidence: $(STAMP)
-	$(BIN)/python benchmarks/evidence_report.py
+	$(BIN)/python benchmarks/evidence_report.py --results $(EVIDENCE)
 
 evidence-run: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scheme_trials.py run
-	$(BIN)/python benchmarks/scheme_trials.py collect
-	$(GRADIENTS) --policy runs/evidence/warm-up/policy --out runs/evidence/gradients-warm --results $(EVIDENCE)/gradients-warm.json
-	$(GRADIENTS) --policy embedded:smollm2-135m-instruct --out runs/evidence/gradients-cold --results $(EVIDENCE)/gradients-cold.json
+	mkdir -p $(NEW)
+	$(TRIALS) run warm-up
+	$(GRADIENTS) --policy runs/evidence/warm-up/policy --out runs/evidence/gradients-warm --results $(NEW)/gradients-warm.json
+	$(GRADIENTS) --policy embedded:smollm2-135m-instruct --out runs/evidence/gradients-cold --results $(NEW)/gradients-cold.json
+	$(TRIALS) run
+	$(TRIALS) collect --results $(NEW)/trials.jsonl
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

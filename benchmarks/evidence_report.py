@@ -1,6 +1,6 @@
 """Write the tables and pictures of docs/evidence.md anew, from results/evidence (make evidence).
 
-    python benchmarks/evidence_report.py [--check]
+    python benchmarks/evidence_report.py [--check] [--results FOLDER]
 
 Tables stand between `<!-- evidence: NAME -->` and `<!-- end -->`. With --check nothing is written; the exit code is 1
 where a table is not what the results give.
@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from evidence import plots, tables
@@ -52,16 +53,18 @@ def blocks(rows: tables.Rows, gradients: Mapping[str, Any]) -> dict[str, list[st
         for what, label in (("last", f"mean of the last {tables.LAST} steps"), ("change", "mean change a step"))
         for region in tables.REGIONS
     }
-    schemes = (tables.BASELINE, "paper")
+    schemes = (tables.BASELINE, tables.REST)
+    others = [row for row in rows if row["scheme"] != tables.BASELINE]  # it is Q3's, with a test of its own
     return {
         "learning-rates": tables.tuning(rows, "learning-rates"),
         "paper-settings": tables.tuning(rows, "paper-settings"),
         "power": tables.power(rows),
         "primary": tables.comparison(tables.compared(rows, tables.PRIMARY, parts=("comparison",))),
+        "stages": tables.two_stages(rows),
         "secondary": tables.metrics(rows, SECONDARY, schemes),
         "speed": _speed(rows),
         "entropy": tables.metrics(rows, entropies, schemes),
-        "controls": tables.comparison(tables.compared(rows, tables.PRIMARY)),
+        "controls": tables.comparison(tables.compared(others, tables.PRIMARY, tables.REST), tables.REST),
         "policies": tables.policies(rows, SHOWN),
         "gradients": _each(gradients, scheme_table),
         "regions": _each(gradients, region_table),
@@ -84,11 +87,11 @@ def filled(page: str, found: Mapping[str, list[str]]) -> str:
     return _BLOCK.sub(lambda match: "\n".join([match[1].rstrip("\n"), *found[match[2]], match[3]]), page)
 
 
-def measured() -> tuple[tables.Rows, dict[str, Any]]:
+def measured(results: Path = RESULTS) -> tuple[tables.Rows, dict[str, Any]]:
     """The rows of the trials, and the figures of the gradients by policy."""
-    files = {name: RESULTS / f"gradients-{name}.json" for name in POLICIES}
+    files = {name: results / f"gradients-{name}.json" for name in POLICIES}
     found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
-    return read(RESULTS / "trials.jsonl"), found
+    return read(results / "trials.jsonl"), found
 
 
 def _speed(rows: tables.Rows) -> list[str]:
@@ -96,7 +99,7 @@ def _speed(rows: tables.Rows) -> list[str]:
     if found is None:
         return ["Not measured yet."]
     return [
-        f"ResT reaches GRPO's final reward after {found['steps']} steps, GRPO after {found['of']}: "
+        f"ResT reaches GRPO's final reward at step {found['steps']:.0f}, GRPO at step {found['of']:.0f}: "
         f"{found['ratio']:.0%} ({found['low']:.0%} to {found['high']:.0%}, bootstrap over {found['seeds']} seeds)."
     ]
 
@@ -110,8 +113,9 @@ def _each(gradients: Mapping[str, Any], write: Callable[[Mapping[str, Any]], lis
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; is the page what the results give?")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of trials.jsonl and gradients-*.json")
     options = parser.parse_args()
-    rows, gradients = measured()
+    rows, gradients = measured(options.results)
     page = PAGE.read_text(encoding="utf-8")
     made = filled(page, blocks(rows, gradients))
     if options.check:

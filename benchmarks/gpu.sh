@@ -134,7 +134,8 @@ case "$part" in
   unpack) unpack ;;
   evidence)
     unpack
-    "$python" benchmarks/gpu_trials.py --dataset "$folder/data" --results "$out/trials.jsonl" --within "${WITHIN:-480}"
+    "$python" benchmarks/gpu_trials.py --dataset "$folder/data" --results "$out/trials.jsonl" --within "${WITHIN:-480}" \
+      --set "model.source=${MODEL_FOLDER:-embedded:smollm2-135m-instruct}"
     ;;
   check-*) "$python" benchmarks/gpu_checks.py "${part#check-}" --device "$device" "${real[@]}" --output "$out" ;;
   # 28 prompts are four full passes of the default 16,384 tokens: one length of rows, one compilation. On 80 GB neither

@@ -25,6 +25,7 @@ from rest_core.algorithm.rest import ResT
 from rest_core.config import Config, load
 from rest_core.data.store import load_split, to_sample
 from rest_core.model.loading import load_model, load_tokenizer
+from rest_core.model.precision import compute_dtype
 from rest_core.styles.create import training_style
 from rest_core.training import sft
 from rest_core.training.progress import Observer
@@ -104,7 +105,9 @@ def main() -> int:
     overrides = (*sizes, "rl.micro_batch_tokens=65536", "rl.rollout_batch_tokens=400000", *options.overrides)
     config = load(options.profile, overrides)
     pairs = Pairs(config, options.dataset, overrides)
-    machine, longest = describe("cuda" if torch.cuda.is_available() else "cpu"), 0.0
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else describe("cpu")["cpu"]
+    machine = f"{device}, {str(compute_dtype(config.model)).removeprefix('torch.')}"
+    longest, count = (time.monotonic() - begin) / 2, 0  # a pair takes longer than the warm-up
     for seed in range(options.seeds):
         started = time.monotonic()
         if started - begin + longest > options.within:

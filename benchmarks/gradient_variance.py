@@ -1,6 +1,6 @@
 """Does reweighting reduce the variance of the policy gradient? Measured on all parameters, without training.
 
-    python benchmarks/gradient_variance.py --policy FOLDER --dataset FOLDER --out FOLDER [--groups 128] [--profile NAME]
+    python benchmarks/gradient_variance.py --policy FOLDER --dataset FOLDER --out FOLDER [--groups N] [--profile NAME]
     python benchmarks/gradient_variance.py --out FOLDER --report
 
 Responses are sampled once, and judged, as `rest train` does it. Then each group's policy gradient is computed under
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ class Measurement:
     def __init__(self, options: argparse.Namespace, config: Config) -> None:
         self.out: Path = options.out
         self.out.mkdir(parents=True, exist_ok=True)
-        self.groups, self.tokens_a_region, self.config = options.groups, options.tokens, config
+        self.tokens_a_region, self.config = options.tokens, config
         self.tokenizer = load_tokenizer(options.policy, config.model)
         self.model = load_model(options.policy, config.model)
         self.policy = Policy(self.model)
@@ -66,10 +67,11 @@ class Measurement:
         style = training_style(config.model, self.tokenizer)
         self.tasks = make_tasks(self.tokenizer, map(to_sample, load_split(options.dataset, "rl")), style)
         self.algorithm = ResT(config.rl, self.tokenizer, style.format)
+        self.groups = min(options.groups or len(self.tasks), len(self.tasks))
 
     def sample(self) -> None:
         """Sample and judge groups until there are enough; one line each."""
-        done = sum(1 for _ in self._lines(ROLLOUTS))
+        done = self._whole(ROLLOUTS)
         if done >= self.groups:
             return
         rl = self.config.rl.model_copy(update={"prompts_per_step": AT_ONCE, "reward_probe_prompts": 0})
@@ -120,7 +122,7 @@ class Measurement:
     def scores(self) -> None:
         """The squared norm of the gradient of single tokens' log-probs, as many of each region."""
         recorded = self._recorded()
-        done = sum(1 for _ in self._lines(TOKENS))
+        done = self._whole(TOKENS)
         chosen = recorded.some_tokens(self.tokens_a_region, seed=derive(0, "tokens"))
         for row, column in tqdm(chosen[done:], desc="scores", unit="token"):
             rollout = recorded.rollout(row)
@@ -193,6 +195,13 @@ class Measurement:
             with (self.out / name).open(encoding="utf-8") as file:
                 yield from (line for line in file if line.endswith("\n"))
 
+    def _whole(self, name: str) -> int:
+        """How many lines a file has, after a line that was cut off has been taken away."""
+        lines = list(self._lines(name))
+        if lines:
+            os.truncate(self.out / name, sum(len(line.encode()) for line in lines))
+        return len(lines)
+
     def _append(self, name: str, values: Sequence[Any]) -> None:
         with (self.out / name).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(value) + "\n" for value in values)
@@ -220,7 +229,7 @@ def main() -> int:
     parser.add_argument("--dataset", type=Path, help="a prepared dataset, whose split rl is used")
     parser.add_argument("--profile", default="quickstart", help="the model's and rollouts' settings")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--groups", type=int, default=128)
+    parser.add_argument("--groups", type=int, help="at most one a request, so that they are independent; default: all")
     parser.add_argument("--tokens", type=int, default=40, help="of each region, whose scores are measured")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="where the parts stand, and stay")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from evidence.trials import collect, evaluated, keep
 from stepbench.machine import TOP, describe
 
 from rest_core.config import load
-from rest_core.model.precision import compute_dtype
+from rest_core.errors import UserError
 
 PROFILE = TOP / "benchmarks" / "evidence" / "evidence.yaml"
 RESULTS = TOP / "benchmarks" / "results" / "evidence" / "trials.jsonl"
@@ -82,10 +83,14 @@ class Trials:
         }
         folder = self.folder / part
         folder.mkdir(parents=True, exist_ok=True)
+        # Everything is recorded below the folder, where `collect` looks.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         for arguments in commands[part](seeds):
             sys.stdout.write(f"rest {' '.join(arguments)}\n")
             sys.stdout.flush()
-            subprocess.run([sys.executable, "-m", "pipelines.cli", *arguments], cwd=folder, check=True)
+            command = [sys.executable, "-m", "pipelines.cli", *arguments]
+            if code := subprocess.run(command, cwd=folder, env=environment, check=False).returncode:
+                raise UserError(f"rest {arguments[0]} ended with {code}; mend what it says above, and start this again")
 
     def _warm_up(self, _: Sequence[int]) -> Iterator[list[str]]:
         yield from self._stage(self.data, "prepare")
@@ -112,38 +117,41 @@ class Trials:
             yield from self._training(self.folder / part / f"{name}-{seed}", str(self.policy), trial, *overrides)
 
     def _ablation(self, part: str, schemes: Sequence[str], seeds: Sequence[int]) -> Iterator[list[str]]:
-        """One ablation over the seeds, with the data and from the policy that are there."""
-        names = ",".join(map(str, seeds))
-        out = self.folder / part / f"seeds-{names}"
-        if _succeeded(out):
-            return
-        if (out / "run.json").exists():
-            yield ["ablate", "--resume", str(out)]
-            return
-        start = _set(f"model.source={self.policy}", "sft.enabled=false")
+        """An ablation a seed, from the policy of the warm-up, on the same data (prepared anew)."""
+        start = _set(f"model.source={self.policy}", "sft.enabled=false", "evaluation.policies=[trained]")
         chosen = [text for scheme in schemes for text in ("--scheme", scheme)]
-        compared = ["--seeds", names, "--baseline", schemes[0].partition("=")[0], "--metric", "task/last"]
-        yield ["ablate", *self._settings, *start, *chosen, *compared, "--output", str(out)]
+        for seed in seeds:
+            out = self.folder / part / f"seed-{seed}"
+            if _succeeded(out):
+                continue
+            if (out / "run.json").exists():
+                yield ["ablate", "--resume", str(out)]
+                continue
+            compared = ["--seeds", str(seed), "--baseline", schemes[0].partition("=")[0], "--metric", "task/last"]
+            yield ["ablate", *self._settings, *start, *chosen, *compared, "--output", str(out)]
 
     def _sft(self, seeds: Sequence[int]) -> Iterator[list[str]]:
-        data = self.folder / "sft" / "data"
-        if not data.exists():  # the split of RL in place of that of the warm-up
-            shutil.copytree(self.data, data, ignore=shutil.ignore_patterns("manifest.json", "sft"))
-            shutil.copytree(data / "rl", data / "sft")
         for name, weights in SUPERVISED.items():
             for seed in seeds:
-                out = self.folder / "sft" / f"{name}-{seed}"
+                data, out = self.folder / "sft" / f"data-{seed}", self.folder / "sft" / f"{name}-{seed}"
+                if not data.exists():  # the split of RL in place of that of the warm-up
+                    aside = data.with_suffix(".aside")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    shutil.copytree(self.data, aside, ignore=shutil.ignore_patterns("manifest.json", "sft"))
+                    shutil.copytree(aside / "rl", aside / "sft")
+                    aside.rename(data)
                 source = _set(f"model.source={self.policy}", f"sft.region_weights={weights}", f"sft.seed={seed}")
                 yield from self._stage(out, "sft", "--dataset", str(data), *source)
-                yield from self._evaluations(out, str(out), name)
+                yield from self._evaluations(out, str(out), name, seed)
 
     def _start(self, _: Sequence[int]) -> Iterator[list[str]]:
         for name, policy in (("base", load(self.profile).model.source), ("warm-up", str(self.policy))):
-            yield from self._evaluations(self.folder / "start" / f"{name}-0", policy, name)
+            yield from self._evaluations(self.folder / "start" / f"{name}-0", policy, name, 0)
 
-    def _evaluations(self, out: Path, policy: str, name: str) -> Iterator[list[str]]:
+    def _evaluations(self, out: Path, policy: str, name: str, seed: int) -> Iterator[list[str]]:
         """What `evaluated` reads of a policy, in folders beside `out`."""
-        yield from self._training(out.with_name(f"{out.name}-task"), policy, name, *NO_TRAINING)
+        task = out.with_name(f"{out.name}-task")
+        yield from self._training(task, policy, name, *NO_TRAINING, f"rl.seed={seed}")
         for benchmark in ("bfcl", "api-bank"):
             yield from self._stage(out.with_name(f"{out.name}-{benchmark}"), f"eval-{benchmark}", "--policy", policy)
 
@@ -152,19 +160,25 @@ class Trials:
         yield from self._stage(out, "train", *inputs, "--trial", trial, *_set(*overrides))
 
     def _stage(self, out: Path, command: str, *arguments: str) -> Iterator[list[str]]:
-        if not (out / "manifest.json").exists():
-            yield [command, *self._settings, *arguments, "--out", str(out)]
+        """A stage's command, unless it has been done; `command.json` beside its folder says with which settings."""
+        whole = [command, *self._settings, *arguments, "--out", str(out)]
+        made_by = out.with_name(f"{out.name}.command.json")
+        if (out / "manifest.json").exists():
+            if made_by.exists() and json.loads(made_by.read_text(encoding="utf-8")) != whole:
+                raise UserError(f"{out}: made with other settings, see {made_by}; remove it, or give another --folder")
+            return
+        made_by.write_text(json.dumps(whole), encoding="utf-8")
+        yield whole
 
     def collect(self, results: Path) -> int:
         """Add a row for each trial that has ended to a file; returns how many it has then."""
-        # The precision decides what is computed, and how fast: a CPU without AVX-512 computes in float32.
-        machine = f"{describe('cpu')['cpu']}, {str(compute_dtype(load(self.profile).model)).removeprefix('torch.')}"
+        cpu = describe("cpu")["cpu"]
         rows = []
         for part in ("learning-rates", "paper-settings", "comparison", "controls"):
             if (database := self.folder / part / "mlruns" / "mlflow.db").exists():
-                rows += collect(part, database, machine)
-        rows += evaluated("sft", self.folder / "sft", SUPERVISED, machine)
-        rows += evaluated("start", self.folder / "start", ("base", "warm-up"), machine)
+                rows += collect(part, database, cpu)
+        rows += evaluated("sft", self.folder / "sft", SUPERVISED, cpu)
+        rows += evaluated("start", self.folder / "start", ("base", "warm-up"), cpu)
         return keep(rows, results)
 
 
@@ -192,11 +206,15 @@ def main() -> int:
     if options.seeds and options.part is None:
         parser.error("--seeds needs a part")
     trials = Trials(options.folder, options.profile, options.overrides)
-    if options.what == "collect":
-        sys.stdout.write(f"{trials.collect(options.results)} trials in {options.results}\n")
-        return 0
-    for part in (options.part,) if options.part else PLAN:
-        trials.run(part, [int(seed) for seed in options.seeds.split(",")] if options.seeds else PLAN[part])
+    try:
+        if options.what == "collect":
+            sys.stdout.write(f"{trials.collect(options.results)} trials in {options.results}\n")
+        else:
+            for part in (options.part,) if options.part else PLAN:
+                trials.run(part, [int(seed) for seed in options.seeds.split(",")] if options.seeds else PLAN[part])
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     return 0
 
 

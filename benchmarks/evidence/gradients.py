@@ -7,6 +7,8 @@ from typing import Any
 
 from .tables import table
 
+UNCLEAR = 0.01  # of the bootstrap's draws in which the mean gradient cannot be told from 0
+
 
 def scheme_table(found: Mapping[str, Any]) -> list[str]:
     """A row a scheme: variance, signal and what follows, over uniform's."""
@@ -18,8 +20,9 @@ def scheme_table(found: Mapping[str, Any]) -> list[str]:
     }
     body = []
     for scheme, row in found["schemes"].items():
-        cells = [_ratio(row[name]) for name in names] + [_cosine(row["cosine"]), _cosine(row["aligned"])]
-        body.append([scheme, *cells])
+        unclear = row["signal_unclear"] > UNCLEAR
+        cells = ["unclear" if unclear and name != "variance/uniform" else _ratio(row[name]) for name in names]
+        body.append([scheme, *cells, _cosine(row["cosine"]), "unclear" if unclear else _cosine(row["aligned"])])
     return table(("scheme", *names.values(), "cosine with the mean", "direction beside uniform's"), body)
 
 

@@ -16,9 +16,12 @@ from rest_core.ablation.settings import Trial
 from rest_core.config import UniformWeights
 
 Rows = Sequence[Mapping[str, Any]]
-BASELINE, CONFIDENCE = "uniform", 0.95
+BASELINE, REST, CONFIDENCE = "uniform", "paper", 0.95
 PRIMARY = "task/last"
 COMPARED = ("comparison", "controls", "sft")  # parts whose trials stand beside each other
+SUPERVISED = ("sft", "tsft", "rsft")  # without RL: nothing makes a pair of their seeds and others
+MARGIN = 0.03  # the difference that matters, and the half width that is aimed at
+FIRST, MOST = 8, 16  # pairs: of the first stage, and at most
 LAST = 5  # steps at the end of a training that are averaged, and the window that smooths its curves
 REGIONS = ("format", "name", "arguments", "think", "response", "other")
 _DRAWS = 2000
@@ -41,13 +44,21 @@ def derived(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def compared(rows: Rows, metric: str, baseline: str = BASELINE, parts: Iterable[str] = COMPARED) -> Comparison | None:
-    """One figure of the trials of some parts, by scheme."""
-    wanted = set(parts)
-    results = [
-        TrialResult(Trial(name=row["scheme"], seed=row["seed"], weights=UniformWeights()), derived(row))
-        for row in rows
-        if row["part"] in wanted
-    ]
+    """One figure of the trials of some parts, by scheme.
+
+    Raises:
+        ValueError: a scheme has a seed twice, or a pair was not trained on the same kind of machine.
+    """
+    results, machines = [], {}
+    for row in (row for row in rows if row["part"] in set(parts)):
+        scheme, seed = row["scheme"], row["seed"]
+        if (scheme, seed) in machines:
+            raise ValueError(f"{scheme} has seed {seed} in two parts")
+        machines[scheme, seed] = row.get("machine")
+        results.append(TrialResult(Trial(name=scheme, seed=seed, weights=UniformWeights()), derived(row)))
+    for (scheme, seed), machine in machines.items():
+        if machines.get((baseline, seed), machine) != machine and scheme not in SUPERVISED:
+            raise ValueError(f"{scheme} and {baseline} of seed {seed} were trained on different machines: no pair")
     return compare(results, metric, baseline=baseline, confidence=CONFIDENCE)
 
 
@@ -100,16 +111,20 @@ def tuning(rows: Rows, part: str) -> list[str]:
 
 
 def pilot_deviation(rows: Rows) -> tuple[float, int]:
-    """Standard deviation of the primary figure between seeds, pooled over tuned settings; its degrees of freedom."""
+    """Standard deviation of the primary figure between seeds, pooled over tuned settings, and their number.
+
+    Only trials whose accuracy is that of sampled responses count. The settings share their seeds.
+    """
     by_name: dict[str, list[float]] = {}
     for row in rows:
-        if row["part"] in ("learning-rates", "paper-settings") and PRIMARY in row["figures"]:
+        sampled = int(row.get("settings", {}).get("evaluate_samples", 0))
+        if row["part"] in ("learning-rates", "paper-settings") and sampled and PRIMARY in row["figures"]:
             by_name.setdefault(row["scheme"], []).append(row["figures"][PRIMARY])
     several = [values for values in by_name.values() if len(values) > 1]
     freedom = sum(len(values) - 1 for values in several)
     if not freedom:
         return math.nan, 0
-    return math.sqrt(sum(variance(values) * (len(values) - 1) for values in several) / freedom), freedom
+    return math.sqrt(sum(variance(values) * (len(values) - 1) for values in several) / freedom), len(several)
 
 
 def half_width(deviation: float, seeds: int) -> float:
@@ -125,14 +140,33 @@ def half_width(deviation: float, seeds: int) -> float:
 
 def power(rows: Rows, seeds: Sequence[int] = (5, 8, 12, 16, 24)) -> list[str]:
     """How wide the interval of the primary figure will be, by the pilot."""
-    deviation, freedom = pilot_deviation(rows)
-    if not freedom:
+    deviation, settings = pilot_deviation(rows)
+    if not settings:
         return ["Not measured yet."]
     lines = table(("seeds", "half width, points"), [[str(n), f"{100 * half_width(deviation, n):.1f}"] for n in seeds])
+    spread = (
+        f"Standard deviation between seeds: {100 * deviation:.1f} points (over {settings} settings, the same seeds)."
+    )
+    return [spread, "", *lines]
+
+
+def two_stages(rows: Rows) -> list[str]:
+    """How many pairs the primary figure takes, by the deviation of the first ones, and its interval by Stein's rule."""
+    from scipy import stats
+
+    found = compared(rows, PRIMARY, parts=("comparison",))
+    differences = found.differences[REST].values if found is not None and REST in found.differences else {}
+    first = [differences[seed] for seed in range(FIRST) if seed in differences]
+    if len(first) < FIRST:
+        return ["Not measured yet."]
+    deviation, quantile = math.sqrt(variance(first)), float(stats.t.ppf(0.5 + CONFIDENCE / 2, FIRST - 1))
+    wanted = max(FIRST, math.ceil((quantile * deviation / MARGIN) ** 2))
+    mean, half = fmean(differences.values()), quantile * deviation / math.sqrt(len(differences))
+    shown = [f"{100 * value:+.1f}" for value in (mean, mean - half, mean + half)]
     return [
-        f"Standard deviation between seeds: {100 * deviation:.1f} points ({freedom} degrees of freedom).",
-        "",
-        *lines,
+        f"The differences of the first {FIRST} pairs have a standard deviation of {100 * deviation:.1f} points, which "
+        f"asks for {wanted} pairs (at most {MOST} are trained); there are {len(differences)}. {REST} minus {BASELINE} "
+        f"by Stein's rule: {shown[0]} points ({shown[1]} to {shown[2]})."
     ]
 
 
@@ -143,11 +177,11 @@ def smoothed(values: Sequence[float | None]) -> np.ndarray:
     return np.where(count > 0, np.nansum(windows, -1) / np.maximum(count, 1), np.nan)
 
 
-def speed(rows: Rows, scheme: str = "paper") -> dict[str, Any] | None:
+def speed(rows: Rows, scheme: str = REST) -> dict[str, Any] | None:
     """Steps until the baseline's final reward is reached, over those that the baseline takes.
 
-    The curves are means over the seeds that both have, smoothed; the interval is that of a bootstrap over seeds. A
-    scheme that does not get there counts as the whole training and one step more.
+    The curves are means over the seeds that both have, smoothed; the interval is that of a bootstrap over seeds, which
+    is too narrow with few of them. A scheme that does not get there counts as one step more than the whole training.
     """
     curves: dict[str, dict[int, Sequence[float]]] = {BASELINE: {}, scheme: {}}
     for row in rows:
@@ -158,7 +192,7 @@ def speed(rows: Rows, scheme: str = "paper") -> dict[str, Any] | None:
         return None
     base, other = (np.array([smoothed(curves[name][seed]) for seed in seeds]) for name in (BASELINE, scheme))
 
-    def ratio(chosen: np.ndarray) -> tuple[int, int]:
+    def ratio(chosen: np.ndarray) -> tuple[float, float]:
         plain, mine = base[chosen].mean(0), other[chosen].mean(0)
         target = plain[-1]
         return _first(mine, target), _first(plain, target)
@@ -170,10 +204,10 @@ def speed(rows: Rows, scheme: str = "paper") -> dict[str, Any] | None:
     return {"steps": steps, "of": of, "ratio": steps / of, "low": float(low), "high": float(high), "seeds": len(seeds)}
 
 
-def _first(curve: np.ndarray, target: float) -> int:
-    """The number of the first step at which a smoothed curve has reached a target."""
+def _first(curve: np.ndarray, target: float) -> float:
+    """The step, in the middle of its window, at which a smoothed curve has reached a target for the first time."""
     reached = np.flatnonzero(curve >= target - 1e-12)
-    return LAST + (int(reached[0]) if len(reached) else len(curve))
+    return (LAST + 1) / 2 + (int(reached[0]) if len(reached) else len(curve))
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rest_core.operations.tracking.tags import KIND_TAG, PIPELINE_RUN_TAG, SCHEME_TAG, STAGE_TAG, TRIAL_TAG
+from rest_core.operations.tracking.tags import DTYPE_TAG, KIND_TAG, PIPELINE_RUN_TAG, SCHEME_TAG, STAGE_TAG, TRIAL_TAG
 
 # Of each step, None where a step has none (no token of a region); of what is measured between steps, [step, value].
 CURVES = re.compile(r"(reward/total|reward/well_formed|response/.*|entropy/.*|grad_norm)$")
 MEASURED = re.compile(r"task/(accuracy|response_tokens)$")
 FIGURES = re.compile(r"(task|bfcl|api_bank)/(?!accuracy$|response_tokens$|low/|high/|count/|subset$)")
-SETTINGS = re.compile(r"cfg/rl/(weights/.*|learning_rate|steps|seed)$")
+SETTINGS = re.compile(r"cfg/rl/(weights/.*|learning_rate|steps|evaluate_samples|seed)$")
 
 
-def collect(part: str, database: Path, machine: str) -> list[dict[str, Any]]:
+def collect(part: str, database: Path, cpu: str) -> list[dict[str, Any]]:
     """A row for each finished training of a trial in an MLflow store, with the evaluations of its policy."""
     from mlflow import MlflowClient
 
@@ -42,7 +42,7 @@ def collect(part: str, database: Path, machine: str) -> list[dict[str, Any]]:
             "settings": settings,
             "seconds": round((training.info.end_time - training.info.start_time) / 1000),
             "commit": training.data.tags.get("mlflow.source.git.commit"),
-            "machine": machine,
+            "machine": f"{cpu}, {training.data.tags[DTYPE_TAG]}",
         }
         seed = int(settings.pop("seed"))
         rows.append(row(part, training.data.tags[SCHEME_TAG], seed, figures, history, **more))
@@ -83,7 +83,7 @@ def row(
     }
 
 
-def evaluated(part: str, folder: Path, names: Iterable[str], machine: str) -> list[dict[str, Any]]:
+def evaluated(part: str, folder: Path, names: Iterable[str], cpu: str) -> list[dict[str, Any]]:
     """A row for each policy without RL of which all figures are there: folders NAME-SEED-{task,bfcl,api-bank}."""
     rows = []
     for name in names:
@@ -95,7 +95,7 @@ def evaluated(part: str, folder: Path, names: Iterable[str], machine: str) -> li
             figures: dict[str, float] = {}
             for one in folders:
                 figures |= json.loads((one / "metrics.json").read_text(encoding="utf-8"))
-            rows.append(row(part, name, seed, figures, {}, machine=machine))
+            rows.append(row(part, name, seed, figures, {}, machine=cpu))
     return rows
 
 

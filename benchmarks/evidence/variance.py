@@ -88,6 +88,8 @@ def table(
             pairs = [(getattr(one, name), getattr(u, name)) for one, u in zip(found, plain, strict=True)]
             ratios = [value / other if other else NAN for value, other in pairs]
             row[f"{name}/uniform"] = _interval(ratios)
+        # A ratio of signals means nothing where the mean gradient cannot be told from 0.
+        row["signal_unclear"] = max(float(np.mean([one.signal <= 0 for one in each[1:]])) for each in (found, plain))
         row["cosine-uniform"] = _interval([one.cosine - u.cosine for one, u in zip(found, plain, strict=True)])
         result[scheme] = row
     return result

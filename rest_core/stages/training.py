@@ -25,6 +25,7 @@ from rest_core.config import (
 from rest_core.operations import handoff, policies
 from rest_core.operations.launch.job import Job
 from rest_core.operations.result import StageResult, alone_in, writing_errors
+from rest_core.operations.tracking.tags import DTYPE_TAG
 from rest_core.processes import is_launched, is_main_process
 from rest_core.stages.stage import NO_STORAGE, StageContext, open_stage
 from rest_core.styles.style import Style
@@ -117,6 +118,7 @@ def rest_rl(
     """
     from rest_core.data.store import load_split, to_sample
     from rest_core.model.loading import load_model, load_tokenizer
+    from rest_core.model.precision import compute_dtype
     from rest_core.operations.preflight.gpu import require_memory
 
     if trial is not None:
@@ -136,6 +138,7 @@ def rest_rl(
             return stage.skip("switched off (rl.enabled=false)")
         policy = policies.fetched(policy)
         require_memory(policy, model, rl)
+        stage.run.tags({DTYPE_TAG: str(compute_dtype(model)).removeprefix("torch.")})
         from rest_core.algorithm.rest import ResT
         from rest_core.styles.create import training_style
         from rest_core.training.plots import training_figure

@@ -9,6 +9,7 @@ JOINED_TAG = "rest.joined"  # on a parent that somebody else (KFP) made
 ERROR_TAG = "rest.error"  # on a stage's run; on the parent "rest.error/<stage>"
 INPUT_TAG = "rest.input/"  # on a stage's run, with the input's name: where it was read from
 STAGE_TAG = "rest.stage"
+DTYPE_TAG = "rest.dtype"  # on a training's run: what it computed in on this machine
 JOURNAL_TAG = "rest.spool_id"  # on a stage's run: its journal's
 IDENTITY_TAG = "rest.identity"  # on a logged model: its checkpoint's hash, or where it was taken from
 MADE_BY_TAG = "rest.made_by"  # on a logged model: the run that has made it

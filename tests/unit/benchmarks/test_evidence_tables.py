@@ -20,6 +20,8 @@ def row(scheme: str, seed: int, last: float, *, part: str = "comparison", gain: 
         "part": part,
         "scheme": scheme,
         "seed": seed,
+        "settings": {"evaluate_samples": "4"},
+        "machine": "one",
         "figures": {"task/last": last, "bfcl/call_accuracy": last / 2},
         "curves": {
             "reward/total": rewards,
@@ -52,12 +54,12 @@ def test_figures_follow_from_curves() -> None:
 def test_steps_to_the_baselines_final_reward() -> None:
     found = tables.speed(PAIRS)
     assert found is not None
-    # The mean of the 5 steps up to step s is 0.1 (s - 3), 2.1 in the end; the other's is 0.2 (s - 3).
-    assert (found["steps"], found["of"]) == (14, 24)
+    # The mean of the 5 steps around step s is 0.1 (s - 1), 2.1 at the last such step, 22; the other's is 0.2 (s - 1).
+    assert (found["steps"], found["of"]) == (12, 22)
     assert found["low"] <= found["ratio"] <= found["high"]
     slower = [one if one["scheme"] == "uniform" else row("paper", one["seed"], 0.3, gain=0.05) for one in PAIRS]
     never = tables.speed(slower)
-    assert never is not None and (never["steps"], never["of"]) == (25, 24)
+    assert never is not None and (never["steps"], never["of"]) == (23, 22)
     assert tables.speed(PAIRS[:1]) is None
 
 
@@ -68,12 +70,30 @@ def test_a_pilot_says_how_wide_the_interval_will_be() -> None:
         for n in range(200)
         for seed in (100, 101)
     ]
-    deviation, freedom = tables.pilot_deviation(pilot)
-    assert freedom == 200 and deviation == pytest.approx(0.04, rel=0.1)
+    deviation, settings = tables.pilot_deviation(pilot)
+    assert settings == 200 and deviation == pytest.approx(0.04, rel=0.1)
     # The expected half width is about that of simulated pairs.
     drawn = generator.normal(0, 0.04 * 2**0.5, size=(4000, 8))
     assert tables.half_width(0.04, 8) == pytest.approx(2.3646 * (drawn.var(1, ddof=1) / 8).mean() ** 0.5, rel=0.03)
     assert tables.power([]) == ["Not measured yet."]
+    greedy = [one | {"settings": {}} for one in pilot]
+    assert tables.power(greedy) == ["Not measured yet."]
+
+
+def test_the_deviation_of_the_first_pairs_says_how_many_are_needed() -> None:
+    assert tables.two_stages(PAIRS[:9]) == ["Not measured yet."]  # one pair
+    far = [row("uniform", n, 0.3) for n in range(10)] + [row("paper", n, 0.3 + 0.05 * (-1) ** n) for n in range(10)]
+    (line,) = tables.two_stages(far)
+    # s = 0.05 sqrt(8/7); (2.3646 s / 0.03)^2 = 17.75; half width with 10 pairs 2.3646 s / sqrt(10) = 4.0 points.
+    assert "standard deviation of 5.3 points, which asks for 18 pairs (at most 16 are trained); there are 10." in line
+    assert line.endswith("+0.0 points (-4.0 to +4.0).")
+
+
+def test_no_pair_is_made_of_two_machines_or_two_parts() -> None:
+    with pytest.raises(ValueError, match=r"paper and uniform of seed 3 .* different machines"):
+        tables.compared([*PAIRS[:11], PAIRS[11] | {"machine": "another"}], "task/last")
+    with pytest.raises(ValueError, match="uniform has seed 0 in two parts"):
+        tables.compared([*PAIRS, row("uniform", 0, 0.5, part="controls")], "task/last")
 
 
 def test_rows_are_kept_once_a_trial(tmp_path: Path) -> None:

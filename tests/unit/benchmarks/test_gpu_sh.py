@@ -141,4 +141,5 @@ def test_evidence_goes_on_until_its_time_is_up(machine: Machine) -> None:
     (call,) = machine.calls.read_text(encoding="utf-8").splitlines()
     assert call == (
         f"benchmarks/gpu_trials.py --dataset {machine.folder}/data --results {machine.out}/trials.jsonl --within 60"
+        " --set model.source=embedded:smollm2-135m-instruct"
     )
