@@ -27,7 +27,8 @@ IMAGES = TOP / "docs" / "images"
 RESULTS = TOP / "benchmarks" / "results" / "evidence"
 POLICIES = ("warm", "cold")  # of which gradients are measured: gradients-NAME.json
 SECONDARY = {
-    "task/last": "held-out accuracy after the last step (primary)",
+    "task/last/call_accuracy": "held-out call accuracy after the last step (primary)",
+    "task/last/irrelevance_accuracy": "held-out requests that want no call",
     "mean reward/total": "reward, mean of all steps",
     "last reward/total": f"reward, last {tables.LAST} steps",
     "last reward/well_formed": f"share well formed, last {tables.LAST} steps",
@@ -38,7 +39,8 @@ SECONDARY = {
     "api_bank/overall_strict": "API-Bank, strict",
 }
 SHOWN = {
-    "task/last": "held-out",
+    "task/last/call_accuracy": "held-out, calls",
+    "task/last/irrelevance_accuracy": "held-out, no call",
     "bfcl/call_accuracy": "BFCL, calls",
     "bfcl/irrelevance_accuracy": "BFCL, no call",
     "api_bank/overall_strict": "API-Bank, strict",

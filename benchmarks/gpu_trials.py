@@ -115,7 +115,9 @@ def main() -> int:
         for scheme in SCHEMES:
             made = pairs.train(scheme, seed, options.profile)
             count = keep([made | {"machine": machine}], options.results)
-            sys.stdout.write(f"{scheme}, seed {seed}: {made['figures']['task/last']:.1%} after {made['seconds']} s\n")
+            sys.stdout.write(
+                f"{scheme}, seed {seed}: {made['figures']['task/last/call_accuracy']:.1%} after {made['seconds']} s\n"
+            )
         longest = max(longest, time.monotonic() - started)
     sys.stdout.write(f"{count} trials in {options.results}\n")
     return 0

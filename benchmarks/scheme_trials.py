@@ -127,7 +127,14 @@ class Trials:
             if (out / "run.json").exists():
                 yield ["ablate", "--resume", str(out)]
                 continue
-            compared = ["--seeds", str(seed), "--baseline", schemes[0].partition("=")[0], "--metric", "task/last"]
+            compared = [
+                "--seeds",
+                str(seed),
+                "--baseline",
+                schemes[0].partition("=")[0],
+                "--metric",
+                "task/last/call_accuracy",
+            ]
             yield ["ablate", *self._settings, *start, *chosen, *compared, "--output", str(out)]
 
     def _sft(self, seeds: Sequence[int]) -> Iterator[list[str]]:

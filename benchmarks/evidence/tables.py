@@ -17,7 +17,7 @@ from rest_core.config import UniformWeights
 
 Rows = Sequence[Mapping[str, Any]]
 BASELINE, REST, CONFIDENCE = "uniform", "paper", 0.95
-PRIMARY = "task/last"
+PRIMARY = "task/last/call_accuracy"
 COMPARED = ("comparison", "controls", "sft")  # parts whose trials stand beside each other
 SUPERVISED = ("sft", "tsft", "rsft")  # without RL: nothing makes a pair of their seeds and others
 MARGIN = 0.03  # the difference that matters, and the half width that is aimed at

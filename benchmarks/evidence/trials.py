@@ -12,8 +12,8 @@ from rest_core.operations.tracking.tags import DTYPE_TAG, KIND_TAG, PIPELINE_RUN
 
 # Of each step, None where a step has none (no token of a region); of what is measured between steps, [step, value].
 CURVES = re.compile(r"(reward/total|reward/well_formed|response/.*|entropy/.*|grad_norm)$")
-MEASURED = re.compile(r"task/(accuracy|response_tokens)$")
-FIGURES = re.compile(r"(task|bfcl|api_bank)/(?!accuracy$|response_tokens$|low/|high/|count/|subset$)")
+MEASURED = re.compile(r"task/(accuracy|call_accuracy|irrelevance_accuracy|response_tokens)$")
+FIGURES = re.compile(r"task/(last/.*|best$)|bfcl/(?!low/|high/|count/|subset$)|api_bank/(?!low/|high/|count/|subset$)")
 SETTINGS = re.compile(r"cfg/rl/(weights/.*|learning_rate|steps|evaluate_samples|seed)$")
 
 

@@ -275,5 +275,5 @@ def measured(rl: RlConfig, bfcl: BfclConfig, api_bank: ApiBankConfig) -> list[st
     if rl.reward_probe_prompts:
         found.append("reward/after")
     if rl.evaluate_every is not None:
-        found += ["task/last", "task/best"]
+        found += ["task/last/accuracy", "task/last/call_accuracy", "task/best"]
     return found

@@ -23,7 +23,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
@@ -45,6 +45,7 @@ _DTYPE = "F32"  # of master weights, as safetensors names it
 
 _Step = Annotated[int, Field(ge=0, le=10**9)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Accuracy = Literal["accuracy", "call_accuracy", "irrelevance_accuracy"]
 _Table = Annotated[str, Field(pattern=r"^step-[0-9]{6,12}\.json$")]
 
 
@@ -68,7 +69,7 @@ class TrainingState(_Strict):
     rewards_before: tuple[float | None, ...] | None = None  # the reward probe before training
     region_entropy: dict[str, tuple[NonNegativeFloat, NonNegativeFloat]]  # decayed sum (nats) and count by region
     evaluated: _Step | None = None  # the last step that was evaluated on the task
-    accuracy: float | None = Field(None, ge=0, le=1)  # task accuracy at that step
+    last: dict[_Accuracy, Annotated[float, Field(ge=0, le=1)]] = {}  # what was found at that step
     best: Best | None = None
     tables: dict[_Table, _Sha256] = {}  # tables of completions up to this step
 

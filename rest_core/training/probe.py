@@ -83,11 +83,15 @@ class Probe:
         every = self._config.evaluate_every
         return every is not None and (step % every == 0 or step == self._config.steps)
 
-    def task_accuracy(self) -> tuple[float, float]:
-        """Share of responses to held-out prompts that do the task exactly, and mean tokens a response.
+    def task_accuracy(self) -> dict[str, float]:
+        """How many responses to held-out prompts do the task exactly, and how long they are.
 
         Responses are the most likely ones, or `rl.evaluate_samples` sampled ones a prompt, with the same random numbers
         in each measurement. What counts is `rest_core.algorithm.success`, never the reward.
+
+        Returns:
+            `accuracy`, a share; `call_accuracy` and `irrelevance_accuracy`, the same where calls are wanted and where
+            none is, if there are such prompts; `response_tokens`, a mean.
         """
         generator = torch.Generator().manual_seed(derive(self._config.seed, "evaluation"))
         order = torch.randperm(len(self._held_out), generator=generator).tolist()
@@ -98,6 +102,7 @@ class Probe:
         groups = self._sampler.responses(tasks, seeds, "evaluation", samples=samples) if tasks else []
         outcomes = [
             (
+                bool(task.reference.calls),
                 succeeds(self._algorithm.read(rollout.response_ids, task.tools)[0], task.reference),
                 len(rollout.response_ids),
             )
@@ -105,4 +110,10 @@ class Probe:
             for rollout in rollouts
         ]
         every = self._gather(outcomes)
-        return sum(success for success, _ in every) / len(every), sum(tokens for _, tokens in every) / len(every)
+        found = {
+            "accuracy": [success for _, success, _ in every],
+            "call_accuracy": [success for calls, success, _ in every if calls],
+            "irrelevance_accuracy": [success for calls, success, _ in every if not calls],
+            "response_tokens": [tokens for _, _, tokens in every],
+        }
+        return {name: fmean(values) for name, values in found.items() if values}

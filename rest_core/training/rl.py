@@ -209,19 +209,20 @@ class RlTrainer:
         self.progress.observer.phase("evaluate", state.step)
         seconds: dict[str, float] = {}
         with self._stop.at_once(), timed(seconds, "seconds/evaluate"):
-            accuracy, tokens = self.probe.task_accuracy()
-        self.progress.record({"task/accuracy": accuracy, "task/response_tokens": tokens, **seconds}, state.step)
+            found = self.probe.task_accuracy()
+        self.progress.record({f"task/{name}": value for name, value in found.items()} | seconds, state.step)
         best = state.best
-        if best is None or accuracy > best.accuracy:
-            best = Best(step=state.step, accuracy=accuracy)
-        return state.model_copy(update={"evaluated": state.step, "accuracy": accuracy, "best": best})
+        if best is None or found["accuracy"] > best.accuracy:
+            best = Best(step=state.step, accuracy=found["accuracy"])
+        last = {name: value for name, value in found.items() if name.endswith("accuracy")}
+        return state.model_copy(update={"evaluated": state.step, "last": last, "best": best})
 
     def _finish(self) -> dict[str, float]:
         assert self.state is not None
         state = self.state
         result = {"rl/steps": float(self.config.steps), "rl/updates": float(self.update.version)}
-        if state.accuracy is not None and state.evaluated == state.step:
-            result["task/last"] = state.accuracy
+        if state.evaluated == state.step:
+            result |= {f"task/last/{name}": value for name, value in state.last.items()}
         if state.best is not None:
             result |= {"rl/best_step": float(state.best.step), "task/best": state.best.accuracy}
             if self.config.final == "best" and state.best.step != state.step:

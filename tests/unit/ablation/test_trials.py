@@ -142,7 +142,7 @@ def test_trials_that_can_be_compared() -> None:
         "reward/after",
     ):
         refuse(metric=metric)
-    for metric in ("task/last", "task/best"):
+    for metric in ("task/last/accuracy", "task/best"):
         refuse(metric=metric, rl=RlConfig(evaluate_every=5))
     refuse(every=of("g={scheme: paper, rl: {steps: 90}}"), metric="reward/after", rl=RlConfig(reward="toolrl"))
     assert refuse(every=of("none={scheme: uniform, rl: {advantage_std: none}}")).startswith("2 schemes in 2 trials")
@@ -193,7 +193,7 @@ def test_trials_that_can_be_compared() -> None:
         ),
         ({"metric": "bfcl/call_accurac"}, "did you mean 'bfcl/call_accuracy'"),
         ({"metric": "reward/after", "rl": RlConfig(reward_probe_prompts=0)}, "does not measure it"),
-        ({"metric": "task/last"}, "does not measure it"),
+        ({"metric": "task/last/accuracy"}, "does not measure it"),
         (
             {
                 "every": of("best={scheme: uniform, rl: {final: best}}"),

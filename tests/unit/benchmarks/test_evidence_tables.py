@@ -22,7 +22,7 @@ def row(scheme: str, seed: int, last: float, *, part: str = "comparison", gain: 
         "seed": seed,
         "settings": {"evaluate_samples": "4"},
         "machine": "one",
-        "figures": {"task/last": last, "bfcl/call_accuracy": last / 2},
+        "figures": {"task/last/call_accuracy": last, "bfcl/call_accuracy": last / 2},
         "curves": {
             "reward/total": rewards,
             "reward/well_formed": [0.9] * steps,
@@ -91,16 +91,18 @@ def test_the_deviation_of_the_first_pairs_says_how_many_are_needed() -> None:
 
 def test_no_pair_is_made_of_two_machines_or_two_parts() -> None:
     with pytest.raises(ValueError, match=r"paper and uniform of seed 3 .* different machines"):
-        tables.compared([*PAIRS[:11], PAIRS[11] | {"machine": "another"}], "task/last")
+        tables.compared([*PAIRS[:11], PAIRS[11] | {"machine": "another"}], "task/last/call_accuracy")
     with pytest.raises(ValueError, match="uniform has seed 0 in two parts"):
-        tables.compared([*PAIRS, row("uniform", 0, 0.5, part="controls")], "task/last")
+        tables.compared([*PAIRS, row("uniform", 0, 0.5, part="controls")], "task/last/call_accuracy")
 
 
 def test_rows_are_kept_once_a_trial(tmp_path: Path) -> None:
     file = tmp_path / "results" / "trials.jsonl"
     assert keep(PAIRS[:3], file) == 3
     assert keep([row("uniform", 1, 0.9), row("uniform", 1, 0.1, part="controls")], file) == 4
-    assert {(one["part"], one["seed"]): one["figures"]["task/last"] for one in read(file)}["comparison", 1] == 0.9
+    assert {(one["part"], one["seed"]): one["figures"]["task/last/call_accuracy"] for one in read(file)}[
+        "comparison", 1
+    ] == 0.9
 
 
 def test_pictures_are_drawn_of_what_there_is() -> None:

@@ -45,4 +45,4 @@ def test_pairs_are_written_as_they_end(tmp_path: Path, monkeypatch: pytest.Monke
             0,
             2,
         ]
-        assert one["figures"]["task/last"] == one["measured"]["task/accuracy"][-1][1]
+        assert one["figures"]["task/last/accuracy"] == one["measured"]["task/accuracy"][-1][1]

@@ -281,7 +281,7 @@ def test_the_best_on_the_task_is_kept_and_handed_on_when_asked_for(
     assert log.metrics[2]["reward/total"] >= 0 and log.metrics[2]["task/response_tokens"] > 0
     assert len(seen) == 4 * 5
     assert (result["rl/best_step"], result["task/best"], result["rl/steps"]) == (2, 0.6, 5)
-    assert result["task/last"] == 0.4
+    assert result["task/last/accuracy"] == 0.4
     folder = tmp_path / "checkpoints"
     assert sorted(path.name for path in folder.glob("step-*")) == ["step-000002", "step-000005"]
     wanted = load_file(folder / ("step-000002" if final == "best" else "step-000005") / "model.safetensors")
@@ -302,13 +302,24 @@ def test_accuracy_of_sampled_responses(trainer: Trainer, monkeypatch: pytest.Mon
     monkeypatch.setattr(probe, "succeeds", outcome)
     log = Log()
     made = trainer(settings(steps=1, evaluate_every=1, evaluate_samples=3), log, validation=HELD_OUT)
-    assert made.train()["task/last"] == pytest.approx(1 / 3)
+    assert made.train()["task/last/accuracy"] == pytest.approx(1 / 3)
     assert len(seen) == 2 * 5 * 3
     texts = [tuple(one.text for one in seen[n : n + 3]) for n in range(0, 15, 3)]
     assert any(len(set(three)) > 1 for three in texts)  # sampled, each with its own numbers
     before = [one.text for one in seen[15:]]
     made.probe.task_accuracy()
     assert [one.text for one in seen[30:]] == before  # and the same numbers again
+
+
+def test_accuracy_where_calls_are_wanted_and_where_none_is(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = parse('<tool_call>\n{"name": "add", "parameters": {"n": 1}}\n</tool_call>')
+    held_out = [dataclasses.replace(task, reference=call) if n < 2 else task for n, task in enumerate(HELD_OUT)]
+    monkeypatch.setattr(probe, "succeeds", lambda given, wanted: bool(wanted.calls))
+    log = Log()
+    result = trainer(settings(steps=1, evaluate_every=1), log, validation=held_out).train()
+    found = {"accuracy": 0.4, "call_accuracy": 1.0, "irrelevance_accuracy": 0.0}
+    assert {name: result[f"task/last/{name}"] for name in found} == found
+    assert {name: log.metrics[0][f"task/{name}"] for name in found} == found
 
 
 def test_a_best_checkpoint_that_is_lost_is_told_and_the_best_is_looked_for_anew(
