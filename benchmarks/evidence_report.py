@@ -27,9 +27,9 @@ IMAGES = TOP / "docs" / "images"
 RESULTS = TOP / "benchmarks" / "results" / "evidence"
 POLICIES = ("warm", "cold")  # of which gradients are measured: gradients-NAME.json
 SECONDARY = {
-    "task/last/call_accuracy": "held-out call accuracy after the last step (primary)",
+    "task/last/call_accuracy": "held-out call accuracy after the last step (primary of Q3)",
     "task/last/irrelevance_accuracy": "held-out requests that want no call",
-    "mean reward/total": "reward, mean of all steps",
+    "mean reward/total": "reward, mean of all steps (primary of Q4)",
     "last reward/total": f"reward, last {tables.LAST} steps",
     "last reward/well_formed": f"share well formed, last {tables.LAST} steps",
     "last response/tokens": f"tokens a response, last {tables.LAST} steps",
@@ -58,6 +58,7 @@ def blocks(rows: tables.Rows, gradients: Mapping[str, Any]) -> dict[str, list[st
     schemes = (tables.BASELINE, tables.REST)
     others = [row for row in rows if row["scheme"] != tables.BASELINE]  # it is Q3's, with a test of its own
     return {
+        "pilot": tables.tuning(rows, "pilot"),
         "learning-rates": tables.tuning(rows, "learning-rates"),
         "paper-settings": tables.tuning(rows, "paper-settings"),
         "power": tables.power(rows),
