@@ -49,7 +49,7 @@ PAPER_SETTINGS = ((8, 4, 2), (4, 2, 1), (16, 8, 4))
 # Supervised baselines by their loss weights: the warm-up goes on, with the requests that the other trials have for RL.
 SUPERVISED = {"sft": "{}", "tsft": "{name: 2, arguments: 2}", "rsft": "{think: 2}"}
 # Held-out accuracy is measured by a training: this one changes no weight.
-NO_TRAINING = ("rl.steps=1", "rl.prompts_per_step=1", "rl.evaluate_every=1", "rl.learning_rate=1e-15")
+NO_TRAINING = ("rl.steps=1", "rl.prompts_per_step=1", "rl.learning_rate=1e-15")
 # Parts and the seeds that they have.
 PLAN: dict[str, Sequence[int]] = {
     "warm-up": (0,),
@@ -111,8 +111,7 @@ class Trials:
         self, part: str, name: str, replaced: str, changes: Sequence[str], seeds: Sequence[int]
     ) -> Iterator[list[str]]:
         for seed in seeds:
-            # Accuracy before and after: for the power calculation; nothing is chosen by it.
-            overrides = (*changes, f"rl.seed={seed}", "rl.evaluate_every=1000")
+            overrides = (*changes, f"rl.seed={seed}")
             trial = f"{name}={replaced}" if replaced else name
             yield from self._training(self.folder / part / f"{name}-{seed}", str(self.policy), trial, *overrides)
 

@@ -253,6 +253,8 @@ class RlConfig(Section):
     evaluate_every: int | None = Field(None, ge=1)
     """steps between measurements of task accuracy on held-out prompts (the dataset's split rl_validation), which choose
     the best checkpoint; null = off"""
+    evaluate_at_start: bool = True
+    """measure it before the first step as well"""
     evaluate_prompts: int = Field(256, ge=1)
     """at most this many held-out prompts"""
     evaluate_samples: int = Field(0, ge=0)

@@ -24,6 +24,7 @@ _MAY_CHANGE = {
     "mirror",
     "grace_seconds",
     "evaluate_every",
+    "evaluate_at_start",
     "evaluate_samples",
     "final",
 }

@@ -81,7 +81,9 @@ class Probe:
     def accuracy_is_due(self, step: int) -> bool:
         """Whether task accuracy is to be measured after a step."""
         every = self._config.evaluate_every
-        return every is not None and (step % every == 0 or step == self._config.steps)
+        if every is None or (step == 0 and not self._config.evaluate_at_start):
+            return False
+        return step % every == 0 or step == self._config.steps
 
     def task_accuracy(self) -> dict[str, float]:
         """How many responses to held-out prompts do the task exactly, and how long they are.

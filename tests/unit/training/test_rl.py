@@ -311,6 +311,14 @@ def test_accuracy_of_sampled_responses(trainer: Trainer, monkeypatch: pytest.Mon
     assert [one.text for one in seen[30:]] == before  # and the same numbers again
 
 
+def test_accuracy_is_not_measured_at_the_start_where_that_is_off(trainer: Trainer) -> None:
+    log = Log()
+    config = settings(steps=3, evaluate_every=2, evaluate_at_start=False)
+    result = trainer(config, log, validation=HELD_OUT).train()
+    assert ["task/accuracy" in log.metrics.get(step, {}) for step in range(4)] == [False, False, True, True]
+    assert result["rl/best_step"] in (2, 3)
+
+
 def test_accuracy_where_calls_are_wanted_and_where_none_is(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     call = parse('<tool_call>\n{"name": "add", "parameters": {"n": 1}}\n</tool_call>')
     held_out = [dataclasses.replace(task, reference=call) if n < 2 else task for n, task in enumerate(HELD_OUT)]
