@@ -12,8 +12,11 @@ from rest_core.operations.pods import GPUS_VARIABLE, IMAGE_VARIABLE, PART_OF_LAB
 
 _UNITS = {"": 1, "k": 10**3, **{unit: 1000 ** (n + 2) for n, unit in enumerate("MGTPE")}}
 _UNITS |= {f"{unit}i": 1024 ** (n + 1) for n, unit in enumerate("KMGTPE")}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)([A-Za-z]*)")
-_KFP_SIZE = re.compile(r"\d+([MGTPE]i?|Ki)?")  # what kfp's setters take of Kubernetes' quantities
+_NUMBER = r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
+_SIZE = re.compile(rf"{_NUMBER}([A-Za-z]*)")
+_CPUS = re.compile(rf"{_NUMBER}(m?)")
+_KFP_SIZE = re.compile(r"[0-9]+([MGTPE]i?|Ki)?")  # what kfp's setters take of Kubernetes' quantities
+_MOST = 2**63  # Kubernetes keeps quantities as int64; much larger ones are beyond what Decimal can divide
 
 _LABEL = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _DOMAIN_PART = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
@@ -36,7 +39,7 @@ def _words(value: Any) -> Any:
 
 def _matching(pattern: str, what: str) -> AfterValidator:
     def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
+        if not re.fullmatch(pattern, value, re.ASCII):
             raise ValueError(f"{value!r} is no {what}")
         return value
 
@@ -62,7 +65,7 @@ def quantity(value: str) -> Decimal:
 
 
 def _positive(value: str) -> str:
-    if not 0 < quantity(value) < 2**63:
+    if not 0 < quantity(value) < _MOST:
         raise ValueError(f"{value!r}: give more than 0, and less than 8Ei")
     return value
 
@@ -74,12 +77,12 @@ def _enough_memory(value: str) -> str:
 
 
 def _cpu(value: str) -> str:
-    found = re.fullmatch(r"(\d*\.?\d+)(m?)", value)
+    found = _CPUS.fullmatch(value)
     if found is None or (found[2] and not found[1].isdecimal()):
         raise ValueError(f"{value!r} is no Kubernetes quantity: write it as 8, 0.5 or 500m")
     thousandths = Decimal(found[1]) * (1 if found[2] else 1000)
-    if thousandths < 1 or thousandths % 1:
-        raise ValueError(f"{value!r}: CPUs come in thousandths, and at least one of them (1m)")
+    if not 1 <= thousandths < _MOST or thousandths % 1:
+        raise ValueError(f"{value!r}: CPUs come in thousandths, at least one of them (1m) and less than 2^63")
     return value
 
 
