@@ -95,9 +95,12 @@ def in_structure(rng: Random, whole: Any) -> Any:
 
 def _places(whole: Any) -> list[tuple[Any, Any]]:
     found: list[tuple[Any, Any]] = []
-    waiting = [whole]
+    waiting, seen = [whole], set()  # YAML's aliases share a holder, as often as they like
     while waiting:
         holder = waiting.pop()
+        if id(holder) in seen:
+            continue
+        seen.add(id(holder))
         keys = list(holder) if isinstance(holder, dict) else range(len(holder)) if isinstance(holder, list) else ()
         found += [(holder, key) for key in keys]
         waiting += [holder[key] for key in keys]

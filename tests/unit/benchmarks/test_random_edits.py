@@ -41,6 +41,13 @@ def test_edits_depend_on_the_seed_and_their_number(root: Path) -> None:
     assert made(0, 7) == made(0, 7) and made(0, 7) != made(1, 7) and made(0, 7) != made(0, 8)
 
 
+def test_a_structure_whose_parts_are_shared_many_times_is_changed_at_once() -> None:
+    shared: list[object] = ["x"]
+    for _ in range(60):
+        shared = [shared, shared]
+    assert isinstance(changes.in_structure(Random(0), shared), list)
+
+
 def test_changed_texts_and_structures_are_of_their_kind() -> None:
     rng = Random(0)
     for _ in range(200):
