@@ -41,8 +41,6 @@ def test_pairs_are_written_as_they_end(tmp_path: Path, monkeypatch: pytest.Monke
         ("uniform", 1),
     ]
     for one in found:
-        assert len(one["curves"]["reward/total"]) == 2 and [step for step, _ in one["measured"]["task/accuracy"]] == [
-            0,
-            2,
-        ]
+        assert len(one["curves"]["reward/total"]) == 2
+        assert [step for step, _ in one["measured"]["task/accuracy"]] == [2]  # all start from one policy
         assert one["figures"]["task/last/accuracy"] == one["measured"]["task/accuracy"][-1][1]
