@@ -82,7 +82,7 @@ def _cpu(value: str) -> str:
         raise ValueError(f"{value!r} is no Kubernetes quantity: write it as 8, 0.5 or 500m")
     thousandths = Decimal(found[1]) * (1 if found[2] else 1000)
     if not 1 <= thousandths < _MOST or thousandths % 1:
-        raise ValueError(f"{value!r}: CPUs come in thousandths, at least one of them (1m) and less than 2^63")
+        raise ValueError(f"{value!r}: CPUs come in thousandths, at least one of them (1m), fewer than 2^63")
     return value
 
 
