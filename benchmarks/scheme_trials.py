@@ -111,7 +111,7 @@ class Trials:
         self, part: str, name: str, replaced: str, changes: Sequence[str], seeds: Sequence[int]
     ) -> Iterator[list[str]]:
         for seed in seeds:
-            overrides = (*changes, f"rl.seed={seed}")
+            overrides = (*changes, f"rl.seed={seed}", "rl.evaluate_every=null")  # chosen by the reward alone
             trial = f"{name}={replaced}" if replaced else name
             yield from self._training(self.folder / part / f"{name}-{seed}", str(self.policy), trial, *overrides)
 
