@@ -62,6 +62,7 @@ class Measurement:
         self.tokens_a_region, self.config = options.tokens, config
         self.tokenizer = load_tokenizer(options.policy, config.model)
         self.model = load_model(options.policy, config.model)
+        self.dtype = compute_dtype(config.model)
         self.policy = Policy(self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         style = training_style(config.model, self.tokenizer)
@@ -75,9 +76,7 @@ class Measurement:
         if done >= self.groups:
             return
         rl = self.config.rl.model_copy(update={"prompts_per_step": AT_ONCE, "reward_probe_prompts": 0})
-        engine = create_engine(
-            rl.engine, self.model, self.tokenizer, dtype=compute_dtype(self.config.model), max_tokens=4096
-        )
+        engine = create_engine(rl.engine, self.model, self.tokenizer, dtype=self.dtype, max_tokens=4096)
         judge = Judge(self.algorithm, rl, gather=list, main=True)
         schedule = Schedule(rl, len(self.tasks))
         sampler = Sampler(engine, judge, self.tasks, schedule, main=True)
@@ -127,7 +126,8 @@ class Measurement:
         for row, column in tqdm(chosen[done:], desc="scores", unit="token"):
             rollout = recorded.rollout(row)
             before = [*rollout.prompt_ids, *rollout.response_ids[:column]]
-            logits = self.model(input_ids=torch.tensor([before]), logits_to_keep=1, use_cache=False).logits[0, -1]
+            with self._autocast():
+                logits = self.model(input_ids=torch.tensor([before]), logits_to_keep=1, use_cache=False).logits[0, -1]
             logps = logits.float().log_softmax(-1)
             gradient = self._gradient(logps[rollout.response_ids[column]])
             p = logps.detach().double().exp()
@@ -138,7 +138,7 @@ class Measurement:
                         "region": Region(int(recorded.regions[row, column])).name,
                         "entropy": float(-(p * logps.detach().double()).sum()),
                         "logit_score": float(1 - (p * p).sum()),
-                        "squared_score": float(sum(g.double().square().sum() for g in gradient)),
+                        "squared_score": float(sum(g.norm().double() ** 2 for g in gradient)),
                         "probability": float(p[rollout.response_ids[column]]),
                     }
                 ],
@@ -162,7 +162,11 @@ class Measurement:
         """What the report says of how it was made."""
         recorded = self._recorded()
         values = {"groups": self.groups, "with_signal": len(recorded.with_signal()), **recorded.summary()}
-        values |= {"parameters": sum(p.numel() for p in self.parameters), "machine": describe("cpu")}
+        values |= {
+            "parameters": sum(p.numel() for p in self.parameters),
+            "machine": describe("cpu"),
+            "dtype": str(self.dtype),
+        }
         (self.out / SETTINGS).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     def _recorded(self) -> Recorded:
@@ -171,7 +175,8 @@ class Measurement:
     @torch.no_grad()
     def _entropies(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         batch = shared_batch(rollouts, [Group(tuple(range(len(rollouts))))], pad_id=self.tokenizer.pad_token_id)
-        _, _, entropy = self.policy(batch)
+        with self._autocast():
+            _, _, entropy = self.policy(batch)
         rows: list[list[float]] = [[] for _ in rollouts]
         for row, value in zip(batch.rows.tolist(), entropy.tolist(), strict=True):
             rows[row].append(value)
@@ -180,9 +185,15 @@ class Measurement:
     def _logp(self, rollouts: Sequence[Rollout]) -> tuple[Tensor, Any]:
         """Log-probs (N,) of the sampled tokens with their graph, and the batch that says where they stand."""
         batch = shared_batch(rollouts, [Group(tuple(range(len(rollouts))))], pad_id=self.tokenizer.pad_token_id)
-        hidden, head = self.policy.inputs_of_head(batch)
-        assert head is not None
-        return head(hidden).float().log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0], batch
+        with self._autocast():
+            hidden, head = self.policy.inputs_of_head(batch)
+            assert head is not None
+            logits = head(hidden)
+        return logits.float().log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0], batch
+
+    def _autocast(self) -> torch.autocast:
+        """The precision of `rest train` on this machine."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _gradient(self, value: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad(value, self.parameters, retain_graph=True, materialize_grads=True))

@@ -23,16 +23,13 @@ class Sketch:
     def __init__(self, counts: Sequence[int], *, size: int = SIZE, seed: int = 0) -> None:
         self.size = size
         generator = torch.Generator().manual_seed(seed)
-        self._signs = [torch.randint(0, 2, (n,), generator=generator, dtype=torch.int8) * 2 - 1 for n in counts]
+        signs = torch.randint(0, 2, (sum(counts),), generator=generator, dtype=torch.int8) * 2 - 1
+        self._signs = signs.float().split(list(counts))
+        self._signed = torch.zeros(-(-sum(counts) // size) * size)  # the vector, padded to whole rows of `size`
 
     def __call__(self, vector: Sequence[Tensor]) -> Tensor:
         """(size,) float32 of one vector, given as tensors of any shape."""
-        total = torch.zeros(self.size)
-        start = 0
-        for part, signs in zip(vector, self._signs, strict=True):
-            shift = start % self.size
-            filled = torch.zeros(-(-(shift + part.numel()) // self.size) * self.size)
-            filled[shift : shift + part.numel()] = part.flatten() * signs
-            total += filled.view(-1, self.size).sum(0)
-            start += part.numel()
-        return total
+        places = self._signed[: sum(map(len, self._signs))].split([len(signs) for signs in self._signs])
+        for part, signs, place in zip(vector, self._signs, places, strict=True):
+            torch.mul(part.flatten(), signs, out=place)
+        return self._signed.view(-1, self.size).sum(0)
