@@ -43,9 +43,9 @@ CONTROLS = (
     "high_entropy",
     "dr-grpo={scheme: uniform, rl: {advantage_std: none, loss: {aggregation: constant_length}}}",
 )
-LEARNING_RATES = ("4e-5", "8e-5", "1.6e-4")
+LEARNING_RATES = ("2e-5", "4e-5", "8e-5", "1.6e-4")
 # As many settings of `paper` as learning rates: (w_max, alpha_format, alpha_arguments and alpha_think).
-PAPER_SETTINGS = ((8, 4, 2), (4, 2, 1), (16, 8, 4))
+PAPER_SETTINGS = ((8, 4, 2), (4, 2, 1), (2, 1, 0.5), (16, 8, 4))
 # Supervised baselines by their loss weights: the warm-up goes on, with the requests that the other trials have for RL.
 SUPERVISED = {"sft": "{}", "tsft": "{name: 2, arguments: 2}", "rsft": "{think: 2}"}
 # Held-out accuracy is measured by a training: this one changes no weight.
