@@ -98,7 +98,8 @@ class Trials:
 
     def _learning_rates(self, seeds: Sequence[int]) -> Iterator[list[str]]:
         for rate in LEARNING_RATES:
-            changes = ("rl.weights.scheme=uniform", f"rl.learning_rate={rate}")
+            # Chosen by the reward alone; the trials of `paper-settings` give the pilot's spread of the accuracy.
+            changes = ("rl.weights.scheme=uniform", f"rl.learning_rate={rate}", "rl.evaluate_every=null")
             yield from self._tried("learning-rates", f"lr-{rate}", "learning_rate", changes, seeds)
 
     def _paper_settings(self, seeds: Sequence[int]) -> Iterator[list[str]]:
@@ -111,7 +112,7 @@ class Trials:
         self, part: str, name: str, replaced: str, changes: Sequence[str], seeds: Sequence[int]
     ) -> Iterator[list[str]]:
         for seed in seeds:
-            overrides = (*changes, f"rl.seed={seed}", "rl.evaluate_every=null")  # chosen by the reward alone
+            overrides = (*changes, f"rl.seed={seed}")
             trial = f"{name}={replaced}" if replaced else name
             yield from self._training(self.folder / part / f"{name}-{seed}", str(self.policy), trial, *overrides)
 
