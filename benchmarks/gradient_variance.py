@@ -103,8 +103,9 @@ class Measurement:
         recorded = self._recorded()
         weights = {name: recorded.weights(name) for name in SCHEMES}
         sketch = Sketch([p.numel() for p in self.parameters])
-        todo = [k for k in recorded.with_signal() if not self._sketch(k).exists()]
-        for k in tqdm(todo, desc="gradients", unit="group"):
+        for k in tqdm(recorded.with_signal(), desc="gradients", unit="group"):
+            if self._sketch(k).exists():
+                continue
             rows = recorded.rows(k)
             logp, batch = self._logp(recorded.rollouts(k))
             place = (batch.rows, batch.columns)
