@@ -58,6 +58,7 @@ def blocks(rows: tables.Rows, gradients: Mapping[str, Any]) -> dict[str, list[st
     schemes = (tables.BASELINE, tables.REST)
     others = [row for row in rows if row["scheme"] != tables.BASELINE]  # it is Q3's, with a test of its own
     return {
+        "duration": tables.duration(rows),
         "pilot": tables.tuning(rows, "pilot"),
         "learning-rates": tables.tuning(rows, "learning-rates"),
         "paper-settings": tables.tuning(rows, "paper-settings"),

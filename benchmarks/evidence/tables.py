@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from statistics import fmean, variance
+from statistics import fmean, median, variance
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from rest_core.config import UniformWeights
 Rows = Sequence[Mapping[str, Any]]
 BASELINE, REST, CONFIDENCE = "uniform", "paper", 0.95
 PRIMARY = "task/last/call_accuracy"
+TUNED = ("learning-rates", "paper-settings")  # parts that settings are chosen by
 COMPARED = ("comparison", "controls", "sft")  # parts whose trials stand beside each other
 SUPERVISED = ("sft", "tsft", "rsft")  # without RL: nothing makes a pair of their seeds and others
 MARGIN = 0.03  # the difference that matters, and the half width that is aimed at
@@ -96,6 +97,19 @@ def policies(rows: Rows, names: Mapping[str, str]) -> list[str]:
     return table(("policy", "seeds", *names.values()), body) if body else ["Not measured yet."]
 
 
+def duration(rows: Rows) -> list[str]:
+    """How long the steps of a training took, by machine."""
+    machines: dict[str, list[int]] = {}
+    for row in rows:
+        if row["part"] in (*TUNED, *COMPARED) and "seconds" in row:
+            machines.setdefault(row["machine"], []).append(row["seconds"])
+    body = [
+        [machine, str(len(found)), f"{median(found) / 60:.1f}", f"{min(found) / 60:.1f} to {max(found) / 60:.1f}"]
+        for machine, found in sorted(machines.items())
+    ]
+    return table(("machine", "trainings", "minutes (median)", "all"), body) if body else ["Not measured yet."]
+
+
 def tuning(rows: Rows, part: str) -> list[str]:
     """What is chosen by, the mean reward of the last steps, by setting and seed."""
     chosen = [row for row in rows if row["part"] == part]
@@ -118,7 +132,7 @@ def pilot_deviation(rows: Rows) -> tuple[float, int]:
     by_name: dict[str, list[float]] = {}
     for row in rows:
         sampled = int(row.get("settings", {}).get("evaluate_samples", 0))
-        if row["part"] in ("learning-rates", "paper-settings") and sampled and PRIMARY in row["figures"]:
+        if row["part"] in TUNED and sampled and PRIMARY in row["figures"]:
             by_name.setdefault(row["scheme"], []).append(row["figures"][PRIMARY])
     several = [values for values in by_name.values() if len(values) > 1]
     freedom = sum(len(values) - 1 for values in several)

@@ -40,7 +40,7 @@ def collect(part: str, database: Path, cpu: str) -> list[dict[str, Any]]:
         }
         more = {
             "settings": settings,
-            "seconds": round((training.info.end_time - training.info.start_time) / 1000),
+            "seconds": round(sum(value for _, value in history["seconds/step"])),  # of all attempts
             "commit": training.data.tags.get("mlflow.source.git.commit"),
             "machine": f"{cpu}, {training.data.tags[DTYPE_TAG]}",
         }

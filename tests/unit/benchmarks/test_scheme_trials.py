@@ -104,6 +104,8 @@ def test_a_row_has_the_newest_training_and_its_evaluations(tmp_path: Path) -> No
             client.log_metric(made, name, value, step=1)
         if stage == "rest-rl":
             client.log_metric(made, "reward/total", 2.0, step=2)
+            client.log_metric(made, "seconds/step", 3.0, step=1)
+            client.log_metric(made, "seconds/step", 2.0, step=2)
         client.set_terminated(made, status, end_time=start + 5000)
 
     run("rest-rl", "KILLED", {"reward/total": 9.0}, 1)
