@@ -26,7 +26,7 @@ class _Clipped(Section):
     """Weights that are clipped to [w_min, w_max]."""
 
     w_min: float = Field(1.0, gt=0)
-    w_max: float = Field(8.0, gt=0)
+    w_max: float = Field(16.0, gt=0)
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -41,11 +41,11 @@ class PaperWeights(_Clipped):
     scheme: Literal["paper"] = "paper"
     rule: EntropyRule = "variance"
     """weight of a region of entropy H: variance = 1 / (1 - e^-H), inverse = 1 / H"""
-    alpha_format: float = Field(4.0, ge=0)
+    alpha_format: float = Field(8.0, ge=0)
     """how much FORMAT loses over the whole training"""
-    alpha_arguments: float = Field(2.0, ge=0)
+    alpha_arguments: float = Field(4.0, ge=0)
     """how much ARGUMENTS gains"""
-    alpha_think: float = Field(2.0, ge=0)
+    alpha_think: float = Field(4.0, ge=0)
     """how much THINK gains"""
     floor: float = Field(1.0, gt=0)
     """weight of RESPONSE and OTHER, of the mean over the response's other tokens; above 0 so that malformed output and
