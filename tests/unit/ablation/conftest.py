@@ -14,7 +14,7 @@ from rest_core.ablation.collect import TRAINING
 from rest_core.ablation.settings import Trial
 from rest_core.config import PaperWeights, RlConfig, UniformWeights
 
-SCHEMES = {"uniform": UniformWeights(), "paper": PaperWeights(), "strong": PaperWeights(w_max=16)}
+SCHEMES = {"uniform": UniformWeights(), "paper": PaperWeights(), "strong": PaperWeights(w_max=32)}
 
 Evaluation = Callable[..., Path]
 

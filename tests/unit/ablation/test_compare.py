@@ -7,7 +7,7 @@ from rest_core.ablation.compare import Comparison, compare
 from rest_core.ablation.settings import Trial
 from rest_core.config import PaperWeights, UniformWeights
 
-WEIGHTS = {"uniform": UniformWeights(), "paper": PaperWeights(), "strong": PaperWeights(w_max=16)}
+WEIGHTS = {"uniform": UniformWeights(), "paper": PaperWeights(), "strong": PaperWeights(w_max=32)}
 
 
 def results(values: dict[str, dict[int, float]]) -> list[TrialResult]:

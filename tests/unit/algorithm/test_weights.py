@@ -157,7 +157,7 @@ def test_high_entropy_keeps_no_more_than_its_share_of_equals() -> None:
 
 def test_token_entropy_by_hand() -> None:
     entropy = torch.tensor([[0.05, 0.5, 1.0, 3.0, 0.5, 0.0]])
-    raw = [8.0, *(1 / (1 - math.exp(-h)) for h in (0.5, 1.0, 3.0, 0.5)), 8.0]
+    raw = [16.0, *(1 / (1 - math.exp(-h)) for h in (0.5, 1.0, 3.0, 0.5)), 16.0]
     made = weights(scheme="token_entropy", token_entropy=entropy)
     assert made == pytest.approx([value * 6 / sum(raw) for value in raw], rel=1e-5)
     inverse = TokenEntropyWeights(rule="inverse", w_min=0.5, w_max=4)

@@ -105,7 +105,7 @@ def test_help_imports_none_of_the_heavy_packages() -> None:
         (["compile", "-o", "x.yaml", "--gpus", "-1"], "--gpus"),
         (["compile", "-o", "x.yaml", "--data", __file__], "path of this machine"),
         (["compile", "-o", "x.yaml", "--set", "tracking.uri=http://user:secret@host:5000"], "holds a password"),
-        (["run", "--set", "rl.weights={scheme: paper, w_min: 9}"], "w_min (9.0) is above w_max (8.0)"),
+        (["run", "--set", "rl.weights={scheme: paper, w_min: 20}"], "w_min (20.0) is above w_max (16.0)"),
     ],
 )
 def test_wrong_use_is_told_in_one_line(
