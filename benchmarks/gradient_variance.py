@@ -109,11 +109,19 @@ class Measurement:
             rows = recorded.rows(k)
             logp, batch = self._logp(recorded.rollouts(k))
             place = (batch.rows, batch.columns)
-            found = []
+            scales: list[Tensor] = []
+            found: list[Tensor] = []
             for name in SCHEMES:
                 scale = recorded.advantages[rows, None] * weights[name][rows]
                 scale = scale / recorded.lengths[rows, None] / len(rows)
-                found.append(sketch(self._gradient((scale[place] * logp).sum())))
+                same = next((n for n, other in enumerate(scales) if torch.equal(other, scale)), None)
+                if same is not None:
+                    found.append(found[same])
+                elif scale.any():
+                    found.append(sketch(self._gradient((scale[place] * logp).sum())))
+                else:
+                    found.append(torch.zeros(sketch.size))
+                scales.append(scale)
             aside = self._sketch(k).with_suffix(".tmp")
             with aside.open("wb") as file:
                 np.save(file, torch.stack(found).numpy())
