@@ -111,7 +111,10 @@ def _speed(rows: tables.Rows) -> list[str]:
 def _each(gradients: Mapping[str, Any], write: Callable[[Mapping[str, Any]], list[str]]) -> list[str]:
     if not gradients:
         return ["Not measured yet."]
-    return [line for policy, one in gradients.items() for line in (f"The {policy} policy:", "", *write(one), "")][:-1]
+    lines: list[str] = []
+    for policy, one in gradients.items():
+        lines += [f"The {policy} policy, {one['settings']['with_signal']} groups:", "", *write(one), ""]
+    return lines[:-1]
 
 
 def main() -> int:
