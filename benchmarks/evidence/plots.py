@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rest_core.ablation.plot import comparison_figure
 from rest_core.ablation.settings import AblationConfig
 
+from .gradients import UNCLEAR
 from .tables import BASELINE, CONFIDENCE, LAST, PRIMARY, Rows, compared, smoothed
 
 COLOURS = {BASELINE: "#f58518", "paper": "#4c78a8"}
@@ -69,7 +70,7 @@ def _band(axes: Axes, values: Sequence[np.ndarray], scheme: str) -> None:
 
 
 def gradients(measured: Mapping[str, Any]) -> Figure:
-    """Of each scheme the ratios to uniform's variance and signal-to-noise ratio, by policy."""
+    """Each scheme's ratios to uniform's variance and signal-to-noise ratio, by policy; unclear ones are left out."""
     figure = Figure(
         figsize=(11, 0.9 + 0.42 * max(len(one["schemes"]) for one in measured.values())), layout="constrained"
     )
@@ -83,6 +84,8 @@ def gradients(measured: Mapping[str, Any]) -> Figure:
         names = [name for name in one["schemes"] if name != BASELINE]
         for panel, (figure_name, title) in zip(panels, figures.items(), strict=True):
             for row, name in enumerate(names):
+                if figure_name != "variance/uniform" and one["schemes"][name]["signal_unclear"] > UNCLEAR:
+                    continue
                 value, low, high = one["schemes"][name][figure_name]
                 place, colour = row + 0.25 * offset, ("#4c78a8", "#f58518")[offset % 2]
                 panel.hlines(place, low, high, color=colour, linewidth=2, alpha=0.6)
@@ -94,5 +97,6 @@ def gradients(measured: Mapping[str, Any]) -> Figure:
             panel.tick_params(axis="x", labelsize=8)
             panel.grid(axis="x", alpha=0.3)
             panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_xscale("log")
     panels[0].legend(fontsize=8, frameon=False)
     return figure
