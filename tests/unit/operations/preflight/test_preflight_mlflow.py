@@ -103,8 +103,11 @@ def test_an_experiment_with_artifacts_elsewhere_is_taken(http_server: Callable[.
         mlflow_server.check(Config(tracking=TrackingConfig(uri=uri)), WORK)
 
 
-def test_a_pod_makes_no_experiment_in_a_database(tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_makes_no_experiment_in_a_database(
+    tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """As with postgresql://: its artifacts would be in the pod's working folder."""
+    monkeypatch.chdir(tmp_path)  # a checkout may itself lie below WORK
     monkeypatch.setattr(store, "is_local", lambda uri: False)
     with pytest.raises(UserError, match=r"is a database without a server, and has no experiment"):
         mlflow_server.check(Config(tracking=tracking), WORK)
