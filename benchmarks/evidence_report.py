@@ -113,7 +113,8 @@ def _each(gradients: Mapping[str, Any], write: Callable[[Mapping[str, Any]], lis
         return ["Not measured yet."]
     lines: list[str] = []
     for policy, one in gradients.items():
-        lines += [f"The {policy} policy, {one['settings']['with_signal']} groups:", "", *write(one), ""]
+        groups = "{measured} of {with_signal} groups".format(**one["settings"])
+        lines += [f"The {policy} policy ({groups}):", "", *write(one), ""]
     return lines[:-1]
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evidence.recorded import SCHEMES, UNIFORM, Recorded
+from evidence.recorded import PARTS, SCHEMES, UNIFORM, Recorded
 from evidence.sketch import Sketch
 from evidence.variance import shares, table, tokens_table
 from stepbench.machine import describe
@@ -49,7 +49,8 @@ from rest_core.training.sampling import Sampler
 from rest_core.training.schedule import Schedule
 from rest_core.training.tasks import make_tasks
 
-ROLLOUTS, TOKENS, SETTINGS, GRAMS = "rollouts.jsonl", "tokens.jsonl", "settings.json", "products.npz"
+ROLLOUTS, TOKENS, SETTINGS = "rollouts.jsonl", "tokens.jsonl", "settings.json"
+SKETCHES = "group-*.npy"  # one a group
 AT_ONCE = 8  # groups that are sampled together
 
 
@@ -153,20 +154,6 @@ class Measurement:
                 ],
             )
 
-    def products(self) -> None:
-        """The scalar products of all groups' gradients, scaled so that uniform's mean squared norm is 1."""
-        recorded = self._recorded()
-        sketches = np.stack([np.load(self._sketch(k)) for k in recorded.with_signal()], axis=1).astype(np.float64)
-        own = np.einsum("skd,sld->skl", sketches, sketches)
-        with_uniform = np.einsum("skd,ld->skl", sketches, sketches[SCHEMES.index(UNIFORM)])
-        scale = np.trace(own[SCHEMES.index(UNIFORM)]) / own.shape[1]
-        np.savez_compressed(
-            self.out / GRAMS,
-            own=(own / scale).astype(np.float32),
-            with_uniform=(with_uniform / scale).astype(np.float32),
-            schemes=np.array(SCHEMES),
-        )
-
     def settings(self) -> None:
         """What the report says of how it was made."""
         recorded = self._recorded()
@@ -208,7 +195,7 @@ class Measurement:
         return list(torch.autograd.grad(value, self.parameters, retain_graph=True, materialize_grads=True))
 
     def _sketch(self, group: int) -> Path:
-        return self.out / f"group-{group:05d}.npy"
+        return self.out / SKETCHES.replace("*", f"{group:05d}")
 
     def _lines(self, name: str) -> Iterator[str]:
         if (self.out / name).exists():
@@ -228,17 +215,19 @@ class Measurement:
 
 
 def report(out: Path) -> dict[str, Any]:
-    """All figures, from what the measurement has left in its folder."""
-    products = np.load(out / GRAMS)
-    schemes = [str(name) for name in products["schemes"]]
-    own, with_uniform = products["own"].astype(float), products["with_uniform"].astype(float)
+    """All figures, from what the measurement has left in its folder: also where it has not come to all groups yet."""
+    sketches = np.stack([np.load(file) for file in sorted(out.glob(SKETCHES))], axis=1).astype(np.float64)
+    own = np.einsum("skd,sld->skl", sketches, sketches, optimize=True)  # (schemes, K, K)
+    with_uniform = np.einsum("skd,ld->skl", sketches, sketches[SCHEMES.index(UNIFORM)], optimize=True)
+    scale = np.trace(own[SCHEMES.index(UNIFORM)]) / own.shape[1]  # uniform's mean squared norm becomes 1
+    own, with_uniform = own / scale, with_uniform / scale
     tokens = [json.loads(line) for line in (out / TOKENS).read_text(encoding="utf-8").splitlines()]
     settings = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
-    whole = [n for n, name in enumerate(schemes) if not name.startswith("part ")]
+    whole = [n for n, name in enumerate(SCHEMES) if name not in PARTS]
     return {
-        "settings": settings,
-        "schemes": table(own[whole], with_uniform[whole], [schemes[n] for n in whole]),
-        "regions": shares(own, with_uniform, schemes),
+        "settings": settings | {"measured": own.shape[1]},
+        "schemes": table(own[whole], with_uniform[whole], [SCHEMES[n] for n in whole]),
+        "regions": shares(own, with_uniform, list(SCHEMES)),
         "tokens": tokens_table(tokens),
     }
 
@@ -264,7 +253,6 @@ def main() -> int:
             measurement.settings()
             measurement.scores()
             measurement.gradients()
-            measurement.products()
         figures = json.dumps(report(options.out), indent=2) + "\n"
         if options.results is None:
             sys.stdout.write(figures)

@@ -26,10 +26,10 @@ class Sketch:
         signs = torch.randint(0, 2, (sum(counts),), generator=generator, dtype=torch.int8) * 2 - 1
         self._signs = signs.float().split(list(counts))
         self._signed = torch.zeros(-(-sum(counts) // size) * size)  # the vector, padded to whole rows of `size`
+        self._places = self._signed[: sum(counts)].split(list(counts))
 
     def __call__(self, vector: Sequence[Tensor]) -> Tensor:
         """(size,) float32 of one vector, given as tensors of any shape."""
-        places = self._signed[: sum(map(len, self._signs))].split([len(signs) for signs in self._signs])
-        for part, signs, place in zip(vector, self._signs, places, strict=True):
+        for part, signs, place in zip(vector, self._signs, self._places, strict=True):
             torch.mul(part.flatten(), signs, out=place)
         return self._signed.view(-1, self.size).sum(0)
