@@ -216,7 +216,10 @@ class Measurement:
 
 def report(out: Path) -> dict[str, Any]:
     """All figures, from what the measurement has left in its folder: also where it has not come to all groups yet."""
-    sketches = np.stack([np.load(file) for file in sorted(out.glob(SKETCHES))], axis=1).astype(np.float64)
+    files = sorted(out.glob(SKETCHES))
+    if not files:
+        raise UserError(f"{out}: no group's gradients are there; without --report they are measured")
+    sketches = np.stack([np.load(file) for file in files], axis=1).astype(np.float64)
     own = np.einsum("skd,sld->skl", sketches, sketches, optimize=True)  # (schemes, K, K)
     with_uniform = np.einsum("skd,ld->skl", sketches, sketches[SCHEMES.index(UNIFORM)], optimize=True)
     scale = np.trace(own[SCHEMES.index(UNIFORM)]) / own.shape[1]  # uniform's mean squared norm becomes 1

@@ -25,6 +25,7 @@ class Figures:
     snr_uniform: float
 
 
+@np.errstate(divide="ignore", invalid="ignore")  # a bootstrap's draw of one group alone has no pairs: NaN, left out
 def figures(own: Floats, with_uniform: Floats, uniform: Floats, counts: Floats | None = None) -> Figures:
     """The figures of a sample of groups.
 

@@ -1,0 +1,67 @@
+"""The measurement of gradients as a whole, with a random model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import gradient_variance
+import numpy as np
+import pytest
+from evidence.recorded import PARTS, SCHEMES, UNIFORM
+
+from rest_core.data.store import save, to_row
+from rest_core.records import Message, Sample, ToolCall
+from rest_core.response import render
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+SETTINGS = ("model.dtype=float32", "rl.group_size=4", "rl.max_response_tokens=8")
+
+
+@pytest.fixture
+def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    reference = render(think=None, calls=[ToolCall("add", {"n": 1})], response=None)
+    samples = [Sample(f"test/{n}", "test", (Message("user", f"add {n}"),), (), reference) for n in range(3)]
+    rows = [to_row(one, prompt_tokens=10, reference_tokens=10) for one in samples]
+    save(dict.fromkeys(("sft", "rl", "rl_validation"), rows), tmp_path / "data")
+
+    def run(*more: str) -> int:
+        arguments = ["--policy", "embedded:tiny-random", "--dataset", str(tmp_path / "data"), "--tokens", "3"]
+        arguments += ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "figures.json")]
+        arguments += [text for one in SETTINGS for text in ("--set", one)]
+        monkeypatch.setattr(sys, "argv", ["gradient_variance.py", *arguments, *more])
+        return gradient_variance.main()
+
+    return run
+
+
+def test_what_is_measured_resumes_and_is_reported(
+    measure: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert measure() == 2  # a random model's responses are all wrong alike
+    assert "no group's gradients are there" in capsys.readouterr().err
+    rollouts = tmp_path / "out" / gradient_variance.ROLLOUTS
+    groups = [json.loads(line) for line in rollouts.read_text(encoding="utf-8").splitlines()]
+    for group in groups:
+        group["advantages"] = [1.0, -1.0, 0.5, -0.5]
+    rollouts.write_text("".join(json.dumps(group) + "\n" for group in groups), encoding="utf-8")
+
+    assert measure() == 0
+    files = sorted((tmp_path / "out").glob(gradient_variance.SKETCHES))
+    first = [np.load(file) for file in files]
+    assert len(files) == 3 and first[0].any()
+    for sketches in first:
+        parts = sum(sketches[SCHEMES.index(part)] for part in PARTS)
+        assert parts == pytest.approx(sketches[SCHEMES.index(UNIFORM)], rel=1e-3, abs=1e-6)
+
+    times = [file.stat().st_mtime_ns for file in files[1:]]
+    files[0].unlink()
+    assert measure("--report") == 0
+    found = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert (found["settings"]["measured"], found["settings"]["with_signal"]) == (2, 3)
+    assert measure() == 0
+    assert np.array_equal(np.load(files[0]), first[0]) and [file.stat().st_mtime_ns for file in files[1:]] == times
+    found = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert found["settings"]["measured"] == 3 and found["schemes"][UNIFORM]["variance/uniform"][0] == 1.0
