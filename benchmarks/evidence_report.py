@@ -70,9 +70,11 @@ def blocks(rows: tables.Rows, gradients: Mapping[str, Any]) -> dict[str, list[st
         "entropy": tables.metrics(rows, entropies, schemes),
         "controls": tables.comparison(tables.compared(others, tables.PRIMARY, tables.REST), tables.REST),
         "policies": tables.policies(rows, SHOWN),
-        "gradients": _each(gradients, scheme_table),
-        "regions": _each(gradients, region_table),
-        "tokens": _each(gradients, token_table),
+        "gradients": _each(gradients, "plain", scheme_table),
+        "gradients-adamw": _each(gradients, "adamw", scheme_table),
+        "regions": _each(gradients, "plain", region_table),
+        "regions-adamw": _each(gradients, "adamw", region_table),
+        "tokens": _each(gradients, "tokens", token_table),
     }
 
 
@@ -108,14 +110,14 @@ def _speed(rows: tables.Rows) -> list[str]:
     ]
 
 
-def _each(gradients: Mapping[str, Any], write: Callable[[Mapping[str, Any]], list[str]]) -> list[str]:
-    if not gradients:
-        return ["Not measured yet."]
+def _each(gradients: Mapping[str, Any], what: str, write: Callable[[Mapping[str, Any], str], list[str]]) -> list[str]:
+    """A table a policy of one part of the measurement."""
     lines: list[str] = []
     for policy, one in gradients.items():
-        groups = "{measured} of {with_signal} groups".format(**one["settings"])
-        lines += [f"The {policy} policy ({groups}):", "", *write(one), ""]
-    return lines[:-1]
+        if what in one:
+            groups = "{measured} of {with_signal} groups".format(**one["settings"])
+            lines += [f"The {policy} policy ({groups}):", "", *write(one, what), ""]
+    return lines[:-1] or ["Not measured yet."]
 
 
 def main() -> int:

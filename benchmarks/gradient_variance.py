@@ -8,6 +8,10 @@ each scheme of token weights, from the same forward pass, and kept as a sketch: 
 keeps scalar products (random signs, coordinates added up modulo a prime; a relative error of about 1 %). All figures
 come from scalar products of these. What a run has done stands in --out, and is not done again.
 
+Two sketches are kept: of the gradient as it is, and of it in AdamW's scale, each coordinate divided by the root of its
+mean square over the groups under `uniform`. AdamW steps by coordinates in this scale, and few coordinates carry most of
+the norm of the other.
+
 The last part measures the theory's terms: the squared norm of single tokens' scores, over the parameters, beside
 1 - exp(-H) and 1 - Σp², which stand for it in the bound.
 """
@@ -27,6 +31,8 @@ import torch
 from evidence.recorded import PARTS, SCHEMES, UNIFORM, Recorded
 from evidence.sketch import Sketch
 from evidence.variance import shares, table, tokens_table
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from stepbench.machine import describe
 from torch import Tensor
 from tqdm import tqdm
@@ -49,9 +55,11 @@ from rest_core.training.sampling import Sampler
 from rest_core.training.schedule import Schedule
 from rest_core.training.tasks import make_tasks
 
-ROLLOUTS, TOKENS, SETTINGS = "rollouts.jsonl", "tokens.jsonl", "settings.json"
-SKETCHES = "group-*.npy"  # one a group
-AT_ONCE = 8  # groups that are sampled together
+ROLLOUTS, TOKENS, SETTINGS, SQUARES = "rollouts.jsonl", "tokens.jsonl", "settings.json", "squares.safetensors"
+SKETCHES = "group-*.npy"  # one a group, of (SCALES, SCHEMES, numbers)
+SCALES = ("plain", "adamw")
+EPSILON = 1e-8  # of torch's AdamW
+AT_ONCE = 8  # groups that are sampled, and whose squares are saved, together
 
 
 class Measurement:
@@ -99,33 +107,60 @@ class Measurement:
                 )
             self._append(ROLLOUTS, lines[max(0, done - (step - 1) * AT_ONCE) :])
 
+    def squares(self) -> None:
+        """The sum over the groups of each coordinate's squared gradient under `uniform`, saved every few groups."""
+        file, recorded = self.out / SQUARES, self._recorded()
+        groups, weights = recorded.with_signal(), recorded.weights(UNIFORM)
+        done, total = 0, torch.zeros(sum(p.numel() for p in self.parameters))
+        if file.exists():
+            saved = load_file(file)
+            done, total = int(saved["groups"]), saved["sum"]
+        if done < len(groups) and (some := len(list(self.out.glob(SKETCHES)))):
+            raise UserError(f"{self.out}: {some} gradients are in the scale of {done} groups; give another --out")
+        for n, k in enumerate(tqdm(groups[done:], desc="squares", unit="group"), start=done + 1):
+            logp, batch = self._logp(recorded.rollouts(k))
+            scale = recorded.loss_weights(k, weights)
+            gradient = self._gradient((scale[batch.rows, batch.columns] * logp).sum(), last=True)
+            place = 0
+            for part in gradient:
+                flat = part.flatten()
+                total[place : place + len(flat)].addcmul_(flat, flat)
+                place += len(flat)
+            if n % AT_ONCE == 0 or n == len(groups):
+                aside = file.with_suffix(".tmp")
+                save_file({"sum": total, "groups": torch.tensor(n)}, aside)
+                aside.replace(file)
+
     def gradients(self) -> None:
-        """The sketches of every group with signal under every scheme: a file each, of (schemes, numbers)."""
+        """The sketches of every group with signal under every scheme: a file each, of (SCALES, SCHEMES, numbers)."""
         recorded = self._recorded()
         weights = {name: recorded.weights(name) for name in SCHEMES}
-        sketch = Sketch([p.numel() for p in self.parameters])
+        if not recorded.with_signal():
+            return
+        counts = [p.numel() for p in self.parameters]
+        saved = load_file(self.out / SQUARES)
+        mean_square = saved["sum"] / saved["groups"]
+        sketches = [Sketch(counts), Sketch(counts, scale=1 / (mean_square.sqrt() + EPSILON))]
         for k in tqdm(recorded.with_signal(), desc="gradients", unit="group"):
             if self._sketch(k).exists():
                 continue
-            rows = recorded.rows(k)
             logp, batch = self._logp(recorded.rollouts(k))
-            place = (batch.rows, batch.columns)
             scales: list[Tensor] = []
-            found: list[Tensor] = []
+            found: list[Tensor] = []  # (SCALES, numbers) each
             for name in SCHEMES:
-                scale = recorded.advantages[rows, None] * weights[name][rows]
-                scale = scale / recorded.lengths[rows, None] / len(rows)
+                scale = recorded.loss_weights(k, weights[name])
                 same = next((n for n, other in enumerate(scales) if torch.equal(other, scale)), None)
                 if same is not None:
                     found.append(found[same])
                 elif scale.any():
-                    found.append(sketch(self._gradient((scale[place] * logp).sum())))
+                    gradient = self._gradient((scale[batch.rows, batch.columns] * logp).sum())
+                    found.append(torch.stack([sketch(gradient) for sketch in sketches]))
                 else:
-                    found.append(torch.zeros(sketch.size))
+                    found.append(torch.zeros(len(SCALES), sketches[0].size))
                 scales.append(scale)
             aside = self._sketch(k).with_suffix(".tmp")
             with aside.open("wb") as file:
-                np.save(file, torch.stack(found).numpy())
+                np.save(file, torch.stack(found, dim=1).numpy())
             aside.replace(self._sketch(k))
 
     def scores(self) -> None:
@@ -191,8 +226,9 @@ class Measurement:
         """The precision of `rest train` on this machine."""
         return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    def _gradient(self, value: Tensor) -> list[Tensor]:
-        return list(torch.autograd.grad(value, self.parameters, retain_graph=True, materialize_grads=True))
+    def _gradient(self, value: Tensor, *, last: bool = False) -> list[Tensor]:
+        """By parameter; the graph stays unless this is the last use of it."""
+        return list(torch.autograd.grad(value, self.parameters, retain_graph=not last, materialize_grads=True))
 
     def _sketch(self, group: int) -> Path:
         return self.out / SKETCHES.replace("*", f"{group:05d}")
@@ -219,19 +255,27 @@ def report(out: Path) -> dict[str, Any]:
     files = sorted(out.glob(SKETCHES))
     if not files:
         raise UserError(f"{out}: no group's gradients are there; without --report they are measured")
-    sketches = np.stack([np.load(file) for file in files], axis=1).astype(np.float64)
-    own = np.einsum("skd,sld->skl", sketches, sketches, optimize=True)  # (schemes, K, K)
-    with_uniform = np.einsum("skd,ld->skl", sketches, sketches[SCHEMES.index(UNIFORM)], optimize=True)
-    scale = np.trace(own[SCHEMES.index(UNIFORM)]) / own.shape[1]  # uniform's mean squared norm becomes 1
-    own, with_uniform = own / scale, with_uniform / scale
     tokens = [json.loads(line) for line in (out / TOKENS).read_text(encoding="utf-8").splitlines()]
     settings = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+    sketches = np.stack([np.load(file) for file in files], axis=2).astype(np.float64)  # (SCALES, SCHEMES, K, numbers)
+    return {
+        "settings": settings | {"measured": len(files)},
+        **{name: _figures(one) for name, one in zip(SCALES, sketches, strict=True)},
+        "tokens": tokens_table(tokens),
+    }
+
+
+def _figures(sketches: NDArray[np.float64]) -> dict[str, Any]:
+    """Of sketches (SCHEMES, K, numbers) in one scale: the table of the schemes, and the regions' shares."""
+    base = SCHEMES.index(UNIFORM)
+    own = np.einsum("skd,sld->skl", sketches, sketches, optimize=True)  # (SCHEMES, K, K)
+    with_uniform = np.einsum("skd,ld->skl", sketches, sketches[base], optimize=True)
+    unit = np.trace(own[base]) / own.shape[1]  # uniform's mean squared norm becomes 1
+    own, with_uniform = own / unit, with_uniform / unit
     whole = [n for n, name in enumerate(SCHEMES) if name not in PARTS]
     return {
-        "settings": settings | {"measured": own.shape[1]},
         "schemes": table(own[whole], with_uniform[whole], [SCHEMES[n] for n in whole]),
         "regions": shares(own, with_uniform, list(SCHEMES)),
-        "tokens": tokens_table(tokens),
     }
 
 
@@ -255,6 +299,7 @@ def main() -> int:
             measurement.sample()
             measurement.settings()
             measurement.scores()
+            measurement.squares()
             measurement.gradients()
         figures = json.dumps(report(options.out), indent=2) + "\n"
         if options.results is None:

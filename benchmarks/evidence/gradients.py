@@ -10,8 +10,12 @@ from .tables import table
 UNCLEAR = 0.01  # of the bootstrap's draws in which the mean gradient cannot be told from 0
 
 
-def scheme_table(found: Mapping[str, Any]) -> list[str]:
-    """A row a scheme: variance, signal and what follows, over uniform's."""
+def scheme_table(found: Mapping[str, Any], scale: str) -> list[str]:
+    """A row a scheme: variance, signal and what follows, over uniform's.
+
+    Args:
+        scale: of the gradients' coordinates, of `gradient_variance.SCALES`.
+    """
     names = {
         "variance/uniform": "variance",
         "signal/uniform": "signal",
@@ -19,15 +23,15 @@ def scheme_table(found: Mapping[str, Any]) -> list[str]:
         "snr_uniform/uniform": "towards uniform's",
     }
     body = []
-    for scheme, row in found["schemes"].items():
+    for scheme, row in found[scale]["schemes"].items():
         unclear = row["signal_unclear"] > UNCLEAR
         cells = ["unclear" if unclear and name != "variance/uniform" else _ratio(row[name]) for name in names]
         body.append([scheme, *cells, _cosine(row["cosine"]), "unclear" if unclear else _cosine(row["aligned"])])
     return table(("scheme", *names.values(), "cosine with the mean", "direction beside uniform's"), body)
 
 
-def region_table(found: Mapping[str, Any]) -> list[str]:
-    """A row a region: its share of the tokens, its entropy, and its part of uniform's gradient."""
+def region_table(found: Mapping[str, Any], scale: str) -> list[str]:
+    """A row a region: its share of the tokens, its entropy, and its part of uniform's gradient in a scale."""
     settings = found["settings"]
     body = [
         [
@@ -37,14 +41,14 @@ def region_table(found: Mapping[str, Any]) -> list[str]:
             f"{part['variance']:.1%}",
             f"{part['squared_norm']:.1%}",
         ]
-        for region, part in found["regions"].items()
+        for region, part in found[scale]["regions"].items()
     ]
     return table(("region", "tokens", "entropy, nats", "of the variance", "of the squared norm"), body)
 
 
-def token_table(found: Mapping[str, Any]) -> list[str]:
+def token_table(found: Mapping[str, Any], what: str) -> list[str]:
     """A row a region: the bound's stand-ins, and the squared norm that they stand for."""
-    tokens = found["tokens"]
+    tokens = found[what]
     body = [
         [
             region,

@@ -71,32 +71,37 @@ def _band(axes: Axes, values: Sequence[np.ndarray], scheme: str) -> None:
 
 def gradients(measured: Mapping[str, Any]) -> Figure:
     """Each scheme's ratios to uniform's variance and signal-to-noise ratio, by policy; unclear ones are left out."""
-    figure = Figure(
-        figsize=(11, 0.9 + 0.42 * max(len(one["schemes"]) for one in measured.values())), layout="constrained"
-    )
+    names = [name for name in next(iter(measured.values()))["plain"]["schemes"] if name != BASELINE]
+    figure = Figure(figsize=(11, 1.3 + 0.42 * len(names)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    figures = {
-        "variance/uniform": "variance, times uniform's",
-        "snr/uniform": "signal-to-noise ratio, times uniform's",
-        "snr_uniform/uniform": "the same towards uniform's gradient",
-    }
-    for offset, (policy, one) in enumerate(measured.items()):
-        names = [name for name in one["schemes"] if name != BASELINE]
-        for panel, (figure_name, title) in zip(panels, figures.items(), strict=True):
-            for row, name in enumerate(names):
-                if figure_name != "variance/uniform" and one["schemes"][name]["signal_unclear"] > UNCLEAR:
-                    continue
-                value, low, high = one["schemes"][name][figure_name]
-                place, colour = row + 0.25 * offset, ("#4c78a8", "#f58518")[offset % 2]
-                panel.hlines(place, low, high, color=colour, linewidth=2, alpha=0.6)
-                panel.plot([value], [place], "D", color=colour, markersize=5, label=policy if row == 0 else None)
-            panel.axvline(1, color="#777777", linewidth=1, linestyle="--")
-            panel.set_title(title, fontsize=9, loc="left")
-            panel.set_yticks(range(len(names)), names, fontsize=8)
-            panel.set_ylim(len(names) - 0.3, -0.7)
-            panel.tick_params(axis="x", labelsize=8)
-            panel.grid(axis="x", alpha=0.3)
-            panel.spines[["top", "right"]].set_visible(False)
+    shown = (
+        ("plain", "variance/uniform", "variance, times uniform's"),
+        ("plain", "snr/uniform", "signal-to-noise ratio, times uniform's"),
+        ("adamw", "snr/uniform", "the same in AdamW's scale"),
+    )
+    for panel, (scale, ratio, title) in zip(panels, shown, strict=True):
+        for offset, (policy, one) in enumerate(measured.items()):
+            _ratios(panel, one.get(scale, {}).get("schemes", {}), names, ratio, policy, offset)
+        panel.axvline(1, color="#777777", linewidth=1, linestyle="--")
+        panel.set_title(title, fontsize=9, loc="left")
+        panel.set_yticks(range(len(names)), names, fontsize=8)
+        panel.set_ylim(len(names) - 0.3, -0.7)
+        panel.tick_params(axis="x", labelsize=8)
+        panel.grid(axis="x", alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_xscale("log")
     panels[0].legend(fontsize=8, frameon=False)
     return figure
+
+
+def _ratios(
+    panel: Axes, schemes: Mapping[str, Any], names: Sequence[str], ratio: str, policy: str, offset: int
+) -> None:
+    colour = ("#4c78a8", "#f58518")[offset % 2]
+    for row, name in enumerate(names):
+        if name not in schemes or (ratio != "variance/uniform" and schemes[name]["signal_unclear"] > UNCLEAR):
+            continue
+        value, low, high = schemes[name][ratio]
+        place = row + 0.25 * offset
+        panel.hlines(place, low, high, color=colour, linewidth=2, alpha=0.6)
+        panel.plot([value], [place], "D", color=colour, markersize=5, label=policy if row == 0 else None)

@@ -96,6 +96,15 @@ class Recorded:
             token_frequency=relative_frequency(self.ids, self.mask),
         )
 
+    def loss_weights(self, group: int, weights: Tensor) -> Tensor:
+        """(G, T) what the log-probs of a group are multiplied by in its objective.
+
+        Args:
+            weights: (B, T) of a scheme.
+        """
+        rows = self.rows(group)
+        return self.advantages[rows, None] * weights[rows] / self.lengths[rows, None] / self.size
+
     def some_tokens(self, each: int, seed: int) -> list[tuple[int, int]]:
         """(row, column) of at most `each` tokens of every region, drawn without replacement."""
         generator = torch.Generator().manual_seed(seed)

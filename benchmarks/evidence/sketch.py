@@ -18,13 +18,14 @@ class Sketch:
 
     Args:
         counts: numbers of elements of the tensors that a vector has.
+        scale: (sum(counts),) what each coordinate is multiplied by before; None = 1.
     """
 
-    def __init__(self, counts: Sequence[int], *, size: int = SIZE, seed: int = 0) -> None:
+    def __init__(self, counts: Sequence[int], *, scale: Tensor | None = None, size: int = SIZE, seed: int = 0) -> None:
         self.size = size
         generator = torch.Generator().manual_seed(seed)
         signs = torch.randint(0, 2, (sum(counts),), generator=generator, dtype=torch.int8) * 2 - 1
-        self._signs = signs.float().split(list(counts))
+        self._signs = (signs.float() if scale is None else signs * scale).split(list(counts))
         self._signed = torch.zeros(-(-sum(counts) // size) * size)  # the vector, padded to whole rows of `size`
         self._places = self._signed[: sum(counts)].split(list(counts))
 

@@ -11,6 +11,7 @@ import gradient_variance
 import numpy as np
 import pytest
 from evidence.recorded import PARTS, SCHEMES, UNIFORM
+from safetensors.torch import load_file
 
 from rest_core.data.store import save, to_row
 from rest_core.records import Message, Sample, ToolCall
@@ -48,13 +49,25 @@ def test_what_is_measured_resumes_and_is_reported(
         group["advantages"] = [1.0, -1.0, 0.5, -0.5]
     rollouts.write_text("".join(json.dumps(group) + "\n" for group in groups), encoding="utf-8")
 
+    assert measure("--groups", "2") == 0
+    assert measure() == 2
+    assert "2 gradients are in the scale of 2 groups" in capsys.readouterr().err
+    for file in (*(tmp_path / "out").glob(gradient_variance.SKETCHES), tmp_path / "out" / gradient_variance.SQUARES):
+        file.unlink()
+
     assert measure() == 0
     files = sorted((tmp_path / "out").glob(gradient_variance.SKETCHES))
     first = [np.load(file) for file in files]
     assert len(files) == 3 and first[0].any()
-    for sketches in first:
+    for sketches in (one for both in first for one in both):
         parts = sum(sketches[SCHEMES.index(part)] for part in PARTS)
-        assert parts == pytest.approx(sketches[SCHEMES.index(UNIFORM)], rel=1e-3, abs=1e-6)
+        assert parts == pytest.approx(
+            sketches[SCHEMES.index(UNIFORM)], rel=1e-3, abs=1e-6 * float(np.abs(sketches).max())
+        )
+    # In AdamW's scale the coordinates have a mean square of 1 under uniform, but for those that have no gradient.
+    squares = load_file(tmp_path / "out" / gradient_variance.SQUARES)
+    norms = [float((sketches[1, SCHEMES.index(UNIFORM)] ** 2).sum()) for sketches in first]
+    assert np.mean(norms) == pytest.approx(int((squares["sum"] > 1e-12).sum()), rel=0.05)
 
     times = [file.stat().st_mtime_ns for file in files[1:]]
     files[0].unlink()
@@ -64,4 +77,6 @@ def test_what_is_measured_resumes_and_is_reported(
     assert measure() == 0
     assert np.array_equal(np.load(files[0]), first[0]) and [file.stat().st_mtime_ns for file in files[1:]] == times
     found = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
-    assert found["settings"]["measured"] == 3 and found["schemes"][UNIFORM]["variance/uniform"][0] == 1.0
+    assert found["settings"]["measured"] == 3 and all(
+        found[scale]["schemes"][UNIFORM]["variance/uniform"][0] == 1.0 for scale in gradient_variance.SCALES
+    )
