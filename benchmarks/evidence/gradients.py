@@ -26,7 +26,7 @@ def scheme_table(found: Mapping[str, Any], scale: str) -> list[str]:
     for scheme, row in found[scale]["schemes"].items():
         unclear = row["signal_unclear"] > UNCLEAR
         cells = ["unclear" if unclear and name != "variance/uniform" else _ratio(row[name]) for name in names]
-        body.append([scheme, *cells, _cosine(row["cosine"]), "unclear" if unclear else _cosine(row["aligned"])])
+        body.append([scheme, *cells, _ratio(row["cosine"]), "unclear" if unclear else _ratio(row["aligned"])])
     return table(("scheme", *names.values(), "cosine with the mean", "direction beside uniform's"), body)
 
 
@@ -38,8 +38,8 @@ def region_table(found: Mapping[str, Any], scale: str) -> list[str]:
             region,
             f"{settings['region_share'][region]:.1%}",
             f"{settings['region_entropy'][region]:.3f}",
-            f"{part['variance']:.1%}",
-            f"{part['squared_norm']:.1%}",
+            _share(part["variance"]),
+            _share(part["squared_norm"]),
         ]
         for region, part in found[scale]["regions"].items()
     ]
@@ -74,5 +74,6 @@ def _ratio(values: Sequence[float]) -> str:
     return f"{value:.2f} ({low:.2f}–{high:.2f})"
 
 
-def _cosine(values: Sequence[float]) -> str:
-    return f"{values[0]:.2f}"
+def _share(values: Sequence[float]) -> str:
+    value, low, high = (100 * one for one in values)
+    return f"{value:.1f}% ({low:.1f}–{high:.1f})"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 NAN = float("nan")
+DRAWS = 2000  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -66,22 +67,17 @@ def _norm_of_others(own: Floats, c: Floats) -> Floats:
     return (total - 2 * c * rows + c * c * np.diag(own)) / (c.sum() - c) ** 2
 
 
-def table(
-    own: Floats, with_uniform: Floats, schemes: list[str], *, draws: int = 2000, seed: int = 0
-) -> dict[str, dict[str, Any]]:
+def table(own: Floats, with_uniform: Floats, schemes: list[str]) -> dict[str, dict[str, Any]]:
     """Each scheme's figures and their ratios (differences, of cosines) to uniform's, with 95 % bootstrap intervals.
 
     Groups are drawn with replacement, the same ones for all schemes, so that what the groups have in common cancels.
     """
     base = schemes.index("uniform")
-    generator = np.random.default_rng(seed)
-    groups = own.shape[1]
-    drawn = generator.integers(groups, size=(draws, groups))
-    counts = [np.bincount(one, minlength=groups).astype(float) for one in drawn]
-    plain = [figures(own[base], with_uniform[base], own[base], c) for c in (None, *counts)]
+    draws = _draws(own.shape[1])
+    plain = [figures(own[base], with_uniform[base], own[base], c) for c in draws]
     result = {}
     for n, scheme in enumerate(schemes):
-        found = [figures(own[n], with_uniform[n], own[base], c) for c in (None, *counts)]
+        found = [figures(own[n], with_uniform[n], own[base], c) for c in draws]
         row: dict[str, Any] = {}
         for name in asdict(found[0]):
             row[name] = _interval([getattr(one, name) for one in found])
@@ -96,6 +92,12 @@ def table(
     return result
 
 
+def _draws(groups: int) -> list[Floats | None]:
+    """How often each group counts: None (once each) for the estimate, then a bootstrap's draws."""
+    drawn = np.random.default_rng(0).integers(groups, size=(DRAWS, groups))
+    return [None, *(np.bincount(one, minlength=groups).astype(float) for one in drawn)]
+
+
 def _interval(values: list[float]) -> list[float]:
     """[estimate, 2.5 %, 97.5 %]; the first value is the estimate, the others are bootstrap draws."""
     drawn = [value for value in values[1:] if np.isfinite(value)]
@@ -103,22 +105,29 @@ def _interval(values: list[float]) -> list[float]:
     return [float(values[0]), float(low), float(high)]
 
 
-def shares(own: Floats, with_uniform: Floats, schemes: list[str]) -> dict[str, dict[str, float]]:
-    """Of each region's part of uniform's gradient: its share of the variance, and of the squared norm.
+def shares(own: Floats, with_uniform: Floats, schemes: list[str]) -> dict[str, dict[str, list[float]]]:
+    """Of each region's part of uniform's gradient: its share of the variance, and of the squared norm, with intervals.
 
     The parts add up to the gradient, but are not orthogonal: shares of the variance alone need not add up to 1.
     """
-    base = figures(own[schemes.index("uniform")], own[schemes.index("uniform")], own[schemes.index("uniform")])
-    total = float(np.trace(own[schemes.index("uniform")]))
+    uniform = own[schemes.index("uniform")]
+    draws = _draws(len(uniform))
+    whole = [figures(uniform, uniform, uniform, c).variance for c in draws]
+    norms = [_squared_norm(uniform, c) for c in draws]
     result = {}
     for n, scheme in enumerate(schemes):
         if scheme.startswith("part "):
-            part = figures(own[n], with_uniform[n], own[schemes.index("uniform")])
+            parts = [figures(own[n], with_uniform[n], uniform, c).variance for c in draws]
+            along = [_squared_norm(with_uniform[n], c) for c in draws]
             result[scheme.removeprefix("part ")] = {
-                "variance": part.variance / base.variance,
-                "squared_norm": float(np.trace(with_uniform[n])) / total,
+                "variance": _interval([part / all_ for part, all_ in zip(parts, whole, strict=True)]),
+                "squared_norm": _interval([part / all_ for part, all_ in zip(along, norms, strict=True)]),
             }
     return result
+
+
+def _squared_norm(products: Floats, counts: Floats | None) -> float:
+    return float(np.diag(products) @ (np.ones(len(products)) if counts is None else counts))
 
 
 def tokens_table(tokens: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from evidence.recorded import PARTS, SCHEMES, UNIFORM, Recorded
 from evidence.sketch import Sketch
-from evidence.variance import figures, table
+from evidence.variance import figures, shares, table
 
 from rest_core.algorithm.regions import Region
 
@@ -53,13 +53,26 @@ def test_a_scheme_of_less_noise_and_another_direction_is_told_so() -> None:
     turned = gradients(300, signal=0.5, noise=1.0, seed=1)[:, ::-1]  # its mean has nothing in common with the other
     both = [plain, turned]
     own = np.stack([x @ x.T for x in both])
-    found = table(own, np.stack([x @ plain.T for x in both]), [UNIFORM, "other"], draws=200)
+    found = table(own, np.stack([x @ plain.T for x in both]), [UNIFORM, "other"])
     assert found[UNIFORM]["variance/uniform"] == [1.0, 1.0, 1.0]
     ratio, low, high = found["other"]["variance/uniform"]
     assert low < ratio < high and low > 0.4 and high < 0.6
     assert found["other"]["aligned"][0] == pytest.approx(0.0, abs=0.2)
     assert found[UNIFORM]["aligned"][0] == pytest.approx(1.0)
     assert found["other"]["snr"][0] == pytest.approx(0.25, rel=0.3)
+
+
+def test_a_region_has_its_share_with_an_interval() -> None:
+    one = gradients(200, signal=1.0, noise=3.0)
+    two = gradients(200, signal=0.0, noise=1.0, seed=1)
+    both = np.concatenate([one, two], axis=1)
+    vectors = [both, np.concatenate([one, 0 * two], axis=1)]
+    products = np.stack([x @ x.T for x in vectors])
+    found = shares(products, np.stack([x @ both.T for x in vectors]), [UNIFORM, "part NAME"])["NAME"]
+    for value, low, high in (found["variance"], found["squared_norm"]):
+        assert low < value < high < low + 0.05
+    assert found["variance"][0] == pytest.approx(3 / 4, abs=0.02)
+    assert found["squared_norm"][0] == pytest.approx(4 / 5, abs=0.02)
 
 
 def recorded() -> Recorded:
