@@ -24,7 +24,9 @@ def trials(rows: Rows) -> Figure | None:
     found = compared(rows, PRIMARY)
     if found is None:
         return None
-    return comparison_figure([found], AblationConfig(baseline=BASELINE, metric=PRIMARY, confidence=CONFIDENCE))
+    figure = comparison_figure([found], AblationConfig(baseline=BASELINE, metric=PRIMARY, confidence=CONFIDENCE))
+    figure.axes[0].set_title("held-out call accuracy after the last step", fontsize=9, loc="left")
+    return figure
 
 
 def curves(rows: Rows) -> Figure | None:
