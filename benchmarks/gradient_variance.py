@@ -119,8 +119,8 @@ class Measurement:
             raise UserError(f"{self.out}: {some} gradients are in the scale of {done} groups; give another --out")
         for n, k in enumerate(tqdm(groups[done:], desc="squares", unit="group"), start=done + 1):
             logp, batch = self._logp(recorded.rollouts(k))
-            scale = recorded.loss_weights(k, weights)
-            gradient = self._gradient((scale[batch.rows, batch.columns] * logp).sum(), last=True)
+            factors = recorded.loss_weights(k, weights)
+            gradient = self._gradient((factors[batch.rows, batch.columns] * logp).sum(), last=True)
             place = 0
             for part in gradient:
                 flat = part.flatten()
@@ -145,19 +145,19 @@ class Measurement:
             if self._sketch(k).exists():
                 continue
             logp, batch = self._logp(recorded.rollouts(k))
-            scales: list[Tensor] = []
+            seen: list[Tensor] = []
             found: list[Tensor] = []  # (SCALES, numbers) each
             for name in SCHEMES:
-                scale = recorded.loss_weights(k, weights[name])
-                same = next((n for n, other in enumerate(scales) if torch.equal(other, scale)), None)
+                factors = recorded.loss_weights(k, weights[name])
+                same = next((n for n, other in enumerate(seen) if torch.equal(other, factors)), None)
                 if same is not None:
                     found.append(found[same])
-                elif scale.any():
-                    gradient = self._gradient((scale[batch.rows, batch.columns] * logp).sum())
+                elif factors.any():
+                    gradient = self._gradient((factors[batch.rows, batch.columns] * logp).sum())
                     found.append(torch.stack([sketch(gradient) for sketch in sketches]))
                 else:
                     found.append(torch.zeros(len(SCALES), sketches[0].size))
-                scales.append(scale)
+                seen.append(factors)
             aside = self._sketch(k).with_suffix(".tmp")
             with aside.open("wb") as file:
                 np.save(file, torch.stack(found, dim=1).numpy())
