@@ -292,7 +292,8 @@ def test_the_pod_of_a_stage_runs_as_any_user_and_reports(
     code = podman("wait", container)
     said = podman.log(container)
     assert code == "0", said[-4000:]
-    assert f"MLflow has no run {run!r}" in said  # it was asked, and has answered
+    # It was asked, and has answered.
+    assert f"MLflow has no run {run!r}" in said, f"{said[-2000:]}\nMLflow's log:\n{podman.log(mlflow)[-4000:]}"
     assert "could not be removed" not in said and "MLflow could not be asked" not in said
     assert hook[1] == [{"text": f"✅ succeeded: {run}\nKFP: https://kfp.example/#/runs/details/0f3c"}]
     assert "T0KEN" not in said and "testing" not in said

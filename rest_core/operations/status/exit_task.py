@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 LOG_LINES = 30
 
 
-@store.short_waits()
+# Nobody asks a second time, and a server with much to do takes its time.
+@store.short_waits(60)
 @short_waits()
 def conclude(
     tracking: TrackingConfig,

@@ -335,12 +335,12 @@ def test_an_mlflow_without_its_database_is_asked_once(end: Any, http_server: Any
     asked = []
 
     def answer(path: str, query: dict[str, str]) -> tuple[int, Any]:
-        asked.append(path)
+        asked.append((path, os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
         return (200, "OK") if path == "/health" else (503, {})
 
     _, report = end(FAILED, TrackingConfig(uri=http_server(answer)))
-    assert "MLflow could not be asked" in report and len(asked) == 1
-    assert not set(store.SHORT_WAITS) & set(os.environ)
+    assert "MLflow could not be asked" in report and [seconds for _, seconds in asked] == ["60"]
+    assert not {*store.SHORT_WAITS, "MLFLOW_HTTP_REQUEST_TIMEOUT"} & set(os.environ)
 
 
 def test_where_nobody_says_how_a_run_ended_it_is_not_known(end: Any, cluster: Any) -> None:
