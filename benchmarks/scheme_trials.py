@@ -37,6 +37,8 @@ RESULTS = TOP / "benchmarks" / "results" / "evidence" / "trials.jsonl"
 COMPARISON = ("uniform", "paper")
 CONTROLS = (
     "paper-no-curriculum={scheme: paper, curriculum: false}",
+    # Of the entropy rules the one with the best signal-to-noise ratio (results/evidence/gradients-warm.json).
+    "inverse-no-curriculum={scheme: paper, curriculum: false, rule: inverse}",
     "mask_only",
     "name_boost",
     "official",
