@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from evidence.recorded import PARTS, SCHEMES, UNIFORM, Recorded
 from evidence.sketch import Sketch
-from evidence.variance import shares, table, tokens_table
+from evidence.variance import shares, table, tokens_table, without_largest
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from stepbench.machine import describe
@@ -273,8 +273,10 @@ def _figures(sketches: NDArray[np.float64]) -> dict[str, Any]:
     unit = np.trace(own[base]) / own.shape[1]  # uniform's mean squared norm becomes 1
     own, with_uniform = own / unit, with_uniform / unit
     whole = [n for n, name in enumerate(SCHEMES) if name not in PARTS]
+    of_schemes = own[whole], with_uniform[whole], [SCHEMES[n] for n in whole]
     return {
-        "schemes": table(own[whole], with_uniform[whole], [SCHEMES[n] for n in whole]),
+        "schemes": table(*of_schemes),
+        "without_largest_group": without_largest(*of_schemes),
         "regions": shares(own, with_uniform, list(SCHEMES)),
     }
 

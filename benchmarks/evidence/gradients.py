@@ -7,6 +7,7 @@ from typing import Any
 
 from .tables import table
 
+PRIMARY = "paper, middle"
 UNCLEAR = 0.01  # of the bootstrap's draws in which the mean gradient cannot be told from 0
 
 
@@ -27,7 +28,14 @@ def scheme_table(found: Mapping[str, Any], scale: str) -> list[str]:
         unclear = row["signal_unclear"] > UNCLEAR
         cells = ["unclear" if unclear and name != "variance/uniform" else _ratio(row[name]) for name in names]
         body.append([scheme, *cells, _ratio(row["cosine"]), "unclear" if unclear else _ratio(row["aligned"])])
-    return table(("scheme", *names.values(), "cosine with the mean", "direction beside uniform's"), body)
+    rest = found[scale]["without_largest_group"]
+    hangs_on = (
+        f"The largest group has {rest['share']:.0%} of the groups' summed squared norms under uniform. Without it the "
+        f'ratios of "{PRIMARY}" are {rest["variance/uniform"][PRIMARY]:.2f} (variance) and '
+        f"{rest['snr/uniform'][PRIMARY]:.2f} (signal to noise)."
+    )
+    head = ("scheme", *names.values(), "cosine with the mean", "direction beside uniform's")
+    return [*table(head, body), "", hangs_on]
 
 
 def region_table(found: Mapping[str, Any], scale: str) -> list[str]:

@@ -92,6 +92,23 @@ def table(own: Floats, with_uniform: Floats, schemes: list[str]) -> dict[str, di
     return result
 
 
+def without_largest(own: Floats, with_uniform: Floats, schemes: list[str]) -> dict[str, Any]:
+    """What hangs on a single group, the one with the largest gradient under uniform.
+
+    Returns its share of the groups' summed squared norms, and each scheme's ratios to uniform's without it.
+    """
+    base = schemes.index("uniform")
+    norms = np.diag(own[base])
+    counts = (norms < norms.max()).astype(float)
+    rest = [figures(own[n], with_uniform[n], own[base], counts) for n in range(len(schemes))]
+    found: dict[str, Any] = {"share": float(norms.max() / norms.sum())}
+    for name in ("variance", "snr"):
+        found[f"{name}/uniform"] = {
+            scheme: getattr(one, name) / getattr(rest[base], name) for scheme, one in zip(schemes, rest, strict=True)
+        }
+    return found
+
+
 def _draws(groups: int) -> list[Floats | None]:
     """How often each group counts: None (once each) for the estimate, then a bootstrap's draws."""
     drawn = np.random.default_rng(0).integers(groups, size=(DRAWS, groups))

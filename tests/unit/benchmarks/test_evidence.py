@@ -7,7 +7,7 @@ import pytest
 import torch
 from evidence.recorded import PARTS, SCHEMES, UNIFORM, Recorded
 from evidence.sketch import Sketch
-from evidence.variance import figures, shares, table
+from evidence.variance import figures, shares, table, without_largest
 
 from rest_core.algorithm.regions import Region
 
@@ -60,6 +60,17 @@ def test_a_scheme_of_less_noise_and_another_direction_is_told_so() -> None:
     assert found["other"]["aligned"][0] == pytest.approx(0.0, abs=0.2)
     assert found[UNIFORM]["aligned"][0] == pytest.approx(1.0)
     assert found["other"]["snr"][0] == pytest.approx(0.25, rel=0.3)
+
+
+def test_what_hangs_on_a_single_group_is_told() -> None:
+    plain, half = gradients(50, signal=1.0, noise=1.0), 0.5 * gradients(50, signal=1.0, noise=1.0)
+    plain[7], half[7] = 100, 0
+    both = [plain, half]
+    own, with_uniform = np.stack([x @ x.T for x in both]), np.stack([x @ plain.T for x in both])
+    found = without_largest(own, with_uniform, [UNIFORM, "half"])
+    assert found["share"] > 0.99
+    assert found["variance/uniform"] == pytest.approx({UNIFORM: 1.0, "half": 0.25})
+    assert found["snr/uniform"] == pytest.approx({UNIFORM: 1.0, "half": 1.0})
 
 
 def test_a_region_has_its_share_with_an_interval() -> None:
