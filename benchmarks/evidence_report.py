@@ -104,9 +104,13 @@ def _speed(rows: tables.Rows) -> list[str]:
     found = tables.speed(rows)
     if found is None:
         return ["Not measured yet."]
+    when = f"reaches GRPO's final reward at step {found['steps']:.0f}"
+    if not found["reached"]:
+        when = f"does not reach GRPO's final reward (counted as step {found['steps']:.0f})"
     return [
-        f"ResT reaches GRPO's final reward at step {found['steps']:.0f}, GRPO at step {found['of']:.0f}: "
-        f"{found['ratio']:.0%} ({found['low']:.0%} to {found['high']:.0%}, bootstrap over {found['seeds']} seeds)."
+        f"ResT {when}, GRPO at step {found['of']:.0f}: {found['ratio']:.0%} ({found['low']:.0%} to "
+        f"{found['high']:.0%}, bootstrap over {found['seeds']} seeds; in {found['not_reached']:.0%} of the draws ResT "
+        "does not reach it)."
     ]
 
 

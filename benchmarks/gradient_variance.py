@@ -277,7 +277,7 @@ def _figures(sketches: NDArray[np.float64]) -> dict[str, Any]:
     return {
         "schemes": table(*of_schemes),
         "without_largest_group": without_largest(*of_schemes),
-        "regions": shares(own, with_uniform, list(SCHEMES)),
+        "regions": shares({name.removeprefix("part "): with_uniform[SCHEMES.index(name)] for name in PARTS}, own[base]),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,11 +48,11 @@ def region_table(found: Mapping[str, Any], scale: str) -> list[str]:
             f"{settings['region_share'][region]:.1%}",
             f"{settings['region_entropy'][region]:.3f}",
             _share(part["variance"]),
-            _share(part["squared_norm"]),
+            _share(part["signal"]),
         ]
         for region, part in found[scale]["regions"].items()
     ]
-    return table(("region", "tokens", "entropy, nats", "of the variance", "of the squared norm"), body)
+    return table(("region", "tokens", "entropy, nats", "of the variance", "of the signal"), body)
 
 
 def token_table(found: Mapping[str, Any], what: str) -> list[str]:
@@ -64,12 +65,13 @@ def token_table(found: Mapping[str, Any], what: str) -> list[str]:
             f"{one['entropy']:.3f}",
             f"{one['proxy']:.3f}",
             f"{one['logit_score']:.3f}",
-            f"{one['squared_score']:.3g}",
-            f"{one['squared_jacobian']:.3g}",
+            f"{one['sampled_logit_score']:.2g}",
+            f"{one['squared_score']:.2g} ± {one['standard_error'] or math.nan:.2g}",
+            f"{one['squared_jacobian']:.2g}",
         ]
         for region, one in tokens["regions"].items()
     ]
-    head = ("region", "tokens", "entropy", "1 − e^(−H)", "1 − Σp²", "squared score", "squared Jacobian norm")
+    head = ("region", "tokens", "entropy", "1 − e^(−H)", "1 − Σp²", "sampled", "squared score", "squared Jacobian norm")
     ranks = (
         f"Rank correlation with the squared score, over all tokens: {tokens['spearman_proxy']:.2f} of 1 − e^(−H), "
         f"{tokens['spearman_logit_score']:.2f} of 1 − Σp²."

@@ -174,13 +174,13 @@ def two_stages(rows: Rows) -> list[str]:
     if len(first) < FIRST:
         return ["Not measured yet."]
     deviation, quantile = math.sqrt(variance(first)), float(stats.t.ppf(0.5 + CONFIDENCE / 2, FIRST - 1))
-    wanted = max(FIRST, math.ceil((quantile * deviation / MARGIN) ** 2))
+    wanted = math.ceil((quantile * deviation / MARGIN) ** 2)
     mean, half = fmean(differences.values()), quantile * deviation / math.sqrt(len(differences))
     shown = [f"{100 * value:+.1f}" for value in (mean, mean - half, mean + half)]
     return [
         f"The differences of the first {FIRST} pairs have a standard deviation of {100 * deviation:.1f} points, which "
-        f"asks for {wanted} pairs (at most {MOST} are trained); there are {len(differences)}. {REST} minus {BASELINE} "
-        f"by Stein's rule: {shown[0]} points ({shown[1]} to {shown[2]})."
+        f"asks for {wanted} pairs (at least {FIRST} are trained, at most {MOST}); there are {len(differences)}. {REST} "
+        f"minus {BASELINE} by Stein's rule: {shown[0]} points ({shown[1]} to {shown[2]})."
     ]
 
 
@@ -206,16 +206,17 @@ def speed(rows: Rows, scheme: str = REST) -> dict[str, Any] | None:
         return None
     base, other = (np.array([smoothed(curves[name][seed]) for seed in seeds]) for name in (BASELINE, scheme))
 
-    def ratio(chosen: np.ndarray) -> tuple[float, float]:
+    def steps(chosen: np.ndarray) -> tuple[float, float, bool]:
         plain, mine = base[chosen].mean(0), other[chosen].mean(0)
         target = plain[-1]
-        return _first(mine, target), _first(plain, target)
+        return _first(mine, target), _first(plain, target), bool(mine.max() >= target)
 
     generator = np.random.default_rng(0)
-    steps, of = ratio(np.arange(len(seeds)))
-    drawn = [ratio(generator.integers(len(seeds), size=len(seeds))) for _ in range(_DRAWS)]
-    low, high = np.quantile([one / other for one, other in drawn], (0.025, 0.975))
-    return {"steps": steps, "of": of, "ratio": steps / of, "low": float(low), "high": float(high), "seeds": len(seeds)}
+    mine, of, reached = steps(np.arange(len(seeds)))
+    drawn = [steps(generator.integers(len(seeds), size=len(seeds))) for _ in range(_DRAWS)]
+    low, high = np.quantile([one / other for one, other, _ in drawn], (0.025, 0.975))
+    found = {"steps": mine, "of": of, "ratio": mine / of, "low": float(low), "high": float(high), "seeds": len(seeds)}
+    return found | {"reached": reached, "not_reached": fmean(not one for *_, one in drawn)}
 
 
 def _first(curve: np.ndarray, target: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,15 +38,8 @@ def figures(own: Floats, with_uniform: Floats, uniform: Floats, counts: Floats |
         counts: (K,) how often each group was drawn (bootstrap); None = once each.
     """
     c = np.ones(len(own)) if counts is None else counts
-    # Pairs of different groups alone are unbiased for products of means: a group with itself adds its own variance.
-    pairs = c.sum() ** 2 - (c * c).sum()
-
-    def of_means(products: Floats) -> float:
-        return float((c @ products @ c - (c * c) @ np.diag(products)) / pairs)
-
-    squared = float(c @ np.diag(own) / c.sum())
-    signal, signal_uniform, across = of_means(own), of_means(uniform), of_means(with_uniform)
-    variance = squared - signal
+    variance, signal = moments(own, c)
+    (_, signal_uniform), (_, across) = moments(uniform, c), moments(with_uniform, c)
     others = (c @ own - np.diag(own) * c) / (c.sum() - c)  # of each group with the mean of the others
     norms = np.sqrt(np.diag(own) * np.maximum(_norm_of_others(own, c), 0))
     some = norms > 0  # a scheme may leave a group without any gradient
@@ -59,6 +53,20 @@ def figures(own: Floats, with_uniform: Floats, uniform: Floats, counts: Floats |
         aligned=across / np.sqrt(both) if both > 0 else NAN,
         snr_uniform=np.sign(across) * across**2 / signal_uniform / variance if signal_uniform * variance > 0 else NAN,
     )
+
+
+@np.errstate(divide="ignore", invalid="ignore")
+def moments(products: Floats, counts: Floats | None) -> tuple[float, float]:
+    """Trace of the covariance of two kinds of gradients, and the product of their means.
+
+    Args:
+        products: (K, K) of the groups' gradients of one kind (rows) with those of the other.
+        counts: as in `figures`.
+    """
+    c = np.ones(len(products)) if counts is None else counts
+    # Pairs of different groups alone are unbiased for products of means: a group with itself adds its own variance.
+    of_means = float((c @ products @ c - (c * c) @ np.diag(products)) / (c.sum() ** 2 - (c * c).sum()))
+    return float(c @ np.diag(products) / c.sum()) - of_means, of_means
 
 
 def _norm_of_others(own: Floats, c: Floats) -> Floats:
@@ -115,48 +123,45 @@ def _draws(groups: int) -> list[Floats | None]:
     return [None, *(np.bincount(one, minlength=groups).astype(float) for one in drawn)]
 
 
-def _interval(values: list[float]) -> list[float]:
+def _interval(values: Sequence[float]) -> list[float]:
     """[estimate, 2.5 %, 97.5 %]; the first value is the estimate, the others are bootstrap draws."""
     drawn = [value for value in values[1:] if np.isfinite(value)]
     low, high = np.percentile(drawn, [2.5, 97.5]) if drawn else (NAN, NAN)
     return [float(values[0]), float(low), float(high)]
 
 
-def shares(own: Floats, with_uniform: Floats, schemes: list[str]) -> dict[str, dict[str, list[float]]]:
-    """Of each region's part of uniform's gradient: its share of the variance, and of the squared norm, with intervals.
+def shares(parts: Mapping[str, Floats], uniform: Floats) -> dict[str, dict[str, list[float]]]:
+    """Each part's share of uniform's variance and signal, with intervals.
 
-    The parts add up to the gradient, but are not orthogonal: shares of the variance alone need not add up to 1.
+    The parts add up to the gradient, and so their shares to 1; one may be negative.
+
+    Args:
+        parts: by name: (K, K) products of a part's gradients (rows) with uniform's (columns).
+        uniform: (K, K) products of uniform's.
     """
-    uniform = own[schemes.index("uniform")]
     draws = _draws(len(uniform))
-    whole = [figures(uniform, uniform, uniform, c).variance for c in draws]
-    norms = [_squared_norm(uniform, c) for c in draws]
+    whole = [moments(uniform, c) for c in draws]
     result = {}
-    for n, scheme in enumerate(schemes):
-        if scheme.startswith("part "):
-            parts = [figures(own[n], with_uniform[n], uniform, c).variance for c in draws]
-            along = [_squared_norm(with_uniform[n], c) for c in draws]
-            result[scheme.removeprefix("part ")] = {
-                "variance": _interval([part / all_ for part, all_ in zip(parts, whole, strict=True)]),
-                "squared_norm": _interval([part / all_ for part, all_ in zip(along, norms, strict=True)]),
-            }
+    for part, products in parts.items():
+        found = [moments(products, c) for c in draws]
+        variances, signals = zip(*(np.divide(one, all_) for one, all_ in zip(found, whole, strict=True)), strict=True)
+        result[part] = {"variance": _interval(variances), "signal": _interval(signals)}
     return result
-
-
-def _squared_norm(products: Floats, counts: Floats | None) -> float:
-    return float(np.diag(products) @ (np.ones(len(products)) if counts is None else counts))
 
 
 def tokens_table(tokens: list[dict[str, Any]]) -> dict[str, Any]:
     """How well the bound's stand-ins follow the measured squared scores of single tokens.
 
-    By region the means of 1 - exp(-H), 1 - Σp² and of the squared score over the parameters, and the mean of the last
-    over the second (the squared Jacobian norm that the proxy drops); over all tokens the rank correlations.
+    By region the means of 1 - exp(-H), of its exact value 1 - Σp² (the squared score over the logits as expected over
+    the vocabulary), of the same of the sampled token, 1 - 2p + Σp², and of the squared score over the parameters; and
+    the mean of the last over that of the one before, the squared Jacobian norm that the bound drops. Over all tokens
+    the rank correlations.
     """
     from scipy.stats import spearmanr
 
     entropy = np.array([token["entropy"] for token in tokens])
     logit = np.array([token["logit_score"] for token in tokens])
+    sampled = 2 * (1 - np.array([token["probability"] for token in tokens])) - logit
     measured = np.array([token["squared_score"] for token in tokens])
     proxy = -np.expm1(-entropy)
     names = np.array([token["region"] for token in tokens])
@@ -170,9 +175,10 @@ def tokens_table(tokens: list[dict[str, Any]]) -> dict[str, Any]:
             "proxy": float(proxy[of].mean()),
             "proxy_of_mean_entropy": float(-np.expm1(-entropy[of].mean())),
             "logit_score": float(logit[of].mean()),
+            "sampled_logit_score": float(sampled[of].mean()),
             "squared_score": float(mean),
             "standard_error": float(measured[of].std(ddof=1) / np.sqrt(of.sum())) if of.sum() > 1 else None,
-            "squared_jacobian": float(mean / logit[of].mean()),
+            "squared_jacobian": float(mean / sampled[of].mean()),
         }
     return {
         "regions": regions,

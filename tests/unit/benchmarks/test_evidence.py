@@ -7,7 +7,7 @@ import pytest
 import torch
 from evidence.recorded import PARTS, SCHEMES, UNIFORM, Recorded
 from evidence.sketch import Sketch
-from evidence.variance import figures, shares, table, without_largest
+from evidence.variance import figures, shares, table, tokens_table, without_largest
 
 from rest_core.algorithm.regions import Region
 
@@ -75,15 +75,31 @@ def test_what_hangs_on_a_single_group_is_told() -> None:
 
 def test_a_region_has_its_share_with_an_interval() -> None:
     one = gradients(200, signal=1.0, noise=3.0)
-    two = gradients(200, signal=0.0, noise=1.0, seed=1)
+    two = gradients(200, signal=0.5, noise=1.0, seed=1)
     both = np.concatenate([one, two], axis=1)
-    vectors = [both, np.concatenate([one, 0 * two], axis=1)]
-    products = np.stack([x @ x.T for x in vectors])
-    found = shares(products, np.stack([x @ both.T for x in vectors]), [UNIFORM, "part NAME"])["NAME"]
-    for value, low, high in (found["variance"], found["squared_norm"]):
-        assert low < value < high < low + 0.05
+    part = np.concatenate([one, 0 * two], axis=1)
+    found = shares({"NAME": part @ both.T}, both @ both.T)["NAME"]
+    for value, low, high in (found["variance"], found["signal"]):
+        assert low < value < high < low + 0.2
     assert found["variance"][0] == pytest.approx(3 / 4, abs=0.02)
-    assert found["squared_norm"][0] == pytest.approx(4 / 5, abs=0.02)
+    assert found["signal"][0] == pytest.approx(1 / 1.25, abs=0.05)
+
+
+def test_the_jacobians_norm_is_that_of_the_sampled_token() -> None:
+    # Two tokens of the vocabulary; the parameters' Jacobian is 3 times the identity, whatever the probability.
+    tokens = [
+        {
+            "region": "NAME",
+            "entropy": -sum(q * np.log(q) for q in (p, 1 - p)),
+            "logit_score": 1 - p**2 - (1 - p) ** 2,
+            "squared_score": 9 * 2 * (1 - p) ** 2,
+            "probability": p,
+        }
+        for p in (0.999, 0.9, 0.7)
+    ]
+    found = tokens_table(tokens)["regions"]["NAME"]
+    assert found["squared_jacobian"] == pytest.approx(9)
+    assert found["sampled_logit_score"] == pytest.approx(np.mean([2 * (1 - p) ** 2 for p in (0.999, 0.9, 0.7)]))
 
 
 def recorded() -> Recorded:

@@ -57,9 +57,11 @@ def test_steps_to_the_baselines_final_reward() -> None:
     # The mean of the 5 steps around step s is 0.1 (s - 1), 2.1 at the last such step, 22; the other's is 0.2 (s - 1).
     assert (found["steps"], found["of"]) == (12, 22)
     assert found["low"] <= found["ratio"] <= found["high"]
+    assert found["reached"] and found["not_reached"] == 0
     slower = [one if one["scheme"] == "uniform" else row("paper", one["seed"], 0.3, gain=0.05) for one in PAIRS]
     never = tables.speed(slower)
     assert never is not None and (never["steps"], never["of"]) == (23, 22)
+    assert not never["reached"] and never["not_reached"] == 1
     assert tables.speed(PAIRS[:1]) is None
 
 
@@ -85,7 +87,10 @@ def test_the_deviation_of_the_first_pairs_says_how_many_are_needed() -> None:
     far = [row("uniform", n, 0.3) for n in range(10)] + [row("paper", n, 0.3 + 0.05 * (-1) ** n) for n in range(10)]
     (line,) = tables.two_stages(far)
     # s = 0.05 sqrt(8/7); (2.3646 s / 0.03)^2 = 17.75; half width with 10 pairs 2.3646 s / sqrt(10) = 4.0 points.
-    assert "standard deviation of 5.3 points, which asks for 18 pairs (at most 16 are trained); there are 10." in line
+    assert (
+        "standard deviation of 5.3 points, which asks for 18 pairs (at least 8 are trained, at most 16); there are 10."
+        in line
+    )
     assert line.endswith("+0.0 points (-4.0 to +4.0).")
 
 
