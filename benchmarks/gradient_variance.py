@@ -42,7 +42,7 @@ from rest_core.algorithm.rest import ResT
 from rest_core.config import Config, load
 from rest_core.data.store import load_split, to_sample
 from rest_core.errors import UserError
-from rest_core.model.batch import Group, shared_batch
+from rest_core.model.batch import Batch, Group, shared_batch, shared_passes
 from rest_core.model.loading import load_model, load_tokenizer
 from rest_core.model.logprobs import Policy
 from rest_core.model.precision import compute_dtype
@@ -118,9 +118,11 @@ class Measurement:
         if done < len(groups) and (some := len(list(self.out.glob(SKETCHES)))):
             raise UserError(f"{self.out}: {some} gradients are in the scale of {done} groups; give another --out")
         for n, k in enumerate(tqdm(groups[done:], desc="squares", unit="group"), start=done + 1):
-            logp, batch = self._logp(recorded.rollouts(k))
             factors = recorded.loss_weights(k, weights)
-            gradient = self._gradient((factors[batch.rows, batch.columns] * logp).sum(), last=True)
+            gradient: list[Tensor] = []
+            for logp, batch in self._passes(recorded.rollouts(k)):
+                found = self._gradient((factors[batch.rows, batch.columns] * logp).sum(), last=True)
+                gradient = [one.add_(other) for one, other in zip(gradient, found, strict=True)] if gradient else found
             place = 0
             for part in gradient:
                 flat = part.flatten()
@@ -144,23 +146,18 @@ class Measurement:
         for k in tqdm(recorded.with_signal(), desc="gradients", unit="group"):
             if self._sketch(k).exists():
                 continue
-            logp, batch = self._logp(recorded.rollouts(k))
-            seen: list[Tensor] = []
-            found: list[Tensor] = []  # (SCALES, numbers) each
-            for name in SCHEMES:
-                factors = recorded.loss_weights(k, weights[name])
-                same = next((n for n, other in enumerate(seen) if torch.equal(other, factors)), None)
-                if same is not None:
-                    found.append(found[same])
-                elif factors.any():
-                    gradient = self._gradient((factors[batch.rows, batch.columns] * logp).sum())
-                    found.append(torch.stack([sketch(gradient) for sketch in sketches]))
-                else:
-                    found.append(torch.zeros(len(SCALES), sketches[0].size))
-                seen.append(factors)
+            factors = [recorded.loss_weights(k, weights[name]) for name in SCHEMES]
+            first = [next(n for n, other in enumerate(factors) if torch.equal(other, one)) for one in factors]
+            found = torch.zeros(len(SCALES), len(SCHEMES), sketches[0].size)
+            for logp, batch in self._passes(recorded.rollouts(k)):
+                for n in set(first):
+                    of_tokens = factors[n][batch.rows, batch.columns]
+                    if of_tokens.any():
+                        gradient = self._gradient((of_tokens * logp).sum())
+                        found[:, n] += torch.stack([sketch(gradient) for sketch in sketches])
             aside = self._sketch(k).with_suffix(".tmp")
             with aside.open("wb") as file:
-                np.save(file, torch.stack(found, dim=1).numpy())
+                np.save(file, found[:, first].numpy())
             aside.replace(self._sketch(k))
 
     def scores(self) -> None:
@@ -213,14 +210,19 @@ class Measurement:
             rows[row].append(value)
         return rows
 
-    def _logp(self, rollouts: Sequence[Rollout]) -> tuple[Tensor, Any]:
-        """Log-probs (N,) of the sampled tokens with their graph, and the batch that says where they stand."""
-        batch = shared_batch(rollouts, [Group(tuple(range(len(rollouts))))], pad_id=self.tokenizer.pad_token_id)
-        with self._autocast():
-            hidden, head = self.policy.inputs_of_head(batch)
-            assert head is not None
-            logits = head(hidden)
-        return logits.float().log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0], batch
+    def _passes(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[Tensor, Batch]]:
+        """Log-probs (N,) of sampled tokens with their graph, and the batch that says where they stand.
+
+        A group that is larger than rl.micro_batch_tokens comes in several: sketches and gradients add up over them.
+        """
+        budget = self.config.rl.micro_batch_tokens
+        for groups in shared_passes(rollouts, range(len(rollouts)), budget):
+            batch = shared_batch(rollouts, groups, pad_id=self.tokenizer.pad_token_id)
+            with self._autocast():
+                hidden, head = self.policy.inputs_of_head(batch)
+                assert head is not None
+                logits = head(hidden)
+            yield logits.float().log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0], batch
 
     def _autocast(self) -> torch.autocast:
         """The precision of `rest train` on this machine."""

@@ -18,7 +18,7 @@ from rest_core.records import Message, Sample, ToolCall
 from rest_core.response import render
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-SETTINGS = ("model.dtype=float32", "rl.group_size=4", "rl.max_response_tokens=8")
+SETTINGS = ("model.dtype=float32", "rl.group_size=4", "rl.max_response_tokens=20")
 
 
 @pytest.fixture
@@ -76,6 +76,11 @@ def test_what_is_measured_resumes_and_is_reported(
     assert (found["settings"]["measured"], found["settings"]["with_signal"]) == (2, 3)
     assert measure() == 0
     assert np.array_equal(np.load(files[0]), first[0]) and [file.stat().st_mtime_ns for file in files[1:]] == times
+    files[0].unlink()
+    assert measure("--set", "rl.micro_batch_tokens=64") == 0  # a group in several passes
+    divided = np.load(files[0])
+    assert divided == pytest.approx(first[0], rel=1e-3, abs=1e-5 * float(np.abs(first[0]).max()))
+    assert not np.array_equal(divided, first[0])
     found = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert found["settings"]["measured"] == 3 and all(
         found[scale]["schemes"][UNIFORM]["variance/uniform"][0] == 1.0 for scale in gradient_variance.SCALES
