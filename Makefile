@@ -79,6 +79,7 @@ EVIDENCE ?= benchmarks/results/evidence
 NEW := runs/evidence/results
 GRADIENTS := $(BIN)/python benchmarks/gradient_variance.py --profile benchmarks/evidence/evidence.yaml --dataset runs/evidence/warm-up/data
 TRIALS := OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scheme_trials.py
+TOOLRL := --profile benchmarks/evidence/toolrl.yaml
 
 evidence: $(STAMP)
 	$(BIN)/python benchmarks/evidence_report.py --results $(EVIDENCE)
@@ -88,6 +89,9 @@ evidence-run: $(STAMP)
 	$(TRIALS) run warm-up
 	$(GRADIENTS) --policy runs/evidence/warm-up/policy --out runs/evidence/gradients-warm --results $(NEW)/gradients-warm.json
 	$(GRADIENTS) --policy embedded:smollm2-135m-instruct --out runs/evidence/gradients-cold --results $(NEW)/gradients-cold.json
+	$(TRIALS) run warm-up $(TOOLRL) --folder runs/evidence-toolrl
+	$(BIN)/python benchmarks/gradient_variance.py $(TOOLRL) --dataset runs/evidence-toolrl/warm-up/data --groups 40 \
+		--policy runs/evidence-toolrl/warm-up/policy --out runs/evidence-toolrl/gradients --results $(NEW)/gradients-toolrl.json
 	$(TRIALS) run
 	$(TRIALS) collect --results $(NEW)/trials.jsonl
 

@@ -25,7 +25,8 @@ from stepbench.machine import TOP
 PAGE = TOP / "docs" / "evidence.md"
 IMAGES = TOP / "docs" / "images"
 RESULTS = TOP / "benchmarks" / "results" / "evidence"
-POLICIES = ("warm", "cold")  # of which gradients are measured: gradients-NAME.json
+# Policies whose gradients are measured, gradients-NAME.json, and what tables and pictures call them.
+POLICIES = {"warm": "warm policy", "cold": "model as it is", "toolrl": "warm policy on ToolRL's data"}
 SECONDARY = {
     "task/last/call_accuracy": "held-out call accuracy after the last step (primary of Q3)",
     "task/last/irrelevance_accuracy": "held-out requests that want no call",
@@ -95,8 +96,8 @@ def filled(page: str, found: Mapping[str, list[str]]) -> str:
 
 def measured(results: Path = RESULTS) -> tuple[tables.Rows, dict[str, Any]]:
     """The rows of the trials, and the figures of the gradients by policy."""
-    files = {name: results / f"gradients-{name}.json" for name in POLICIES}
-    found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
+    files = {label: results / f"gradients-{name}.json" for name, label in POLICIES.items()}
+    found = {label: json.loads(file.read_text(encoding="utf-8")) for label, file in files.items() if file.exists()}
     return read(results / "trials.jsonl"), found
 
 
@@ -120,7 +121,7 @@ def _each(gradients: Mapping[str, Any], what: str, write: Callable[[Mapping[str,
     for policy, one in gradients.items():
         if what in one:
             groups = "{measured} of {with_signal} groups".format(**one["settings"])
-            lines += [f"The {policy} policy ({groups}):", "", *write(one, what), ""]
+            lines += [f"The {policy} ({groups}):", "", *write(one, what), ""]
     return lines[:-1] or ["Not measured yet."]
 
 

@@ -99,7 +99,7 @@ def gradients(measured: Mapping[str, Any]) -> Figure:
 def _ratios(
     panel: Axes, schemes: Mapping[str, Any], names: Sequence[str], ratio: str, policy: str, offset: int
 ) -> None:
-    colour = ("#4c78a8", "#f58518")[offset % 2]
+    colour = ("#4c78a8", "#f58518", "#54a24b")[offset]
     for row, name in enumerate(names):
         if name not in schemes or (ratio != "variance/uniform" and schemes[name]["signal_unclear"] > UNCLEAR):
             continue
