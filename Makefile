@@ -77,9 +77,10 @@ bench: $(STAMP)
 # and everything that they are made of, anew (days).
 EVIDENCE ?= benchmarks/results/evidence
 NEW := runs/evidence/results
-GRADIENTS := $(BIN)/python benchmarks/gradient_variance.py --profile benchmarks/evidence/evidence.yaml --dataset runs/evidence/warm-up/data
+GRADIENTS := $(BIN)/python benchmarks/gradient_variance.py --profile benchmarks/evidence/evidence.yaml
 TRIALS := OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scheme_trials.py
-TOOLRL := --profile benchmarks/evidence/toolrl.yaml
+TOOLRL := --set 'data.sources=[{location: "published:toolrl/rlla_sft.json", use: [sft, rl]}]' --set data.max_prompt_tokens=1024 \
+	--set data.max_response_tokens=448 --set rl.max_response_tokens=448
 
 evidence: $(STAMP)
 	$(BIN)/python benchmarks/evidence_report.py --results $(EVIDENCE)
@@ -87,11 +88,13 @@ evidence: $(STAMP)
 evidence-run: $(STAMP)
 	mkdir -p $(NEW)
 	$(TRIALS) run warm-up
-	$(GRADIENTS) --policy runs/evidence/warm-up/policy --out runs/evidence/gradients-warm --results $(NEW)/gradients-warm.json
-	$(GRADIENTS) --policy embedded:smollm2-135m-instruct --out runs/evidence/gradients-cold --results $(NEW)/gradients-cold.json
+	$(GRADIENTS) --dataset runs/evidence/warm-up/data --policy runs/evidence/warm-up/policy \
+		--out runs/evidence/gradients-warm --results $(NEW)/gradients-warm.json
+	$(GRADIENTS) --dataset runs/evidence/warm-up/data --policy embedded:smollm2-135m-instruct \
+		--out runs/evidence/gradients-cold --results $(NEW)/gradients-cold.json
 	$(TRIALS) run warm-up $(TOOLRL) --folder runs/evidence-toolrl
-	$(BIN)/python benchmarks/gradient_variance.py $(TOOLRL) --dataset runs/evidence-toolrl/warm-up/data --groups 40 \
-		--policy runs/evidence-toolrl/warm-up/policy --out runs/evidence-toolrl/gradients --results $(NEW)/gradients-toolrl.json
+	$(GRADIENTS) $(TOOLRL) --dataset runs/evidence-toolrl/warm-up/data --policy runs/evidence-toolrl/warm-up/policy \
+		--groups 40 --out runs/evidence-toolrl/gradients --results $(NEW)/gradients-toolrl.json
 	$(TRIALS) run
 	$(TRIALS) collect --results $(NEW)/trials.jsonl
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,15 +14,17 @@ from rest_core.ablation.plot import comparison_figure
 from rest_core.ablation.settings import AblationConfig
 
 from .gradients import UNCLEAR
-from .tables import BASELINE, CONFIDENCE, LAST, PRIMARY, Rows, compared, smoothed
+from .tables import BASELINE, COMPARED, CONFIDENCE, LAST, PRIMARY, Rows, compared, smoothed
 
 COLOURS = {BASELINE: "#f58518", "paper": "#4c78a8"}
+SEEDS = 5  # of a scheme, so that it is shown among the trials: as many as each control has
 LABELS = {BASELINE: "uniform (GRPO)", "paper": "paper (ResT)"}
 
 
 def trials(rows: Rows) -> Figure | None:
-    """Each trial's primary figure, and the differences from the baseline."""
-    found = compared(rows, PRIMARY)
+    """Each trial's primary figure, and the differences from the baseline; no scheme that is not whole yet."""
+    seeds = Counter(row["scheme"] for row in rows if row["part"] in COMPARED)
+    found = compared([row for row in rows if seeds[row["scheme"]] >= SEEDS], PRIMARY)
     if found is None:
         return None
     figure = comparison_figure([found], AblationConfig(baseline=BASELINE, metric=PRIMARY, confidence=CONFIDENCE))
@@ -43,7 +46,7 @@ def curves(rows: Rows) -> Figure | None:
         _band(panels[0, 0], [smoothed(row["curves"]["reward/total"]) for row in mine], scheme)
         _band(panels[0, 1], [100 * smoothed(row["curves"]["reward/well_formed"]) for row in mine], scheme)
         _band(panels[0, 2], [smoothed(row["curves"]["response/tokens"]) for row in mine], scheme)
-        for panel, region in zip(panels[1], ("name", "arguments", "format"), strict=True):
+        for panel, region in zip(panels[1], ("name", "arguments", "think"), strict=True):
             name = f"entropy/{region}"
             _band(panel, [smoothed(row["curves"][name]) for row in mine if name in row["curves"]], scheme)
             panel.set_title(f"entropy of {region} tokens, nats", fontsize=9, loc="left")

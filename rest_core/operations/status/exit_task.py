@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 LOG_LINES = 30
 
 
-# Nobody asks a second time, and a server with much to do takes its time.
+# A run ends once: a busy server gets more time than where somebody waits for the answer.
 @store.short_waits(60)
 @short_waits()
 def conclude(

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# By default MLflow's client retries 7 times within 4 minutes; boto3 is how it reaches artifacts in S3.
-SHORT_WAITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "AWS_MAX_ATTEMPTS": "2"}
-_REQUEST_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 # Set where a command's tracking.uri held credentials: they are in MLFLOW_TRACKING_URI, for its stages.
 HANDED_OVER = "REST_TRACKING_URI_HANDED_OVER"
 WORKSPACE = "MLFLOW_WORKSPACE"  # whose runs and models MLflow's client reads and writes, on servers that have several
@@ -169,11 +166,16 @@ def asks(function: Callable[Concatenate[MlflowClient, P], T]) -> Callable[Concat
 
 @contextmanager
 def short_waits(seconds: int = 20) -> Iterator[None]:
-    """Within the block MLflow's client gives up a request within `seconds`, in the whole process.
+    """Within the block MLflow's client gives up a request after `seconds`, in the whole process.
 
     Variables that are set in the environment already keep their values.
     """
-    settings = {**SHORT_WAITS, _REQUEST_TIMEOUT: str(seconds)}
+    # By default it retries 7 times within 4 minutes; boto3 is how it reaches artifacts in S3.
+    settings = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds),
+        "AWS_MAX_ATTEMPTS": "2",
+    }
     added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)
     try:

@@ -113,6 +113,12 @@ def test_rows_are_kept_once_a_trial(tmp_path: Path) -> None:
 def test_pictures_are_drawn_of_what_there_is() -> None:
     assert plots.trials([]) is None and plots.curves([]) is None
     assert set(evidence_report.pictures(PAIRS, {})) == {"evidence-trials.png", "evidence-curves.png"}
+    unfinished = [row("official", seed, 0.3, part="controls") for seed in range(plots.SEEDS - 1)]
+    whole = [row("mask_only", seed, 0.3, part="controls") for seed in range(plots.SEEDS)]
+    figure = plots.trials([*PAIRS, *unfinished, *whole])
+    assert figure is not None
+    shown = {label.get_text() for label in figure.axes[0].get_yticklabels()}
+    assert shown == {"uniform", "paper", "mask_only"}
 
 
 def test_the_page_has_the_tables_that_the_results_give() -> None:
