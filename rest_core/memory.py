@@ -31,8 +31,9 @@ def keep_freed_memory() -> bool:
     """Have the C library keep large blocks that are freed, for the next tensor of that size; whether it does.
 
     By default glibc maps every large block anew and gives it back when it is freed, so that each tensor of a training
-    step costs a page fault for every 4 KiB: on CPUs that is a large part of the step. Without effect on other C
-    libraries, and on GPU memory, which torch caches itself.
+    step costs a page fault for every 4 KiB: on CPUs that is a large part of the step. Not for training on rows of
+    very different lengths: what is kept is cut up then, and fits ever fewer of the larger tensors. Without effect on
+    other C libraries, and on GPU memory, which torch caches itself.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

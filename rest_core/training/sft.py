@@ -19,7 +19,6 @@ from rest_core.chat import encode_sample
 from rest_core.config import ModelConfig, RegionName, SftConfig
 from rest_core.disk import refuse_links
 from rest_core.errors import UserError
-from rest_core.memory import keep_freed_memory
 from rest_core.model.batch import pad_rows
 from rest_core.model.loading import with_lora
 from rest_core.model.precision import compute_dtype
@@ -95,7 +94,6 @@ def train(
             f"sft.micro_batch_size ({config.micro_batch_size}) does not divide sft.batch_size ({config.batch_size})"
         )
     refuse_links(folder.parent, folder)
-    keep_freed_memory()
     if config.region_weights:
         model.loss_function = _weighted(model.loss_function)
     if config.lora is not None:
