@@ -71,6 +71,7 @@ def blocks(rows: tables.Rows, gradients: Mapping[str, Any]) -> dict[str, list[st
         "entropy": tables.metrics(rows, entropies, schemes),
         "controls": tables.comparison(tables.compared(others, tables.PRIMARY, tables.REST), tables.REST),
         "policies": tables.policies(rows, SHOWN),
+        "without-gradients": _without(gradients),
         "gradients": _each(gradients, "plain", scheme_table),
         "gradients-adamw": _each(gradients, "adamw", scheme_table),
         "regions": _each(gradients, "plain", region_table),
@@ -84,7 +85,7 @@ def pictures(rows: tables.Rows, gradients: Mapping[str, Any]) -> dict[str, Figur
     found = {
         "evidence-trials.png": plots.trials(rows),
         "evidence-curves.png": plots.curves(rows),
-        "evidence-gradients.png": plots.gradients(gradients) if gradients else None,
+        "evidence-gradients.png": plots.gradients(gradients),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -120,9 +121,20 @@ def _each(gradients: Mapping[str, Any], what: str, write: Callable[[Mapping[str,
     lines: list[str] = []
     for policy, one in gradients.items():
         if what in one:
-            groups = "{measured} of {with_signal} groups".format(**one["settings"])
-            lines += [f"The {policy} ({groups}):", "", *write(one, what), ""]
+            of = "{responses} responses" if what == "tokens" else "{measured} of {with_signal} groups"
+            lines += [f"The {policy} ({of.format(**one['settings'])}):", "", *write(one, what), ""]
     return lines[:-1] or ["Not measured yet."]
+
+
+def _without(gradients: Mapping[str, Any]) -> list[str]:
+    """A line for each policy that has been measured and has no figures."""
+    lines = [
+        f"The {policy} has too few to compare: {{with_signal}} of {{groups}} groups have responses with different "
+        "rewards, the others have no gradient under any scheme.".format(**one["settings"])
+        for policy, one in gradients.items()
+        if "plain" not in one
+    ]
+    return lines or ["Every policy that has been measured has gradients to compare."]
 
 
 def main() -> int:

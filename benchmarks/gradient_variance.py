@@ -60,6 +60,7 @@ SKETCHES = "group-*.npy"  # one a group, of (SCALES, SCHEMES, numbers)
 SCALES = ("plain", "adamw")
 EPSILON = 1e-8  # of torch's AdamW
 AT_ONCE = 8  # groups that are sampled, and whose squares are saved, together
+FEWEST = 3  # groups with a gradient that figures take: two of them, and one that is left out
 
 
 class Measurement:
@@ -254,17 +255,16 @@ class Measurement:
 
 def report(out: Path) -> dict[str, Any]:
     """All figures, from what the measurement has left in its folder: also where it has not come to all groups yet."""
+    if not (out / SETTINGS).exists():
+        raise UserError(f"{out}: nothing has been measured there; without --report it is")
     files = sorted(out.glob(SKETCHES))
-    if not files:
-        raise UserError(f"{out}: no group's gradients are there; without --report they are measured")
     tokens = [json.loads(line) for line in (out / TOKENS).read_text(encoding="utf-8").splitlines()]
     settings = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
-    sketches = np.stack([np.load(file) for file in files], axis=2).astype(np.float64)  # (SCALES, SCHEMES, K, numbers)
-    return {
-        "settings": settings | {"measured": len(files)},
-        **{name: _figures(one) for name, one in zip(SCALES, sketches, strict=True)},
-        "tokens": tokens_table(tokens),
-    }
+    found = {"settings": settings | {"measured": len(files)}, "tokens": tokens_table(tokens)}
+    if len(files) >= FEWEST:
+        sketches = np.stack([np.load(file) for file in files], axis=2).astype(np.float64)  # (SCALES, SCHEMES, K, size)
+        found |= {name: _figures(one) for name, one in zip(SCALES, sketches, strict=True)}
+    return found
 
 
 def _figures(sketches: NDArray[np.float64]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def region_table(found: Mapping[str, Any], scale: str) -> list[str]:
         [
             region,
             f"{settings['region_share'][region]:.1%}",
-            f"{settings['region_entropy'][region]:.3f}",
+            "–" if (entropy := settings["region_entropy"][region]) is None else f"{entropy:.3f}",
             _share(part["variance"]),
             _share(part["signal"]),
         ]

@@ -74,8 +74,11 @@ def _band(axes: Axes, values: Sequence[np.ndarray], scheme: str) -> None:
         axes.fill_between(at, mean - error, mean + error, color=COLOURS[scheme], alpha=0.2, linewidth=0)
 
 
-def gradients(measured: Mapping[str, Any]) -> Figure:
+def gradients(measured: Mapping[str, Any]) -> Figure | None:
     """Each scheme's ratios to uniform's variance and signal-to-noise ratio, by policy; unclear ones are left out."""
+    measured = {policy: one for policy, one in measured.items() if "plain" in one}
+    if not measured:
+        return None
     names = [name for name in next(iter(measured.values()))["plain"]["schemes"] if name != BASELINE]
     figure = Figure(figsize=(11, 1.3 + 0.42 * len(names)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)

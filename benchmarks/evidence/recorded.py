@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -119,11 +120,12 @@ class Recorded:
         """Counts, lengths, rewards and entropies, for the report."""
         rewards = torch.tensor([value for group in self._groups for value in group["rewards"]])
         shares = torch.bincount(self.regions[self.mask], minlength=len(Region)) / self.mask.sum()
+        entropies = {region.name: float(self.region_entropy[region]) for region in Region}
         return {
             "responses": len(self.lengths),
             "group_size": self.size,
             "mean_tokens": float(self.lengths.float().mean()),
             "mean_reward": float(rewards.mean()),
             "region_share": {region.name: float(shares[region]) for region in Region},
-            "region_entropy": {region.name: float(self.region_entropy[region]) for region in Region},
+            "region_entropy": {name: None if math.isnan(value) else value for name, value in entropies.items()},
         }

@@ -121,6 +121,18 @@ def test_pictures_are_drawn_of_what_there_is() -> None:
     assert shown == {"uniform", "paper", "mask_only"}
 
 
+def test_a_policy_without_gradients_has_a_line_and_no_tables() -> None:
+    _, gradients = evidence_report.measured()
+    warm = gradients["warm policy"]
+    none = {"settings": warm["settings"] | {"groups": 95, "with_signal": 1}, "tokens": warm["tokens"]}
+    found = evidence_report.blocks(PAIRS, {"model as it is": none})
+    assert "model as it is has too few to compare: 1 of 95 groups" in found["without-gradients"][0]
+    assert found["gradients"] == found["regions"] == ["Not measured yet."] and len(found["tokens"]) > 3
+    assert plots.gradients({"model as it is": none}) is None
+    both = evidence_report.blocks(PAIRS, {"model as it is": none, "warm policy": warm})
+    assert both["gradients"][0].startswith("The warm policy")
+
+
 def test_the_page_has_the_tables_that_the_results_give() -> None:
     rows, gradients = evidence_report.measured()
     page = evidence_report.PAGE.read_text(encoding="utf-8")

@@ -41,8 +41,12 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
 def test_what_is_measured_resumes_and_is_reported(
     measure: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert measure() == 2  # a random model's responses are all wrong alike
-    assert "no group's gradients are there" in capsys.readouterr().err
+    assert measure("--report") == 2
+    assert "nothing has been measured there" in capsys.readouterr().err
+    assert measure() == 0  # a random model's responses are all wrong alike
+    found = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert (found["settings"]["with_signal"], found["settings"]["region_entropy"]["NAME"]) == (0, None)
+    assert set(found) == {"settings", "tokens"} and set(found["tokens"]["regions"]) == {"OTHER"}
     rollouts = tmp_path / "out" / gradient_variance.ROLLOUTS
     groups = [json.loads(line) for line in rollouts.read_text(encoding="utf-8").splitlines()]
     for group in groups:
