@@ -129,8 +129,8 @@ def _each(gradients: Mapping[str, Any], what: str, write: Callable[[Mapping[str,
 def _without(gradients: Mapping[str, Any]) -> list[str]:
     """A line for each policy that has been measured and has no figures."""
     lines = [
-        f"The {policy} has too few to compare: {{with_signal}} of {{groups}} groups have responses with different "
-        "rewards, the others have no gradient under any scheme.".format(**one["settings"])
+        f"The {policy} has too few gradients to compare: in {{with_signal}} of {{groups}} groups the rewards differ, "
+        "and only those have a gradient, whatever the scheme.".format(**one["settings"])
         for policy, one in gradients.items()
         if "plain" not in one
     ]

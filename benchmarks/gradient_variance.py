@@ -60,7 +60,7 @@ SKETCHES = "group-*.npy"  # one a group, of (SCALES, SCHEMES, numbers)
 SCALES = ("plain", "adamw")
 EPSILON = 1e-8  # of torch's AdamW
 AT_ONCE = 8  # groups that are sampled, and whose squares are saved, together
-FEWEST = 3  # groups with a gradient that figures take: two of them, and one that is left out
+FEWEST = 3  # gradients that figures need: products of two groups, also without the largest one
 
 
 class Measurement:
@@ -255,11 +255,13 @@ class Measurement:
 
 def report(out: Path) -> dict[str, Any]:
     """All figures, from what the measurement has left in its folder: also where it has not come to all groups yet."""
-    if not (out / SETTINGS).exists():
+    if not (out / TOKENS).exists():
         raise UserError(f"{out}: nothing has been measured there; without --report it is")
-    files = sorted(out.glob(SKETCHES))
     tokens = [json.loads(line) for line in (out / TOKENS).read_text(encoding="utf-8").splitlines()]
     settings = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+    files = sorted(out.glob(SKETCHES))
+    if len(files) < min(FEWEST, settings["with_signal"]):
+        raise UserError(f"{out}: figures need the gradients of {FEWEST} groups; without --report they are measured")
     found = {"settings": settings | {"measured": len(files)}, "tokens": tokens_table(tokens)}
     if len(files) >= FEWEST:
         sketches = np.stack([np.load(file) for file in files], axis=2).astype(np.float64)  # (SCALES, SCHEMES, K, size)

@@ -126,7 +126,7 @@ def test_a_policy_without_gradients_has_a_line_and_no_tables() -> None:
     warm = gradients["warm policy"]
     none = {"settings": warm["settings"] | {"groups": 95, "with_signal": 1}, "tokens": warm["tokens"]}
     found = evidence_report.blocks(PAIRS, {"model as it is": none})
-    assert "model as it is has too few to compare: 1 of 95 groups" in found["without-gradients"][0]
+    assert "model as it is has too few gradients to compare: in 1 of 95 groups" in found["without-gradients"][0]
     assert found["gradients"] == found["regions"] == ["Not measured yet."] and len(found["tokens"]) > 3
     assert plots.gradients({"model as it is": none}) is None
     both = evidence_report.blocks(PAIRS, {"model as it is": none, "warm policy": warm})
