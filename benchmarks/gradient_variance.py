@@ -293,14 +293,12 @@ def main() -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--groups", type=int, help="at most one a request, so that they are independent; default: all")
     parser.add_argument("--tokens", type=int, default=40, help="of each region, whose scores are measured")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="where the parts stand, and stay")
     parser.add_argument("--report", action="store_true", help="only report what is there")
     parser.add_argument("--results", type=Path, help="file for the figures; default: they are printed")
     options = parser.parse_args()
     try:
         if not options.report:
-            torch.set_num_threads(options.threads)
             measurement = Measurement(options, load(options.profile, tuple(options.overrides)))
             measurement.sample()
             measurement.settings()
