@@ -141,9 +141,7 @@ class Measurement:
         if not recorded.with_signal():
             return
         counts = [p.numel() for p in self.parameters]
-        saved = load_file(self.out / SQUARES)
-        mean_square = saved["sum"] / saved["groups"]
-        sketches = [Sketch(counts), Sketch(counts, scale=1 / (mean_square.sqrt() + EPSILON))]
+        sketches = [Sketch(counts), Sketch(counts, scale=self._adamw_scale())]
         for k in tqdm(recorded.with_signal(), desc="gradients", unit="group"):
             if self._sketch(k).exists():
                 continue
@@ -160,6 +158,11 @@ class Measurement:
             with aside.open("wb") as file:
                 np.save(file, found[:, first].numpy())
             aside.replace(self._sketch(k))
+
+    def _adamw_scale(self) -> Tensor:
+        """(parameters,) what each coordinate is multiplied by in AdamW's scale."""
+        saved = load_file(self.out / SQUARES)
+        return saved["sum"].div_(saved["groups"]).sqrt_().add_(EPSILON).reciprocal_()
 
     def scores(self) -> None:
         """The squared norm of the gradient of single tokens' log-probs, as many of each region."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .tables import table
+from .tables import BASELINE, table
 
 PRIMARY = "paper, middle"
 UNCLEAR = 0.01  # of the bootstrap's draws in which the mean gradient cannot be told from 0
@@ -26,14 +26,16 @@ def scheme_table(found: Mapping[str, Any], scale: str) -> list[str]:
     }
     body = []
     for scheme, row in found[scale]["schemes"].items():
-        unclear = row["signal_unclear"] > UNCLEAR
+        unclear = is_unclear(row)
         cells = ["unclear" if unclear and name != "variance/uniform" else _ratio(row[name]) for name in names]
         body.append([scheme, *cells, _ratio(row["cosine"]), "unclear" if unclear else _ratio(row["aligned"])])
     rest = found[scale]["without_largest_group"]
+    ratios = f"{rest['variance/uniform'][PRIMARY]:.2f} (variance)"
+    if not is_unclear(found[scale]["schemes"][PRIMARY]):
+        ratios += f" and {rest['snr/uniform'][PRIMARY]:.2f} (signal to noise)"
     hangs_on = (
-        f"The largest group has {rest['share']:.0%} of the groups' summed squared norms under uniform. Without it the "
-        f'ratios of "{PRIMARY}" are {rest["variance/uniform"][PRIMARY]:.2f} (variance) and '
-        f"{rest['snr/uniform'][PRIMARY]:.2f} (signal to noise)."
+        f"The largest group has {rest['share']:.0%} of the groups' summed squared norms under uniform. Without it, "
+        f'"{PRIMARY}" over uniform: {ratios}.'
     )
     head = ("scheme", *names.values(), "cosine with the mean", "direction beside uniform's")
     return [*table(head, body), "", hangs_on]
@@ -42,13 +44,14 @@ def scheme_table(found: Mapping[str, Any], scale: str) -> list[str]:
 def region_table(found: Mapping[str, Any], scale: str) -> list[str]:
     """A row a region: its share of the tokens, its entropy, and its part of uniform's gradient in a scale."""
     settings = found["settings"]
+    unclear = is_unclear(found[scale]["schemes"][BASELINE])
     body = [
         [
             region,
             f"{settings['region_share'][region]:.1%}",
             "–" if (entropy := settings["region_entropy"][region]) is None else f"{entropy:.3f}",
             _share(part["variance"]),
-            _share(part["signal"]),
+            "unclear" if unclear else _share(part["signal"]),
         ]
         for region, part in found[scale]["regions"].items()
     ]
@@ -77,6 +80,11 @@ def token_table(found: Mapping[str, Any], what: str) -> list[str]:
         f"{tokens['spearman_logit_score']:.2f} of 1 − Σp²."
     )
     return [*table(head, body), "", ranks]
+
+
+def is_unclear(row: Mapping[str, Any]) -> bool:
+    """Whether ratios of a scheme's signal to uniform's mean nothing: one of the two cannot be told from 0."""
+    return bool(row["signal_unclear"] > UNCLEAR)
 
 
 def _ratio(values: Sequence[float]) -> str:

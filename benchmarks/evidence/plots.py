@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rest_core.ablation.plot import comparison_figure
 from rest_core.ablation.settings import AblationConfig
 
-from .gradients import UNCLEAR
+from .gradients import is_unclear
 from .tables import BASELINE, COMPARED, CONFIDENCE, LAST, PRIMARY, Rows, compared, smoothed
 
 COLOURS = {BASELINE: "#f58518", "paper": "#4c78a8"}
@@ -107,7 +107,7 @@ def _ratios(
 ) -> None:
     colour = ("#4c78a8", "#f58518", "#54a24b")[offset]
     for row, name in enumerate(names):
-        if name not in schemes or (ratio != "variance/uniform" and schemes[name]["signal_unclear"] > UNCLEAR):
+        if name not in schemes or (ratio != "variance/uniform" and is_unclear(schemes[name])):
             continue
         value, low, high = schemes[name][ratio]
         place = row + 0.25 * offset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from evidence.gradients import PRIMARY, region_table, scheme_table
 from evidence.recorded import PARTS, SCHEMES, UNIFORM, Recorded
 from evidence.sketch import Sketch
 from evidence.variance import figures, shares, table, tokens_table, without_largest
@@ -71,6 +72,26 @@ def test_what_hangs_on_a_single_group_is_told() -> None:
     assert found["share"] > 0.99
     assert found["variance/uniform"] == pytest.approx({UNIFORM: 1.0, "half": 0.25})
     assert found["snr/uniform"] == pytest.approx({UNIFORM: 1.0, "half": 1.0})
+
+
+@pytest.mark.parametrize("signal", [0.0, 3.0])
+def test_what_hangs_on_a_signal_is_told_only_where_there_is_one(signal: float) -> None:
+    both = [gradients(30, signal=signal, noise=1.0), 1.1 * gradients(30, signal=signal, noise=1.0)]
+    schemes = [UNIFORM, PRIMARY]
+    own, with_uniform = np.stack([x @ x.T for x in both]), np.stack([x @ both[0].T for x in both])
+    found = {
+        "settings": {"region_share": {"NAME": 1.0}, "region_entropy": {"NAME": 0.1}},
+        "plain": {
+            "schemes": table(own, with_uniform, schemes),
+            "without_largest_group": without_largest(own, with_uniform, schemes),
+            "regions": shares({"NAME": own[0]}, own[0]),
+        },
+    }
+    lines = scheme_table(found, "plain")
+    assert lines[3].startswith(f"| {PRIMARY} | 1.21 (1.21–1.21) | {'1.21 (1.21–1.21)' if signal else 'unclear'} |")
+    assert lines[-1].endswith("1.21 (variance) and 1.00 (signal to noise)." if signal else "1.21 (variance).")
+    ends = "| 100.0% (100.0–100.0) | 100.0% (100.0–100.0) |" if signal else "| 100.0% (100.0–100.0) | unclear |"
+    assert region_table(found, "plain")[2].endswith(ends)
 
 
 def test_a_region_has_its_share_with_an_interval() -> None:
