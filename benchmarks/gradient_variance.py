@@ -159,11 +159,6 @@ class Measurement:
                 np.save(file, found[:, first].numpy())
             aside.replace(self._sketch(k))
 
-    def _adamw_scale(self) -> Tensor:
-        """(parameters,) what each coordinate is multiplied by in AdamW's scale."""
-        saved = load_file(self.out / SQUARES)
-        return saved["sum"].div_(saved["groups"]).sqrt_().add_(EPSILON).reciprocal_()
-
     def scores(self) -> None:
         """The squared norm of the gradient of single tokens' log-probs, as many of each region."""
         recorded = self._recorded()
@@ -231,6 +226,11 @@ class Measurement:
     def _autocast(self) -> torch.autocast:
         """The precision of `rest train` on this machine."""
         return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def _adamw_scale(self) -> Tensor:
+        """(parameters,) what each coordinate is multiplied by in AdamW's scale."""
+        saved = load_file(self.out / SQUARES)
+        return saved["sum"].div_(saved["groups"]).sqrt_().add_(EPSILON).reciprocal_()
 
     def _gradient(self, value: Tensor, *, last: bool = False) -> list[Tensor]:
         """By parameter; the graph stays unless this is the last use of it."""
