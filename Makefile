@@ -81,6 +81,8 @@ GRADIENTS := $(BIN)/python benchmarks/gradient_variance.py --profile benchmarks/
 TRIALS := OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scheme_trials.py
 TOOLRL := --set 'data.sources=[{location: "published:toolrl/rlla_sft.json", use: [sft, rl]}]' --set data.max_prompt_tokens=1024 \
 	--set data.max_response_tokens=448 --set rl.max_response_tokens=448
+# One pass over its 70 requests, and held-out accuracy after it.
+TOOLRL_STEPS := --set rl.steps=18 --set rl.evaluate_every=18
 
 evidence: $(STAMP)
 	$(BIN)/python benchmarks/evidence_report.py --results $(EVIDENCE)
@@ -95,6 +97,8 @@ evidence-run: $(STAMP)
 	$(TRIALS) run warm-up $(TOOLRL) --folder runs/evidence-toolrl
 	$(GRADIENTS) $(TOOLRL) --dataset runs/evidence-toolrl/warm-up/data --policy runs/evidence-toolrl/warm-up/policy \
 		--groups 40 --out runs/evidence-toolrl/gradients --results $(NEW)/gradients-toolrl.json
+	$(TRIALS) run gain $(TOOLRL) $(TOOLRL_STEPS) --folder runs/evidence-toolrl
+	$(TRIALS) collect --folder runs/evidence-toolrl --results $(NEW)/trials-toolrl.jsonl
 	$(TRIALS) run
 	$(TRIALS) collect --results $(NEW)/trials.jsonl
 

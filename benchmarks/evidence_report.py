@@ -71,6 +71,7 @@ def blocks(rows: tables.Rows, gradients: Mapping[str, Any]) -> dict[str, list[st
         "entropy": tables.metrics(rows, entropies, schemes),
         "controls": tables.comparison(tables.compared(others, tables.PRIMARY, tables.REST), tables.REST),
         "policies": tables.policies(rows, SHOWN),
+        "gain": tables.gains(rows),
         "without-gradients": _without(gradients),
         "gradients": _each(gradients, "plain", scheme_table),
         "gradients-adamw": _each(gradients, "adamw", scheme_table),
@@ -99,7 +100,7 @@ def measured(results: Path = RESULTS) -> tuple[tables.Rows, dict[str, Any]]:
     """The rows of the trials, and the figures of the gradients by policy."""
     files = {label: results / f"gradients-{name}.json" for name, label in POLICIES.items()}
     found = {label: json.loads(file.read_text(encoding="utf-8")) for label, file in files.items() if file.exists()}
-    return read(results / "trials.jsonl"), found
+    return read(results / "trials.jsonl") + read(results / "trials-toolrl.jsonl"), found
 
 
 def _speed(rows: tables.Rows) -> list[str]:
@@ -140,7 +141,7 @@ def _without(gradients: Mapping[str, Any]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; is the page what the results give?")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of trials.jsonl and gradients-*.json")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of trials*.jsonl and gradients-*.json")
     options = parser.parse_args()
     rows, gradients = measured(options.results)
     page = PAGE.read_text(encoding="utf-8")

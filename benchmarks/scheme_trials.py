@@ -10,6 +10,8 @@
           controls        other schemes
           sft             more supervised steps in place of RL
           start           what the policy of the warm-up can do, and the model as it is
+          gain            what GRPO gains on held-out requests, to see whether other data is worth a comparison; only
+                          where it is named
 
 Each part calls `rest`, in --folder, below which everything stays; what is done is not done again, and what was stopped
 resumes. A trial takes one thread (OMP_NUM_THREADS); on several cores run parts beside each other with other seeds.
@@ -61,6 +63,7 @@ PLAN: dict[str, Sequence[int]] = {
     "controls": range(5),
     "sft": range(5),
     "start": (0,),
+    "gain": (100, 101),
 }
 
 
@@ -82,6 +85,7 @@ class Trials:
             "controls": lambda seeds: self._ablation(part, CONTROLS, seeds),
             "sft": self._sft,
             "start": self._start,
+            "gain": self._gain,
         }
         folder = self.folder / part
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,6 +161,11 @@ class Trials:
         for name, policy in (("base", load(self.profile).model.source), ("warm-up", str(self.policy))):
             yield from self._evaluations(self.folder / "start" / f"{name}-0", policy, name, 0)
 
+    def _gain(self, seeds: Sequence[int]) -> Iterator[list[str]]:
+        for seed in seeds:
+            changes = ("rl.weights.scheme=uniform", "rl.evaluate_at_start=true", f"rl.seed={seed}")
+            yield from self._training(self.folder / "gain" / f"uniform-{seed}", str(self.policy), "uniform", *changes)
+
     def _evaluations(self, out: Path, policy: str, name: str, seed: int) -> Iterator[list[str]]:
         """What `evaluated` reads of a policy, in folders beside `out`."""
         task = out.with_name(f"{out.name}-task")
@@ -183,7 +192,7 @@ class Trials:
         """Add a row for each trial that has ended to a file; returns how many it has then."""
         cpu = describe("cpu")["cpu"]
         rows = []
-        for part in ("learning-rates", "paper-settings", "comparison", "controls"):
+        for part in ("learning-rates", "paper-settings", "comparison", "controls", "gain"):
             if (database := self.folder / part / "mlruns" / "mlflow.db").exists():
                 rows += collect(part, database, cpu)
         rows += evaluated("sft", self.folder / "sft", SUPERVISED, cpu)
@@ -219,7 +228,7 @@ def main() -> int:
         if options.what == "collect":
             sys.stdout.write(f"{trials.collect(options.results)} trials in {options.results}\n")
         else:
-            for part in (options.part,) if options.part else PLAN:
+            for part in (options.part,) if options.part else [part for part in PLAN if part != "gain"]:
                 trials.run(part, [int(seed) for seed in options.seeds.split(",")] if options.seeds else PLAN[part])
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -24,6 +24,7 @@ SUPERVISED = ("sft", "tsft", "rsft")  # without RL: nothing makes a pair of thei
 MARGIN = 0.03  # the difference that matters, and the half width that is aimed at
 FIRST, MOST = 8, 16  # pairs: of the first stage, and at most
 LAST = 5  # steps at the end of a training that are averaged, and the window that smooths its curves
+HELD_OUT = ("task/call_accuracy", "task/irrelevance_accuracy")
 REGIONS = ("format", "name", "arguments", "think", "response", "other")
 _DRAWS = 2000
 
@@ -122,6 +123,18 @@ def tuning(rows: Rows, part: str) -> list[str]:
         for name, values in sorted(by_name.items(), key=lambda one: -fmean(one[1].values()))
     ]
     return table(("setting", *(f"seed {seed}" for seed in seeds), "mean"), body) if body else ["Not measured yet."]
+
+
+def gains(rows: Rows) -> list[str]:
+    """What each training of the part `gain` has changed: held-out accuracies before it and after it, and the reward."""
+    body = []
+    for row in (row for row in rows if row["part"] == "gain"):
+        reward = row["curves"]["reward/total"]
+        cells = [f"{one[1]:.1%}" for name in HELD_OUT for one in (row["measured"][name][0], row["measured"][name][-1])]
+        body.append([str(row["seed"]), *cells, f"{fmean(reward[:LAST]):.2f}", f"{fmean(reward[-LAST:]):.2f}"])
+    accuracies = ("calls, before", "calls, after", "no call, before", "no call, after")
+    head = ("seed", *accuracies, f"reward, first {LAST} steps", f"reward, last {LAST} steps")
+    return table(head, body) if body else ["Not measured yet."]
 
 
 def pilot_deviation(rows: Rows) -> tuple[float, int]:

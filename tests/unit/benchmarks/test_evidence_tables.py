@@ -65,6 +65,14 @@ def test_steps_to_the_baselines_final_reward() -> None:
     assert tables.speed(PAIRS[:1]) is None
 
 
+def test_what_a_training_gains_is_its_last_figures_beside_its_first() -> None:
+    measured = {"task/call_accuracy": [[0, 0.05], [18, 0.1]], "task/irrelevance_accuracy": [[0, 0.5], [18, 0.25]]}
+    one = row("uniform", 100, 0.1, part="gain") | {"measured": measured}
+    lines = tables.gains([*PAIRS, one])
+    assert lines[2:] == ["| 100 | 5.0% | 10.0% | 50.0% | 25.0% | 1.20 | 3.10 |"]
+    assert tables.gains(PAIRS) == ["Not measured yet."]
+
+
 def test_a_pilot_says_how_wide_the_interval_will_be() -> None:
     generator = np.random.default_rng(0)
     pilot = [
